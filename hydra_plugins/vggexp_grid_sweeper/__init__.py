@@ -1,0 +1,43 @@
+"""The grid sweeper: every combination of the values given, under any launcher. hydra/sweeper=grid, the default."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
+from hydra.types import HydraContext, TaskFunction
+from omegaconf import DictConfig
+
+
+@dataclass
+class GridSweeperConf:
+    _target_: str = "hydra_plugins.vggexp_grid_sweeper.GridSweeper"
+    params: dict[str, Any] = field(default_factory=dict)
+
+
+ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridSweeperConf, provider="vggexp")
+
+
+class GridSweeper(Sweeper):
+    def __init__(self, params: dict[str, Any]):
+        self.params = params
+        self.launcher: Launcher | None = None
+        self.hydra_context: HydraContext | None = None
+
+    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+        self.hydra_context = hydra_context
+        self.config = config
+        self.launcher = Plugins.instance().instantiate_launcher(
+            hydra_context=hydra_context, task_function=task_function, config=config
+        )
+
+    def sweep(self, arguments: list[str]) -> Sequence[Any]:
+        from vggexp.config.grid import jobs
+
+        assert self.launcher is not None and self.hydra_context is not None
+        overrides = jobs(self.hydra_context.config_loader, arguments, dict(self.params))
+        self.validate_batch_is_legal(overrides)
+        return self.launcher.launch(overrides, initial_job_idx=0)

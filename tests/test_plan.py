@@ -1,0 +1,94 @@
+"""The plan door: its numbers, its two forms, and that it stays light."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from vggexp import plan as door
+from vggexp.config import compose
+from vggexp.plan import plan, quantity, table
+
+
+def planned(*overrides: str) -> door.Plan:
+    return plan(compose.load_run(compose.parse(["device=cpu", *overrides])))
+
+
+def test_the_default_run():
+    made = planned()
+    assert (made.parameters, made.macs, made.weight_layers, made.input) == (44_920_074, 1_399_955_456, 11, (1, 96, 96))
+    assert made.images == {"training": 54_000, "validation": 6_000, "test": 10_000}
+    assert made.steps_per_epoch == 422  # the short last batch is a step
+    assert made.disk_bytes == {"checkpoint": 8 * 44_920_074, "weights": 4 * 44_920_074}
+
+
+@pytest.mark.parametrize(
+    ("overrides", "key", "factor"),
+    [
+        (["train.accumulate=2"], "activations", 0.5),
+        (["data.batch_size=256"], "activations", 2),
+        (["device.precision=bf16"], "parameters", 1.5),
+        (["optimizer=sgd"], "optimizer", 0),
+        (["optimizer=adamw"], "optimizer", 2),
+    ],
+)
+def test_memory_follows_the_configuration(overrides, key, factor):
+    assert planned(*overrides).memory_bytes[key] == factor * planned().memory_bytes[key]
+
+
+def test_automatic_precision_needs_no_look_at_the_hardware():
+    assert [planned(f"device={name}").precision for name in ("cpu", "cuda")] == ["fp32", "bf16"]
+
+
+def test_table():
+    lines = table(planned("arch=vgg16c", "data.resize=224", "train.ema=0.99")).splitlines()
+    assert lines[0] == "vgg, 16 weight layers, 1x224x224 -> 10 classes: 129,581,770 parameters, 11.71 GMAC an image"
+    rows = {line.split()[0]: " ".join(line.split()) for line in lines[3:] if line}
+    assert rows["block3"].startswith("block3 2 conv 3x3, 1 conv 1x1, pool 2x2 128x56x56 -> 256x28x28 ")
+    assert rows["hidden1"] == "hidden1 linear 512x7x7 -> 4096 102,764,544 102.76"
+    assert rows["total"] == "total 129,581,770 11,709.03"
+    assert all(f" {part} " in rows["memory"] for part in ("GB in fp32: parameters", "optimizer", "ema", "activations"))
+    assert rows["disk"] == "disk 1.555 GB a checkpoint, 518.3 MB the weights"
+
+
+def test_what_is_not_known_is_said():
+    made = planned("data=image_folder", "data.classes=7", "optimizer=sgd", "optimizer.name=Adafactor")
+    text = table(made)
+    assert made.memory_bytes["optimizer"] is None and text.count("at least ") == 2 and "optimizer unknown" in text
+    assert "unknown training" in text and "unknown steps" in text
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [
+        (0, "0 B"),
+        (999, "999 B"),
+        (1000, "1.000 kB"),
+        (999_999, "1.000 MB"),
+        (12_345, "12.35 kB"),
+        (179_680_296, "179.7 MB"),
+    ],
+)
+def test_quantity(number, text):
+    assert quantity(number, "B") == text
+
+
+def test_json_is_one_object_with_the_contract_s_keys(capsys):
+    assert door.main(["arch=lenet", "--json", "data.resize=28"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {"parameters", "macs", "weight_layers", "layers", "memory_bytes", "disk_bytes"} <= found.keys()
+    assert found["parameters"] == sum(layer["parameters"] for layer in found["layers"]) == 61_706
+
+
+def test_an_error_is_one_line(capsys):
+    assert door.main(["data.resize=16"]) == door.main(["arch=vgg16,vgg19"]) == door.main(["--jason"]) == 2
+    lines = capsys.readouterr().err.splitlines()
+    too_small = "data.resize=16: too small for 5 poolings (16->8->4->2->1->0); at least 32"
+    assert len(lines) == 3 and lines[0] == f"vggexp: error: {too_small}"
+
+
+def test_torch_and_numpy_are_not_imported():
+    code = "import sys; from vggexp.plan import main; main([]); print({'torch', 'numpy'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[-1] == "set()"

@@ -1,0 +1,14 @@
+"""vggexp: declarative experiments with VGG-style networks."""
+
+from typing import Any
+
+__version__ = "0.1.0"
+__all__ = ["load_run"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "load_run":  # torch is imported only where it is used
+        from vggexp.notebook import load_run
+
+        return load_run
+    raise AttributeError(f"module 'vggexp' has no attribute {name!r}")

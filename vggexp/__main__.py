@@ -1,0 +1,129 @@
+"""python -m vggexp: checks the command, then trains one run or a sweep of them."""
+
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from vggexp.config import compose, identity
+from vggexp.config.read import Problems, plain, read
+from vggexp.config.schema import Config
+from vggexp.errors import CheckpointError, ConfigError, SweepError, VggexpError
+from vggexp.rundir import config_of, result_of
+from vggexp.sinks.console import error_line
+from vggexp.table import sweep_table
+
+HYDRA_FLAGS = ("help", "hydra_help", "cfg", "info", "shell_completion")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code; an expected end prints one line on stderr, a bug its traceback."""
+    try:
+        return _command(compose.parse(sys.argv[1:] if argv is None else argv))
+    except VggexpError as error:
+        return failed(error)
+
+
+def failed(error: VggexpError) -> int:
+    print(error_line(str(error)), file=sys.stderr)
+    if os.environ.get("VGGEXP_TRACEBACK"):
+        raise error
+    return error.exit_code
+
+
+def _command(command: compose.Command) -> int:
+    if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
+        return _hydra(command)
+    loaded = compose.load(command)
+    if isinstance(loaded, list):
+        return _sweep(command, loaded)
+    if loaded is not None and _finished(loaded):
+        return 0
+    return _hydra(command)
+
+
+def _hydra(command: compose.Command, *overrides: str) -> int:
+    """Enters hydra.main with flags and overrides in the order that its parser wants."""
+    sys.argv = [sys.argv[0], *command.flags, *command.overrides, *overrides]
+    entry = hydra.main(config_path=compose.conf_dir(), config_name="config", **compose.VERSION_BASE)(task)
+    try:
+        entry()
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 1
+    return 0
+
+
+def task(node: DictConfig) -> float | None:
+    """What Hydra runs for each job. A sweep goes on after a failed job, so there it is told and not raised."""
+    problems = Problems()
+    config = read(OmegaConf.to_container(node, resolve=True), problems)
+    if config is None:
+        raise SystemExit(failed(ConfigError(*problems)))
+    job = HydraConfig.get()
+    overrides = list(job.overrides.task)
+    from vggexp.run import run  # torch is imported here, once the command is known to be good
+
+    try:
+        return run(config, overrides).get(config.sweep.objective)
+    except VggexpError as error:
+        code = failed(error)
+    except KeyboardInterrupt:
+        code = 130
+    if job.mode == RunMode.MULTIRUN and code != 130:
+        return None
+    raise SystemExit(code)
+
+
+def _finished(config: Config) -> bool:
+    """Whether this very run is done already. Raises CheckpointError where another run has the name."""
+    folder = Path(config.run.root) / identity.run_name(config)
+    if config.resume == "never" or not folder.exists():
+        return False
+    if config.run.name is not None and (folder / "config.yaml").exists():
+        _refuse_other(folder, config)
+    result = result_of(folder)
+    if result.get("state") != "finished":
+        return False
+    print(f"already finished: test accuracy {result['test/accuracy']:.4f}  {folder}")
+    return True
+
+
+def _refuse_other(folder: Path, config: Config) -> None:
+    there, here = identity.identity(config_of(folder)), identity.identity(plain(config))
+    differing = [key for key in sorted(there | here) if there.get(key) != here.get(key)]
+    if differing:
+        told = ", ".join(f"{key}: run has {there.get(key)}, command says {here.get(key)}" for key in differing)
+        raise CheckpointError(f"{folder}: another configuration ({told}); choose another run.name")
+
+
+def _sweep(command: compose.Command, jobs: list[compose.Job]) -> int:
+    """Runs every job under Hydra's launcher, then tells what the run directories hold. Raises SweepError."""
+    names = [identity.run_name(job.config) for job in jobs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ConfigError(f"sweep: {names.count(twice[0])} jobs share the folder {twice[0]}; they are the same run")
+    root = Path(jobs[0].config.run.root)
+    folder = root / "sweeps" / identity.sweep_name([job.overrides for job in jobs])
+    left = [] if any(word.startswith("hydra.sweep.dir=") for word in command.overrides) else [_quoted(folder)]
+    code = _hydra(command, *left)
+    if code in (130, 1):
+        return code
+    folders = [Path(job.config.run.root) / name for job, name in zip(jobs, names, strict=True)]
+    bad = sweep_table(folders, [job.overrides for job in jobs], jobs[0].config.sweep.objective, folder)
+    if bad:
+        raise SweepError(f"{bad} of {len(jobs)} jobs did not finish; their folders hold the reason in result.json")
+    return 0
+
+
+def _quoted(folder: Path) -> str:
+    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return f"hydra.sweep.dir='{escaped}'"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,95 @@
+"""Checkpoint files: written whole or not at all, and self-checking.
+
+A file is what torch.save writes, then a trailer of 8 bytes MAGIC and the SHA-256 of all before it. The trailer stands
+after the end of the zip archive, so that plain torch.load(path, weights_only=True) still opens the file.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from vggexp.errors import CheckpointError, ResourceError
+from vggexp.files import sync_folder
+
+MAGIC = b"VGGEXP01"
+TRAILER_BYTES = len(MAGIC) + 32
+CHUNK_BYTES = 1 << 22
+
+
+class _Hashing:
+    """A file that torch.save can write to, unbuffered so that a full disk is told by its own error."""
+
+    def __init__(self, file: BinaryIO):
+        self.file = file
+        self.digest = hashlib.sha256()
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        self.digest.update(view)
+        written = 0
+        while written < len(view):  # a raw write may take fewer bytes than it is given
+            written += self.file.write(view[written:]) or 0
+        return len(view)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def save(path: Path, content: dict[str, Any]) -> None:
+    """Writes tensors and plain values, durably. Raises ResourceError and leaves no file when the disk refuses."""
+    part = path.with_name(path.name + ".tmp")
+    try:
+        with open(part, "wb", buffering=0) as file:
+            hashing = _Hashing(file)
+            torch.save(content, hashing)
+            file.write(MAGIC + hashing.digest.digest())
+            os.fsync(file.fileno())
+        os.replace(part, path)
+        sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:
+        part.unlink(missing_ok=True)
+        raise ResourceError(f"{path}: cannot be written: {error}") from error
+
+
+def verify(path: Path) -> None:
+    """Raises CheckpointError unless every byte is as it was written."""
+    digest, left = hashlib.sha256(), path.stat().st_size - TRAILER_BYTES
+    with open(path, "rb") as file:
+        while left > 0:
+            chunk = file.read(min(CHUNK_BYTES, left))
+            if not chunk:
+                break
+            digest.update(chunk)
+            left -= len(chunk)
+        trailer = file.read(TRAILER_BYTES)
+    if left != 0 or trailer != MAGIC + digest.digest():
+        raise CheckpointError(f"{path}: damaged, its content does not have the hash it was written with")
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Reads a verified checkpoint onto the CPU; nothing in it is executed. Raises CheckpointError."""
+    verify(path)
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises many unrelated types
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def newest(folder: Path) -> Path:
+    """The checkpoint of the highest step in a run's checkpoints folder. Raises CheckpointError."""
+    found = sorted(path for path in folder.glob("*.pt") if path.stem.isdigit())
+    if not found:
+        raise CheckpointError(f"{folder}: holds no checkpoint; has the run finished an epoch?")
+    return found[-1]
+
+
+def weights_sha256(weights: dict[str, Tensor]) -> str:
+    """SHA-256 of the bytes of all tensors, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

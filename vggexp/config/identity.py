@@ -1,0 +1,71 @@
+"""Which run a configuration is: the same command is the same name."""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from vggexp import shapes
+from vggexp.config.read import plain
+from vggexp.config.rules import inputs, layers
+from vggexp.config.schema import Config, Vgg
+
+# Keys that do not change a result. A key that is null is left out as well, so that names survive a new option.
+ASIDE = ("run.", "sweep.", "resume", "train.rest_minutes", "data.root", "data.download", "data.workers", "data.cache")
+
+
+def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"optimizer": {"lr": 0.1}} -> {"optimizer.lr": 0.1}."""
+    keys: dict[str, Any] = {}
+    for key, value in node.items():
+        keys |= flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+    return keys
+
+
+def identity(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys of a plain configuration that make a run what it is."""
+    kept = {key: value for key, value in flat(values).items() if value is not None and not key.startswith(ASIDE)}
+    return {key: _canonical(value) for key, value in sorted(kept.items())}
+
+
+def _canonical(value: Any) -> Any:
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return [_canonical(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def run_name(config: Config) -> str:
+    """run.name, or a readable beginning and 8 hexadecimal digits of the configuration's hash."""
+    if config.run.name is not None:
+        return config.run.name
+    digest = hashlib.sha256(json.dumps(identity(plain(config))).encode()).hexdigest()
+    return f"{_readable(config)}-{digest[:8]}"
+
+
+def _readable(config: Config) -> str:
+    seed = f"-seed{config.seed}" if config.seed else ""
+    size = inputs(config).size
+    return f"{network_name(config)}-{config.data.name}-{size}px-lr{config.optimizer.lr:g}{seed}"
+
+
+def network_name(config: Config) -> str:
+    """vgg16, vgg16_bn, vgg16c, vgg11_lrn-w0.25, lenet, ...: told from the rows, whatever file they came from."""
+    arch = config.arch
+    if not isinstance(arch, Vgg):
+        return arch.name
+    pointwise = "c" if any(block.pointwise for block in arch.blocks) else ""
+    norm = {"none": "", "batch": "_bn", "lrn": "_lrn"}[arch.norm]
+    width = f"-w{arch.width:g}" if arch.width != 1 else ""
+    return f"vgg{shapes.weight_layers(layers(config))}{pointwise}{norm}{width}"
+
+
+def sweep_name(jobs: list[list[str]]) -> str:
+    """The swept keys and 8 hexadecimal digits of the set of jobs, whatever their order."""
+    values: dict[str, set[str]] = {}
+    for overrides in jobs:
+        for override in overrides:
+            key, _, value = override.lstrip("+").partition("=")
+            values.setdefault(key, set()).add(value)
+    swept = [key.replace("/", ".") for key, chosen in values.items() if len(chosen) > 1]
+    digest = hashlib.sha256(json.dumps(sorted(sorted(job) for job in jobs)).encode()).hexdigest()
+    return f"{'-'.join(swept)[:80] or 'sweep'}-{digest[:8]}"

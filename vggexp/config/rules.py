@@ -1,0 +1,151 @@
+"""What may not stand together: the checks between keys that no single type can make. Arithmetic only, no torch."""
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NamedTuple
+
+from vggexp import shapes
+from vggexp.config.read import shown
+from vggexp.config.schema import Augment, Config, ImageFolder, Plateau, Step, Synthetic, Vgg
+from vggexp.config.torch_optim import optimizer_problems
+from vggexp.data.catalogue import FACTS, folder_classes
+from vggexp.errors import ConfigError
+
+RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,119}")
+WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+METRICS = ("val/accuracy", "val/loss", "test/accuracy", "test/loss", "train/accuracy", "train/loss")
+
+
+class Inputs(NamedTuple):
+    """What the network meets: [channels, size, size] images, and how many of them (None: not known before a look)."""
+
+    channels: int
+    size: int
+    classes: int
+    train_images: int | None
+    val_images: int | None
+    test_images: int | None
+
+
+def inputs(config: Config) -> Inputs:
+    """Raises ConfigError where a folder's classes are neither given nor there to be counted."""
+    data = config.data
+    if isinstance(data, Synthetic):
+        channels, side, classes, train, test = data.channels, data.size, data.classes, data.images, data.images // 5
+    elif isinstance(data, ImageFolder):
+        return Inputs(3, data.resize or 224, data.classes or _folder_classes(data), None, None, None)
+    else:
+        facts = FACTS[data.name]
+        channels, side, classes = facts.channels, facts.size, len(facts.classes)
+        train, test = facts.train_images, facts.test_images
+    train = min(train, data.limit or train)
+    val = round(train * data.val_fraction)
+    return Inputs(channels, data.resize or side, classes, train - val, val, test)
+
+
+def _folder_classes(data: ImageFolder) -> int:
+    if data.root is None:
+        raise ConfigError("data.root=null: give the folder that holds train/ and test/, or data.classes=N to plan")
+    if not Path(data.root).is_dir():
+        raise ConfigError(f"data.root={data.root}: no such directory")
+    return len(folder_classes(Path(data.root)))
+
+
+def layers(config: Config) -> list[shapes.Layer]:
+    """The network's table. Raises ValueError where the image is too small."""
+    given = inputs(config)
+    facts = {"in_channels": given.channels, "size": given.size, "classes": given.classes}
+    if isinstance(config.arch, Vgg):
+        arch = config.arch
+        return shapes.vgg_layers(arch.blocks, arch.norm, arch.hidden, arch.width, **facts)
+    table = {"lenet": shapes.lenet_layers, "alexnet": shapes.alexnet_layers}
+    return table[config.arch.name](**facts)
+
+
+def windows(config: Config) -> tuple[shapes.Window, ...]:
+    if isinstance(config.arch, Vgg):
+        return shapes.vgg_windows(config.arch.blocks)
+    return {"lenet": shapes.LENET, "alexnet": shapes.ALEXNET}[config.arch.name]
+
+
+def broken_rules(config: Config) -> list[str]:
+    """Every rule that the configuration breaks, each as one problem."""
+    try:
+        given = inputs(config)
+    except ConfigError as error:
+        return list(error.problems)
+    rules = (_arch, _data, _augment, _scheduler, _device, _train, _run)
+    problems = [problem for rule in rules for problem in rule(config, given)]
+    optimizer = config.optimizer
+    return problems + optimizer_problems(optimizer.name, optimizer.weight_decay, optimizer.arguments)
+
+
+def _arch(config: Config, given: Inputs) -> Iterator[str]:
+    if isinstance(config.arch, Vgg) and not 1 <= len(config.arch.blocks) <= 12:
+        yield f"arch.blocks={shown(config.arch.blocks)}: needs 1..12 blocks"
+    elif problem := shapes.too_small(given.size, windows(config)):
+        yield f"data.resize={shown(config.data.resize)}: {problem}"
+
+
+def _data(config: Config, given: Inputs) -> Iterator[str]:
+    data = config.data
+    if data.root is not None and Path(data.root).exists() and not Path(data.root).is_dir():
+        yield f"data.root={data.root}: not a directory"
+    elif data.root is not None and not data.download and not Path(data.root).is_dir():
+        yield f"data.root={data.root}: no such directory (data.download=true would fetch into it)"
+    if given.train_images is not None and data.batch_size > given.train_images:
+        yield f"data.batch_size={data.batch_size}: more than the {given.train_images} training images"
+    if data.val_fraction and given.val_images is not None and given.val_images < given.classes:
+        yield (
+            f"data.val_fraction={data.val_fraction:g}: {given.val_images} validation images for "
+            f"{given.classes} classes; at least one each, or 0"
+        )
+
+
+def _augment(config: Config, given: Inputs) -> Iterator[str]:
+    augment: Augment = config.augment
+    if augment.crop >= given.size:
+        yield f"augment.crop={augment.crop}: must be below the image's {given.size} pixels"
+    scale = augment.scale
+    if scale is not None and (len(scale) != 2 or scale[0] > scale[1]):
+        yield f"augment.scale={shown(scale)}: needs [low,high] with low <= high"
+
+
+def _scheduler(config: Config, given: Inputs) -> Iterator[str]:
+    scheduler = config.scheduler
+    if scheduler.warmup_epochs > config.train.epochs:
+        yield f"scheduler.warmup_epochs={scheduler.warmup_epochs:g}: more than train.epochs={config.train.epochs}"
+    if isinstance(scheduler, Step):
+        rising = all(early < late for early, late in zip(scheduler.milestones, scheduler.milestones[1:], strict=False))
+        if not (scheduler.milestones and rising):
+            yield f"scheduler.milestones={shown(scheduler.milestones)}: must be numbers of epochs that rise"
+    if isinstance(scheduler, Plateau) and not config.data.val_fraction:
+        yield "scheduler=plateau: watches the validation accuracy, but data.val_fraction=0"
+
+
+def _device(config: Config, given: Inputs) -> Iterator[str]:
+    device = config.device
+    if device.precision == "tf32" and device.name != "cuda":
+        yield f"device.precision=tf32: a format of CUDA devices, not of {device.name}"
+    if device.precision == "fp16" and device.name == "cpu":
+        yield "device.precision=fp16: not trained on a processor; use bf16 or fp32"
+
+
+def _train(config: Config, given: Inputs) -> Iterator[str]:
+    train = config.train
+    if train.accumulate > config.data.batch_size:
+        yield f"train.accumulate={train.accumulate}: more than data.batch_size={config.data.batch_size}"
+    for key, wants in (("patience", train.patience is not None), ("test_weights", train.test_weights == "best")):
+        if wants and not config.data.val_fraction:
+            yield f"train.{key}={shown(getattr(train, key))}: needs a validation split, but data.val_fraction=0"
+
+
+def _run(config: Config, given: Inputs) -> Iterator[str]:
+    name = config.run.name
+    if name is not None and (not RUN_NAME.fullmatch(name) or WINDOWS_DEVICES.fullmatch(name)):
+        yield f"run.name={name!r}: 1..120 of letters, digits, . _ + = , - (not . or - first, no device name)"
+    if name == "sweeps":
+        yield "run.name='sweeps': the folder of the sweeps; choose another"
+    if config.sweep.objective not in METRICS:
+        yield f"sweep.objective={config.sweep.objective}: allowed {', '.join(METRICS)}"

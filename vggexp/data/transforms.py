@@ -1,0 +1,189 @@
+"""From stored pictures to the network's input, a batch at a time, on whatever device the pictures are.
+
+Every change of place is one window: the picture is scaled to a whole number of pixels and a square of `size` is cut out
+of it, perhaps partly outside (black) and perhaps mirrored. One window for all is cut by torch's own kernel (`cut`); a
+window for each picture by two matrix products (`resample`). Both use the triangle filter of PIL and torchvision.
+"""
+
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+UNIFORM = 10  # uniform draws a picture, used or not: switching one operation on leaves the others' draws as they are
+ERASED_AREA = (0.02, 0.4)  # of the picture; Zhong et al. 2020 (arXiv:1708.04896), table 2
+ERASED_ASPECT = (0.3, 1 / 0.3)  # height over width
+CHUNK = 1 << 20  # pixels summed at once: small enough for the cache
+
+
+class Augment(NamedTuple):
+    """What is drawn for each training picture; all off by default."""
+
+    flip: float = 0  # probability
+    crop: int = 0  # largest shift in pixels of the output; He et al. 2016 (arXiv:1512.03385), section 4.2
+    scale: tuple[float, ...] | None = None  # (low, high) >= 1: shorter side over size; arXiv:1409.1556, section 3.1
+    color: float = 0  # standard deviation, in units of `color_basis`; Krizhevsky et al. 2012, section 4.1
+    erase: float = 0  # probability; Zhong et al. 2020 (arXiv:1708.04896)
+
+
+class Changes(NamedTuple):
+    """What is done to each picture of a batch; None: nothing."""
+
+    window: Tensor | None = None  # int64 [B, 5]: height and width of the scaled picture, top, left, mirrored
+    shift: Tensor | None = None  # [B, C], added to pixels of 0..1
+    box: Tensor | None = None  # [B, 4]: top, left, bottom, right of what is blanked
+
+
+UNCHANGED = Changes()
+
+
+@dataclass(frozen=True, eq=False)
+class Preprocess:
+    """Images of 0..255, uint8 or float [B, C, H, W], become float32 [B, C, size, size]."""
+
+    size: int
+    mean: Tensor | None  # [C], of pixels of 0..1; None: pixels stay 0..1
+    std: Tensor | None
+    channels_last: bool = False
+
+    def to(self, device: torch.device) -> "Preprocess":
+        if self.mean is None or self.std is None:
+            return self
+        return replace(self, mean=self.mean.to(device), std=self.std.to(device))
+
+    def __call__(self, images: Tensor, changes: Changes = UNCHANGED) -> Tensor:
+        fitted = fit(images, self.size) if changes.window is None else resample(images, changes.window, self.size)
+        return self.finish(fitted, changes)
+
+    def finish(self, images: Tensor, changes: Changes = UNCHANGED) -> Tensor:
+        """All that needs no neighbours: shift, normalise, blank. images: [B, C, size, size] of 0..255."""
+        order = torch.channels_last if self.channels_last else torch.contiguous_format
+        images = images.to(torch.float32, memory_format=order, copy=True)
+        mean, shift = (0 if value is None else value[..., None, None] for value in (self.mean, changes.shift))
+        std = 1 if self.std is None else self.std[:, None, None]
+        images.div_(255 * std).add_((shift - mean) / std)
+        return images if changes.box is None else blank(images, changes.box)
+
+
+def draw(
+    generator: torch.Generator,
+    count: int,
+    height: int,
+    width: int,
+    size: int,
+    augment: Augment,
+    basis: Tensor | None = None,
+) -> Changes:
+    """The changes of `count` pictures of height x width, made on the CPU so that they are the same for every device."""
+    uniform = torch.rand(count, UNIFORM, generator=generator)
+    moved = augment.flip or augment.crop or augment.scale
+    window = windows(uniform, height, width, size, augment) if moved else None
+    shift = None
+    if augment.color and basis is not None:
+        shift = augment.color * torch.randn(count, len(basis), generator=generator) @ basis
+    return Changes(window, shift, boxes(uniform[:, 5:], size, augment.erase) if augment.erase else None)
+
+
+def windows(uniform: Tensor, height: int, width: int, size: int, augment: Augment) -> Tensor:
+    """int64 [B, 5] as in Changes, from uniform draws [B, >= 6]. Without augmentation: the square in the middle."""
+    low, high = augment.scale or (1, 1)
+    side = (size * (low + (high - low) * uniform[:, 0])).round().long()
+    scaled = torch.stack([height * side, width * side], 1) // min(height, width)
+    room = scaled - size
+    place = (uniform[:, 1:3] * (room + 1)).long() if augment.scale else (room / 2).round().long()
+    place = place + (uniform[:, 3:5] * (2 * augment.crop + 1)).long() - augment.crop
+    return torch.cat([scaled, place, uniform[:, 5:6].lt(augment.flip)], 1)
+
+
+def fit(images: Tensor, size: int) -> Tensor:
+    """The square in the middle, its side scaled to `size`: torchvision's Resize and CenterCrop."""
+    window = windows(torch.zeros(1, UNIFORM), images.shape[-2], images.shape[-1], size, Augment())
+    return cut(images, window[0].tolist(), size)
+
+
+def cut(images: Tensor, window: list[int], size: int) -> Tensor:
+    """One window for all images [B, C, H, W]. uint8 on the CPU stays uint8: rounded as PIL does, and 4 times faster."""
+    height, width, top, left, mirrored = window
+    if images.shape[-2:] != (height, width):
+        images = images if images.device.type == "cpu" else images.float()
+        images = functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    outside = (-left, left + size - width, -top, top + size - height)
+    images = functional.pad(images, outside) if any(outside) else images  # negative padding cuts away
+    return images.flip(-1) if mirrored else images
+
+
+def resample(images: Tensor, window: Tensor, size: int) -> Tensor:
+    """A window [B, 5] for each image: float32 [B, C, size, size] = rows @ image @ columns.
+
+    Where the caller allows TF32, each of the two products rounds its factors to 2^-10 at worst: 0.75/255 in all.
+    """
+    height, width, top, left, mirrored = window.unbind(1)
+    rows = _filters(images.shape[2], height, top, torch.zeros_like(mirrored), size)
+    columns = _filters(images.shape[3], width, left, mirrored, size)
+    across = images.float().flatten(1, 2) @ columns.mT
+    return rows[:, None] @ across.unflatten(1, images.shape[1:3])
+
+
+def _filters(length: int, scaled: Tensor, first: Tensor, mirrored: Tensor, size: int) -> Tensor:
+    """[B, size, length]: how much each source pixel gives to each output pixel; nothing to one outside the picture."""
+    output = torch.arange(size, device=scaled.device)
+    place = first[:, None] + torch.where(mirrored[:, None] > 0, size - 1 - output, output)
+    step = (length / scaled)[:, None]
+    centre = (place + 0.5) * step
+    source = torch.arange(length, device=scaled.device) + 0.5
+    weights = (1 - (source - centre[..., None]).abs() / step.clamp(min=1)[..., None]).clamp(min=0)
+    inside = (place >= 0) & (place < scaled[:, None])
+    return weights * (inside / weights.sum(-1).clamp(min=1e-6))[..., None]
+
+
+def boxes(uniform: Tensor, size: int, probability: float) -> Tensor:
+    """int64 [B, 4] as in Changes, from uniform draws [B, 5]; an empty box where nothing is blanked.
+
+    Where the paper draws again until the box fits, the aspect is limited to what fits.
+    """
+    chosen, area, aspect, *place = uniform.unbind(1)
+    area = (ERASED_AREA[0] + (ERASED_AREA[1] - ERASED_AREA[0]) * area) * (chosen < probability)
+    aspect = ERASED_ASPECT[0] * (ERASED_ASPECT[1] / ERASED_ASPECT[0]) ** aspect
+    aspect = aspect.clamp(area, 1 / area)
+    sides = (size * torch.stack([(area * aspect).sqrt(), (area / aspect).sqrt()], 1)).round()
+    corner = (torch.stack(place, 1) * (size - sides + 1)).floor()
+    return torch.cat([corner, corner + sides], 1).long()
+
+
+def blank(images: Tensor, box: Tensor) -> Tensor:
+    """Zeros, the mean of normalised images, inside each image's box [B, 4]."""
+    rows, columns = (torch.arange(side, device=box.device) for side in images.shape[-2:])
+    top, left, bottom, right = box[..., None].unbind(1)
+    tall, wide = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    return images.masked_fill((tall[:, :, None] & wide[:, None])[:, None], 0)
+
+
+def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] of each channel of uint8 images [N, C, H, W] on the CPU, for pixels of 0..1."""
+    mean, covariance = _moments(images)
+    deviation = covariance.diagonal().sqrt()
+    return mean.float(), torch.where(deviation > 0, deviation, 1).float()
+
+
+def color_basis(images: Tensor) -> Tensor:
+    """[C, C], the square root of the colours' covariance: normal draws times it vary as the pixels of 0..1 do.
+
+    These are shifts along the principal components (Krizhevsky et al. 2012, section 4.1), each in units of its standard
+    deviation; with one channel, a change of brightness.
+    """
+    values, vectors = torch.linalg.eigh(_moments(images)[1])
+    return ((vectors * values.clamp(min=0).sqrt()) @ vectors.T).float()
+
+
+def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean [C] and covariance [C, C], float64, from exact sums: integers below 2^53."""
+    channels, pixels = images.shape[1], images.shape[2] * images.shape[3]
+    total, products = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, channels, dtype=torch.float64)
+    for part in images.flatten(2).split(max(1, CHUNK // (channels * pixels))):
+        part = part.double()
+        total += part.sum((0, 2))
+        products += (part @ part.mT).sum(0)
+    mean = total / (len(images) * pixels)
+    return mean / 255, (products / (len(images) * pixels) - mean.outer(mean)) / 255**2

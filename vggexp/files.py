@@ -1,0 +1,32 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+from pathlib import Path
+
+
+def replace(path: Path, content: bytes) -> None:
+    """At every instant the path holds the old content or the new, also after a power cut."""
+    part = path.with_name(path.name + ".tmp")
+    part.unlink(missing_ok=True)  # left by a crash; may be a link, which must not be followed
+    try:
+        with open(part, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a new name durable, where the system can sync folders."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

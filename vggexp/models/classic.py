@@ -1,0 +1,50 @@
+"""The two nets "seen before" VGG, in today's common form; each names where it departs from its paper."""
+
+from torch import nn
+
+from vggexp.models.vgg import classifier
+from vggexp.shapes import alexnet_side, lenet_side
+
+
+def lenet(*, in_channels: int, size: int, classes: int) -> nn.Sequential:
+    """LeNet-5, [N, in_channels, size, size] -> logits [N, classes].
+
+    Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition", section II-B. Departures:
+    every map of the second convolution sees every map of the first, ReLU and max-pooling in place of scaled tanh and
+    trainable subsampling, soft-max in place of radial basis functions.
+    """
+    side = lenet_side(size)
+    features = nn.Sequential(
+        nn.Conv2d(in_channels, 6, 5, padding=2),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(6, 16, 5),
+        nn.MaxPool2d(2),
+        nn.ReLU(inplace=True),
+    )
+    return nn.Sequential(features, nn.Flatten(), classifier(16 * side * side, (120, 84), 0.0, classes))
+
+
+def alexnet(*, dropout: float, in_channels: int, size: int, classes: int) -> nn.Sequential:
+    """AlexNet on one device, [N, in_channels, size, size] -> logits [N, classes].
+
+    Source: Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks", with the
+    channel counts of Krizhevsky 2014, arXiv:1404.5997 (one tower). Departure: no response normalisation.
+    """
+    side = alexnet_side(size)
+    features = nn.Sequential(
+        nn.Conv2d(in_channels, 64, 11, stride=4, padding=2),
+        nn.MaxPool2d(3, 2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(64, 192, 5, padding=2),
+        nn.MaxPool2d(3, 2),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(192, 384, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(384, 256, 3, padding=1),
+        nn.ReLU(inplace=True),
+        nn.Conv2d(256, 256, 3, padding=1),
+        nn.MaxPool2d(3, 2),
+        nn.ReLU(inplace=True),
+    )
+    return nn.Sequential(features, nn.Flatten(), classifier(256 * side * side, (4096, 4096), dropout, classes))

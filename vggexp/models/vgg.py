@@ -1,0 +1,76 @@
+"""The VGG network: an architecture is a list of rows, and one row is the arguments of one `vgg_block`.
+
+Source: Simonyan and Zisserman 2015, "Very Deep Convolutional Networks", arXiv:1409.1556, section 2 and table 1.
+"""
+
+from collections.abc import Sequence
+
+from torch import nn
+
+from vggexp.shapes import Block, widen
+
+Norm = str  # "none", "batch" or "lrn"
+
+
+def vgg_block(convs: int, channels: int, in_channels: int, pointwise: int = 0, norm: Norm = "none") -> nn.Sequential:
+    """`convs` 3x3 convolutions that keep the size, then 2x2 max-pooling that halves it.
+
+    [N, in_channels, H, W] -> [N, channels, H // 2, W // 2]. The last `pointwise` convolutions are 1x1 (configuration
+    C). The pooling stands before the last ReLU: both are monotone, so the function is the same, with a quarter of the
+    ReLU's work. norm: "batch" after every convolution; "lrn" once, after the first ReLU (configuration A-LRN).
+    """
+    layers: list[nn.Module] = []
+    for index in range(convs):
+        kernel = 1 if index >= convs - pointwise else 3
+        layers.append(nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2))
+        if norm == "batch":
+            layers.append(nn.BatchNorm2d(channels))
+        layers.append(nn.ReLU(inplace=True))
+        if norm == "lrn" and index == 0:
+            # Krizhevsky et al. 2012, section 3.3: n=5, alpha=1e-4, beta=0.75, k=2; torch divides alpha by n.
+            layers.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))
+        in_channels = channels
+    pool = nn.MaxPool2d(2)
+    if isinstance(layers[-1], nn.ReLU):
+        layers.insert(len(layers) - 1, pool)
+    else:  # response normalisation looks across channels, so the pooling cannot pass it
+        layers.append(pool)
+    return nn.Sequential(*layers)
+
+
+def vgg_stack(blocks: Sequence[Block], in_channels: int, norm: Norm = "none") -> nn.Sequential:
+    """[N, in_channels, H, W] -> [N, channels of the last block, H / 2**blocks, W / 2**blocks]."""
+    stack = nn.Sequential()
+    for index, block in enumerate(blocks):
+        first_lrn = norm == "lrn" and index == 0
+        block_norm = norm if norm == "batch" or first_lrn else "none"
+        stack.append(vgg_block(block.convs, block.channels, in_channels, block.pointwise, block_norm))
+        in_channels = block.channels
+    return stack
+
+
+def classifier(features: int, hidden: Sequence[int], dropout: float, classes: int) -> nn.Sequential:
+    """[N, features] -> logits [N, classes]: linear, ReLU and dropout for each `hidden` width, then linear."""
+    layers: list[nn.Module] = []
+    for width in hidden:
+        layers += [nn.Linear(features, width), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+        features = width
+    return nn.Sequential(*layers, nn.Linear(features, classes))
+
+
+def vgg(
+    blocks: Sequence[Block],
+    *,
+    norm: Norm,
+    hidden: Sequence[int],
+    dropout: float,
+    width: float,
+    in_channels: int,
+    size: int,
+    classes: int,
+) -> nn.Sequential:
+    """[N, in_channels, size, size] -> logits [N, classes]. `size` must survive len(blocks) halvings."""
+    blocks = widen(blocks, width)
+    side = size >> len(blocks)
+    head = classifier(blocks[-1].channels * side * side, hidden, dropout, classes)
+    return nn.Sequential(vgg_stack(blocks, in_channels, norm), nn.Flatten(), head)

@@ -1,0 +1,41 @@
+"""Optimizers by the name of their class in torch.optim."""
+
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from vggexp.errors import ConfigError
+
+
+def optimizer(
+    name: str, net: nn.Module, lr: float, weight_decay: float, own: Mapping[str, Any]
+) -> torch.optim.Optimizer:
+    """Updates all parameters in one fused call where the class can. own: the class's further arguments.
+
+    Raises ConfigError where the class refuses an argument's value.
+    """
+    cls = getattr(torch.optim, name)
+    given: dict[str, Any] = {"lr": lr, **{key: _tuples(value) for key, value in own.items()}}
+    takes = inspect.signature(cls).parameters
+    if "weight_decay" in takes:
+        given["weight_decay"] = weight_decay
+    if "fused" in takes:
+        given["fused"] = True
+    try:
+        return cls(net.parameters(), **given)
+    except RuntimeError:  # no fused form on this device
+        return cls(net.parameters(), **(given | {"fused": False}))
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"optimizer.name={name}: {error}") from error
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    for group in optimizer.param_groups:
+        group["lr"] = lr

@@ -1,0 +1,58 @@
+"""Number formats, and the device's own switches. Every choice is one path through the loop; what is off does nothing."""
+
+import os
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import torch
+from torch.amp import GradScaler
+
+AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def resolve(precision: str, device: torch.device) -> str:
+    """What `auto` means here: the fastest format that the hardware multiplies and that trains without harm."""
+    if precision != "auto":
+        return precision
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    cpuinfo = Path("/proc/cpuinfo")
+    words = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
+    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager:
+    """Runs matrix products and convolutions in bf16 or fp16; does nothing for fp32 and tf32. Made anew for each use."""
+    kind = AUTOCAST.get(precision)
+    return torch.autocast(device.type, kind or torch.bfloat16, enabled=kind is not None)
+
+
+def scaler(precision: str, device: torch.device) -> GradScaler:
+    """Keeps fp16 gradients from vanishing; does nothing for the other formats."""
+    return GradScaler(device.type, enabled=precision == "fp16")
+
+
+def prepare(device: torch.device, precision: str, deterministic: bool, threads: int | None) -> int:
+    """Sets the process-wide switches of torch; returns the number of threads of one operation."""
+    torch.set_num_threads(threads or physical_cores())
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
+        torch.backends.cudnn.allow_tf32 = precision == "tf32"
+        torch.backends.cudnn.benchmark = not deterministic
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(deterministic)
+    return torch.get_num_threads()
+
+
+def physical_cores() -> int:
+    """Cores this process may use: two threads of one core share its multipliers."""
+    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    cores = set()
+    for cpu in usable:
+        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+        cores.add(siblings.read_text().strip() if siblings.is_file() else str(cpu))
+    return len(cores)

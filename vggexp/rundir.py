@@ -1,0 +1,96 @@
+"""The run directory: whose it is, what it holds, and in which state its run is. Needs no torch."""
+
+import contextlib
+import fcntl
+import json
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from vggexp.errors import CheckpointError, InUseError, ResourceError
+from vggexp.files import replace
+from vggexp.sinks.jsonl import write_json
+
+CONFIG_BYTES = 1 << 20  # more is no configuration of ours
+RESULT, ENVIRONMENT, METRICS = "result.json", "env.json", "metrics.jsonl"
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """result.json of a run, empty where there is none. Raises CheckpointError where it is unreadable."""
+    path = folder / RESULT
+    try:
+        return json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (ValueError, OSError) as error:
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+
+
+def config_of(folder: Path) -> dict[str, Any]:
+    """config.yaml of a run as plain data; nothing in it is executed. Raises CheckpointError."""
+    path = folder / "config.yaml"
+    try:
+        if path.stat().st_size > CONFIG_BYTES:
+            raise CheckpointError(f"{path}: larger than a configuration can be")
+        content = yaml.safe_load(path.read_text("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise CheckpointError(f"{path}: not the folder of a run: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not a configuration")
+    return content
+
+
+def next_free(root: Path, name: str) -> str:
+    """`name`, or name-2, name-3, ...: the first folder that does not exist."""
+    number, candidate = 1, name
+    while (root / candidate).exists():
+        number += 1
+        candidate = f"{name}-{number}"
+    return candidate
+
+
+@contextlib.contextmanager
+def claimed(folder: Path) -> Iterator[Path]:
+    """Makes the folder and holds its lock; the lock dies with the process. Raises InUseError, ResourceError."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = open(folder / ".lock", "a+")  # noqa: SIM115 (held until the run ends)
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be made: {error.strerror} (choose another run.root)") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            lock.seek(0)
+            holder = lock.read().strip() or "another process"
+            raise InUseError(f"{folder}: in use by {holder}; wait for it or choose another run.name") from None
+        lock.truncate(0)
+        lock.write(f"{socket.gethostname()} pid {os.getpid()}")
+        lock.flush()
+        yield folder
+
+
+def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], environment: Mapping[str, Any]) -> None:
+    """Writes what the run is: config.yaml, overrides.txt and env.json."""
+    replace(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
+    replace(folder / "overrides.txt", "".join(f"{line}\n" for line in overrides).encode())
+    write_json(folder / ENVIRONMENT, environment)
+
+
+def set_state(folder: Path, state: str, **facts: Any) -> dict[str, Any]:
+    """Writes result.json: running, interrupted, failed or finished, with what is known by now."""
+    result = {"state": state, "error": None, **facts}
+    write_json(folder / RESULT, result)
+    return result
+
+
+def attempts(folder: Path) -> int:
+    """How many times this run has been started, this time included."""
+    try:
+        return int(json.loads((folder / ENVIRONMENT).read_bytes())["attempts"]) + 1
+    except (OSError, ValueError, KeyError, TypeError):
+        return 1

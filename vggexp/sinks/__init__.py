@@ -1,0 +1,1 @@
+"""Where a run's numbers go: the terminal and run.log, metrics.jsonl, TensorBoard."""

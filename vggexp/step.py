@@ -1,0 +1,99 @@
+"""One optimizer step, and the guard that keeps a non-finite loss or gradient out of the weights."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.nn import functional
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+
+from vggexp.metrics import Sums
+
+
+class Guard:
+    """Remembers the first step whose loss or gradient was not finite, and lets no update through from there on.
+
+    On the CPU that is seen at once. On an accelerator a flag stays on the device, where the fused optimizers read it
+    as they read a gradient scaler's `found_inf`; `first_bad` is read only when a line is due.
+    """
+
+    def __init__(self, device: torch.device):
+        self.on_cpu = device.type == "cpu"
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def allows(self, step: int, loss: Tensor, norm: Tensor, optimizer: torch.optim.Optimizer) -> bool:
+        """Whether the optimizer may be called. loss, norm: scalars on the device."""
+        bad = ~(loss.isfinite() & norm.isfinite())
+        self.first_bad = torch.where((self.first_bad < 0) & bad, step, self.first_bad)
+        if self.on_cpu or not optimizer.defaults.get("fused"):
+            return self.bad_step() is None
+        optimizer.found_inf = (self.first_bad >= 0).float()  # type: ignore[attr-defined]
+        return True
+
+    def bad_step(self) -> int | None:
+        """The first bad step, or None. Waits for the device."""
+        step = int(self.first_bad)
+        return None if step < 0 else step
+
+
+def train_step(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: GradScaler,
+    guard: Guard,
+    sums: Sums,
+    images: Tensor,
+    labels: Tensor,
+    *,
+    step: int,
+    batch_size: int,
+    accumulate: int,
+    label_smoothing: float,
+    clip_norm: float | None,
+    autocast: Callable[[], AbstractContextManager],
+    lap: Callable[[str], None],
+) -> bool:
+    """Forward, backward and update; False if the guard stopped the update. images: [N, C, H, W], labels: [N].
+
+    The gradient is the sum over the images divided by `batch_size`, also for a short last batch: every image of an
+    epoch weighs the same. `accumulate`: micro-batches, whose gradients add up to the same sum.
+    """
+    size = -(-len(images) // accumulate)
+    total = torch.zeros((), device=images.device)
+    for part, truth in zip(images.split(size), labels.split(size), strict=True):
+        with autocast():
+            logits = net(part)
+        loss = functional.cross_entropy(logits.float(), truth, reduction="sum", label_smoothing=label_smoothing)
+        scaler.scale(loss / batch_size).backward()
+        sums.add(loss, logits, truth)
+        total += loss.detach()
+    lap("compute")
+    applied = _update(net, optimizer, scaler, guard, step, total, clip_norm)
+    lap("optimizer")
+    return applied
+
+
+def _update(
+    net: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    scaler: GradScaler,
+    guard: Guard,
+    step: int,
+    loss: Tensor,
+    clip_norm: float | None,
+) -> bool:
+    scaler.unscale_(optimizer)  # before clipping, always
+    parameters = [parameter for parameter in net.parameters() if parameter.grad is not None]
+    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    if clip_norm is not None:
+        clip_grads_with_norm_(parameters, clip_norm, norm)
+    if scaler.is_enabled():  # fp16 overflows now and then: the scaler skips that step and lowers its scale
+        norm = torch.zeros_like(norm)
+    allowed = guard.allows(step, loss, norm, optimizer)
+    if allowed:
+        scaler.step(optimizer)
+        scaler.update()
+    optimizer.zero_grad(set_to_none=True)
+    return allowed

@@ -1,0 +1,37 @@
+"""What watches a run: the console, metrics.jsonl as the record of truth, and TensorBoard as a view of it."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+from vggexp.rundir import METRICS
+from vggexp.sinks import jsonl
+from vggexp.sinks.console import Console, Progress
+from vggexp.sinks.tensorboard import TensorBoard
+
+Row = dict[str, Any]
+
+
+class Watch:
+    """Tells every finished epoch to all sinks."""
+
+    def __init__(self, folder: Path, console: Console, epochs: int, hparams: Row, history: Sequence[Row]):
+        self.folder, self.console, self.epochs = folder, console, epochs
+        jsonl.rewrite(folder / METRICS, history)
+        self.tensorboard = TensorBoard(folder, hparams, history, warn=console.line)
+
+    def progress(self, epoch: int, batches: int) -> AbstractContextManager[Progress]:
+        return self.console.progress(epoch, self.epochs, batches)
+
+    def epoch(self, row: Row) -> None:
+        jsonl.append(self.folder / METRICS, row)
+        self.tensorboard.epoch(row)
+        self.console.epoch(row, self.epochs)
+
+    def guarded(self, what: str, draw: Callable[[], None]) -> None:
+        """Pictures are a view: what fails in one is told and the run goes on."""
+        try:
+            draw()
+        except Exception as error:
+            self.console.line(f"warning: {what} left out: {error}")
