@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any, cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -14,7 +15,7 @@ from vggexp.config import compose, identity
 from vggexp.config.read import Problems, plain, read
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError, ConfigError, SweepError, VggexpError
-from vggexp.rundir import config_of, result_of
+from vggexp.rundir import config_of, next_free, result_of
 from vggexp.sinks.console import error_line
 from vggexp.table import sweep_table
 
@@ -27,6 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _command(compose.parse(sys.argv[1:] if argv is None else argv))
     except VggexpError as error:
         return failed(error)
+    except BrokenPipeError:  # the reader of our output has gone, as in `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
 
 
 def failed(error: VggexpError) -> int:
@@ -42,7 +46,7 @@ def _command(command: compose.Command) -> int:
     loaded = compose.load(command)
     if isinstance(loaded, list):
         return _sweep(command, loaded)
-    if loaded is not None and _finished(loaded):
+    if loaded is not None and _finished(loaded) is not None:
         return 0
     return _hydra(command)
 
@@ -61,15 +65,18 @@ def _hydra(command: compose.Command, *overrides: str) -> int:
 def task(node: DictConfig) -> float | None:
     """What Hydra runs for each job. A sweep goes on after a failed job, so there it is told and not raised."""
     problems = Problems()
-    config = read(OmegaConf.to_container(node, resolve=True), problems)
+    config = read(cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)), problems)
     if config is None:
         raise SystemExit(failed(ConfigError(*problems)))
     job = HydraConfig.get()
     overrides = list(job.overrides.task)
-    from vggexp.run import run  # torch is imported here, once the command is known to be good
-
     try:
-        return run(config, overrides).get(config.sweep.objective)
+        result = _finished(config)
+        if result is None:
+            from vggexp.run import run  # imports torch, once there is something to train
+
+            result = run(config, overrides)
+        return result.get(config.sweep.objective)
     except VggexpError as error:
         code = failed(error)
     except KeyboardInterrupt:
@@ -79,18 +86,18 @@ def task(node: DictConfig) -> float | None:
     raise SystemExit(code)
 
 
-def _finished(config: Config) -> bool:
-    """Whether this very run is done already. Raises CheckpointError where another run has the name."""
+def _finished(config: Config) -> dict[str, Any] | None:
+    """The result of this very run where it is done already. Raises CheckpointError where another run has the name."""
     folder = Path(config.run.root) / identity.run_name(config)
     if config.resume == "never" or not folder.exists():
-        return False
+        return None
     if config.run.name is not None and (folder / "config.yaml").exists():
         _refuse_other(folder, config)
     result = result_of(folder)
     if result.get("state") != "finished":
-        return False
+        return None
     print(f"already finished: test accuracy {result['test/accuracy']:.4f}  {folder}")
-    return True
+    return result
 
 
 def _refuse_other(folder: Path, config: Config) -> None:
@@ -107,17 +114,22 @@ def _sweep(command: compose.Command, jobs: list[compose.Job]) -> int:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"sweep: {names.count(twice[0])} jobs share the folder {twice[0]}; they are the same run")
-    root = Path(jobs[0].config.run.root)
-    folder = root / "sweeps" / identity.sweep_name([job.overrides for job in jobs])
+    folders = [_folder(job.config, name) for job, name in zip(jobs, names, strict=True)]
+    folder = Path(jobs[0].config.run.root) / "sweeps" / identity.sweep_name([job.overrides for job in jobs])
     left = [] if any(word.startswith("hydra.sweep.dir=") for word in command.overrides) else [_quoted(folder)]
     code = _hydra(command, *left)
     if code in (130, 1):
         return code
-    folders = [Path(job.config.run.root) / name for job, name in zip(jobs, names, strict=True)]
     bad = sweep_table(folders, [job.overrides for job in jobs], jobs[0].config.sweep.objective, folder)
     if bad:
         raise SweepError(f"{bad} of {len(jobs)} jobs did not finish; their folders hold the reason in result.json")
     return 0
+
+
+def _folder(config: Config, name: str) -> Path:
+    """Where the job will write."""
+    root = Path(config.run.root)
+    return root / (next_free(root, name) if config.resume == "never" else name)
 
 
 def _quoted(folder: Path) -> str:

@@ -7,12 +7,16 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vggexp import precision
 from vggexp.config.rules import inputs
-from vggexp.config.schema import Config, LeNet, Vgg
+from vggexp.config.schema import Config, ImageFolder, LeNet, Synthetic, Vgg
+from vggexp.data.batches import Batches, Resident, Streaming, decode
+from vggexp.data.sources import FolderIndex, ImageSet, Loaded, index_folder, load, synthetic
+from vggexp.data.split import choose, train_val_split
+from vggexp.data.transforms import Augment, Preprocess, color_basis, statistics
 from vggexp.errors import ConfigError
 from vggexp.models.classic import alexnet, lenet
 from vggexp.models.init import initialize
@@ -35,12 +39,8 @@ class Hardware:
 def hardware(config: Config) -> Hardware:
     """Sets torch's switches. Raises ConfigError where this machine lacks the device or the format."""
     wanted = config.device
-    present = {
-        "cpu": lambda: True,
-        "cuda": torch.cuda.is_available,
-        "mps": torch.backends.mps.is_available,
-    }
-    if not present[wanted.name]():
+    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not present[wanted.name]:
         raise ConfigError(f"device={wanted.name}: no usable device (torch {torch.__version__}); use device=cpu")
     device = torch.device(wanted.name)
     resolved = precision.resolve(wanted.precision, device)
@@ -67,7 +67,7 @@ def network(config: Config) -> nn.Sequential:
 def state(config: Config, hardware: Hardware, steps_per_epoch: int) -> State:
     """Everything that changes in a run, at its start."""
     memory = torch.channels_last if config.device.channels_last else torch.contiguous_format
-    net = network(config).to(hardware.device, memory_format=memory)
+    net = network(config).to(hardware.device).to(memory_format=memory)
     ema = None
     if config.train.ema is not None:
         average = get_ema_multi_avg_fn(config.train.ema)
@@ -102,3 +102,125 @@ def plan(config: Config, hardware: Hardware) -> Plan:
         rest_minutes=train.rest_minutes,
         autocast=hardware.autocast,
     )
+
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, for streamed folders
+
+
+@dataclass(frozen=True)
+class Datasets:
+    """What a run trains on, validates on (None without a split) and tests on, and what to know about it."""
+
+    train: Batches
+    val: Batches | None
+    test: Batches
+    classes: tuple[str, ...]
+    preprocess: Preprocess
+    pictures: Callable[[Tensor], Tensor]  # places in the test set -> uint8 [N, C, H, W]
+    fingerprint: dict[str, str]
+    origin: str
+
+
+def data(config: Config, device: torch.device) -> Datasets:
+    """Reads and checks the data set. Raises DataError."""
+    wanted = config.data
+    if isinstance(wanted, ImageFolder):
+        index = index_folder(Path(wanted.root or ""))
+        return (
+            _streamed(config, index, device)
+            if wanted.cache == "none"
+            else _resident(config, _decoded(config, index), device)
+        )
+    if isinstance(wanted, Synthetic):
+        loaded = synthetic(wanted.images, wanted.classes, wanted.channels, wanted.size)
+    else:
+        loaded = load(wanted.name, Path(wanted.root) if wanted.root else None, wanted.download)
+    return _resident(config, loaded, device)
+
+
+def _resident(config: Config, loaded: Loaded[ImageSet], device: torch.device) -> Datasets:
+    """Every image in memory."""
+    wanted = config.data
+    train, val = _split(loaded.train.labels, config)
+    images = loaded.train.images[train]
+    mean, std = _normalization(config, images)
+    preprocess = Preprocess(inputs(config).size, mean, std, config.device.channels_last)
+    make = partial(
+        Resident, preprocess=preprocess, batch_size=wanted.batch_size, device=device, seed=config.seed,
+        cache=wanted.cache,
+    )  # fmt: skip
+    return Datasets(
+        train=make(images, loaded.train.labels[train], augment=Augment(**vars(config.augment))),
+        val=make(loaded.train.images[val], loaded.train.labels[val]) if len(val) else None,
+        test=make(loaded.test.images, loaded.test.labels),
+        classes=loaded.train.classes,
+        preprocess=preprocess,
+        pictures=lambda places: loaded.test.images[places],
+        fingerprint=loaded.fingerprint,
+        origin=loaded.origin,
+    )
+
+
+def _normalization(config: Config, images: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Mean and deviation of the training images; ImageNet's for a folder, whose own would take reading it whole."""
+    if not config.data.normalize:
+        return None, None
+    if images is None or isinstance(config.data, ImageFolder):
+        return torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return statistics(images)
+
+
+def _decoded(config: Config, index: Loaded[FolderIndex]) -> Loaded[ImageSet]:
+    """A folder's pictures, decoded once and kept at the network's size."""
+    size, workers = inputs(config).size, config.data.workers
+    train, test = (
+        ImageSet(decode(part.paths, size, workers), torch.tensor(part.labels), part.classes)
+        for part in (index.train, index.test)
+    )
+    return Loaded(train, test, index.fingerprint, index.origin)
+
+
+def _streamed(config: Config, index: Loaded[FolderIndex], device: torch.device) -> Datasets:
+    """A folder's pictures, decoded in every epoch."""
+    wanted, size = config.data, inputs(config).size
+    labels = torch.tensor(index.train.labels)
+    train, val = _split(labels, config)
+    mean, std = _normalization(config, None)
+    preprocess = Preprocess(size, mean, std, config.device.channels_last)
+    make = partial(
+        Streaming, preprocess=preprocess, batch_size=wanted.batch_size, device=device, workers=wanted.workers,
+        seed=config.seed,
+    )  # fmt: skip
+
+    def paths(places: Tensor) -> list[Path]:
+        return [index.train.paths[place] for place in places.tolist()]
+
+    # The colours of a few hundred pictures tell the components well enough.
+    sample = decode(paths(train[:: max(1, len(train) // 256)]), size, 0) if config.augment.color else None
+    return Datasets(
+        train=make(
+            paths(train), labels[train], augment=Augment(**vars(config.augment)),
+            basis=None if sample is None else color_basis(sample),
+        ),
+        val=make(paths(val), labels[val]) if len(val) else None,
+        test=make(index.test.paths, torch.tensor(index.test.labels)),
+        classes=index.train.classes,
+        preprocess=preprocess,
+        pictures=lambda places: decode([index.test.paths[place] for place in places.tolist()], size, 0),
+        fingerprint=index.fingerprint,
+        origin=index.origin,
+    )  # fmt: skip
+
+
+def _split(labels: Tensor, config: Config) -> tuple[Tensor, Tensor]:
+    """Places of the training and of the validation images, both taken from the first `limit` drawn."""
+    if config.data.limit is None or config.data.limit >= len(labels):
+        return train_val_split(labels, config.data.val_fraction, config.seed)
+    limited = choose(labels, config.data.limit, config.seed, "limit")
+    train, val = train_val_split(labels[limited], config.data.val_fraction, config.seed)
+    return limited[train], limited[val]
+
+
+def preprocessing(config: Config, mean: Tensor | None, std: Tensor | None) -> Preprocess:
+    """What stands before the network of a finished run, on the CPU."""
+    return Preprocess(inputs(config).size, mean, std)

@@ -7,7 +7,7 @@ after the end of the zip archive, so that plain torch.load(path, weights_only=Tr
 import hashlib
 import os
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import IO, Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -45,8 +45,8 @@ def save(path: Path, content: dict[str, Any]) -> None:
     try:
         with open(part, "wb", buffering=0) as file:
             hashing = _Hashing(file)
-            torch.save(content, hashing)
-            file.write(MAGIC + hashing.digest.digest())
+            torch.save(content, cast(IO[bytes], hashing))
+            hashing.write(MAGIC + hashing.digest.digest())
             os.fsync(file.fileno())
         os.replace(part, path)
         sync_folder(path.parent)
@@ -57,15 +57,16 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 def verify(path: Path) -> None:
     """Raises CheckpointError unless every byte is as it was written."""
-    digest, left = hashlib.sha256(), path.stat().st_size - TRAILER_BYTES
-    with open(path, "rb") as file:
-        while left > 0:
-            chunk = file.read(min(CHUNK_BYTES, left))
-            if not chunk:
-                break
-            digest.update(chunk)
-            left -= len(chunk)
-        trailer = file.read(TRAILER_BYTES)
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            left = os.fstat(file.fileno()).st_size - TRAILER_BYTES
+            while left > 0 and (chunk := file.read(min(CHUNK_BYTES, left))):
+                digest.update(chunk)
+                left -= len(chunk)
+            trailer = file.read(TRAILER_BYTES)
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if left != 0 or trailer != MAGIC + digest.digest():
         raise CheckpointError(f"{path}: damaged, its content does not have the hash it was written with")
 
@@ -81,10 +82,10 @@ def load(path: Path) -> dict[str, Any]:
 
 def newest(folder: Path) -> Path:
     """The checkpoint of the highest step in a run's checkpoints folder. Raises CheckpointError."""
-    found = sorted(path for path in folder.glob("*.pt") if path.stem.isdigit())
+    found = [path for path in folder.glob("*.pt") if path.stem.isdecimal()]
     if not found:
         raise CheckpointError(f"{folder}: holds no checkpoint; has the run finished an epoch?")
-    return found[-1]
+    return max(found, key=lambda path: int(path.stem))
 
 
 def weights_sha256(weights: dict[str, Tensor]) -> str:

@@ -32,4 +32,6 @@ def load_run(path: str | Path) -> LoadedRun:
     saved = checkpoint.load(checkpoint.newest(folder / "checkpoints"))
     net = build.network(config)
     net.load_state_dict(saved["weights"])
-    return LoadedRun(net.eval(), config, build.preprocessing(config, saved), tuple(saved["classes"]))
+    return LoadedRun(
+        net.eval(), config, build.preprocessing(config, saved["mean"], saved["std"]), tuple(saved["classes"])
+    )

@@ -23,12 +23,11 @@ def optimizer(
     if "weight_decay" in takes:
         given["weight_decay"] = weight_decay
     if "fused" in takes:
-        given["fused"] = True
+        on_mps = next(net.parameters()).device.type == "mps"
+        given["fused"] = not (on_mps and name == "Adagrad")  # no such kernel; torch tells only at the first step
     try:
         return cls(net.parameters(), **given)
-    except RuntimeError:  # no fused form on this device
-        return cls(net.parameters(), **(given | {"fused": False}))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"optimizer.name={name}: {error}") from error
 
 

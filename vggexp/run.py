@@ -4,10 +4,9 @@ import copy
 import resource
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy
 import torch
@@ -146,9 +145,11 @@ def _finish(
     weights = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
     (folder / "checkpoints").mkdir(exist_ok=True)
     path = folder / "checkpoints" / f"{state.step:08d}.pt"
-    checkpoint.save(path, {"format": 1, "step": state.step, "epoch": state.epoch, "weights": weights})
+    known = {"classes": list(data.classes), "mean": data.preprocess.mean, "std": data.preprocess.std}
+    checkpoint.save(path, {"format": 1, "step": state.step, "epoch": state.epoch, "weights": weights, **known})
     numpy.savez_compressed(folder / "predictions.npz", scores=scores.numpy(), labels=labels.numpy())
-    final = {key: value for key, value in state.history[-1].items() if key.startswith(("train/", "val/"))}
+    scored = state.history[best_epoch(state.history) - 1 if config.train.test_weights == "best" else -1]
+    final = {key: value for key, value in scored.items() if key.startswith(("train/", "val/"))}
     test = score(logits, labels, "test")
     result = rundir.set_state(
         folder, "finished", epoch=state.epoch, step=state.step, **final, **test,
@@ -164,12 +165,16 @@ def _finish(
     return result
 
 
+def best_epoch(history: Sequence[Row]) -> int:
+    """The first epoch of the best validation accuracy."""
+    return max(history, key=lambda row: row["val/accuracy"])["epoch"]
+
+
 def _best(history: Sequence[Row]) -> Row:
-    rows = [row for row in history if "val/accuracy" in row]
-    if not rows:
+    if "val/accuracy" not in history[-1]:
         return {}
-    best = max(rows, key=lambda row: row["val/accuracy"])
-    return {"best/epoch": best["epoch"], "best/val/accuracy": best["val/accuracy"]}
+    epoch = best_epoch(history)
+    return {"best/epoch": epoch, "best/val/accuracy": history[epoch - 1]["val/accuracy"]}
 
 
 def _peaks(hardware: build.Hardware) -> Row:
@@ -203,7 +208,7 @@ def _last_pictures(watch: Watch, data: build.Datasets, scores: Tensor, labels: T
     wrong = (predictions != labels).nonzero()[:, 0]
     worst = wrong[confidences[wrong].argsort(descending=True)][:25]
     picture = mistakes_picture(
-        data.test_pictures(worst), labels[worst].numpy(), predictions[worst].numpy(), confidences[worst].numpy(),
+        data.pictures(worst).numpy(), labels[worst].numpy(), predictions[worst].numpy(), confidences[worst].numpy(),
         data.classes,
     )  # fmt: skip
     watch.tensorboard.images("test/worst_mistakes", picture, epoch)

@@ -23,11 +23,14 @@ def result_of(folder: Path) -> dict[str, Any]:
     """result.json of a run, empty where there is none. Raises CheckpointError where it is unreadable."""
     path = folder / RESULT
     try:
-        return json.loads(path.read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RecursionError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: not the result of a run")
+    return content
 
 
 def config_of(folder: Path) -> dict[str, Any]:
@@ -37,7 +40,7 @@ def config_of(folder: Path) -> dict[str, Any]:
         if path.stat().st_size > CONFIG_BYTES:
             raise CheckpointError(f"{path}: larger than a configuration can be")
         content = yaml.safe_load(path.read_text("utf-8"))
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path}: not the folder of a run: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a configuration")
@@ -58,7 +61,7 @@ def claimed(folder: Path) -> Iterator[Path]:
     """Makes the folder and holds its lock; the lock dies with the process. Raises InUseError, ResourceError."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a+")  # noqa: SIM115 (held until the run ends)
+        lock = open(folder / ".lock", "a+")  # held until the run ends
     except OSError as error:
         raise ResourceError(f"{folder}: cannot be made: {error.strerror} (choose another run.root)") from error
     with lock:
@@ -68,6 +71,8 @@ def claimed(folder: Path) -> Iterator[Path]:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
             raise InUseError(f"{folder}: in use by {holder}; wait for it or choose another run.name") from None
+        except OSError as error:
+            raise ResourceError(f"{folder}: cannot be locked: {error.strerror} (choose another run.root)") from error
         lock.truncate(0)
         lock.write(f"{socket.gethostname()} pid {os.getpid()}")
         lock.flush()
@@ -92,5 +97,5 @@ def attempts(folder: Path) -> int:
     """How many times this run has been started, this time included."""
     try:
         return int(json.loads((folder / ENVIRONMENT).read_bytes())["attempts"]) + 1
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return 1

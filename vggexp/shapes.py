@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from math import prod
 from typing import NamedTuple
 
@@ -125,7 +125,7 @@ def sides(size: int, windows: Iterable[Window]) -> list[int]:
 def trace(size: int, windows: Iterable[Window]) -> str:
     """'16->8->4->2->1->0': only the windows that change the side, up to the first 0."""
     path = sides(size, windows)
-    steps = [str(after) for before, after in zip(path, path[1:], strict=False) if after != before]
+    steps = [str(after) for before, after in pairwise(path) if after != before]
     return "->".join([str(size), *steps])
 
 

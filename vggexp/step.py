@@ -66,7 +66,10 @@ def train_step(
         with autocast():
             logits = net(part)
         loss = functional.cross_entropy(logits.float(), truth, reduction="sum", label_smoothing=label_smoothing)
-        scaler.scale(loss / batch_size).backward()
+        scaled = scaler.scale(loss / batch_size)
+        if scaler.is_enabled():  # a scaler overwrites the optimizer's flag, so it has to see the bad step itself
+            scaled = torch.where(guard.first_bad < 0, scaled, torch.nan)
+        scaled.backward()
         sums.add(loss, logits, truth)
         total += loss.detach()
     lap("compute")

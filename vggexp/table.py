@@ -18,7 +18,7 @@ def sweep_table(folders: Sequence[Path], overrides: Sequence[Sequence[str]], obj
     """
     rows = [_row(folder, job, objective) for folder, job in zip(folders, overrides, strict=True)]
     sign = -1 if objective.endswith("accuracy") else 1
-    rows.sort(key=lambda row: (row[objective] is None, sign * (row[objective] or 0)))
+    rows.sort(key=lambda row: (row["state"] != "finished", row[objective] is None, sign * (row[objective] or 0)))
     swept = _swept(overrides)
     columns = [*swept, *dict.fromkeys((objective, *COLUMNS)), "run"]
     cells = [[_shown(row.get(column)) for column in columns] for row in rows]

@@ -2,7 +2,7 @@
 
 import argparse
 import contextlib
-import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -10,26 +10,26 @@ from typing import Any, NamedTuple, NoReturn
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
+from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
-from vggexp.config.found_device import found_device
+from vggexp.config.diagnose import SECTIONS, Composed, diagnosed, one_line, understood
+from vggexp.config.found_device import conf_dir, profile
 from vggexp.config.grid import jobs
-from vggexp.config.read import Problems, nearest, read, shown
+from vggexp.config.read import Problems, draft, section
 from vggexp.config.rules import broken_rules
-from vggexp.config.schema import Config
+from vggexp.config.schema import Config, Sweep
 from vggexp.errors import ConfigError
 
-OmegaConf.register_new_resolver("vggexp.device", found_device, replace=True)
 HYDRA_VERSION = tuple(int(part) for part in hydra.__version__.split(".")[:2])
+REGISTER: Any = OmegaConf.register_new_resolver if HYDRA_VERSION < (1, 4) else OmegaConf.register_resolver
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if HYDRA_VERSION < (1, 4) else {}
-COMPOSE_ERRORS = (HydraException, OmegaConfBaseException, YAMLError, ValueError)
+REGISTER("vggexp.device", lambda key: profile()[key], replace=True)
+TOLD = 8  # problems of a sweep that are told; the others are counted
 
 
 class Command(NamedTuple):
@@ -45,67 +45,76 @@ class Job(NamedTuple):
     config: Config
 
 
-def conf_dir() -> str:
-    """The shipped configuration: inside the package when installed from a wheel, beside it in a source tree."""
-    package = Path(__file__).resolve().parents[1]
-    for folder in (package / "conf", package.parent / "conf"):
-        if (folder / "config.yaml").is_file():
-            return str(folder)
-    raise FileNotFoundError(f"no configuration beside {package}")
-
-
 def parse(argv: Sequence[str], *switches: str) -> Command:
     """Sorts a command line, whose flags may stand anywhere. switches: a door's own flags. Raises ConfigError."""
     parser = get_args_parser()
     for switch in switches:
         parser.add_argument(switch, action="store_true")
-
-    def refuse(message: str) -> NoReturn:
-        raise ConfigError(f"{message}; see --help")
-
-    parser.error = refuse  # type: ignore[method-assign, assignment]
+    parser.error = _refuse  # type: ignore[method-assign, assignment]
     arguments = parser.parse_intermixed_args(list(argv))
     overrides = list(arguments.overrides)
-    rest = list(overrides)
-    flags = [word for word in argv if not (word in rest and (rest.remove(word) or True))]
     if arguments.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun: not allowed, it would run code from a file; repeat the command")
+    if arguments.config_path is not None:
+        raise ConfigError(f"--config-path={arguments.config_path}: not allowed; add a folder with --config-dir")
     if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
         raise ConfigError(f"--config-dir={arguments.config_dir}: no such directory")
-    return Command(overrides, flags, arguments)
+    return Command(overrides, _without(argv, overrides), arguments)
+
+
+def _without(words: Sequence[str], taken: Sequence[str]) -> list[str]:
+    """The words that are left once each of `taken` has gone, the order kept."""
+    left = Counter(words) - Counter(taken)
+    return [word for index, word in enumerate(words) if words[:index].count(word) < left[word]]
+
+
+def _refuse(message: str) -> NoReturn:
+    """In place of argparse's page of usage. Raises ConfigError."""
+    unknown = message.removeprefix("unrecognized arguments: ")
+    raise ConfigError(*(map(_unknown_flag, unknown.split()) if unknown != message else [f"{message}; see --help"]))
+
+
+def _unknown_flag(word: str) -> str:
+    key, equals, value = word.lstrip("-").partition("=")
+    if equals or key.split(".")[0] in SECTIONS:
+        return f"{word}: unknown flag; keys take no dashes, write {key}={value or 'VALUE'}"
+    return f"{word}: unknown flag; see --help"
 
 
 @contextlib.contextmanager
-def composing(command: Command) -> Iterator[list[str]]:
-    """Opens Hydra's configuration; yields the overrides that a flag of the command stands for."""
-    folder = command.arguments.config_dir
+def composing(command: Command) -> Iterator[Composed]:
+    """Opens Hydra's configuration; yields what makes overrides into our keys, and Hydra's under `hydra`."""
+    name, folder = command.arguments.config_name or "config", command.arguments.config_dir
     with initialize_config_dir(config_dir=conf_dir(), job_name="vggexp", **VERSION_BASE):
-        yield [f'+hydra.searchpath=["{_escaped(Path(folder).resolve().as_uri())}"]'] if folder else []
-
-
-def _escaped(text: str) -> str:
-    return text.replace("\\", "\\\\").replace('"', '\\"')
+        if folder:  # as hydra.main does it
+            loader: Any = GlobalHydra.instance().config_loader()
+            path = loader.get_search_path()
+            path.prepend("command-line", f"file://{Path(folder).resolve()}", SearchPathQuery(provider="schema"))
+            loader.repository.initialize_sources(path)
+        yield lambda overrides: compose(name, overrides=list(overrides), return_hydra_config=True)
 
 
 def load(command: Command) -> Config | list[Job] | None:
     """The checked configuration of a single run, the checked jobs of a grid, or None for a search, whose jobs are made
     as it goes. Raises ConfigError with every problem found, naming the job in a grid."""
-    with composing(command) as base:
-        last = {override.get_key_element(): override for override in _parsed(command.overrides)}
-        fixed = [override.input_line or "" for override in last.values() if not override.is_sweep_override()]
-        node, problems = _composed_or_diagnosed(fixed, base)
-        if not command.arguments.multirun and (node is None or node.hydra.mode != RunMode.MULTIRUN):
-            return _config(
-                *_composed_or_diagnosed(command.overrides, base) if len(fixed) < len(last) else (node, problems)
-            )
-        if node is None or problems:
-            raise ConfigError(*problems)
-        if node.hydra.runtime.choices.get("hydra/sweeper") not in ("grid", "basic"):
-            return None
-        combinations = jobs(GlobalHydra.instance().config_loader(), command.overrides, node.hydra.sweeper.params or {})
-        if len(combinations) > node.sweep.max_jobs:
-            raise ConfigError(f"sweep: {len(combinations)} jobs, at most sweep.max_jobs={node.sweep.max_jobs}")
-        return [_job(index, overrides, len(combinations), base) for index, overrides in enumerate(combinations, 1)]
+    with composing(command) as composed:
+        parsed, problems = understood(command.overrides)
+        swept = command.arguments.multirun or any(override.is_sweep_override() for override in parsed)
+        outline = _deciding(parsed) if swept else parsed
+        node, more = _explained([override.input_line or "" for override in outline], composed)
+        if command.arguments.multirun or (node is not None and node.hydra.mode == RunMode.MULTIRUN):
+            if node is None or problems:
+                raise ConfigError(*problems, *more)
+            return _grid(command.overrides, node, composed)
+        if swept:
+            node, more = _explained([override.input_line or "" for override in parsed], composed)
+        return _config(node, Problems([*problems, *more]), command.overrides)
+
+
+def _deciding(parsed: Sequence[Override]) -> list[Override]:
+    """What decides how a sweep is made. The other keys may fit only some of its jobs."""
+    last = {override.get_key_element(): override for override in parsed if not override.is_sweep_override()}
+    return [override for key, override in last.items() if "." not in key or key.startswith(("hydra.", "sweep."))]
 
 
 def load_run(command: Command) -> Config:
@@ -116,148 +125,71 @@ def load_run(command: Command) -> Config:
     return config
 
 
-def _job(index: int, overrides: list[str], count: int, base: Sequence[str]) -> Job:
+def _grid(overrides: Sequence[str], node: DictConfig, composed: Composed) -> list[Job] | None:
+    if node.hydra.runtime.choices.get("hydra/sweeper") not in ("grid", "basic"):
+        return None
+    problems = Problems()
+    sweep = section(Sweep, OmegaConf.to_container(node.sweep), "sweep", problems)
+    if problems:
+        raise ConfigError(*_as_typed(problems, overrides))
+    loader, params = GlobalHydra.instance().config_loader(), node.hydra.sweeper.params or {}
+    combinations = jobs(loader, overrides, params, sweep.max_jobs)
+    made, told = [], dict[str, list[int]]()
+    for number, combination in enumerate(combinations, 1):
+        try:
+            made.append(Job(combination, _config(*_explained(combination, composed), combination)))
+        except ConfigError as error:
+            for problem in error.problems:
+                told.setdefault(problem, []).append(number)
+    if told:
+        raise ConfigError(*_told(told, len(combinations)))
+    return made
+
+
+def _told(problems: dict[str, list[int]], count: int) -> Iterator[str]:
+    """Each problem with the first job that has it, or alone where all have it."""
+    for problem, numbers in list(problems.items())[:TOLD]:
+        yield problem if len(numbers) == count else f"sweep job {numbers[0]} of {count}: {problem}"
+    if len(problems) > TOLD:
+        yield f"and {len(problems) - TOLD} more"
+
+
+def _explained(overrides: Sequence[str], composed: Composed) -> tuple[DictConfig | None, Problems]:
     try:
-        return Job(overrides, _config(*_composed_or_diagnosed(overrides, base)))
-    except ConfigError as error:
-        raise ConfigError(*(f"sweep job {index} of {count}: {problem}" for problem in error.problems)) from error
+        return composed(overrides), Problems()
+    except Exception as error:  # Hydra fails in many ways, and here only on what it is given
+        return diagnosed(understood(overrides)[0], composed, error)
 
 
-def _composed_or_diagnosed(overrides: Sequence[str], base: Sequence[str]) -> tuple[DictConfig | None, Problems]:
-    try:
-        return composed([*overrides, *base]), Problems()
-    except COMPOSE_ERRORS as error:
-        return _diagnosed(overrides, base, error)
-
-
-def _config(node: DictConfig | None, problems: Problems) -> Config:
-    """Reads and checks what was composed. Raises ConfigError."""
-    config = read(_container(node, problems), problems) if node is not None else None
-    if config is not None and not problems:
-        problems.extend(broken_rules(config))
-    if problems or config is None:
+def _config(node: DictConfig | None, problems: Problems, overrides: Sequence[str]) -> Config:
+    """Reads and checks what was composed. problems: of overrides that `node` is without. Raises ConfigError."""
+    if node is None:
         raise ConfigError(*problems)
+    found = Problems()
+    config = draft(_container(node, problems), found)
+    if not problems:
+        found += broken_rules(config, whole=not found)
+    if problems or found:
+        raise ConfigError(*problems, *_as_typed(found, overrides))
     return config
 
 
-def composed(overrides: Sequence[str]) -> DictConfig:
-    """Our keys, and Hydra's under `hydra`."""
-    return compose("config", overrides=list(overrides), return_hydra_config=True)
+def _as_typed(problems: Sequence[str], overrides: Sequence[str]) -> Iterator[str]:
+    """`data.batch_size=1000.0: ...` as `data.batch_size=1e3: ...` where that was the command."""
+    typed = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    for problem in problems:
+        head, _, rest = problem.partition(": ")
+        key, equals, _ = head.partition("=")
+        known = equals and key in typed and ": " not in typed[key]
+        yield f"{key}={typed[key]}: {rest}" if known else problem
 
 
-def _container(node: DictConfig, problems: Problems) -> Any:
-    """Our keys in plain containers, with unfillable values ("???", broken interpolations) told as problems."""
-    ours = OmegaConf.masked_copy(node, [key for key in node if key != "hydra"])
+def _container(node: DictConfig, problems: Sequence[str]) -> Any:
+    """Our keys in plain containers. Raises ConfigError for values that cannot be filled in."""
+    ours = OmegaConf.masked_copy(node, [str(key) for key in node if key != "hydra"])
     try:
-        missing = sorted(OmegaConf.missing_keys(ours))
-        if missing:
+        if missing := sorted(OmegaConf.missing_keys(ours)):
             raise ConfigError(*problems, *(f"{key}=???: give a value" for key in missing))
         return OmegaConf.to_container(ours, resolve=True)
     except OmegaConfBaseException as error:
-        problems.append(_one_line(error))
-        return OmegaConf.to_container(ours, resolve=False)
-
-
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return re.sub(r"\s+", " ", lines[0] if lines else type(error).__name__)
-
-
-def _parsed(overrides: Sequence[str]) -> list[Override]:
-    """Parses each override by itself. Raises ConfigError naming all that are not in Hydra's grammar."""
-    parser = OverridesParser.create()
-    parsed, problems = [], []
-    for text in overrides:
-        try:
-            if text.startswith("="):
-                raise HydraException("key missing")
-            parsed.append(parser.parse_override(text))
-        except Exception as error:  # Hydra's parser fails in many ways, and only on the text it is given
-            problems.append(f"{text}: {_grammar_problem(text, error)}")
-    if problems:
-        raise ConfigError(*problems)
-    return parsed
-
-
-def _grammar_problem(text: str, error: Exception) -> str:
-    if "=" not in text and not text.startswith("~"):
-        return f"= missing (write {text}=VALUE)"
-    if text.startswith("="):
-        return "key missing"
-    for opening, closing in ("[]", "{}", "()"):
-        if text.count(opening) != text.count(closing):
-            return f"{text.count(opening)} {opening} but {text.count(closing)} {closing}"
-    return f"not in the override grammar ({_one_line(error)})"
-
-
-def _diagnosed(overrides: Sequence[str], base: Sequence[str], error: Exception) -> tuple[DictConfig | None, Problems]:
-    """Finds what is wrong with each override, then composes the rest so that its problems are told as well."""
-    parsed = _parsed(overrides)
-    loader = GlobalHydra.instance().config_loader()
-    problems, good = Problems(), []
-    groups = [override for override in parsed if _options(loader, override.key_or_group)]
-    for override in groups:
-        problem = _group_problem(override, _options(loader, override.key_or_group))
-        problems.append(problem) if problem else good.append(override.input_line or "")
-    try:
-        defaults = composed([*good, *base])
-        for override in parsed:
-            if override not in groups:
-                problem = _value_problem(override, defaults)
-                problems.append(problem) if problem else good.append(override.input_line or "")
-        node = composed([*good, *base])
-    except COMPOSE_ERRORS as other:
-        return None, Problems([*problems, _one_line(other)])
-    return node, problems if problems else Problems([_one_line(error)])
-
-
-def _options(loader: Any, group: str) -> list[str]:
-    return [] if group == "hydra" else list(loader.get_group_options(group))
-
-
-def _group_problem(override: Override, options: list[str]) -> str | None:
-    text, group = override.input_line or "", override.key_or_group
-    if override.is_sweep_override():
-        return f"{text}: a list of values needs -m (a sweep)"
-    if override.is_delete():
-        return f"{text}: may not be removed"
-    value = shown(override.value())
-    if override.is_add():
-        return f"{text}: {group} is already set; write {group}={value}"
-    if value not in options and value != "null":
-        return f"{group}={value}: unknown; {nearest(value, options)}allowed {', '.join(options)}"
-    return None
-
-
-def _value_problem(override: Override, defaults: DictConfig) -> str | None:
-    text, key = override.input_line or "", override.key_or_group
-    if key.split(".")[0] == "hydra":
-        return None
-    known = [
-        name for name in _known_keys(OmegaConf.to_container(defaults, resolve=False)) if not name.startswith("hydra")
-    ]
-    if override.is_delete():
-        return f"{text}: {'may not be removed' if key in known else 'no such key'}"
-    if override.is_sweep_override():
-        return f"{text}: a list of values needs -m (a sweep)"
-    inside = [name for name in known if name.startswith(f"{key}.")]
-    if inside and not isinstance(override.value(), dict):
-        return f"{text}: a section; set {', '.join(inside[:3])}, ..."
-    if override.is_add() and key in known:
-        return f"{text}: already set; write {text.lstrip('+')}"
-    if key in known or override.is_add() or override.is_force_add():
-        return None
-    section = key.rsplit(".", 1)[0] if "." in key else ""
-    if section == "optimizer":
-        return f"{key}: not in the file of this optimizer; {nearest(key, known)}write +{text} if its class takes it"
-    siblings = [name for name in known if name.rpartition(".")[0] == (section if section in known else "")]
-    return f"{key}: unknown key; {nearest(key, known)}keys: {', '.join(siblings)}"
-
-
-def _known_keys(node: Any, prefix: str = "") -> list[str]:
-    keys = []
-    for key, value in node.items():
-        keys.append(f"{prefix}{key}")
-        if isinstance(value, dict):
-            keys += _known_keys(value, f"{prefix}{key}.")
-    return keys
+        raise ConfigError(*problems, one_line(error)) from error

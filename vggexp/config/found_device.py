@@ -4,8 +4,29 @@ import ctypes
 import os
 import platform
 import sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+def conf_dir() -> str:
+    """The shipped configuration: inside the package when installed from a wheel, beside it in a source tree."""
+    package = Path(__file__).resolve().parents[1]
+    for folder in (package / "conf", package.parent / "conf"):
+        if (folder / "config.yaml").is_file():
+            return str(folder)
+    raise FileNotFoundError(f"no configuration beside {package}")
+
+
+@cache
+def profile() -> dict[str, Any]:
+    """The values of the found device's file, a user's own folder (VGGEXP_CONF_PATH) before the shipped one."""
+    folders = [*filter(None, os.environ.get("VGGEXP_CONF_PATH", "").split(os.pathsep)), conf_dir()]
+    files = (Path(folder, "device", f"{found_device()}.yaml") for folder in folders)
+    return yaml.safe_load(next(file for file in files if file.is_file()).read_text("utf-8"))
 
 
 def found_device() -> str:

@@ -4,7 +4,8 @@ import dataclasses
 import math
 import types
 from collections.abc import Iterable, Mapping
-from difflib import get_close_matches
+from difflib import SequenceMatcher
+from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vggexp.config import schema
@@ -17,12 +18,20 @@ GROUP_CLASSES: dict[str, tuple[type, ...]] = {
 }
 
 
+class Unread:
+    """In place of a value that could not be read. Whoever asks for more than its identity gets a TypeError or an
+    AttributeError, which ends the rule that asked and no other."""
+
+    def __bool__(self) -> bool:
+        raise TypeError("not read")
+
+
 class Problems(list[str]):
-    """Collects problems; `value` returns a placeholder that no caller uses, since problems end the command."""
+    """Collects problems; `value` returns the placeholder of the value that has one."""
 
     def value(self, problem: str) -> Any:
         self.append(problem)
-        return None
+        return Unread()
 
 
 def shown(value: object) -> str:
@@ -38,37 +47,61 @@ def shown(value: object) -> str:
     return str(value)
 
 
+def alike(word: str, allowed: Iterable[str]) -> list[str]:
+    """At most two, the most alike first; of equals the first."""
+    likeness = {option: SequenceMatcher(None, word.lower(), option.lower()).ratio() for option in allowed}
+    return sorted((option for option in likeness if likeness[option] >= 0.6), key=lambda option: -likeness[option])[:2]
+
+
 def nearest(word: str, allowed: Iterable[str]) -> str:
     """`nearest a, b; ` or nothing."""
-    by_lower = {option.lower(): option for option in allowed}
-    close = [by_lower[match] for match in get_close_matches(word.lower(), list(by_lower), n=2, cutoff=0.6)]
+    close = alike(word, allowed)
     return f"nearest {', '.join(close)}; " if close else ""
 
 
 def _number(kind: type, value: Any, key: str, limits: schema.Range | None, problems: Problems) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool)
+    allowed = "" if limits is None else f", {limits}"
     if kind is int and not whole:
-        hint = f"; write {int(value)}" if isinstance(value, float) and value.is_integer() else ""
+        meant = _meant(value)
+        hint = allowed.replace(",", "; must be", 1) if meant is None else f"; write {meant}"
         return problems.value(f"{key}={shown(value)}: not a whole number{hint}")
     if not whole and not (isinstance(value, float) and math.isfinite(value)):
-        return problems.value(f"{key}={shown(value)}: must be a finite number")
+        return problems.value(f"{key}={shown(value)}: must be a finite number{allowed}")
     if limits is not None and value not in limits:
         return problems.value(f"{key}={shown(value)}: must be {limits}")
     return kind(value)
 
 
+def _meant(value: Any) -> int | None:
+    """The whole number that 1e3, 007, 0x10 or "12" stand for."""
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    try:
+        return int(value, 16 if value.startswith("0x") else 10) if isinstance(value, str) else None
+    except ValueError:
+        return None
+
+
 def _block(value: Any, key: str, problems: Problems) -> Any:
     if not isinstance(value, list | tuple) or len(value) not in (2, 3):
         return problems.value(f"{key}={shown(value)}: needs [convolutions,channels] or [convolutions,channels,1x1s]")
-    limits = (schema.Range(1, 64), schema.Range(1, 65536), schema.Range(0, 64))
+    limits = {"convolutions": schema.Range(1, 64), "channels": schema.Range(1, 65536), "1x1s": schema.Range(0, 64)}
     before = len(problems)
-    numbers = [_number(int, item, f"{key}[{index}]", limits[index], problems) for index, item in enumerate(value)]
+    parts = zip(value, limits, strict=False)
+    numbers = [_number(int, item, f"{key}={shown(value)}: {name}", limits[name], problems) for item, name in parts]
     if len(problems) > before:
-        return None
+        return Unread()
     block = Block(*numbers)
     if block.pointwise > block.convs:
-        return problems.value(f"{key}={shown(value)}: {block.pointwise} 1x1 of {block.convs} convolutions")
+        return problems.value(f"{key}={shown(value)}: 1x1s={block.pointwise}: more than its convolutions")
     return block
+
+
+def _row_hint(item: Any, value: Any, key: str) -> str:
+    if item is Block:
+        return f", as {key}=[[1,64],[2,128]]"
+    return f"; write {key}=[{value}]" if isinstance(value, int | float) else ""
 
 
 def _sequence(item: Any, value: Any, key: str, problems: Problems) -> Any:
@@ -76,7 +109,9 @@ def _sequence(item: Any, value: Any, key: str, problems: Problems) -> Any:
         written = value.replace("(", "[").replace(")", "]").replace(" ", "")
         return problems.value(f"{key}={value}: YAML has no tuples; write {written}")
     if not isinstance(value, list | tuple):
-        return problems.value(f"{key}={shown(value)}: must be a list")
+        return problems.value(f"{key}={shown(value)}: must be a list{_row_hint(item, value, key)}")
+    if item is Block and value and all(isinstance(number, int) for number in value):
+        return problems.value(f"{key}={shown(value)}: needs a list of rows; write {key}=[{shown(value)}]")
     return tuple(convert(item, element, f"{key}[{index}]", problems) for index, element in enumerate(value))
 
 
@@ -84,7 +119,7 @@ def convert(kind: Any, value: Any, key: str, problems: Problems) -> Any:
     """`value` as the annotated type `kind`; a misfit is added to `problems`."""
     origin, args = get_origin(kind), get_args(kind)
     if origin in (Union, types.UnionType):
-        return None if value is None else convert(args[0], value, key, problems)
+        return None if value is None else _optional(args[0], value, key, problems)
     if origin is Annotated:
         return _number(args[0], value, key, args[1], problems)
     if origin is Literal:
@@ -100,8 +135,16 @@ def convert(kind: Any, value: Any, key: str, problems: Problems) -> Any:
     if kind is bool and not isinstance(value, bool):
         return problems.value(f"{key}={shown(value)}: must be true or false")
     if kind is str and (not isinstance(value, str) or not value):
-        return problems.value(f"{key}={shown(value)}: must be text")
+        quoted = f"; put it into quotes: '{key}=\"{value}\"'" if isinstance(value, int | float) else ""
+        return problems.value(f"{key}={shown(value)}: must be text{quoted}")
     return value
+
+
+def _optional(kind: Any, value: Any, key: str, problems: Problems) -> Any:
+    before, end = len(problems), str(get_args(kind)[-1]) if get_origin(kind) is Annotated else "must be text"
+    converted = convert(kind, value, key, problems)
+    problems[before:] = [f"{told} or null" if told.endswith(end) else told for told in problems[before:]]
+    return converted
 
 
 def _hints(cls: type) -> dict[str, Any]:
@@ -109,39 +152,59 @@ def _hints(cls: type) -> dict[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def member(group: str, node: Mapping[str, Any], problems: Problems) -> type | None:
+def member(group: str, node: Mapping[str, Any], problems: Problems) -> type | Unread:
     """The schema class of a group whose members differ, chosen by `name`."""
     names = {name: cls for cls in GROUP_CLASSES[group] for name in get_args(_hints(cls)["name"])}
     name = node.get("name")
-    if name in names:
+    if name is None:
+        return problems.value(f"{group}: no file of this group is chosen; see --help")
+    if isinstance(name, str) and name in names:
         return names[name]
-    convert(Literal[tuple(names)], name, f"{group}.name", problems)
-    return None
+    return convert(Literal[tuple(names)], name, f"{group}.name", problems)
+
+
+@cache
+def schema_keys(cls: Any = schema.Config, path: str = "") -> tuple[str, ...]:
+    """The full names of the keys that some configuration has, without an optimizer's own."""
+    keys: list[str] = []
+    for name, kind in _hints(cls).items():
+        members: tuple[Any, ...] = GROUP_CLASSES.get(f"{path}{name}", (kind,))
+        sections: list[Any] = [member for member in members if dataclasses.is_dataclass(member)]
+        keys += [key for member in sections for key in schema_keys(member, f"{path}{name}.")] or [f"{path}{name}"]
+    return tuple(dict.fromkeys(keys))
+
+
+def _unknown(key: str, siblings: Iterable[str], path: str, member: object) -> str:
+    """For a key of the right name in the wrong section the right one is told, else what is alike beside it."""
+    full, there = f"{path}.{key}" if path else key, f"keys{path and f' of {path}'}: {', '.join(siblings)}"
+    if full in schema_keys():
+        return f"{full}: not a key of {path} {shown(member)}; {there}"
+    elsewhere = [name for name in schema_keys() if name.rpartition(".")[2] == key]
+    beside = alike(key, siblings) if path else alike(key.replace("/", "."), schema_keys())
+    near = elsewhere or [f"{path}.{name}" if path else name for name in beside]
+    told = f"nearest {', '.join(near)}; " if near else ""
+    return f"{full}: unknown key; {told}{there}"
 
 
 def section(cls: type, node: Any, path: str, problems: Problems) -> Any:
-    """Fills the schema class `cls` from the mapping `node`."""
-    if not isinstance(node, Mapping):
-        return problems.value(f"{path}={shown(node)}: a group of keys; set {path}.{next(iter(_hints(cls)))}, ...")
+    """Fills the schema class `cls` from the mapping `node`, with `Unread` where it cannot."""
     hints = _hints(cls)
-    prefix = f"{path}." if path else ""
-    for key in node:
-        if key not in hints:
-            keys = ", ".join(hints)
-            problems.append(f"{prefix}{key}: unknown key; {nearest(str(key), hints)}keys: {keys}")
+    if not isinstance(node, Mapping):
+        some = ", ".join(f"{path}.{key}" for key in list(hints)[:3])
+        return problems.value(f"{path}={shown(node)}: a group of keys; set {some}, ...")
+    problems += [_unknown(str(key), hints, path, node.get("name")) for key in node if key not in hints]
     values = {}
     for key, kind in hints.items():
-        if key not in node:
-            problems.append(f"{prefix}{key}: missing; it may not be removed")
-        else:
-            values[key] = _field(kind, node[key], f"{prefix}{key}", problems)
-    return None if problems else cls(**values)
+        name = f"{path}.{key}" if path else key
+        missing = f"{name}: missing; it may not be removed"
+        values[key] = _field(kind, node[key], name, problems) if key in node else problems.value(missing)
+    return cls(**values)
 
 
 def _field(kind: Any, value: Any, path: str, problems: Problems) -> Any:
     if path in GROUP_CLASSES:
         cls = member(path, value, problems) if isinstance(value, Mapping) else GROUP_CLASSES[path][0]
-        return section(cls, value, path, problems) if cls else None
+        return section(cls, value, path, problems) if isinstance(cls, type) else cls
     if path == "optimizer" and isinstance(value, Mapping):
         own = ("name", "lr", "weight_decay")
         arguments = {key: item for key, item in value.items() if key not in own}
@@ -155,6 +218,12 @@ def _field(kind: Any, value: Any, path: str, problems: Problems) -> Any:
 
 def read(node: Mapping[str, Any], problems: Problems) -> schema.Config | None:
     """The whole configuration, or None with the reasons added to `problems`."""
+    config = draft(node, problems)
+    return None if problems else config
+
+
+def draft(node: Mapping[str, Any], problems: Problems) -> schema.Config:
+    """As `read`, but with `Unread` in place of what could not be read, so that the rules can look at the rest."""
     return section(schema.Config, node, "", problems)
 
 

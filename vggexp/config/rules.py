@@ -1,12 +1,13 @@
 """What may not stand together: the checks between keys that no single type can make. Arithmetic only, no torch."""
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 from vggexp import shapes
-from vggexp.config.read import shown
+from vggexp.config.read import Unread, shown
 from vggexp.config.schema import Augment, Config, ImageFolder, Plateau, Step, Synthetic, Vgg
 from vggexp.config.torch_optim import optimizer_problems
 from vggexp.data.catalogue import FACTS, folder_classes
@@ -14,6 +15,7 @@ from vggexp.errors import ConfigError
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,119}")
 WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+UNREAD = (AttributeError, KeyError, TypeError)  # what asking an Unread value leads to
 METRICS = ("val/accuracy", "val/loss", "test/accuracy", "test/loss", "train/accuracy", "train/loss")
 
 
@@ -47,7 +49,7 @@ def inputs(config: Config) -> Inputs:
 def _folder_classes(data: ImageFolder) -> int:
     if data.root is None:
         raise ConfigError("data.root=null: give the folder that holds train/ and test/, or data.classes=N to plan")
-    if not Path(data.root).is_dir():
+    if not os.path.isdir(data.root):
         raise ConfigError(f"data.root={data.root}: no such directory")
     return len(folder_classes(Path(data.root)))
 
@@ -69,16 +71,28 @@ def windows(config: Config) -> tuple[shapes.Window, ...]:
     return {"lenet": shapes.LENET, "alexnet": shapes.ALEXNET}[config.arch.name]
 
 
-def broken_rules(config: Config) -> list[str]:
-    """Every rule that the configuration breaks, each as one problem."""
+def broken_rules(config: Config, whole: bool = True) -> list[str]:
+    """Every rule that the configuration breaks, each as one problem.
+
+    whole: False where values could not be read. A rule that needs such a value has nothing more to say.
+    """
+    problems: list[str] = []
+    given: Inputs = Unread()  # type: ignore[assignment]
     try:
         given = inputs(config)
     except ConfigError as error:
-        return list(error.problems)
-    rules = (_arch, _data, _augment, _scheduler, _device, _train, _run)
-    problems = [problem for rule in rules for problem in rule(config, given)]
-    optimizer = config.optimizer
-    return problems + optimizer_problems(optimizer.name, optimizer.weight_decay, optimizer.arguments)
+        problems += error.problems
+        whole = False
+    except UNREAD:
+        if whole:
+            raise
+    for rule in (_arch, _data, _augment, _scheduler, _device, _train, _run, _optimizer):
+        try:
+            problems.extend(rule(config, given))
+        except UNREAD:
+            if whole:
+                raise
+    return problems
 
 
 def _arch(config: Config, given: Inputs) -> Iterator[str]:
@@ -90,9 +104,11 @@ def _arch(config: Config, given: Inputs) -> Iterator[str]:
 
 def _data(config: Config, given: Inputs) -> Iterator[str]:
     data = config.data
-    if data.root is not None and Path(data.root).exists() and not Path(data.root).is_dir():
+    if data.root is not None and os.path.exists(data.root) and not os.path.isdir(data.root):
         yield f"data.root={data.root}: not a directory"
-    elif data.root is not None and not data.download and not Path(data.root).is_dir():
+    elif data.root is not None and isinstance(data, ImageFolder) and data.classes and not os.path.isdir(data.root):
+        yield f"data.root={data.root}: no such directory"
+    elif data.root is not None and not data.download and not os.path.isdir(data.root):
         yield f"data.root={data.root}: no such directory (data.download=true would fetch into it)"
     if given.train_images is not None and data.batch_size > given.train_images:
         yield f"data.batch_size={data.batch_size}: more than the {given.train_images} training images"
@@ -124,6 +140,11 @@ def _scheduler(config: Config, given: Inputs) -> Iterator[str]:
         yield "scheduler=plateau: watches the validation accuracy, but data.val_fraction=0"
 
 
+def _optimizer(config: Config, given: Inputs) -> Iterator[str]:
+    optimizer = config.optimizer
+    yield from optimizer_problems(optimizer.name, optimizer.weight_decay, optimizer.arguments)
+
+
 def _device(config: Config, given: Inputs) -> Iterator[str]:
     device = config.device
     if device.precision == "tf32" and device.name != "cuda":
@@ -144,8 +165,11 @@ def _train(config: Config, given: Inputs) -> Iterator[str]:
 def _run(config: Config, given: Inputs) -> Iterator[str]:
     name = config.run.name
     if name is not None and (not RUN_NAME.fullmatch(name) or WINDOWS_DEVICES.fullmatch(name)):
-        yield f"run.name={name!r}: 1..120 of letters, digits, . _ + = , - (not . or - first, no device name)"
+        allowed = "1..120 letters, digits or _ . + = , - (the first a letter, digit or _), no device name of Windows"
+        yield f"run.name={name}: must be {allowed}"
     if name == "sweeps":
-        yield "run.name='sweeps': the folder of the sweeps; choose another"
+        yield "run.name=sweeps: the folder of the sweeps; choose another"
+    if os.path.exists(config.run.root) and not os.path.isdir(config.run.root):
+        yield f"run.root={config.run.root}: not a directory"
     if config.sweep.objective not in METRICS:
         yield f"sweep.objective={config.sweep.objective}: allowed {', '.join(METRICS)}"

@@ -57,8 +57,9 @@ def optimizer_problems(name: str, weight_decay: float, given: dict[str, object])
         if (weight_decay and "weight_decay" not in takes)
         else []
     )
+    all_own = ", ".join(["lr", "weight_decay", *own])
     problems += [
-        f"optimizer.{key}={shown(value)}: not an argument of {name}; {nearest(key, own)}its own are {', '.join(own)}"
+        f"optimizer.{key}={shown(value)}: not an argument of {name}; {nearest(key, own)}it takes {all_own}"
         for key, value in given.items()
         if key not in own
     ]

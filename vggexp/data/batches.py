@@ -2,11 +2,11 @@
 and an epoch may start at any batch.
 """
 
+import atexit
 import signal
-import threading
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from os import _exit, getppid
+from multiprocessing import active_children
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vggexp.data.transforms import UNCHANGED, Augment, Changes, Preprocess, color_basis, cut, draw, fit
+from vggexp.data.sources import read_image
+from vggexp.data.transforms import PLAIN, UNCHANGED, Augment, Changes, Preprocess, color_basis, cut, draw, fit
 from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator
 
 PATIENCE_SECONDS = 300  # a worker silent for so long hangs
 SHARE = 4  # pictures stay on the device where they take less than this part of its free memory
-IGNORED = ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")  # sent to the whole group; the parent decides what they mean
 
 Batch = tuple[Tensor, Tensor]  # float32 [B, C, size, size], int64 [B]
 Request = tuple[int | None, list[int]]  # epoch, None for plain pictures; places of the pictures
@@ -46,7 +46,7 @@ class Resident:
         batch_size: int,
         device: torch.device,
         seed: int = 0,
-        augment: Augment = Augment(),  # noqa: B008  (immutable)
+        augment: Augment = PLAIN,
         cache: str = "auto",
     ):
         home = torch.device("cpu") if cache == "ram" or (cache == "auto" and not _fits(images, device)) else device
@@ -94,17 +94,17 @@ class Streaming:
     def __init__(
         self,
         paths: Sequence[Path],
-        labels: Tensor,
+        labels: Sequence[int],
         preprocess: Preprocess,
         *,
         batch_size: int,
         device: torch.device,
         workers: int,
         seed: int = 0,
-        augment: Augment = Augment(),  # noqa: B008  (immutable)
+        augment: Augment = PLAIN,
         basis: Tensor | None = None,
     ):
-        self.labels, self.preprocess = labels, preprocess.to(device)
+        self.labels, self.preprocess = torch.as_tensor(labels), preprocess.to(device)
         self.batch_size, self.device, self.seed = batch_size, device, seed
         self.count = len(paths)
         self.batches_per_epoch = -(-self.count // batch_size)
@@ -133,25 +133,23 @@ Batches = Resident | Streaming
 
 @dataclass(frozen=True, eq=False)
 class Decoder:
-    """decoder[epoch, places]: uint8 [B, 3, size, size] and the changes still to be made on the device."""
+    """decoder[epoch, places]: uint8 [B, 3, size, size] and the changes left for the device; or why there are none."""
 
     paths: Sequence[Path]
     size: int
     seed: int = 0
-    augment: Augment = Augment()  # noqa: RUF009
+    augment: Augment = PLAIN
     basis: Tensor | None = None
 
-    def __getitem__(self, request: Request) -> tuple[Tensor, Changes] | DataError:
+    def __getitem__(self, request: Request) -> tuple[Tensor, Changes] | str:
         epoch, places = request
         try:
             images, changes = zip(*(self._one(epoch, place) for place in places), strict=True)
-        except DataError as error:  # torch would wrap it in a traceback of several lines
-            return error
+        except DataError as error:  # torch would make a traceback of several lines of it
+            return str(error)
         return torch.cat(images), Changes(*map(_join, zip(*changes, strict=True)))
 
     def _one(self, epoch: int | None, place: int) -> tuple[Tensor, Changes]:
-        from vggexp.data.sources import read_image  # imports torchvision, which only the decoding process needs
-
         image = read_image(self.paths[place])[None]
         if epoch is None or not any(self.augment):
             return fit(image, self.size), UNCHANGED
@@ -174,6 +172,8 @@ def decode(paths: Sequence[Path], size: int, workers: int, batch_size: int = 64)
 
 
 def _loader(decoder: Decoder, requests: list[Request], workers: int, device: torch.device) -> DataLoader:
+    if workers:
+        atexit.register(_end_workers)
     return DataLoader(
         decoder,  # type: ignore[arg-type]
         batch_size=None,
@@ -193,32 +193,32 @@ def _as_it_is(batch: Any) -> Any:
 
 
 def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach the workers too; only the parent ends them, which it does by SIGTERM."""
-    for name in IGNORED:
+    """Ctrl-C and a cluster's SIGTERM reach the workers too, but only the parent decides what they mean."""
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
-    if hasattr(signal, "sigwaitinfo"):
-        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
-        threading.Thread(target=_end_with_the_parent, daemon=True).start()
 
 
-def _end_with_the_parent() -> None:
-    while signal.sigwaitinfo({signal.SIGTERM}).si_pid != getppid():
-        pass
-    _exit(0)
+def _end_workers() -> None:
+    """Python ends daemons by SIGTERM when it exits, and would wait for ever for those that ignore it."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where torch reports a worker's end as a failure
+    for process in active_children():
+        if process.daemon:
+            process.kill()
 
 
 def _receive(loader: DataLoader) -> Iterator[tuple[Tensor, Changes]]:
     try:
         for batch in loader:
-            if isinstance(batch, DataError):
-                raise batch
+            if isinstance(batch, str):
+                raise DataError(batch)
             yield batch
-    except RuntimeError as error:
+    except RuntimeError as error:  # torch's word for a worker that was killed or hangs
         if "DataLoader" not in str(error):
             raise
         reason = str(error).splitlines()[0]
-        raise ResourceError(f"data.workers={loader.num_workers}: {reason} (memory? fewer workers need less)") from error
+        raise ResourceError(f"data.workers={loader.num_workers}: {reason} (fewer workers need less memory)") from error
 
 
 def _join(parts: Iterable[Tensor | None]) -> Tensor | None:

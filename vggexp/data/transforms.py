@@ -36,7 +36,7 @@ class Changes(NamedTuple):
     box: Tensor | None = None  # [B, 4]: top, left, bottom, right of what is blanked
 
 
-UNCHANGED = Changes()
+PLAIN, UNCHANGED = Augment(), Changes()
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +81,9 @@ def draw(
     moved = augment.flip or augment.crop or augment.scale
     window = windows(uniform, height, width, size, augment) if moved else None
     shift = None
-    if augment.color and basis is not None:
+    if augment.color:
+        if basis is None:
+            raise ValueError("augment.color needs the color_basis of the training images")
         shift = augment.color * torch.randn(count, len(basis), generator=generator) @ basis
     return Changes(window, shift, boxes(uniform[:, 5:], size, augment.erase) if augment.erase else None)
 
@@ -99,7 +101,7 @@ def windows(uniform: Tensor, height: int, width: int, size: int, augment: Augmen
 
 def fit(images: Tensor, size: int) -> Tensor:
     """The square in the middle, its side scaled to `size`: torchvision's Resize and CenterCrop."""
-    window = windows(torch.zeros(1, UNIFORM), images.shape[-2], images.shape[-1], size, Augment())
+    window = windows(torch.zeros(1, UNIFORM), images.shape[-2], images.shape[-1], size, PLAIN)
     return cut(images, window[0].tolist(), size)
 
 

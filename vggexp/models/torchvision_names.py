@@ -16,12 +16,12 @@ def torchvision_names(net: nn.Sequential) -> dict[str, str]:
     """
     stack, _, head = net
     names, index = {}, 0
-    for block_index, block in enumerate(stack):  # type: ignore[arg-type]
-        for layer_index, layer in enumerate(block):
+    for block_index, block in enumerate(stack.children()):
+        for layer_index, layer in enumerate(block.children()):
             for name in layer.state_dict():
                 names[f"0.{block_index}.{layer_index}.{name}"] = f"features.{index}.{name}"
             index += 1
-    for layer_index, layer in enumerate(head):  # type: ignore[arg-type]
+    for layer_index, layer in enumerate(head.children()):
         for name in layer.state_dict():
             names[f"2.{layer_index}.{name}"] = f"classifier.{layer_index}.{name}"
     return names

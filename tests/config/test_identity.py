@@ -1,0 +1,111 @@
+"""The same command is the same run, and whatever changes a result is another one."""
+
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vggexp.config.compose import load_run, parse
+from vggexp.config.identity import flat, identity, run_name, sweep_name
+from vggexp.config.read import Problems, plain, read, schema_keys
+
+ASIDE = {"run.root", "run.name", "resume", "sweep.objective", "sweep.max_jobs", "train.rest_minutes"}
+ASIDE |= {"data.root", "data.download", "data.workers", "data.cache"}
+FILES = ["arch=alexnet", "arch=lenet", "data=synthetic", "data=image_folder data.classes=3", "optimizer=adam"]
+FILES += ["scheduler=step", "scheduler=cosine", "scheduler=onecycle", "scheduler=plateau", "augment=strong", ""]
+# Another value of each key that is not a number; of one that names its section's class, none.
+OTHER = {
+    "arch.blocks": [[1, 8], [1, 16, 1]], "arch.norm": "batch", "arch.hidden": [8], "arch.init": "paper",
+    "arch.name": None, "scheduler.name": None, "data.name": "mnist", "optimizer.name": "NAdam", "device.name": "mps",
+    "optimizer.betas": [0.8, 0.9], "scheduler.milestones": [3], "augment.scale": [1, 2], "data.cache": "ram",
+    "data.classes": 4, "data.limit": 5000, "data.root": "/elsewhere", "device.precision": "fp32", "device.threads": 3,
+    "train.ema": 0.5, "train.clip_norm": 1, "train.patience": 2, "train.test_weights": "best",
+    "run.root": "elsewhere", "run.name": "mine", "resume": "never", "sweep.objective": "val/loss",
+}  # fmt: skip
+
+
+def other(key, value):
+    if key in OTHER:
+        return OTHER[key]
+    return not value if isinstance(value, bool) else value + 1 if isinstance(value, int) else 0.7 * value + 0.2
+
+
+@pytest.fixture(scope="module")
+def configs():
+    return [plain(load_run(parse(["device=cpu", *overrides.split()]))) for overrides in FILES]
+
+
+def changed(config, key, value):
+    *sections, leaf = key.split(".")
+    copy = yaml.safe_load(yaml.safe_dump(config))
+    node = copy[sections[0]] if sections else copy
+    node[leaf] = value
+    problems = Problems()
+    made = read(copy, problems)
+    assert not problems
+    return made
+
+
+def test_each_key_that_changes_a_result_changes_the_name(configs):
+    seen = set()
+    for config in configs:
+        for key, value in flat(config).items():
+            new = other(key, value)
+            seen.add(key)
+            if key in ("arch.name", "scheduler.name") or (
+                key == "data.name" and config["data"]["name"] != "fashion_mnist"
+            ):
+                continue
+            assert new != value
+            there, same = changed(config, key, new), changed(config, "seed", config["seed"])
+            assert (identity(plain(there)) == identity(config)) == (key in ASIDE), key
+            assert key == "run.name" or (run_name(there) == run_name(same)) == (key in ASIDE), key
+    assert seen >= set(schema_keys()) - {"optimizer.arguments"}
+
+
+def test_files_that_differ_in_their_class_differ_in_name(configs):
+    names = [run_name(changed(config, "seed", 0)) for config in configs]
+    assert len(set(names)) == len(names)
+
+
+def test_a_configuration_survives_yaml(configs):
+    for config in configs:
+        made = changed(config, "seed", config["seed"])
+        assert plain(made) == config
+        assert changed(plain(made), "seed", config["seed"]) == made
+
+
+def test_the_same_values_are_the_same_run():
+    typed = load_run(
+        parse(["arch.blocks=[[1,64],[1,128],[2,256],[2,512],[2,512,0]]", "optimizer.lr=1e-2", "arch.width=1.0"])
+    )
+    assert run_name(typed) == run_name(load_run(parse([])))
+    assert run_name(typed).startswith("vgg11-fashion_mnist-96px-lr0.01-")
+
+
+def test_keys_that_are_null_do_not_enter(configs):
+    here = identity(configs[-1])
+    assert "train.ema" not in here and None not in here.values()
+    assert identity({**configs[-1], "new": None, "train": {**configs[-1]["train"], "new": None}}) == here
+
+
+@pytest.mark.parametrize(
+    ("overrides", "beginning"),
+    [
+        (["arch=vgg16_bn", "arch.width=0.25", "seed=3"], "vgg16_bn-w0.25-fashion_mnist-96px-lr0.01-seed3-"),
+        (["arch=vgg16c", "data=cifar10", "optimizer.lr=1e-3"], "vgg16c-cifar10-32px-lr0.001-"),
+        (["arch.blocks=[[1,16],[1,32]]", "data.resize=64", "arch.norm=lrn"], "vgg5_lrn-fashion_mnist-64px-lr0.01-"),
+        (["arch=lenet", "data=mnist"], "lenet-mnist-32px-lr0.01-"),
+        (["run.name=mine", "seed=3"], "mine"),
+    ],
+)
+def test_names_can_be_read(overrides, beginning):
+    name = run_name(load_run(parse(overrides)))
+    assert name.startswith(beginning) and len(name) == len(beginning) + 8 * beginning.endswith("-")
+    assert Path(name).name == name
+
+
+def test_the_name_of_a_sweep_does_not_depend_on_its_order():
+    sweep = [["arch=vgg11", "optimizer.lr=0.1"], ["arch=vgg13", "optimizer.lr=0.1"]]
+    assert sweep_name(sweep) == sweep_name(sweep[::-1]) != sweep_name(sweep[:1])
+    assert sweep_name(sweep).startswith("arch-")

@@ -1,0 +1,164 @@
+"""The loop: the same weights every time, the same record, and its ways to stop."""
+
+import contextlib
+import math
+
+import pytest
+import torch
+from torch import Tensor
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from vggexp.clock import PARTS, Clock
+from vggexp.errors import DivergedError
+from vggexp.evaluate import evaluate
+from vggexp.models.init import initialize
+from vggexp.models.vgg import vgg
+from vggexp.precision import scaler
+from vggexp.rng import generator
+from vggexp.schedules import schedule
+from vggexp.shapes import Block
+from vggexp.train import Plan, State, train
+
+CPU = torch.device("cpu")
+SCORES = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
+
+
+class Blobs:
+    """Four classes, each a bright corner of a noisy picture; 22 images in batches of 8, so that the last is short."""
+
+    count, batches_per_epoch = 22, 3
+
+    def __init__(self, bad: tuple[int, int] | None = None):
+        self.bad = bad  # epoch and batch of an image that is not finite
+        self.labels = torch.arange(22) % 4
+        self.images = 0.3 * torch.randn(22, 1, 4, 4, generator=generator(0, "blobs"))
+        self.images.view(22, 2, 2, 2, 2)[range(22), self.labels // 2, :, self.labels % 2] += 1
+
+    def train(self, epoch: int, start: int = 0):
+        order = torch.randperm(22, generator=generator(0, "order", epoch)).split(8)
+        for batch, chosen in list(enumerate(order))[start:]:
+            yield self.images[chosen] * (math.nan if (epoch, batch) == self.bad else 1), self.labels[chosen]
+
+
+class Recorder:
+    def __init__(self):
+        self.rows, self.seen = [], []
+
+    def progress(self, epoch: int, batches: int):
+        self.seen.append([epoch, batches, 0])
+        return contextlib.nullcontext(self)
+
+    def update(self, images: int) -> None:
+        self.seen[-1][-1] += images
+
+    def epoch(self, row) -> None:
+        self.rows.append(row)
+
+
+def fresh(lr=0.05, seed=0, ema=None, course="constant", **own) -> State:
+    net = vgg([Block(1, 8)], norm="batch", hidden=(16,), dropout=0.3, width=1, in_channels=1, size=4, classes=4)
+    initialize(net, "kaiming", seed)
+    optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9, fused=True)
+    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+    course = schedule(course, lr, 0, epochs=4, steps_per_epoch=3, **own)
+    return State(net, optimizer, course, scaler("fp32", CPU), average)
+
+
+def scores(net):
+    return evaluate(net, [(Blobs().images, Blobs().labels)], CPU, contextlib.nullcontext, "val")
+
+
+def trained(state: State, epochs=4, seed=0, batches=None, measure=scores, patience=None) -> Recorder:
+    plan = Plan(
+        device=CPU, seed=seed, epochs=epochs, batch_size=8, accumulate=1, label_smoothing=0.0, clip_norm=None,
+        patience=patience, rest_minutes=0.0, autocast=contextlib.nullcontext,
+    )  # fmt: skip
+    watcher = Recorder()
+    train(state, batches or Blobs(), plan, Clock(CPU), measure, watcher)
+    return watcher
+
+
+def weights(state: State) -> Tensor:
+    return torch.cat([tensor.flatten().double() for tensor in state.net.state_dict().values()])
+
+
+def test_the_same_run_is_the_same_to_the_last_bit():
+    states = [fresh(), fresh(), fresh(), fresh(seed=1)]  # the last two: other dropout, other initial weights
+    for elsewhere, (state, seed) in enumerate(zip(states, (0, 0, 1, 0), strict=True)):
+        torch.manual_seed(elsewhere)
+        trained(state, seed=seed)
+    first, second, *others = states
+    assert torch.equal(weights(first), weights(second))
+    assert [[a[key] == b[key] for key in SCORES] for a, b in zip(first.history, second.history, strict=True)] == [
+        [True] * 4
+    ] * 4
+    assert not any(torch.equal(weights(first), weights(other)) for other in others)
+
+
+def test_an_epoch_depends_on_nothing_but_the_state():
+    whole, halved = (fresh(course="cosine", final_factor=0) for _ in range(2))
+    seeds = []
+    whole.net.register_forward_pre_hook(lambda net, _: seeds.append(torch.initial_seed()) if net.training else None)
+    trained(whole)
+    assert len(set(seeds)) == len(seeds) == 12  # every step has a dropout of its own
+    for epochs in (2, 4, 4):  # the third finds nothing left to do
+        trained(halved, epochs)
+        halved.net.eval()
+    assert torch.equal(weights(whole), weights(halved))
+    assert (halved.epoch, halved.step, len(halved.history)) == (4, 12, 4)
+
+
+def test_the_record_of_an_epoch():
+    state = fresh(lr=0.25, course="step", milestones=[1], gamma=0.5)
+    watcher = trained(state, epochs=2)
+    order = ["epoch", "step", "lr", *SCORES, "images_per_second", "time/epoch_seconds"]
+    assert [list(row) for row in watcher.rows] == [[*order, *(f"time/{part}_seconds" for part in PARTS)]] * 2
+    assert [(row["epoch"], row["step"], row["lr"]) for row in watcher.rows] == [(1, 3, 0.25), (2, 6, 0.125)]
+    assert watcher.rows == state.history
+    assert watcher.seen == [[1, 3, 22], [2, 3, 22]]
+    assert scores(state.net).items() <= watcher.rows[-1].items()
+    seconds = {key: value for key, value in watcher.rows[-1].items() if key.startswith("time/")}
+    whole = seconds.pop("time/epoch_seconds")
+    assert 0 < sum(seconds.values()) <= whole
+    assert watcher.rows[-1]["images_per_second"] == pytest.approx(22 / (whole - seconds["time/evaluation_seconds"]))
+
+
+def test_it_learns():
+    rows = trained(fresh(), epochs=12).rows
+    assert rows[-1]["train/loss"] < rows[0]["train/loss"] / 3
+    assert rows[-1]["val/accuracy"] == 1
+
+
+@pytest.mark.parametrize(("epoch", "batch", "lr"), [(0, 0, 0.04), (1, 2, 0.04), (2, 1, 0.02)])
+def test_divergence_names_its_place(epoch, batch, lr):
+    state = fresh(lr=0.04, course="step", milestones=[2], gamma=0.5)
+    with pytest.raises(DivergedError, match=rf"at epoch {epoch + 1} batch {batch + 1} with lr {lr}; .*lr={lr / 10} or"):
+        trained(state, batches=Blobs(bad=(epoch, batch)))
+    assert (state.epoch, state.step, len(state.history)) == (epoch, 3 * epoch + batch, epoch)
+    assert all(weight.isfinite().all() for weight in state.net.parameters())
+
+
+@pytest.mark.parametrize(("patience", "epochs"), [(None, 7), (1, 3), (2, 6), (3, 7)])
+def test_the_validation_accuracy_lowers_the_rate_and_stops(patience, epochs):
+    accuracies = [0.1, 0.5, 0.5, 0.6, 0.4, 0.6, 0.7]
+    told = iter([{"val/accuracy": accuracy} for accuracy in accuracies])
+    state = fresh(lr=0.5, course="plateau", gamma=0.1, patience=1, threshold=0)
+    rows = trained(state, epochs=7, patience=patience, measure=lambda net: next(told)).rows
+    assert [row["val/accuracy"] for row in rows] == accuracies[:epochs]
+    assert [row["lr"] for row in rows] == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.05][:epochs])
+
+
+def test_averaged_weights():
+    after, measured, state, plain = [], [], fresh(ema=0.75), fresh()
+    state.optimizer.register_step_post_hook(
+        lambda *_: after.append([weight.detach().clone() for weight in state.net.parameters()])
+    )
+    trained(state, epochs=2, measure=lambda net: measured.append(net) or {})
+    trained(plain, epochs=2)
+    assert measured == [state.ema.module] * 2
+    by_hand = after[0]
+    for step in after[1:]:
+        by_hand = [0.75 * old + 0.25 * new for old, new in zip(by_hand, step, strict=True)]
+    for ours, expected in zip(state.evaluated().parameters(), by_hand, strict=True):
+        torch.testing.assert_close(ours.detach(), expected)
+    assert torch.equal(weights(state), weights(plain))  # averaging changes nothing in the training

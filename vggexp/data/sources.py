@@ -1,0 +1,320 @@
+"""The data sets as tensors, or as a list of picture files: found or fetched, verified, read."""
+
+import hashlib
+import math
+import os
+import pickle
+import tarfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from vggexp.data.catalogue import FACTS, Digest, Facts, folder_classes, subfolders
+from vggexp.data.download import fetch, locked
+from vggexp.data.split import choose
+from vggexp.errors import DataError, ResourceError
+from vggexp.files import replace
+from vggexp.rng import generator
+
+PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision's ImageFolder
+DECODERS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # PIL has others that start programs
+MOST_PIXELS = 1 << 26  # of a picture: 192 MiB in RGB; more is taken for a decompression bomb
+ARCHIVE_CAP = 200 << 20  # bytes; CIFAR's are 170 and 169 million
+GZIP_OVERHEAD = 1024  # bytes that a .gz of what cannot be compressed may be longer by
+DAMAGED = "delete it to fetch it again"
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    images: Tensor  # uint8 [N, C, H, W]
+    labels: Tensor  # int64 [N]
+    classes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class FolderIndex:
+    """Picture files that are decoded when they are wanted."""
+
+    paths: list[Path]
+    labels: list[int]
+    classes: tuple[str, ...]
+
+
+Part = TypeVar("Part", ImageSet, FolderIndex)
+
+
+@dataclass(frozen=True, eq=False)
+class Loaded(Generic[Part]):
+    train: Part
+    test: Part
+    fingerprint: dict[str, str]  # file name -> SHA-256 of its uncompressed bytes; of a folder, see `index_folder`
+    origin: str  # for people: the folder that was read, or the maker
+
+
+def load(name: str, root: Path | None, download: bool) -> Loaded[ImageSet]:
+    """A data set of the catalogue, from `root`, the system's folder, or a download into `root` or the user's cache.
+
+    A root that may not be filled (download=False) is the only source. Raises DataError, ResourceError.
+    """
+    facts = FACTS[name]
+    if name == "digits":
+        return _digits(facts)
+    folder, read = _folder(name, facts, root, download), _batches if facts.archive else _idx_pair
+    train, train_hashes = read(facts, folder, facts.train_files)
+    test, test_hashes = read(facts, folder, facts.test_files)
+    return Loaded(train, test, train_hashes | test_hashes, str(folder))
+
+
+def _folder(name: str, facts: Facts, root: Path | None, download: bool) -> Path:
+    """The first place that holds every file; else the last, filled."""
+    files, places = facts.train_files + facts.test_files, _places(name, facts, root, download)
+    folder = next((place for place in places if all(_held(place, file) for file in files)), places[-1])
+    if missing := [file for file in files if not _held(folder, file)]:
+        package = f", or apt-get install {facts.package}" if facts.package else ""
+        if not download:
+            looked = " or ".join(dict.fromkeys(map(str, places)))
+            raise DataError(f"{name}: no {missing[0]} in {looked} (data.root=FOLDER or data.download=true{package})")
+        try:
+            _obtain(facts, folder, missing)
+        except DataError as error:
+            raise DataError(f"{error}{package}") from error
+    return folder
+
+
+def _places(name: str, facts: Facts, root: Path | None, download: bool) -> list[Path]:
+    """Where the files may be, in the order of trying; the last is the one to fetch them into."""
+    system = [Path(facts.system)] if facts.system and (root is None or download) else []
+    if root is None:
+        own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vggexp" / name
+        return [*system, own / facts.folder if facts.archive else own]
+    if facts.archive:
+        return [root, root / facts.folder]
+    return [root, root / facts.folder, *system, root]
+
+
+def _held(folder: Path, file: str) -> Path | None:
+    return next((path for path in (folder / file, folder / f"{file}.gz") if path.is_file()), None)
+
+
+def _obtain(facts: Facts, folder: Path, missing: list[str]) -> None:
+    """Into the folder, what it does not hold yet."""
+    if facts.archive:
+        archive = folder.parent / facts.archive
+        fetch([mirror + facts.archive for mirror in facts.mirrors], archive, facts.digests[facts.archive], ARCHIVE_CAP)
+        _extract(archive, folder, missing)
+        return
+    for file in missing:
+        urls = [f"{mirror}{file}.gz" for mirror in facts.mirrors]
+        fetch(urls, folder / f"{file}.gz", facts.digests[file], _idx_bytes(_idx_shape(facts, file)) + GZIP_OVERHEAD)
+
+
+def _extract(archive: Path, folder: Path, files: list[str]) -> None:
+    """Only names we know are taken, and none of the archive's own is used as a path."""
+    try:
+        with locked(folder), tarfile.open(archive) as tar:
+            for file in files:  # again where another process has just done it: the same bytes
+                member = tar.extractfile(f"{folder.name}/{file}")
+                replace(folder / file, member.read(ARCHIVE_CAP) if member else b"")
+    except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
+        raise DataError(f"{archive}: not the archive it should be: {error} ({DAMAGED})") from error
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be written: {error.strerror or error} (data.root=FOLDER)") from error
+
+
+def _idx_shape(facts: Facts, file: str) -> tuple[int, ...]:
+    count = facts.train_images if file in facts.train_files else facts.test_images
+    return (count, facts.size, facts.size) if "idx3" in file else (count,)
+
+
+def _idx_bytes(shape: tuple[int, ...]) -> int:
+    return 4 + 4 * len(shape) + math.prod(shape)
+
+
+def _idx_pair(facts: Facts, folder: Path, files: tuple[str, ...]) -> tuple[ImageSet, dict[str, str]]:
+    (images, one), (labels, other) = (_idx(facts, folder, file) for file in files)
+    hashes = dict(zip(files, (one, other), strict=True))
+    return checked(images.unsqueeze(1), labels.long(), facts.classes, folder / files[1]), hashes
+
+
+def _idx(facts: Facts, folder: Path, file: str) -> tuple[Tensor, str]:
+    """uint8 of the shape that the catalogue gives, and the SHA-256. The format: http://yann.lecun.com/exdb/mnist."""
+    path, shape = _held(folder, file) or folder / file, _idx_shape(facts, file)
+    wanted = _idx_bytes(shape)
+    raw = _unpacked(path, wanted + 1)
+    head = tuple(int.from_bytes(raw[at : at + 4], "big") for at in range(0, 4 + 4 * len(shape), 4))
+    magic = 0x0800 + len(shape)
+    if len(raw) >= 4 and head[0] != magic:
+        raise DataError(f"{path}: magic 0x{head[0]:08x}, wanted 0x{magic:08x} ({DAMAGED})")
+    if len(raw) != wanted:
+        more = " or more" if len(raw) > wanted else ""
+        raise DataError(f"{path}: {wanted} bytes wanted, {len(raw)}{more} found ({DAMAGED})")
+    if head[1:] != shape:
+        raise DataError(f"{path}: says it holds {_times(head[1:])} values, wanted {_times(shape)} ({DAMAGED})")
+    sha256 = _verified(raw, facts.digests[file], path)
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=4 + 4 * len(shape)).view(shape), sha256
+
+
+def _times(sizes: tuple[int, ...]) -> str:
+    return "x".join(map(str, sizes))
+
+
+def _unpacked(path: Path, cap: int) -> bytes:
+    """The first `cap` bytes, so that a small file cannot fill the memory."""
+    try:
+        with open(path, "rb") as file:
+            packed = file.read(cap + GZIP_OVERHEAD)
+        return zlib.decompressobj(31).decompress(packed, cap) if path.suffix == ".gz" else packed[:cap]
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except zlib.error as error:
+        raise DataError(f"{path}: not a gzip file: {error} ({DAMAGED})") from error
+
+
+def _verified(raw: bytes, digest: Digest, path: Path) -> str:
+    """The SHA-256 of bytes that have the digest. Raises DataError for others."""
+    sha256 = hashlib.sha256(raw).hexdigest()
+    found = sha256
+    if digest.algorithm != "sha256":
+        found = hashlib.new(digest.algorithm, raw, usedforsecurity=False).hexdigest()
+    if found != digest.hex:
+        raise DataError(f"{path}: {digest.algorithm} {found}, wanted {digest.hex}: changed or damaged ({DAMAGED})")
+    return sha256
+
+
+def _batches(facts: Facts, folder: Path, files: tuple[str, ...]) -> tuple[ImageSet, dict[str, str]]:
+    """CIFAR's pickled batches. A pickle can run code, so its bytes are verified before it is opened."""
+    images: list[Tensor] = []
+    labels: list[int] = []
+    hashes = {}
+    for file in files:
+        raw = _unpacked(folder / file, ARCHIVE_CAP)
+        hashes[file] = _verified(raw, facts.digests[file], folder / file)
+        batch: dict[str, Any] = pickle.loads(raw, encoding="latin1")
+        images.append(torch.from_numpy(batch["data"]))
+        labels += batch.get("labels") or batch["fine_labels"]
+    pixels = torch.cat(images).view(-1, facts.channels, facts.size, facts.size)
+    return checked(pixels, torch.tensor(labels), facts.classes, folder), hashes
+
+
+def checked(images: Tensor, labels: Tensor, classes: tuple[str, ...], where: object) -> ImageSet:
+    """Raises DataError where labels are out of range or not as many as images."""
+    if len(images) != len(labels):
+        raise DataError(f"{where}: {len(labels)} labels for {len(images)} images")
+    wrong = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
+    if len(wrong):
+        row = int(wrong[0])
+        raise DataError(f"{where}: label {int(labels[row])} at row {row}, classes are 0..{len(classes) - 1}")
+    return ImageSet(images, labels, classes)
+
+
+def _digits(facts: Facts) -> Loaded[ImageSet]:
+    try:
+        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+    except ImportError as error:
+        raise DataError(
+            f"digits: comes with scikit-learn, which is missing: {error} (pip install scikit-learn)"
+        ) from error
+    bunch = load_digits()
+    images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
+    whole = checked(images, torch.from_numpy(bunch.target).long(), facts.classes, "digits")
+    held_out = torch.zeros(len(images), dtype=torch.bool)
+    held_out[choose(whole.labels, facts.test_images, 0, "digits test set")] = True
+    train, test = (ImageSet(images[part], whole.labels[part], facts.classes) for part in (~held_out, held_out))
+    return Loaded(train, test, {"digits": _sha256(images, whole.labels)}, "scikit-learn")
+
+
+def synthetic(images: int, classes: int, channels: int, size: int, seed: int = 0) -> Loaded[ImageSet]:
+    """Each class has a pattern of 4x4 fields of 0..127; noise of 0..127 is added. The test set has a fifth as many."""
+    coarse = torch.randint(
+        0, 128, (classes, channels, 4, 4), generator=generator(seed, "synthetic patterns"), dtype=torch.uint8
+    )
+    field = torch.arange(size) * 4 // size
+    patterns = coarse[:, :, field][..., field]
+
+    def part(count: int, purpose: str) -> ImageSet:
+        pixels = torch.empty(count, channels, size, size, dtype=torch.uint8)
+        pixels.random_(0, 128, generator=generator(seed, "synthetic noise", purpose))
+        for label in range(classes):
+            pixels[label::classes] += patterns[label]
+        return ImageSet(pixels, torch.arange(count) % classes, tuple(map(str, range(classes))))
+
+    train, test = part(images, "train"), part(images // 5, "test")
+    fingerprint = {name: _sha256(of.images, of.labels) for name, of in (("train", train), ("test", test))}
+    return Loaded(train, test, fingerprint, "synthetic")
+
+
+def _sha256(*tensors: Tensor) -> str:
+    digest = hashlib.sha256()
+    for tensor in tensors:
+        digest.update(tensor.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def index_folder(root: Path) -> Loaded[FolderIndex]:
+    """root/train/CLASS/... and root/test/CLASS/... (or root/val), decoded later. Raises DataError.
+
+    The fingerprint is over sorted relative paths and file sizes: to read all bytes of a large folder takes too long.
+    """
+    classes = folder_classes(root)
+    held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
+    if held_out is None:
+        raise DataError(f"{root}: holds neither test nor val (wanted: {root}/test/CLASS/*.jpg)")
+    if different := sorted(set(subfolders(held_out)) ^ set(classes)):
+        raise DataError(f"{held_out}: class {different[0]!r} is not in both this folder and {root / 'train'}")
+    (train, train_hash), (test, test_hash) = (_index(part, classes) for part in (root / "train", held_out))
+    return Loaded(train, test, {"train": train_hash, held_out.name: test_hash}, str(root))
+
+
+def _index(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, str]:
+    paths: list[Path] = []
+    labels: list[int] = []
+    digest, start = hashlib.sha256(), len(str(folder))
+    try:
+        for label, name in enumerate(classes):
+            found = _pictures(folder / name)
+            paths += map(Path, found)
+            labels += [label] * len(found)
+            for path in found:
+                digest.update(b"%s\0%d\n" % (os.fsencode(path[start:]), os.path.getsize(path)))
+    except OSError as error:
+        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    return FolderIndex(paths, labels, classes), digest.hexdigest()
+
+
+def _pictures(folder: Path) -> list[str]:
+    """Sorted paths of all picture files in the folder and below. Raises DataError where there are none, OSError."""
+
+    def unreadable(error: OSError) -> None:  # os.walk would go on without it
+        raise error
+
+    walk = os.walk(folder, onerror=unreadable)
+    found = sorted(os.path.join(at, file) for at, _, files in walk for file in files if file.lower().endswith(PICTURES))
+    if not found:
+        raise DataError(f"{folder}: holds no pictures ({' '.join(PICTURES)})")
+    return found
+
+
+def read_image(path: Path) -> Tensor:
+    """uint8 [3, H, W], upright as its EXIF data says; of an animation the first frame. Raises DataError."""
+    from PIL import Image, ImageOps  # torchvision's decoders are deprecated and cover fewer formats
+
+    try:
+        with Image.open(path, formats=DECODERS) as image:
+            if image.width * image.height > MOST_PIXELS:
+                raise DataError(f"{path}: {image.width}x{image.height} pixels, more than {MOST_PIXELS} in all")
+            if image.mode == "F":
+                raise DataError(f"{path}: pixels are fractions of unknown range (save it with 8 or 16 bits)")
+            ImageOps.exif_transpose(image, in_place=True)
+            if image.mode.startswith("I"):  # 16 bits, which PIL would cut at 255 instead of scaling
+                rgb = image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+            else:
+                rgb = image.convert("RGB")
+    except (DataError, MemoryError):
+        raise
+    except Exception as error:  # decoders raise what they like
+        raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
+    return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3).permute(2, 0, 1)
