@@ -68,7 +68,7 @@ def train_step(
         loss = functional.cross_entropy(logits.float(), truth, reduction="sum", label_smoothing=label_smoothing)
         scaled = scaler.scale(loss / batch_size)
         if scaler.is_enabled():  # a scaler overwrites the optimizer's flag, so it has to see the bad step itself
-            scaled = torch.where(guard.first_bad < 0, scaled, torch.nan)
+            scaled = scaled * torch.where(guard.first_bad < 0, 1.0, torch.nan)
         scaled.backward()
         sums.add(loss, logits, truth)
         total += loss.detach()

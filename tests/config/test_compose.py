@@ -50,9 +50,8 @@ def test_users_add_files(folder, tmp_path):
 
 
 def test_users_override_shipped_files(tmp_path, monkeypatch):
-    written(
-        tmp_path / "arch/vgg11.yaml", "name: vgg\nblocks: [[1, 8]]\nnorm: none\nhidden: [4]\ndropout: 0\nwidth: 1\n"
-    )
+    text = "name: vgg\nblocks: [[1, 8]]\nnorm: none\nhidden: [4]\ndropout: 0\nwidth: 1\n"
+    written(tmp_path / "arch/vgg11.yaml", text)
     monkeypatch.setenv("VGGEXP_CONF_PATH", str(tmp_path))
     assert single().arch.hidden == (4,) and len(single("arch=vgg13").arch.blocks) == 5
 

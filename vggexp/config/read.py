@@ -147,6 +147,7 @@ def _optional(kind: Any, value: Any, key: str, problems: Problems) -> Any:
     return converted
 
 
+@cache
 def _hints(cls: type) -> dict[str, Any]:
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
