@@ -14,7 +14,8 @@ from vggexp import precision
 from vggexp.config.rules import inputs
 from vggexp.config.schema import Config, ImageFolder, LeNet, Synthetic, Vgg
 from vggexp.data.batches import Batches, Resident, Streaming, decode
-from vggexp.data.sources import FolderIndex, ImageSet, Loaded, index_folder, load, synthetic
+from vggexp.data.folder import FolderIndex, index_folder
+from vggexp.data.sources import ImageSet, Loaded, load, synthetic
 from vggexp.data.split import choose, train_val_split
 from vggexp.data.transforms import Augment, Preprocess, color_basis, statistics
 from vggexp.errors import ConfigError
@@ -199,11 +200,11 @@ def _streamed(config: Config, index: Loaded[FolderIndex], device: torch.device) 
     sample = decode(paths(train[:: max(1, len(train) // 256)]), size, 0) if config.augment.color else None
     return Datasets(
         train=make(
-            paths(train), labels[train], augment=Augment(**vars(config.augment)),
+            paths(train), labels[train].tolist(), augment=Augment(**vars(config.augment)),
             basis=None if sample is None else color_basis(sample),
         ),
-        val=make(paths(val), labels[val]) if len(val) else None,
-        test=make(index.test.paths, torch.tensor(index.test.labels)),
+        val=make(paths(val), labels[val].tolist()) if len(val) else None,
+        test=make(index.test.paths, index.test.labels),
         classes=index.train.classes,
         preprocess=preprocess,
         pictures=lambda places: decode([index.test.paths[place] for place in places.tolist()], size, 0),

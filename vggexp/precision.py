@@ -1,4 +1,4 @@
-"""Number formats, and the device's own switches. Every choice is one path through the loop; what is off does nothing."""
+"""Number formats and the device's switches. The loop has one path for all of them; what is off does nothing."""
 
 import os
 from contextlib import AbstractContextManager

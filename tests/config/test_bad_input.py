@@ -17,23 +17,16 @@ from vggexp.sinks.console import error_line
 # command line -> the whole line, or its beginning where it ends in "..."
 TABLE = r"""
 arch=vgg12 -> arch=vgg12: unknown; nearest vgg11, vgg13; allowed alexnet, lenet, ...
-arch=VGG11 -> arch=VGG11: unknown; nearest vgg11, ...
-arch=null -> arch=null: unknown; allowed ...
 +arch=vgg16 -> +arch=vgg16: arch is already set; write arch=vgg16
 arch=vgg11,vgg13 -> arch=vgg11,vgg13: a list of values needs -m (a sweep)
-arch@model=vgg11 -> arch@model=vgg11: @ is not needed; write arch=vgg11
-~arch -> ~arch: may not be removed
 arch.blocks=[[1,0]] -> arch.blocks[0]=[1,0]: channels=0: must be 1..65536
 arch.blocks=[[1,64,2]] -> arch.blocks[0]=[1,64,2]: 1x1s=2: more than its convolutions
-arch.blocks=[[1,a]] -> arch.blocks[0]=[1,a]: channels=a: not a whole number; must be 1..65536
-arch.blocks=[] -> arch.blocks=[]: needs 1..12 blocks
 arch.blocks=[1,64] -> arch.blocks=[1,64]: needs a list of rows; write arch.blocks=[[1,64]]
 arch.blocks=null -> arch.blocks=null: must be a list, as arch.blocks=[[1,64],[2,128]]
 'arch.blocks=((1,64),(2,128))' -> arch.blocks=((1,64),(2,128)): no tuples here; write arch.blocks=[[1,64],[2,128]]
 arch.blocks=[[1,64 -> arch.blocks=[[1,64: [ is not closed
-arch.blocks[0]=[1,64] -> arch.blocks[0]=[1,64]: not a key; keys are words with dots between them
+'arch blocks=1' -> arch blocks=1: not a key; keys are words with dots between them
 arch.hidden=4096 -> arch.hidden=4096: must be a list; write arch.hidden=[4096]
-arch.dropout=1 -> arch.dropout=1: must be >= 0 and < 1
 arch.norm=Batch -> arch.norm=Batch: nearest batch; allowed none, batch, lrn
 arch.bn=true -> arch.bn: unknown key; keys of arch: name, blocks, norm, hidden, dropout, width, init
 arch=lenet arch.norm=lrn -> arch.norm: not a key of arch lenet; keys of arch: name, init
@@ -45,66 +38,46 @@ optimizer.momentum=1.5 -> optimizer.momentum=1.5: must be >= 0 and < 1
 optimizer=adam optimizer.momentum=0.9 -> optimizer.momentum=0.9: not an argument of Adam; it takes lr, weight_decay, ...
 optimizer=adam optimizer.amsgrad=true -> optimizer.amsgrad=true: not in the file of this optimizer; write +...
 +optimizer.nestrov=true -> optimizer.nestrov=true: not an argument of SGD; nearest nesterov; it takes lr, ...
-optimizer.name=LBFGS -> optimizer.name=LBFGS: needs a closure that evaluates the loss several times a step; choose ...
-optimizer=adam optimizer.betas=[0.9] -> optimizer.betas=[0.9]: needs two numbers, each >= 0 and < 1
 optimizer._target_=os.system -> optimizer._target_=os.system: not allowed in a configuration
 ~optimizer.lr -> optimizer.lr: missing; it may not be removed
 scheduler=step scheduler.milestones=[30,20] -> scheduler.milestones=[30,20]: must be numbers of epochs that rise
 scheduler.gamma=0.1 -> scheduler.gamma: not a key of scheduler constant; keys of scheduler: name, warmup_epochs
-scheduler.warmup_epochs=10 -> scheduler.warmup_epochs=10: more than train.epochs=5
 scheduler=plateau data.val_fraction=0 -> scheduler=plateau: watches the validation accuracy, but data.val_fraction=0
 data.batch_size=0 -> data.batch_size=0: must be 1..65536
 data.batch_size=1e3 -> data.batch_size=1e3: not a whole number; write 1000
 data.batch_size=0x10 -> data.batch_size=0x10: not a whole number; write 16
-data.batch_size=128] -> data.batch_size=128]: stray ]
 data.batch_size=60000 -> data.batch_size=60000: more than the 54000 training images
 data.resize=16 -> data.resize=16: too small for 5 poolings (16->8->4->2->1->0); at least 32
 data.resize=-224 -> data.resize=-224: must be 1..4096 or null
 data.resize=[224,224] -> data.resize=[224,224]: not a whole number; must be 1..4096 or null
 data.root=/dev/null -> data.root=/dev/null: not a directory
 data.root=~/data -> data.root=~/data: ~ is not expanded here; write $HOME or the whole path
-data.download=yes -> data.download=yes: must be true or false
 data=image_folder -> data.root=null: give the folder that holds train/ and test/, or data.classes=N to plan
-data=image_folder data.classes=3 data.root=/nonexistent -> data.root=/nonexistent: no such directory
 data.val_fraction=0.00001 -> data.val_fraction=0.00001: 1 validation images for 10 classes; at least one each, or 0
-data={batch_size:0} -> data.batch_size=0: must be 1..65536
-augment.crop=96 -> augment.crop=96: must be below the image's 96 pixels
-train.epochs=ten -> train.epochs=ten: not a whole number; must be 1..100000
 train.epochs=1,2 -> train.epochs=1,2: a list of values needs -m (a sweep)
 train.epochs==3 -> train.epochs==3: one = only
 =3 -> =3: key missing (no spaces around =)
 train -> train: = missing; write train.epochs=VALUE
 vgg16 -> vgg16: = missing; write arch=vgg16
-'' -> : an empty word; leave it out
 train=3 -> train=3: a group of keys; set train.epochs, train.rest_minutes, train.label_smoothing, ...
-~train -> ~train: may not be removed
 ~nosuch -> ~nosuch: no such key
 train.epochs=${oc.env:HOME} -> train.epochs=${oc.env:HOME}: interpolations are not allowed on the command line; ...
 train.epochs=??? -> train.epochs=???: give a value
 train.epoch=3 -> train.epoch: unknown key; nearest train.epochs; keys of train: epochs, rest_minutes, ...
 train.lr=0.1 -> train.lr: unknown key; nearest optimizer.lr; keys of train: ...
-epochs=3 -> epochs: unknown key; nearest train.epochs; keys: arch, ...
 run_name=x -> run_name: unknown key; nearest run.name; keys: arch, ...
 nonsense=1 -> nonsense: unknown key; keys: arch, data, augment, optimizer, scheduler, device, train, run, ...
 +train.epochs=3 -> +train.epochs=3: already set; write train.epochs=3
 +data.augmnt=true -> data.augmnt: unknown key; keys of data: name, ...
-train.accumulate=200 -> train.accumulate=200: more than data.batch_size=128
 seed=18446744073709551616 -> seed=18446744073709551616: must be 0..9223372036854775807
-device=tpu -> device=tpu: unknown; nearest cpu; allowed auto, cpu, cuda, mps
 device=cpu device.precision=fp16 -> device.precision=fp16: not trained on a processor; use bf16 or fp32
 device.threads=0 -> device.threads=0: must be 1..4096 or null
 run.name=../x -> run.name=../x: must be 1..120 letters, digits or _ . + = , - (the first a letter, digit or _), ...
-run.name=CON -> run.name=CON: must be 1..120 letters, ...
-run.name=héllo -> run.name=héllo: put the value into quotes: 'run.name="héllo"'
 run.name=123 -> run.name=123: must be text; put it into quotes: 'run.name="123"'
-run.name=sweeps -> run.name=sweeps: the folder of the sweeps; choose another
-run.root=/dev/null -> run.root=/dev/null: not a directory
 resume=yes -> resume=yes: allowed auto, never
 experiment=quikstart -> experiment=quikstart: unknown; nearest quickstart; allowed ...
-sweep.objective=accuracy -> sweep.objective=accuracy: allowed val/accuracy, val/loss, ...
 hydra.nosuch=1 -> hydra.nosuch: unknown key of Hydra; --cfg hydra prints those it has
 hydra/launcher=nope -> hydra/launcher=nope: unknown; allowed basic...
-hydra.job.chdir=maybe -> hydra.job.chdir=maybe: hydra.job.chdir: Value 'maybe' is not a valid bool (type str)
 --config-dir=/nonexistent -> --config-dir=/nonexistent: no such directory
 --config-path=/tmp -> --config-path=/tmp: not allowed; add a folder with --config-dir
 --nosuchflag -> --nosuchflag: unknown flag; see --help
@@ -115,7 +88,6 @@ hydra.job.chdir=maybe -> hydra.job.chdir=maybe: hydra.job.chdir: Value 'maybe' i
 -m arch=glob(nosuch*) -> arch=glob(nosuch*): no value; a sweep of it has no job
 -m optimizer.lr=interval(0,1) -> optimizer.lr=interval(0,1): a grid needs single values; use a search sweeper for ...
 -m seed=range(1000000000) -> sweep: more than sweep.max_jobs=1000 jobs; take fewer values or raise that number
--m seed=1,2 sweep.max_jobs=x -> sweep.max_jobs=x: not a whole number; must be 1..10000000
 train.epochs==3 data.batch_size=1e3 lr=1 -> train.epochs==3: one = only; lr: unknown key; nearest optimizer.lr; ...
 optimizer.lr=-1 data.resize=16 -> optimizer.lr=-1: must be > 0 and <= 100; data.resize=16: too small for 5 poolings ...
 data.resize=0 train.accumulate=200 -> data.resize=0: must be 1..4096 or null; train.accumulate=200: more than data...
@@ -162,7 +134,7 @@ def test_many_bad_jobs_are_counted():
 VALUES = "|null|-1|1.5|1e400|[]|[[1,2]]|{a:1}|é|\u202e|a b|1,2|range(2)|glob(*)|'|((1))|[1|==|\x00|\n|vgg11|step"
 
 
-@settings(max_examples=15, deadline=None, derandomize=True)
+@settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     st.sampled_from(["", "+", "++", "~"]),
     st.sampled_from([*schema_keys(), "arch", "data", "experiment", "arch.blocks.0", "hydra.mode", "hydra/launcher"]),

@@ -5,7 +5,7 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vggexp.config import compose, found_device
+from vggexp.config import found_device
 from vggexp.config.compose import Job, composing, load, load_run, parse
 from vggexp.config.grid import jobs
 from vggexp.config.identity import run_name
@@ -54,6 +54,14 @@ def test_users_override_shipped_files(tmp_path, monkeypatch):
     written(tmp_path / "arch/vgg11.yaml", text)
     monkeypatch.setenv("VGGEXP_CONF_PATH", str(tmp_path))
     assert single().arch.hidden == (4,) and len(single("arch=vgg13").arch.blocks) == 5
+
+
+def test_a_key_that_a_users_file_lacks_is_added_with_a_plus(tmp_path):
+    written(tmp_path / "arch/mine.yaml", "name: vgg\nblocks: [[1, 8]]\nnorm: none\nhidden: [4]\nwidth: 1\n")
+    mine = ["arch=mine", f"--config-dir={tmp_path}"]
+    assert single(*mine, "+arch.dropout=0.1").arch.dropout == 0.1
+    with pytest.raises(ConfigError, match="Key 'dropout' is not in struct"):
+        single(*mine, "arch.dropout=0.1")
 
 
 @pytest.mark.parametrize(
@@ -128,10 +136,3 @@ def test_auto_is_the_device_that_is_found():
     name = found_device.found_device()
     assert single("device=auto") == single(f"device={name}") == single()
     assert run_name(single("device=auto")) == run_name(single(f"device={name}"))
-
-
-def test_values_of_many_kinds_arrive():
-    config = single("arch.blocks=[[1,16],[2,32,1]]", "optimizer.lr=1e-3", "train.ema=0.9", "+optimizer.nesterov=true")
-    assert config.arch.blocks == ((1, 16, 0), (2, 32, 1)) and config.train.ema == 0.9
-    assert config.optimizer.arguments == {"momentum": 0.9, "nesterov": True} and config.optimizer.lr == 0.001
-    assert compose.conf_dir().endswith("conf")

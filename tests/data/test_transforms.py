@@ -184,7 +184,7 @@ def test_black_is_added_before_normalisation():
     assert result[0, 0, 0].tolist() == [2.0] * 4 + [-2.0] * 4
 
 
-@pytest.mark.skipif(not FASHION_MNIST.exists(), reason="package dataset-fashion-mnist is not installed")
+@pytest.mark.debian
 def test_statistics_of_fashion_mnist():
     pixels = numpy.frombuffer(gzip.decompress(FASHION_MNIST.read_bytes()), numpy.uint8, offset=16)
     images = torch.from_numpy(pixels.copy()).view(-1, 1, 28, 28)

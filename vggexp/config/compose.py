@@ -101,14 +101,14 @@ def load(command: Command) -> Config | list[Job] | None:
         parsed, problems = understood(command.overrides)
         swept = command.arguments.multirun or any(override.is_sweep_override() for override in parsed)
         outline = _deciding(parsed) if swept else parsed
-        node, more = _explained([override.input_line or "" for override in outline], composed)
+        node, more, refusal = _explained([override.input_line or "" for override in outline], composed)
         if command.arguments.multirun or (node is not None and node.hydra.mode == RunMode.MULTIRUN):
             if node is None or problems:
-                raise ConfigError(*problems, *more)
+                raise ConfigError(*([*problems, *more] or [refusal]))
             return _grid(command.overrides, node, composed)
         if swept:
-            node, more = _explained([override.input_line or "" for override in parsed], composed)
-        return _config(node, Problems([*problems, *more]), command.overrides)
+            node, more, refusal = _explained([override.input_line or "" for override in parsed], composed)
+        return _config(node, Problems([*problems, *more]), refusal, command.overrides)
 
 
 def _deciding(parsed: Sequence[Override]) -> list[Override]:
@@ -154,23 +154,24 @@ def _told(problems: dict[str, list[int]], count: int) -> Iterator[str]:
         yield f"and {len(problems) - TOLD} more"
 
 
-def _explained(overrides: Sequence[str], composed: Composed) -> tuple[DictConfig | None, Problems]:
+def _explained(overrides: Sequence[str], composed: Composed) -> tuple[DictConfig | None, Problems, str]:
+    """What could be composed, the problems of the overrides that it is without, and Hydra's refusal of the whole."""
     try:
-        return composed(overrides), Problems()
+        return composed(overrides), Problems(), ""
     except Exception as error:  # Hydra fails in many ways, and here only on what it is given
-        return diagnosed(understood(overrides)[0], composed, error)
+        return *diagnosed(understood(overrides)[0], composed), one_line(error)
 
 
-def _config(node: DictConfig | None, problems: Problems, overrides: Sequence[str]) -> Config:
-    """Reads and checks what was composed. problems: of overrides that `node` is without. Raises ConfigError."""
+def _config(node: DictConfig | None, problems: Problems, refusal: str, overrides: Sequence[str]) -> Config:
+    """Reads and checks what was composed, as `_explained` returns it. Raises ConfigError."""
     if node is None:
-        raise ConfigError(*problems)
+        raise ConfigError(*(problems or [refusal]))
     found = Problems()
     config = draft(_container(node, problems), found)
     if not problems:
         found += broken_rules(config, whole=not found)
-    if problems or found:
-        raise ConfigError(*problems, *_as_typed(found, overrides))
+    if told := [*problems, *_as_typed(found, overrides)] or [refusal] * bool(refusal):
+        raise ConfigError(*told)
     return config
 
 

@@ -103,7 +103,7 @@ def _options(group: str) -> list[str]:
     return [] if group == "hydra" else GlobalHydra.instance().config_loader().get_group_options(group)
 
 
-def diagnosed(parsed: Sequence[Override], composed: Composed, error: Exception) -> tuple[DictConfig | None, Problems]:
+def diagnosed(parsed: Sequence[Override], composed: Composed) -> tuple[DictConfig | None, Problems]:
     """What is wrong with each override, and what the others compose to, so that its problems can be told as well.
 
     An unknown key is put in by force: `read` tells it, as it tells one in a file. What depends on an unknown file is
@@ -113,23 +113,20 @@ def diagnosed(parsed: Sequence[Override], composed: Composed, error: Exception) 
     chosen = [override for override in parsed if override.key_or_group in groups]
     unfit = {override.key_or_group: problem for override in chosen if (problem := _group_problem(override))}
     good = [override.input_line or "" for override in chosen if override.key_or_group not in unfit]
+    problems = Problems(unfit.values())
     try:
         before = composed(good)
-    except Exception as other:
-        return None, Problems([*unfit.values(), one_line(other)])
-    known, problems, forced = set(_keys(before)), Problems(unfit.values()), False
+    except Exception:  # as the whole command does; its error is told by the caller
+        return None, problems
+    known = set(_keys(before))
     for override in parsed:
         key, text = override.key_or_group, override.input_line or ""
         if key in groups or key.split(".")[0] in unfit or ("experiment" in unfit and key not in known):
             continue
-        if problem := _value_problem(override, known, before):
-            problems.append(problem)
-            continue
         new = key not in known and override.type == OverrideType.CHANGE
-        good.append(f"++{text}" if new else text)
-        forced = forced or new
-    node = _attempted(good, composed, problems)
-    return node, problems if problems or forced else Problems([one_line(error)])
+        problem = _value_problem(override, known, before)
+        problems.append(problem) if problem else good.append(f"++{text}" if new else text)
+    return _attempted(good, composed, problems), problems
 
 
 def _attempted(overrides: Sequence[str], composed: Composed, problems: Problems) -> DictConfig:
@@ -177,7 +174,7 @@ def _value_problem(override: Override, known: set[str], before: DictConfig) -> s
         return None
     if key.startswith("hydra."):
         return f"{key}: unknown key of Hydra; --cfg hydra prints those it has"
-    name = before.optimizer.name
+    name = OmegaConf.select(before, "optimizer.name")
     if section == "optimizer" and name in optimizers() and leaf in arguments(name):
         return f"{text}: not in the file of this optimizer; write +{text}"
     return None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from vggexp.data.sources import read_image
+from vggexp.data.folder import read_image
 from vggexp.data.transforms import PLAIN, UNCHANGED, Augment, Changes, Preprocess, color_basis, cut, draw, fit
 from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator

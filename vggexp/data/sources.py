@@ -1,4 +1,4 @@
-"""The data sets as tensors, or as a list of picture files: found or fetched, verified, read."""
+"""The data sets as tensors: found or fetched, verified, read."""
 
 import hashlib
 import math
@@ -13,16 +13,13 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-from vggexp.data.catalogue import FACTS, Digest, Facts, folder_classes, subfolders
+from vggexp.data.catalogue import FACTS, Digest, Facts
 from vggexp.data.download import fetch, locked
 from vggexp.data.split import choose
 from vggexp.errors import DataError, ResourceError
 from vggexp.files import replace
 from vggexp.rng import generator
 
-PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision's ImageFolder
-DECODERS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # PIL has others that start programs
-MOST_PIXELS = 1 << 26  # of a picture: 192 MiB in RGB; more is taken for a decompression bomb
 ARCHIVE_CAP = 200 << 20  # bytes; CIFAR's are 170 and 169 million
 GZIP_OVERHEAD = 1024  # bytes that a .gz of what cannot be compressed may be longer by
 DAMAGED = "delete it to fetch it again"
@@ -35,23 +32,14 @@ class ImageSet:
     classes: tuple[str, ...]
 
 
-@dataclass(frozen=True)
-class FolderIndex:
-    """Picture files that are decoded when they are wanted."""
-
-    paths: list[Path]
-    labels: list[int]
-    classes: tuple[str, ...]
-
-
-Part = TypeVar("Part", ImageSet, FolderIndex)
+Part = TypeVar("Part")  # ImageSet, or the FolderIndex of vggexp.data.folder
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded(Generic[Part]):
     train: Part
     test: Part
-    fingerprint: dict[str, str]  # file name -> SHA-256 of its uncompressed bytes; of a folder, see `index_folder`
+    fingerprint: dict[str, str]  # file name -> SHA-256 of its uncompressed bytes; of a folder, see vggexp.data.folder
     origin: str  # for people: the folder that was read, or the maker
 
 
@@ -252,69 +240,3 @@ def _sha256(*tensors: Tensor) -> str:
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
-
-
-def index_folder(root: Path) -> Loaded[FolderIndex]:
-    """root/train/CLASS/... and root/test/CLASS/... (or root/val), decoded later. Raises DataError.
-
-    The fingerprint is over sorted relative paths and file sizes: to read all bytes of a large folder takes too long.
-    """
-    classes = folder_classes(root)
-    held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if held_out is None:
-        raise DataError(f"{root}: holds neither test nor val (wanted: {root}/test/CLASS/*.jpg)")
-    if different := sorted(set(subfolders(held_out)) ^ set(classes)):
-        raise DataError(f"{held_out}: class {different[0]!r} is not in both this folder and {root / 'train'}")
-    (train, train_hash), (test, test_hash) = (_index(part, classes) for part in (root / "train", held_out))
-    return Loaded(train, test, {"train": train_hash, held_out.name: test_hash}, str(root))
-
-
-def _index(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, str]:
-    paths: list[Path] = []
-    labels: list[int] = []
-    digest, start = hashlib.sha256(), len(str(folder))
-    try:
-        for label, name in enumerate(classes):
-            found = _pictures(folder / name)
-            paths += map(Path, found)
-            labels += [label] * len(found)
-            for path in found:
-                digest.update(b"%s\0%d\n" % (os.fsencode(path[start:]), os.path.getsize(path)))
-    except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    return FolderIndex(paths, labels, classes), digest.hexdigest()
-
-
-def _pictures(folder: Path) -> list[str]:
-    """Sorted paths of all picture files in the folder and below. Raises DataError where there are none, OSError."""
-
-    def unreadable(error: OSError) -> None:  # os.walk would go on without it
-        raise error
-
-    walk = os.walk(folder, onerror=unreadable)
-    found = sorted(os.path.join(at, file) for at, _, files in walk for file in files if file.lower().endswith(PICTURES))
-    if not found:
-        raise DataError(f"{folder}: holds no pictures ({' '.join(PICTURES)})")
-    return found
-
-
-def read_image(path: Path) -> Tensor:
-    """uint8 [3, H, W], upright as its EXIF data says; of an animation the first frame. Raises DataError."""
-    from PIL import Image, ImageOps  # torchvision's decoders are deprecated and cover fewer formats
-
-    try:
-        with Image.open(path, formats=DECODERS) as image:
-            if image.width * image.height > MOST_PIXELS:
-                raise DataError(f"{path}: {image.width}x{image.height} pixels, more than {MOST_PIXELS} in all")
-            if image.mode == "F":
-                raise DataError(f"{path}: pixels are fractions of unknown range (save it with 8 or 16 bits)")
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I"):  # 16 bits, which PIL would cut at 255 instead of scaling
-                rgb = image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
-            else:
-                rgb = image.convert("RGB")
-    except (DataError, MemoryError):
-        raise
-    except Exception as error:  # decoders raise what they like
-        raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
-    return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3).permute(2, 0, 1)
