@@ -13,11 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock"],
+    "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals"],
     "nouns": ["models", "data", "optim", "schedules"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
-    "watching": ["sinks", "rundir", "environment", "watch", "table"],
-    "assembly": ["config", "build", "run", "notebook"],
+    "watching": ["sinks", "rundir", "environment", "watch", "table", "keep"],
+    "assembly": ["config", "build", "summary", "run", "notebook"],
     "doors": ["__main__", "plan", "bench", "__init__"],
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}

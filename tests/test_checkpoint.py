@@ -97,14 +97,6 @@ def test_a_full_disk(path):
     assert [file.read_bytes() for file in path.parent.iterdir()] == [b"the one before"]
 
 
-def test_newest_is_the_highest_step(tmp_path):
-    with pytest.raises(CheckpointError, match="holds no checkpoint"):
-        checkpoint.newest(tmp_path)
-    for name in ("00000009.pt", "99999999.pt", "100000000.pt", "best.pt", "100000001.pt.tmp"):
-        (tmp_path / name).touch()
-    assert checkpoint.newest(tmp_path).name == "100000000.pt"
-
-
 def test_hash_of_the_weights():
     in_bytes = [bytes(WEIGHTS[name].contiguous().view(-1).view(torch.uint8).tolist()) for name in sorted(WEIGHTS)]
     turned = {name: WEIGHTS[name].contiguous() for name in reversed(WEIGHTS)}

@@ -42,8 +42,8 @@ def test_a_run_leaves_a_directory_that_agrees_with_itself(command):
     end = result("a")
     assert (end["state"], end["epoch"], end["step"]) == ("finished", 2, 6)
     assert end["val/accuracy"] == metrics[-1]["val/accuracy"]
-    saved = checkpoint.load(checkpoint.newest(folder / "checkpoints"))
-    assert checkpoint.weights_sha256(saved["weights"]) == end["weights_sha256"]
+    saved = checkpoint.load(folder / "checkpoints" / "00000006.pt")
+    assert checkpoint.weights_sha256(checkpoint.weights_of(saved)) == end["weights_sha256"]
     with numpy.load(folder / "predictions.npz") as kept:
         assert (kept["scores"].argmax(1) == kept["labels"]).mean() == pytest.approx(end["test/accuracy"])
     assert yaml.safe_load((folder / "config.yaml").read_text())["seed"] == 3
@@ -84,6 +84,53 @@ def test_a_finished_run_answers_at_once_and_changes_nothing(command):
     assert {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*")} == before
     assert command(*TINY, "resume=never")[0] == 0
     assert len([path for path in Path("outputs").iterdir() if path.name.endswith("-2")]) == 1
+
+
+MORE = ["scheduler=step", "scheduler.milestones=[1]"]
+
+
+def test_more_epochs_continue_a_named_run(command):
+    for name, epochs in (("a", 2), ("b", 4), ("a", 4)):
+        assert command(*TINY, *MORE, f"run.name={name}", f"train.epochs={epochs}")[0] == 0
+    assert result("a")["weights_sha256"] == result("b")["weights_sha256"]
+    assert [row["epoch"] for row in rows("a")] == [1, 2, 3, 4]
+    code, _, err = command(*TINY, *MORE, "run.name=a", "train.epochs=3")
+    assert code == 4 and "train.epochs: run has 4, command says 3" in err
+    command(*TINY, "scheduler=cosine", "run.name=c")
+    code, _, err = command(*TINY, "scheduler=cosine", "run.name=c", "train.epochs=4")
+    assert code == 4 and "train.epochs: run has 2, command says 4" in err
+    assert command(*TINY, *MORE, "run.name=a", "train.epochs=5", "optimizer.lr=0.02", "resume=force")[0] == 0
+
+
+def test_what_a_run_keeps(command):
+    kept = {"all": ["00000003", "00000006"], "last": ["00000003", "00000006"], "weights": ["00000006"]}
+    for keep, names in kept.items():
+        command(*TINY, f"train.keep={keep}", f"run.name={keep}")
+        assert sorted(path.stem for path in Path("outputs", keep, "checkpoints").iterdir()) == names
+        assert vggexp.load_run(Path("outputs", keep)).net is not None
+    code, _, err = command(*TINY, "train.keep=weights", "run.name=weights", "train.epochs=3")
+    assert code == 4 and "kept only its weights" in err
+
+
+def test_damaged_checkpoints_are_set_aside(command):
+    command(*TINY, "run.name=a")
+    whole = result("a")["weights_sha256"]
+    folder = Path("outputs/a/checkpoints")
+
+    def spoil(name):
+        raw = bytearray((folder / name).read_bytes())
+        raw[len(raw) // 2] ^= 1
+        (folder / name).write_bytes(raw)
+        Path("outputs/a/result.json").unlink()
+
+    spoil("00000006.pt")
+    code, out, _ = command(*TINY, "run.name=a")
+    assert code == 0 and out.count("set aside as 00000006.corrupt") == 1 and "continued after step 3" in out
+    assert result("a")["weights_sha256"] == whole
+    spoil("00000006.pt")
+    (folder / "00000003.pt").write_bytes(b"")
+    code, _, err = command(*TINY, "run.name=a")
+    assert code == 4 and "no checkpoint verifies; start over with resume=never" in err
 
 
 def test_the_name_of_another_run_is_refused(command):

@@ -1,6 +1,7 @@
 """The loop: the same weights every time, the same record, and its ways to stop."""
 
 import contextlib
+import copy
 import math
 
 import pytest
@@ -11,12 +12,14 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from vggexp.clock import PARTS, Clock
 from vggexp.errors import DivergedError
 from vggexp.evaluate import evaluate
+from vggexp.metrics import Sums
 from vggexp.models.init import initialize
 from vggexp.models.vgg import vgg
 from vggexp.precision import scaler
 from vggexp.rng import generator
 from vggexp.schedules import schedule
 from vggexp.shapes import Block
+from vggexp.signals import Stop
 from vggexp.train import Plan, State, train
 
 CPU = torch.device("cpu")
@@ -44,7 +47,7 @@ class Recorder:
     def __init__(self):
         self.rows, self.seen = [], []
 
-    def progress(self, epoch: int, batches: int):
+    def progress(self, epoch: int, batches: int, done: int):
         self.seen.append([epoch, batches, 0])
         return contextlib.nullcontext(self)
 
@@ -55,26 +58,39 @@ class Recorder:
         self.rows.append(row)
 
 
+class Keeper:
+    """Copies the state at the step `at`, and after every epoch."""
+
+    def __init__(self, state: State | None = None, at: int | None = None):
+        self.state, self.at, self.saved = state, at, {}
+
+    def due(self) -> bool:
+        return self.state is not None and self.state.step == self.at
+
+    def save(self, state: State) -> None:
+        self.saved[state.step] = copy.deepcopy(state.capture())
+
+
 def fresh(lr=0.05, seed=0, ema=None, course="constant", **own) -> State:
     net = vgg([Block(1, 8)], norm="batch", hidden=(16,), dropout=0.3, width=1, in_channels=1, size=4, classes=4)
     initialize(net, "kaiming", seed)
     optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9, fused=True)
     average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
     course = schedule(course, lr, 0, epochs=4, steps_per_epoch=3, **own)
-    return State(net, optimizer, course, scaler("fp32", CPU), average)
+    return State(net, optimizer, course, scaler("fp32", CPU), average, Sums(CPU))
 
 
 def scores(net):
     return evaluate(net, [(Blobs().images, Blobs().labels)], CPU, contextlib.nullcontext, "val")
 
 
-def trained(state: State, epochs=4, seed=0, batches=None, measure=scores, patience=None) -> Recorder:
+def trained(state: State, epochs=4, seed=0, batches=None, measure=scores, patience=None, keeper=None) -> Recorder:
     plan = Plan(
         device=CPU, seed=seed, epochs=epochs, batch_size=8, accumulate=1, label_smoothing=0.0, clip_norm=None,
         patience=patience, rest_minutes=0.0, autocast=contextlib.nullcontext,
     )  # fmt: skip
     watcher = Recorder()
-    train(state, batches or Blobs(), plan, Clock(CPU), measure, watcher)
+    train(state, batches or Blobs(), plan, Clock(CPU), measure, watcher, keeper or Keeper(), Stop())
     return watcher
 
 
@@ -93,6 +109,24 @@ def test_the_same_run_is_the_same_to_the_last_bit():
         [True] * 4
     ] * 4
     assert not any(torch.equal(weights(first), weights(other)) for other in others)
+
+
+COURSES = [{"course": "cosine", "final_factor": 0}, {"course": "plateau", "gamma": 0.5, "patience": 0, "threshold": 0}]
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 6, 11, 12])  # the first, a middle and the last batch of an epoch, the end
+@pytest.mark.parametrize("own", [{**course, "ema": ema} for course in COURSES for ema in (None, 0.8)])
+def test_a_continued_run_ends_with_the_same_bits(own, at):
+    whole, continued = fresh(**own), fresh(**own)
+    keeper = Keeper(whole, at)
+    trained(whole, keeper=keeper)
+    torch.manual_seed(at)
+    continued.restore(keeper.saved[at])
+    trained(continued)
+    assert torch.equal(weights(whole), weights(continued))
+    assert [[row[key] for key in SCORES] for row in whole.history] == [
+        [row[key] for key in SCORES] for row in continued.history
+    ]
 
 
 def test_an_epoch_depends_on_nothing_but_the_state():
@@ -120,7 +154,8 @@ def test_the_record_of_an_epoch():
     seconds = {key: value for key, value in watcher.rows[-1].items() if key.startswith("time/")}
     whole = seconds.pop("time/epoch_seconds")
     assert 0 < sum(seconds.values()) <= whole
-    assert watcher.rows[-1]["images_per_second"] == pytest.approx(22 / (whole - seconds["time/evaluation_seconds"]))
+    training = whole - seconds["time/evaluation_seconds"] - seconds["time/checkpoint_seconds"]
+    assert watcher.rows[-1]["images_per_second"] == pytest.approx(22 / training)
 
 
 def test_it_learns():

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from vggexp.config import compose, identity
 from vggexp.config.read import Problems, plain, read
 from vggexp.config.schema import Config
-from vggexp.errors import CheckpointError, ConfigError, SweepError, VggexpError
+from vggexp.errors import CheckpointError, ConfigError, StoppedError, SweepError, VggexpError
 from vggexp.rundir import config_of, next_free, result_of
 from vggexp.sinks.console import error_line
 from vggexp.table import sweep_table
@@ -28,13 +28,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _command(compose.parse(sys.argv[1:] if argv is None else argv))
     except VggexpError as error:
         return failed(error)
+    except KeyboardInterrupt:
+        print("vggexp: stopped at once", file=sys.stderr)
+        return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
 def failed(error: VggexpError) -> int:
-    print(error_line(str(error)), file=sys.stderr)
+    print(f"vggexp: {error}" if isinstance(error, StoppedError) else error_line(str(error)), file=sys.stderr)
     if os.environ.get("VGGEXP_TRACEBACK"):
         raise error
     return error.exit_code
@@ -79,10 +82,8 @@ def task(node: DictConfig) -> float | None:
         return result.get(config.sweep.objective)
     except VggexpError as error:
         code = failed(error)
-    except KeyboardInterrupt:
-        code = 130
-    if job.mode == RunMode.MULTIRUN and code != 130:
-        return None
+        if job.mode == RunMode.MULTIRUN and not isinstance(error, StoppedError):
+            return None
     raise SystemExit(code)
 
 
@@ -91,21 +92,18 @@ def _finished(config: Config) -> dict[str, Any] | None:
     folder = Path(config.run.root) / identity.run_name(config)
     if config.resume == "never" or not folder.exists():
         return None
-    if config.run.name is not None and (folder / "config.yaml").exists():
-        _refuse_other(folder, config)
+    there, here = {}, identity.identity(plain(config))
+    if (folder / "config.yaml").exists():
+        there = identity.identity(config_of(folder))
+        differing = identity.differences(there, here)
+        if differing and config.resume != "force":
+            told = "; ".join(differing)
+            raise CheckpointError(f"{folder}: another configuration ({told}); choose another run.name or resume=force")
     result = result_of(folder)
-    if result.get("state") != "finished":
+    if result.get("state") != "finished" or there != here:
         return None
     print(f"already finished: test accuracy {result['test/accuracy']:.4f}  {folder}")
     return result
-
-
-def _refuse_other(folder: Path, config: Config) -> None:
-    there, here = identity.identity(config_of(folder)), identity.identity(plain(config))
-    differing = [key for key in sorted(there | here) if there.get(key) != here.get(key)]
-    if differing:
-        told = ", ".join(f"{key}: run has {there.get(key)}, command says {here.get(key)}" for key in differing)
-        raise CheckpointError(f"{folder}: another configuration ({told}); choose another run.name")
 
 
 def _sweep(command: compose.Command, jobs: list[compose.Job]) -> int:
@@ -118,7 +116,7 @@ def _sweep(command: compose.Command, jobs: list[compose.Job]) -> int:
     folder = Path(jobs[0].config.run.root) / "sweeps" / identity.sweep_name([job.overrides for job in jobs])
     left = [] if any(word.startswith("hydra.sweep.dir=") for word in command.overrides) else [_quoted(folder)]
     code = _hydra(command, *left)
-    if code in (130, 1):
+    if code:
         return code
     bad = sweep_table(folders, [job.overrides for job in jobs], jobs[0].config.sweep.objective, folder)
     if bad:

@@ -27,6 +27,7 @@ from vggexp.config.schema import Config
 from vggexp.errors import VggexpError
 from vggexp.metrics import Sums
 from vggexp.shapes import macs
+from vggexp.signals import Stop
 from vggexp.sinks.console import Console, error_line
 from vggexp.step import Guard, train_step
 from vggexp.train import Batches, Plan, State, one_epoch, rates
@@ -108,8 +109,11 @@ def runner(state: State, plan: Plan, batches: Iterator[Any]) -> None:
     clock = Clock(plan.device)
     with tempfile.TemporaryDirectory() as folder:
         watch = Watch(Path(folder), Console(Path(folder) / "run.log", io.StringIO()), 1, {}, [])
-        row = {"epoch": 1, **one_epoch(state, Few(batches), plan, clock, Guard(plan.device), watch)}
-        watch.epoch(row | rates(clock.read(), RUNNER_STEPS))
+        state.batch = 0
+        one_epoch(state, Few(batches), plan, clock, Guard(plan.device), watch, Never(), Stop())
+        row = {"epoch": 1, "step": state.step, "lr": 0.0, **state.sums.read("train")}
+        watch.epoch(row | rates(clock.read(), state.sums.count))
+        state.sums.reset()
         watch.tensorboard.close(True)
 
 
@@ -123,6 +127,16 @@ class Few:
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Any]:
         return islice(self.batches, RUNNER_STEPS)
+
+
+class Never:
+    """No checkpoint is due."""
+
+    def due(self) -> bool:
+        return False
+
+    def save(self, state: State) -> None:
+        raise NotImplementedError
 
 
 def endless(batches: Batches) -> Iterator[Any]:

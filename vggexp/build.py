@@ -19,6 +19,7 @@ from vggexp.data.sources import ImageSet, Loaded, load, synthetic
 from vggexp.data.split import choose, train_val_split
 from vggexp.data.transforms import Augment, Preprocess, color_basis, statistics
 from vggexp.errors import ConfigError
+from vggexp.metrics import Sums
 from vggexp.models.classic import alexnet, lenet
 from vggexp.models.init import initialize
 from vggexp.models.vgg import vgg
@@ -37,8 +38,11 @@ class Hardware:
     autocast: Callable[[], AbstractContextManager]
 
 
-def hardware(config: Config) -> Hardware:
-    """Sets torch's switches. Raises ConfigError where this machine lacks the device or the format."""
+def hardware(config: Config, threads: int | None = None) -> Hardware:
+    """Sets torch's switches. threads: of the run that is continued, where there is one.
+
+    Raises ConfigError where this machine lacks the device or the format.
+    """
     wanted = config.device
     present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
     if not present[wanted.name]:
@@ -47,7 +51,7 @@ def hardware(config: Config) -> Hardware:
     resolved = precision.resolve(wanted.precision, device)
     if resolved == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
         raise ConfigError("device.precision=bf16: this GPU does not multiply it; use fp16 or fp32")
-    threads = precision.prepare(device, resolved, wanted.deterministic, wanted.threads)
+    threads = precision.prepare(device, resolved, wanted.deterministic, wanted.threads or threads)
     return Hardware(device, resolved, threads, partial(precision.autocast, resolved, device))
 
 
@@ -86,6 +90,7 @@ def state(config: Config, hardware: Hardware, steps_per_epoch: int) -> State:
         ),
         scaler=precision.scaler(hardware.precision, hardware.device),
         ema=ema,
+        sums=Sums(hardware.device),
     )  # fmt: skip
 
 

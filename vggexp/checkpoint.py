@@ -77,15 +77,16 @@ def load(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many unrelated types
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        told = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"{path}: cannot be read: {told}") from error
 
 
-def newest(folder: Path) -> Path:
-    """The checkpoint of the highest step in a run's checkpoints folder. Raises CheckpointError."""
-    found = [path for path in folder.glob("*.pt") if path.stem.isdecimal()]
-    if not found:
-        raise CheckpointError(f"{folder}: holds no checkpoint; has the run finished an epoch?")
-    return max(found, key=lambda path: int(path.stem))
+def weights_of(saved: dict[str, Any]) -> dict[str, Tensor]:
+    """The weights that scores are taken with: the final ones, else the moving average, else the network's."""
+    if "ema" in saved:
+        average = saved["ema"].items()
+        return {key.removeprefix("module."): value for key, value in average if key.startswith("module.")}
+    return saved.get("weights") or saved["net"]
 
 
 def weights_sha256(weights: dict[str, Tensor]) -> str:

@@ -39,6 +39,11 @@ class Clock:
             self.seconds[part] += now - self.last
         self.last = now
 
+    def leave_out(self) -> None:
+        """What has passed since the last lap counts for nothing: a rest."""
+        now = time.perf_counter()
+        self.started, self.last = self.started + now - self.last, now
+
     def read(self) -> dict[str, float]:
         """Seconds since `start` in all and by part, under the keys of metrics.jsonl."""
         if self.events:

@@ -51,3 +51,11 @@ class InUseError(VggexpError):
     """Another process works in the run directory."""
 
     exit_code = 8
+
+
+class StoppedError(VggexpError):
+    """A signal asked for a stop; what was trained has been saved."""
+
+    def __init__(self, signal: int, place: str):
+        super().__init__(f"stopped by {getattr(signal, 'name', signal)} {place}: run the same command to continue")
+        self.exit_code = 128 + signal

@@ -1,5 +1,7 @@
 """Loss and accuracy as sums over images: they stay on the device and are read once, when a line is due."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,15 @@ class Sums:
         kind = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no 64-bit numbers
         self.sums = torch.zeros(2, dtype=kind, device=device)
         self.count = 0
+
+    def reset(self) -> None:
+        self.sums, self.count = torch.zeros_like(self.sums), 0
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sums": self.sums, "count": self.count}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sums, self.count = state["sums"].to(self.sums), state["count"]
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """loss: summed over the batch. logits: [N, K]. labels: [N]."""

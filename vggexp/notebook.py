@@ -10,7 +10,8 @@ from vggexp import build, checkpoint
 from vggexp.config.read import Problems, read
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError
-from vggexp.rundir import config_of
+from vggexp.keep import found
+from vggexp.rundir import config_of, result_of
 
 
 class LoadedRun(NamedTuple):
@@ -22,6 +23,16 @@ class LoadedRun(NamedTuple):
     classes: tuple[str, ...]
 
 
+def _scored(folder: Path) -> Path:
+    """The checkpoint whose weights were tested; of an unfinished run the newest."""
+    step = result_of(folder).get("weights_step")
+    paths = found(folder / "checkpoints")
+    chosen = [path for path in paths if step is None or int(path.stem) == step]
+    if not chosen:
+        raise CheckpointError(f"{folder}: holds no checkpoint{'' if step is None else f' of step {step}'}")
+    return chosen[0]
+
+
 def load_run(path: str | Path) -> LoadedRun:
     """Loads the newest weights of a run directory onto the CPU, in eval mode, in fp32. Raises CheckpointError."""
     folder = Path(path)
@@ -29,9 +40,9 @@ def load_run(path: str | Path) -> LoadedRun:
     config = read(config_of(folder), problems)
     if config is None:
         raise CheckpointError(f"{folder / 'config.yaml'}: not a configuration of this version ({problems[0]})")
-    saved = checkpoint.load(checkpoint.newest(folder / "checkpoints"))
+    saved = checkpoint.load(_scored(folder))
     net = build.network(config)
-    net.load_state_dict(saved["weights"])
+    net.load_state_dict(checkpoint.weights_of(saved))
     return LoadedRun(
         net.eval(), config, build.preprocessing(config, saved["mean"], saved["std"]), tuple(saved["classes"])
     )

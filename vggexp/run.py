@@ -1,233 +1,195 @@
-"""One run, from a checked configuration to a result."""
+"""One run, from a checked configuration to a result; started, continued or both."""
 
-import copy
-import resource
-import sys
-import time
+import contextlib
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from vggexp import __version__, build, checkpoint, rundir
-from vggexp.clock import PARTS, Clock
-from vggexp.config.identity import flat, network_name, run_name
+from vggexp import __version__, build, checkpoint, keep, rundir, summary
+from vggexp.clock import Clock
+from vggexp.config.identity import differences, identity, run_name
 from vggexp.config.read import plain
-from vggexp.config.rules import layers
 from vggexp.config.schema import Config
 from vggexp.environment import environment
-from vggexp.errors import ResourceError, VggexpError
-from vggexp.evaluate import evaluate, predict, score
-from vggexp.metrics import confusion
-from vggexp.shapes import macs, parameters
-from vggexp.sinks.console import Console, duration
+from vggexp.errors import CheckpointError, ResourceError, StoppedError, VggexpError
+from vggexp.evaluate import evaluate, predict
+from vggexp.signals import Stop, stopping
+from vggexp.sinks.console import Console
 from vggexp.train import Row, State, train
 from vggexp.watch import Watch
 
 
 def run(config: Config, overrides: Sequence[str]) -> Row:
     """Trains, tests and records; returns result.json's content. Raises VggexpError, after recording it."""
-    hardware = build.hardware(config)
+    root = Path(config.run.root)
+    folder = root / (rundir.next_free(root, run_name(config)) if config.resume == "never" else run_name(config))
+    with contextlib.ExitStack() as held:
+        stop = held.enter_context(stopping())
+        if folder.exists():  # whose checkpoint says how to build
+            held.enter_context(rundir.claimed(folder))
+        console = Console(None)
+        saved = keep.latest(folder / "checkpoints", console.line)
+        job = Job(config, stop, console, folder, *_built(config, saved, console))
+        stop.check("before its first batch")
+        if not folder.exists():
+            held.enter_context(rundir.claimed(folder))
+        return job.recorded(overrides, saved)
+
+
+def _built(
+    config: Config, saved: dict[str, Any] | None, console: Console
+) -> tuple[build.Hardware, build.Datasets, State]:
+    """Everything a run needs, at the state of the checkpoint. Raises before anything is written."""
+    if saved is not None and "net" not in saved:
+        raise CheckpointError("checkpoints: this run kept only its weights (train.keep=weights) and cannot go on")
+    hardware = build.hardware(config, saved["threads"] if saved else None)
+    if saved is not None:
+        _compatible(config, hardware, saved, console)
     data = build.data(config, hardware.device)
     state = build.state(config, hardware, data.train.batches_per_epoch)
-    root = Path(config.run.root)
-    name = rundir.next_free(root, run_name(config)) if config.resume == "never" else run_name(config)
-    with rundir.claimed(root / name) as folder:
-        console = Console(folder / "run.log")
-        attempts = rundir.attempts(folder)
-        known = environment(hardware.device) | {
-            "vggexp": __version__, "threads": hardware.threads, "precision": hardware.precision,
-            "attempts": attempts, "data": data.fingerprint,
-        }  # fmt: skip
-        rundir.describe(folder, plain(config), overrides, known)
-        rundir.set_state(folder, "running")
-        for line in opening(config, hardware, data, folder):
-            console.line(line)
+    if saved is not None:
         try:
-            return _trained(config, hardware, data, state, folder, console)
+            state.restore(saved)
+        except (KeyError, RuntimeError, ValueError) as error:
+            told = " ".join(str(error).split())[:200]
+            raise CheckpointError(f"checkpoints: does not fit this configuration: {told}") from error
+    return hardware, data, state
+
+
+def _compatible(config: Config, hardware: build.Hardware, saved: dict[str, Any], console: Console) -> None:
+    """Raises CheckpointError where the checkpoint is another configuration's, or, asked for `exact`, machine's."""
+    other = differences(saved["identity"], identity(plain(config)))
+    if other and config.resume != "force":
+        raise CheckpointError(f"checkpoints: of another configuration ({'; '.join(other)}); resume=force continues")
+    here = machine(hardware)
+    moved = [f"{key} {saved[key]} -> {value}" for key, value in here.items() if saved[key] != value]
+    if moved and config.resume == "exact":
+        raise CheckpointError(f"resume=exact: not the same machine ({', '.join(moved)}); resume=auto continues")
+    for what in (*other, *([f"not bit-identical: {', '.join(moved)}"] if moved else ())):
+        console.line(f"warning: continuing, but {what}")
+
+
+def machine(hardware: build.Hardware) -> dict[str, Any]:
+    """What a result depends on besides configuration and data."""
+    return {
+        "torch": str(torch.__version__),
+        "threads": hardware.threads,
+        "device": str(hardware.device),
+        "precision": hardware.precision,
+    }
+
+
+class Job:
+    """A run with all it works on."""
+
+    def __init__(
+        self,
+        config: Config,
+        stop: Stop,
+        console: Console,
+        folder: Path,
+        hardware: build.Hardware,
+        data: build.Datasets,
+        state: State,
+    ):
+        self.config, self.stop, self.console, self.folder = config, stop, console, folder
+        self.hardware, self.data, self.state = hardware, data, state
+
+    def recorded(self, overrides: Sequence[str], saved: dict[str, Any] | None) -> Row:
+        """Runs, and leaves in result.json how it ended."""
+        self._describe(overrides)
+        try:
+            return self._run(continued=saved is not None)
+        except StoppedError as error:
+            rundir.set_state(self.folder, "interrupted", error=str(error), exit_code=error.exit_code)
+            raise
         except VggexpError as error:
-            rundir.set_state(folder, "failed", error=str(error), exit_code=error.exit_code)
+            rundir.set_state(self.folder, "failed", error=str(error), exit_code=error.exit_code)
             raise
         except KeyboardInterrupt:
-            rundir.set_state(folder, "interrupted")
-            console.line("stopped by SIGINT")
+            rundir.set_state(self.folder, "interrupted", error="stopped at once by a second Ctrl-C", exit_code=130)
             raise
         except (MemoryError, torch.OutOfMemoryError) as error:
-            told = f"out of memory with data.batch_size={config.data.batch_size}; try train.accumulate=2"
-            rundir.set_state(folder, "failed", error=told, exit_code=ResourceError.exit_code)
+            told = f"out of memory with data.batch_size={self.config.data.batch_size}; try train.accumulate=2"
+            rundir.set_state(self.folder, "failed", error=told, exit_code=ResourceError.exit_code)
             raise ResourceError(told) from error
         except BaseException as error:
-            rundir.set_state(folder, "failed", error=f"{type(error).__name__}: {error}", exit_code=1)
+            rundir.set_state(self.folder, "failed", error=f"{type(error).__name__}: {error}", exit_code=1)
             raise
 
+    def _describe(self, overrides: Sequence[str]) -> None:
+        self.console.log_file = self.folder / "run.log"
+        known = environment(self.hardware.device) | {
+            "vggexp": __version__, **machine(self.hardware), "attempts": rundir.attempts(self.folder),
+            "data": self.data.fingerprint,
+        }  # fmt: skip
+        rundir.describe(self.folder, plain(self.config), overrides, known)
+        rundir.set_state(self.folder, "running")
 
-def opening(config: Config, hardware: build.Hardware, data: build.Datasets, folder: Path) -> list[str]:
-    """What will happen, told before it does."""
-    table = layers(config)
-    count, cost = parameters(table), macs(table) / 1e9
-    held_out = f", {data.val.count:,} for validation" if data.val else ""
-    epochs = f"{config.train.epochs} epochs of {data.train.batches_per_epoch} steps"
-    return [
-        f"network  {network_name(config)}  {count:,} parameters  {cost:.3f} GMAC an image",
-        f"data     {config.data.name}  {data.train.count:,} images{held_out}, {data.test.count:,} for the test"
-        f"  ({data.origin})",
-        f"training {epochs}, batch {config.data.batch_size}, {config.optimizer.name} lr {config.optimizer.lr:g}",
-        f"device   {config.device.name}  {hardware.precision}  {hardware.threads} threads",
-        f"folder   {folder}  ({4 * count / 1e6:,.0f} MB of weights at the end)",
-    ]
+    def _run(self, continued: bool) -> Row:
+        config, state, data = self.config, self.state, self.data
+        for line in summary.opening(config, self.hardware, data, self.folder):
+            self.console.line(line)
+        if continued:
+            self.console.line(f"continued after step {state.step}: {state.epoch} epochs and {state.batch} batches")
+        checkpoints = self._checkpoints()
+        watch = Watch(self.folder, self.console, config.train.epochs, summary.hyperparameters(config), state.history)
+        watch.guarded("the pictures of the first images", lambda: summary.first_images(watch, data))
+        ok = False
+        try:
+            plan, clock = build.plan(config, self.hardware), Clock(self.hardware.device)
+            train(state, data.train, plan, clock, self._measure, watch, checkpoints, self.stop)
+            self.stop.check("before the test")
+            content = self._finish(watch, checkpoints)
+            ok = True
+        finally:
+            watch.tensorboard.close(ok)
+        for line in summary.closing(content, state.history, self.folder):
+            self.console.line(line)
+        return content
 
+    def _checkpoints(self) -> keep.Checkpoints:
+        train, preprocess = self.config.train, self.data.preprocess
+        facts = {
+            "identity": identity(plain(self.config)), **machine(self.hardware), "classes": list(self.data.classes),
+            "mean": preprocess.mean, "std": preprocess.std,
+        }  # fmt: skip
+        checkpoints = keep.Checkpoints(self.folder / "checkpoints", train.keep, train.checkpoint_minutes, facts)
+        keep.check_space(checkpoints.folder, summary.checkpoint_bytes(self.config))
+        return checkpoints
 
-def _trained(
-    config: Config, hardware: build.Hardware, data: build.Datasets, state: State, folder: Path, console: Console
-) -> Row:
-    started = time.monotonic()
-    watch = Watch(folder, console, config.train.epochs, hyperparameters(config), state.history)
-    watch.guarded("the pictures of the first images", lambda: _first_images(watch, data))
-    plan, clock = build.plan(config, hardware), Clock(hardware.device)
-    best = Best(enabled=config.train.test_weights == "best")
-    measure = partial(_measure, config=config, hardware=hardware, data=data, best=best)
-    ok = False
-    try:
-        train(state, data.train, plan, clock, measure, watch)
-        net = best.into(state.evaluated())
-        result = _finish(config, hardware, data, state, net, folder, watch, time.monotonic() - started)
-        ok = True
-    finally:
-        watch.tensorboard.close(ok)
-    for line in closing(result, state.history, folder):
-        console.line(line)
-    return result
+    def _measure(self, net: nn.Module) -> dict[str, float]:
+        """Scores after an epoch: validation, and the test set only where the configuration asks for it."""
+        device, autocast = self.hardware.device, self.hardware.autocast
+        scores: dict[str, float] = {}
+        if self.data.val is not None:
+            scores |= evaluate(net, self.data.val.evaluate(), device, autocast, "val")
+        if self.config.train.test_each_epoch:
+            scores |= evaluate(net, self.data.test.evaluate(), device, autocast, "test")
+        return scores
 
-
-class Best:
-    """Keeps the weights of the best validation accuracy, on the CPU, where they are asked for."""
-
-    def __init__(self, enabled: bool):
-        self.enabled, self.accuracy = enabled, -1.0
-        self.weights: dict[str, Tensor] | None = None
-
-    def see(self, net: nn.Module, accuracy: float) -> None:
-        if self.enabled and accuracy > self.accuracy:
-            self.accuracy = accuracy
-            self.weights = {key: tensor.detach().to("cpu", copy=True) for key, tensor in net.state_dict().items()}
-
-    def into(self, net: nn.Module) -> nn.Module:
-        if self.weights is None:
-            return net
-        net = copy.deepcopy(net)
-        net.load_state_dict(self.weights)
-        return net
-
-
-def _measure(
-    net: nn.Module, config: Config, hardware: build.Hardware, data: build.Datasets, best: Best
-) -> dict[str, float]:
-    """Scores after an epoch: validation, and the test set only where the configuration asks for it."""
-    rows: dict[str, float] = {}
-    if data.val is not None:
-        rows |= evaluate(net, data.val.evaluate(), hardware.device, hardware.autocast, "val")
-        best.see(net, rows["val/accuracy"])
-    if config.train.test_each_epoch:
-        rows |= evaluate(net, data.test.evaluate(), hardware.device, hardware.autocast, "test")
-    return rows
-
-
-def _finish(
-    config: Config, hardware: build.Hardware, data: build.Datasets, state: State, net: nn.Module,
-    folder: Path, watch: Watch, seconds: float,
-) -> Row:  # fmt: skip
-    """The test, once; then the weights, the scores and the result."""
-    logits, labels = predict(net, data.test.evaluate(), hardware.autocast)
-    scores = logits.softmax(1)
-    weights = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
-    (folder / "checkpoints").mkdir(exist_ok=True)
-    path = folder / "checkpoints" / f"{state.step:08d}.pt"
-    known = {"classes": list(data.classes), "mean": data.preprocess.mean, "std": data.preprocess.std}
-    checkpoint.save(path, {"format": 1, "step": state.step, "epoch": state.epoch, "weights": weights, **known})
-    numpy.savez_compressed(folder / "predictions.npz", scores=scores.numpy(), labels=labels.numpy())
-    scored = state.history[best_epoch(state.history) - 1 if config.train.test_weights == "best" else -1]
-    final = {key: value for key, value in scored.items() if key.startswith(("train/", "val/"))}
-    test = score(logits, labels, "test")
-    result = rundir.set_state(
-        folder, "finished", epoch=state.epoch, step=state.step, **final, **test,
-        test_weights=config.train.test_weights, **_best(state.history),
-        weights_sha256=checkpoint.weights_sha256(weights), seconds=seconds, **_peaks(hardware),
-        images_per_second=float(numpy.median([row["images_per_second"] for row in state.history])),
-        parameters=sum(tensor.numel() for tensor in net.parameters()),
-    )  # fmt: skip
-    watch.tensorboard.final({**test, **_best(state.history)}, state.epoch)
-    pictures = partial(_last_pictures, watch, data, scores, labels, state.epoch)
-    watch.guarded("the pictures of the mistakes", pictures)
-    watch.guarded("the graph", lambda: _graph(watch, net, data))
-    return result
-
-
-def best_epoch(history: Sequence[Row]) -> int:
-    """The first epoch of the best validation accuracy."""
-    return max(history, key=lambda row: row["val/accuracy"])["epoch"]
-
-
-def _best(history: Sequence[Row]) -> Row:
-    if "val/accuracy" not in history[-1]:
-        return {}
-    epoch = best_epoch(history)
-    return {"best/epoch": epoch, "best/val/accuracy": history[epoch - 1]["val/accuracy"]}
-
-
-def _peaks(hardware: build.Hardware) -> Row:
-    unit = 1 if sys.platform == "darwin" else 1024
-    peaks: Row = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
-    if hardware.device.type == "cuda":
-        peaks["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(hardware.device)
-    return peaks
-
-
-def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
-    """The columns of TensorBoard's HParams table: every key of the configuration that has a value."""
-    values = {key: value for key, value in flat(plain(config)).items() if value is not None}
-    shown = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}
-    return {"network": network_name(config), **shown}
-
-
-def _first_images(watch: Watch, data: build.Datasets) -> None:
-    from vggexp.sinks.pictures import grid
-
-    images, _ = next(iter(data.train.train(0)))
-    watch.tensorboard.images("images/first_batch", grid(images[:32].float().cpu().numpy()))
-
-
-def _last_pictures(watch: Watch, data: build.Datasets, scores: Tensor, labels: Tensor, epoch: int) -> None:
-    from vggexp.sinks.pictures import confusion_picture, mistakes_picture
-
-    confidences, predictions = scores.max(1)
-    counts = confusion(labels, predictions, len(data.classes))
-    watch.tensorboard.images("test/confusion", confusion_picture(counts.numpy(), data.classes), epoch)
-    wrong = (predictions != labels).nonzero()[:, 0]
-    worst = wrong[confidences[wrong].argsort(descending=True)][:25]
-    picture = mistakes_picture(
-        data.pictures(worst).numpy(), labels[worst].numpy(), predictions[worst].numpy(), confidences[worst].numpy(),
-        data.classes,
-    )  # fmt: skip
-    watch.tensorboard.images("test/worst_mistakes", picture, epoch)
-
-
-def _graph(watch: Watch, net: nn.Module, data: build.Datasets) -> None:
-    images, _ = next(iter(data.test.evaluate()))
-    watch.tensorboard.graph(net, images[:1])
-
-
-def closing(result: Row, history: Sequence[Row], folder: Path) -> list[str]:
-    """The score, where the time went, and where everything lies."""
-    total = sum(row["time/epoch_seconds"] for row in history)
-    spent = {part: sum(row[f"time/{part}_seconds"] for row in history) for part in PARTS}
-    shares = ", ".join(
-        f"{part} {100 * seconds / total:.0f} %" for part, seconds in spent.items() if seconds > total / 200
-    )
-    return [
-        f"test accuracy {result['test/accuracy']:.4f}  loss {result['test/loss']:.4f}",
-        f"time     {duration(total)} in {len(history)} epochs: {shares}",
-        f"folder   {folder}",
-    ]
+    def _finish(self, watch: Watch, checkpoints: keep.Checkpoints) -> Row:
+        """The test, once; then the weights, the scores and the result."""
+        state, data = self.state, self.data
+        scored = summary.scored_row(state.history, self.config.train.test_weights)
+        net = state.evaluated()
+        if scored["step"] != state.step:
+            net.load_state_dict(checkpoint.weights_of(checkpoint.load(checkpoints.path(scored["step"]))))
+        logits, labels = predict(net, data.test.evaluate(), self.hardware.autocast)
+        scores = logits.softmax(1)
+        weights = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
+        numpy.savez_compressed(self.folder / "predictions.npz", scores=scores.numpy(), labels=labels.numpy())
+        if self.config.train.keep == "weights":
+            checkpoints.leave_only(scored["step"], {"weights": weights})
+        content = summary.content(self.config, self.hardware, state, scored, logits, labels, weights)
+        content = rundir.set_state(self.folder, "finished", **content)
+        watch.tensorboard.final({key: content[key] for key in content if "/" in key}, state.epoch)
+        show = partial(summary.last_pictures, watch, data, scores, labels, state.epoch)
+        watch.guarded("the pictures of the mistakes", show)
+        watch.guarded("the graph", lambda: summary.graph(watch, net, data))
+        return content

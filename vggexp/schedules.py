@@ -83,6 +83,13 @@ class Schedule:
         if isinstance(self.factor, Plateau) and accuracy is not None:
             self.factor.observe(accuracy)
 
+    def state_dict(self) -> dict[str, float]:
+        return self.factor.state_dict() if isinstance(self.factor, Plateau) else {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        if isinstance(self.factor, Plateau):
+            self.factor.load_state_dict(state)
+
 
 FACTORS: dict[str, Callable[..., float]] = {
     "constant": constant,

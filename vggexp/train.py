@@ -1,6 +1,5 @@
 """The training loop, on one page: what is due when can be read from top to bottom."""
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -17,6 +16,7 @@ from vggexp.metrics import Sums
 from vggexp.optim import set_lr
 from vggexp.rng import seed_step
 from vggexp.schedules import Schedule
+from vggexp.signals import Stop
 from vggexp.step import Guard, train_step
 
 Row = dict[str, Any]  # one object of metrics.jsonl
@@ -31,20 +31,44 @@ class Batches(Protocol):
 
 @dataclass
 class State:
-    """What a run is at one instant."""
+    """What a run is at one instant: all that a checkpoint has to hold, since nothing random is stored."""
 
     net: nn.Module
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     scaler: GradScaler
     ema: AveragedModel | None
+    sums: Sums  # of the epoch under way
     epoch: int = 0  # finished epochs
+    batch: int = 0  # batches taken of the epoch under way
     step: int = 0  # optimizer steps taken
     history: list[Row] = field(default_factory=list)  # a row for each finished epoch
 
     def evaluated(self) -> nn.Module:
         """The weights that scores are taken with."""
         return self.ema.module if self.ema is not None else self.net
+
+    def close_epoch(self, row: Row) -> None:
+        self.history.append(row)
+        self.epoch, self.batch = self.epoch + 1, 0
+        self.sums.reset()
+
+    def parts(self) -> dict[str, Any]:
+        """What keeps a state of its own, each with state_dict and load_state_dict."""
+        parts = {"net": self.net, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+        return parts | {"sums": self.sums} | ({"ema": self.ema} if self.ema is not None else {})
+
+    def capture(self) -> dict[str, Any]:
+        """Tensors and plain values only; the tensors are those of the run, not copies."""
+        counts = {"epoch": self.epoch, "batch": self.batch, "step": self.step, "history": self.history}
+        return counts | {name: part.state_dict() for name, part in self.parts().items()}
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        """Takes over what `capture` gave. Raises KeyError, RuntimeError or ValueError where it does not fit."""
+        for name, part in self.parts().items():
+            part.load_state_dict(saved[name])
+        self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
+        self.history = saved["history"]
 
 
 @dataclass(frozen=True)
@@ -70,55 +94,97 @@ class Progress(Protocol):
 class Watcher(Protocol):
     """What the loop tells while it runs; see vggexp.watch."""
 
-    def progress(self, epoch: int, batches: int) -> AbstractContextManager[Progress]: ...
+    def progress(self, epoch: int, batches: int, done: int) -> AbstractContextManager[Progress]: ...
 
     def epoch(self, row: Row) -> None: ...
 
 
+class Keeper(Protocol):
+    """Saves the state; see vggexp.keep."""
+
+    def due(self) -> bool: ...
+
+    def save(self, state: State) -> None: ...
+
+
 def train(
-    state: State, batches: Batches, plan: Plan, clock: Clock, measure: Callable[[nn.Module], Row], watcher: Watcher
+    state: State,
+    batches: Batches,
+    plan: Plan,
+    clock: Clock,
+    measure: Callable[[nn.Module], Row],
+    watcher: Watcher,
+    keeper: Keeper,
+    stop: Stop,
 ) -> None:
-    """Runs the epochs that are left. `measure` scores the weights after an epoch. Raises DivergedError."""
+    """Runs what is left of the run. `measure` scores the weights after an epoch.
+
+    Raises DivergedError, which leaves the last good checkpoint, and StoppedError, after saving.
+    """
     guard = Guard(plan.device)
+    clock.start()
     while state.epoch < plan.epochs and not stalled(state.history, plan.patience):
-        clock.start()
-        row = {"epoch": state.epoch + 1, **one_epoch(state, batches, plan, clock, guard, watcher)}
-        row |= measure(state.evaluated())
+        before = state.sums.count
+        one_epoch(state, batches, plan, clock, guard, watcher, keeper, stop)
+        row = {"epoch": state.epoch + 1, "step": state.step, "lr": state.schedule.at(state.step - 1)}
+        row |= state.sums.read("train") | measure(state.evaluated())
         clock.lap("evaluation")
         state.schedule.observe(row.get("val/accuracy"))
-        state.epoch += 1
-        row |= rates(clock.read(), batches.count)
-        state.history.append(row)
+        row |= rates(clock.read(), state.sums.count - before)
+        state.close_epoch(row)
+        clock.start()  # what follows is booked to the next epoch: this one's line is written
+        keeper.save(state)
+        clock.lap("checkpoint")
         watcher.epoch(row)
+        clock.lap("logging")
         if state.epoch < plan.epochs:
-            time.sleep(plan.rest_minutes * 60)
+            stop.rest(plan.rest_minutes * 60)
+            clock.leave_out()
+        stop.check(f"after epoch {state.epoch}")
 
 
-def one_epoch(state: State, batches: Batches, plan: Plan, clock: Clock, guard: Guard, watcher: Watcher) -> Row:
-    """Takes every training image once, in the order and with the dropout that belong to this epoch."""
+def one_epoch(
+    state: State,
+    batches: Batches,
+    plan: Plan,
+    clock: Clock,
+    guard: Guard,
+    watcher: Watcher,
+    keeper: Keeper,
+    stop: Stop,
+) -> None:
+    """Takes what is left of the epoch, in the order and with the dropout that belong to it."""
     state.net.train()
-    sums = Sums(plan.device)
-    with watcher.progress(state.epoch + 1, batches.batches_per_epoch) as progress:
-        for batch, (images, labels) in enumerate(batches.train(state.epoch)):
+    with watcher.progress(state.epoch + 1, batches.batches_per_epoch, state.batch) as progress:
+        for images, labels in batches.train(state.epoch, state.batch):
             clock.lap("data")
-            lr = state.schedule.at(state.step)
-            set_lr(state.optimizer, lr)
-            seed_step(plan.seed, "step", state.epoch, batch)
+            set_lr(state.optimizer, state.schedule.at(state.step))
+            seed_step(plan.seed, "step", state.epoch, state.batch)
             applied = train_step(
-                state.net, state.optimizer, state.scaler, guard, sums, images, labels,
+                state.net, state.optimizer, state.scaler, guard, state.sums, images, labels,
                 step=state.step, batch_size=plan.batch_size, accumulate=plan.accumulate, clip_norm=plan.clip_norm,
                 label_smoothing=plan.label_smoothing, autocast=plan.autocast, lap=clock.lap,
             )  # fmt: skip
             if not applied:
                 raise diverged(state, guard, batches.batches_per_epoch)
-            state.step += 1
+            state.step, state.batch = state.step + 1, state.batch + 1
             if state.ema is not None:
                 state.ema.update_parameters(state.net)
             progress.update(len(images))
             clock.lap("logging")
+            if stop.signal or keeper.due():
+                _save(state, batches, guard, keeper)
+                clock.lap("checkpoint")
+            stop.check(f"at epoch {state.epoch + 1} batch {state.batch}")
     if guard.bad_step() is not None:
         raise diverged(state, guard, batches.batches_per_epoch)
-    return {"step": state.step, "lr": lr, **sums.read("train")}
+
+
+def _save(state: State, batches: Batches, guard: Guard, keeper: Keeper) -> None:
+    """In the middle of an epoch, where an accelerator's flag has not been read since the last line."""
+    if guard.bad_step() is not None:
+        raise diverged(state, guard, batches.batches_per_epoch)
+    keeper.save(state)
 
 
 def diverged(state: State, guard: Guard, batches_per_epoch: int) -> DivergedError:

@@ -21,8 +21,8 @@ class Watch:
         jsonl.rewrite(folder / METRICS, history)
         self.tensorboard = TensorBoard(folder, hparams, history, warn=console.line)
 
-    def progress(self, epoch: int, batches: int) -> AbstractContextManager[Progress]:
-        return self.console.progress(epoch, self.epochs, batches)
+    def progress(self, epoch: int, batches: int, done: int) -> AbstractContextManager[Progress]:
+        return self.console.progress(epoch, self.epochs, batches, done)
 
     def epoch(self, row: Row) -> None:
         jsonl.append(self.folder / METRICS, row)

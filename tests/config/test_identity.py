@@ -11,14 +11,14 @@ from vggexp.config.identity import flat, identity, run_name, sweep_name
 from vggexp.config.read import Problems, plain, read, schema_keys
 
 ASIDE = {"run.root", "run.name", "resume", "sweep.objective", "sweep.max_jobs", "train.rest_minutes"}
-ASIDE |= {"data.root", "data.download", "data.workers", "data.cache"}
+ASIDE |= {"train.checkpoint_minutes", "train.keep", "data.root", "data.download", "data.workers", "data.cache"}
 FILES = ["arch=alexnet", "arch=lenet", "data=synthetic", "data=image_folder data.classes=3", "optimizer=adam"]
 FILES += ["scheduler=step", "scheduler=cosine", "scheduler=onecycle", "scheduler=plateau", "augment=strong", ""]
 CLASSES = {"arch.name", "data.name", "scheduler.name", "optimizer.arguments"}  # another value takes other keys
 # Another value of each key that is not a number.
 OTHER = {
     "arch.blocks": [[1, 8], [1, 16, 1]], "arch.norm": "batch", "arch.hidden": [8], "arch.init": "paper",
-    "optimizer.name": "NAdam", "device.name": "mps", "data.resize": 64,
+    "train.keep": "all", "optimizer.name": "NAdam", "device.name": "mps", "data.resize": 64,
     "optimizer.betas": [0.8, 0.9], "scheduler.milestones": [3], "augment.scale": [1, 2], "data.cache": "ram",
     "data.classes": 4, "data.limit": 5000, "data.root": "/elsewhere", "device.precision": "fp32", "device.threads": 3,
     "train.ema": 0.5, "train.clip_norm": 1, "train.patience": 2, "train.test_weights": "best",

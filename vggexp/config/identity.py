@@ -6,12 +6,16 @@ from collections.abc import Mapping
 from typing import Any
 
 from vggexp import shapes
-from vggexp.config.read import plain
+from vggexp.config.read import plain, shown
 from vggexp.config.rules import inputs, layers
 from vggexp.config.schema import Config, Vgg
 
 # Keys that do not change a result. A key that is null is left out as well, so that names survive a new option.
-ASIDE = ("run.", "sweep.", "resume", "train.rest_minutes", "data.root", "data.download", "data.workers", "data.cache")
+ASIDE = (
+    "run.", "sweep.", "resume", "data.root", "data.download", "data.workers", "data.cache",
+    "train.checkpoint_minutes", "train.rest_minutes", "train.keep",
+)  # fmt: skip
+ENDLESS = ("constant", "step", "plateau")  # schedules that do not depend on the number of epochs
 
 
 def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -26,6 +30,21 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a plain configuration that make a run what it is."""
     kept = {key: value for key, value in flat(values).items() if value is not None and not key.startswith(ASIDE)}
     return {key: _canonical(value) for key, value in sorted(kept.items())}
+
+
+def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """What keeps a run from being continued, a line for each key. there, here: of `identity`.
+
+    More epochs keep nothing, where the schedule does not depend on their number.
+    """
+    differing = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
+    if raised_epochs(there, here):
+        differing.remove("train.epochs")
+    return [f"{key}: run has {shown(there.get(key))}, command says {shown(here.get(key))}" for key in differing]
+
+
+def raised_epochs(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
+    return here["scheduler.name"] in ENDLESS and here["train.epochs"] > there.get("train.epochs", 0)
 
 
 def _canonical(value: Any) -> Any:

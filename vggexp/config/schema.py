@@ -172,6 +172,8 @@ class Train:
     patience: Annotated[int, Range(1, 100_000)] | None
     test_each_epoch: bool
     test_weights: Literal["last", "best"]
+    checkpoint_minutes: Annotated[float, Range(0, 1440)]
+    keep: Literal["all", "last", "weights"]
 
 
 @dataclass(frozen=True)
@@ -198,4 +200,4 @@ class Config:
     run: Run
     sweep: Sweep
     seed: Annotated[int, Range(0, 2**63 - 1)]
-    resume: Literal["auto", "never"]
+    resume: Literal["auto", "never", "exact", "force"]

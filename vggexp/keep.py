@@ -1,0 +1,100 @@
+"""Which checkpoints a run keeps, and which one it continues from."""
+
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from vggexp import checkpoint
+from vggexp.errors import CheckpointError, ResourceError
+from vggexp.train import Row, State
+
+FORMAT = 1
+NEWEST = 2  # kept besides the best
+ROOM = 1.1  # free space that must be left over a checkpoint's size
+
+
+class Checkpoints:
+    """The folder `checkpoints` of a run: %08d.pt by step; no link and no pointer file that could dangle."""
+
+    def __init__(self, folder: Path, keep: str, minutes: float, facts: dict[str, Any]):
+        """keep: all, last or weights. facts: plain values and tensors that are stored with every checkpoint."""
+        self.folder, self.keep, self.seconds, self.facts = folder, keep, minutes * 60, facts
+        self.folder.mkdir(exist_ok=True)
+        for left in self.folder.glob("*.tmp"):  # of a process that was killed while it wrote
+            left.unlink()
+        self.saved = time.monotonic()
+
+    def path(self, step: int) -> Path:
+        return self.folder / f"{step:08d}.pt"
+
+    def due(self) -> bool:
+        return time.monotonic() - self.saved >= self.seconds
+
+    def save(self, state: State) -> None:
+        """Raises ResourceError, and leaves the earlier checkpoints as they are."""
+        checkpoint.save(self.path(state.step), {"format": FORMAT, **self.facts, **state.capture()})
+        self.saved = time.monotonic()
+        if self.keep != "all":
+            self._prune(best_step(state.history))
+
+    def _prune(self, best: int | None) -> None:
+        """Only after the newest is durable; the newest is never deleted."""
+        for path in found(self.folder)[NEWEST:]:
+            if int(path.stem) != best:
+                path.unlink()
+
+    def leave_only(self, step: int, content: dict[str, Any]) -> None:
+        """keep=weights: one file with the final weights in place of all checkpoints."""
+        for path in found(self.folder):
+            if int(path.stem) != step:
+                path.unlink()
+        checkpoint.save(self.path(step), {"format": FORMAT, **self.facts, **content})
+
+
+def found(folder: Path) -> list[Path]:
+    """The checkpoints of a folder, newest first, by step and not by time."""
+    paths = [path for path in folder.glob("*.pt") if path.stem.isdecimal()]
+    return sorted(paths, key=lambda path: int(path.stem), reverse=True)
+
+
+def best_step(history: Sequence[Row]) -> int | None:
+    """The step after the first epoch of the best validation accuracy."""
+    rows = [row for row in history if "val/accuracy" in row]
+    return max(rows, key=lambda row: row["val/accuracy"])["step"] if rows else None
+
+
+def latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
+    """The newest checkpoint that verifies, None where there has been none; damaged ones are set aside.
+
+    Raises CheckpointError where there were checkpoints and none is good: a run never starts over silently.
+    """
+    paths = found(folder)
+    for path in paths:
+        try:
+            return checked(checkpoint.load(path), path)
+        except CheckpointError as error:
+            aside = path.with_suffix(".corrupt")
+            path.rename(aside)
+            warn(f"warning: {error}; set aside as {aside.name}")
+    if paths or list(folder.glob("*.corrupt")):
+        raise CheckpointError(f"{folder}: no checkpoint verifies; start over with resume=never")
+    return None
+
+
+def checked(saved: dict[str, Any], path: Path) -> dict[str, Any]:
+    version = saved.get("format") if isinstance(saved, dict) else None
+    if not isinstance(version, int) or version > FORMAT:
+        raise CheckpointError(f"{path}: format {version}, this vggexp reads up to {FORMAT}; update vggexp")
+    return saved
+
+
+def check_space(folder: Path, checkpoint_bytes: int) -> None:
+    """Raises ResourceError where the disk will not hold a run: its newest, its best, and one that is being written."""
+    wanted = int((NEWEST + 2) * checkpoint_bytes * ROOM)
+    free = shutil.disk_usage(folder).free
+    if free < wanted:
+        raise ResourceError(
+            f"{folder}: {free / 1e6:,.0f} MB free, checkpoints need {wanted / 1e6:,.0f} MB; choose another run.root"
+        )

@@ -1,0 +1,136 @@
+"""What a run says of itself at its beginning and at its end."""
+
+import resource
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy
+import torch
+from torch import Tensor, nn
+
+from vggexp.build import Datasets, Hardware
+from vggexp.checkpoint import weights_sha256
+from vggexp.clock import PARTS
+from vggexp.config.identity import flat, network_name
+from vggexp.config.read import plain
+from vggexp.config.rules import layers
+from vggexp.config.schema import Config
+from vggexp.evaluate import score
+from vggexp.metrics import confusion
+from vggexp.shapes import disk_bytes, macs, optimizer_states, parameters
+from vggexp.sinks.console import duration
+from vggexp.train import Row, State
+from vggexp.watch import Watch
+
+
+def opening(config: Config, hardware: Hardware, data: Datasets, folder: Path) -> list[str]:
+    """What will happen, told before it does."""
+    table = layers(config)
+    held_out = f", {data.val.count:,} for validation" if data.val else ""
+    epochs = f"{config.train.epochs} epochs of {data.train.batches_per_epoch} steps"
+    return [
+        f"network  {network_name(config)}  {parameters(table):,} parameters  {macs(table) / 1e9:.3f} GMAC an image",
+        f"data     {config.data.name}  {data.train.count:,} images{held_out}, {data.test.count:,} for the test"
+        f"  ({data.origin})",
+        f"training {epochs}, batch {config.data.batch_size}, {config.optimizer.name} lr {config.optimizer.lr:g}",
+        f"device   {config.device.name}  {hardware.precision}  {hardware.threads} threads",
+        f"folder   {folder}  (checkpoints of {checkpoint_bytes(config) / 1e6:,.0f} MB)",
+    ]
+
+
+def checkpoint_bytes(config: Config) -> int:
+    states = optimizer_states(config.optimizer.name, config.optimizer.arguments)
+    return disk_bytes(layers(config), optimizer_states=states, ema=config.train.ema is not None)["checkpoint"]
+
+
+def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
+    """The columns of TensorBoard's HParams table: every key of the configuration that has a value."""
+    values = {key: value for key, value in flat(plain(config)).items() if value is not None}
+    shown = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}
+    return {"network": network_name(config), **shown}
+
+
+def scored_row(history: Sequence[Row], test_weights: str) -> Row:
+    """The epoch whose weights are tested: the last, or the first of the best validation accuracy."""
+    return max(history, key=lambda row: row["val/accuracy"]) if test_weights == "best" else history[-1]
+
+
+def content(
+    config: Config,
+    hardware: Hardware,
+    state: State,
+    scored: Row,
+    logits: Tensor,
+    labels: Tensor,
+    weights: dict[str, Tensor],
+) -> Row:
+    """result.json of a finished run; val/... are of the weights that were tested."""
+    final = {key: value for key, value in scored.items() if key.startswith(("train/", "val/"))}
+    return {
+        "epoch": state.epoch,
+        "step": state.step,
+        **final,
+        **score(logits, labels, "test"),
+        "test_weights": config.train.test_weights,
+        "weights_step": scored["step"],
+        "weights_sha256": weights_sha256(weights),
+        **_best(state.history),
+        "seconds": sum(row["time/epoch_seconds"] for row in state.history),
+        "images_per_second": float(numpy.median([row["images_per_second"] for row in state.history])),
+        "parameters": parameters(layers(config)),
+        **_peaks(hardware),
+    }
+
+
+def _best(history: Sequence[Row]) -> Row:
+    if "val/accuracy" not in history[-1]:
+        return {}
+    best = scored_row(history, "best")
+    return {"best/epoch": best["epoch"], "best/val/accuracy": best["val/accuracy"]}
+
+
+def _peaks(hardware: Hardware) -> Row:
+    unit = 1 if sys.platform == "darwin" else 1024
+    peaks: Row = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if hardware.device.type == "cuda":
+        peaks["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(hardware.device)
+    return peaks
+
+
+def first_images(watch: Watch, data: Datasets) -> None:
+    from vggexp.sinks.pictures import grid
+
+    images, _ = next(iter(data.train.train(0)))
+    watch.tensorboard.images("images/first_batch", grid(images[:32].float().cpu().numpy()))
+
+
+def last_pictures(watch: Watch, data: Datasets, scores: Tensor, labels: Tensor, epoch: int) -> None:
+    from vggexp.sinks.pictures import confusion_picture, mistakes_picture
+
+    confidences, predictions = scores.max(1)
+    counts = confusion(labels, predictions, len(data.classes))
+    watch.tensorboard.images("test/confusion", confusion_picture(counts.numpy(), data.classes), epoch)
+    wrong = (predictions != labels).nonzero()[:, 0]
+    worst = wrong[confidences[wrong].argsort(descending=True)][:25]
+    arrays = (labels[worst].numpy(), predictions[worst].numpy(), confidences[worst].numpy())
+    picture = mistakes_picture(data.pictures(worst).numpy(), *arrays, data.classes)
+    watch.tensorboard.images("test/worst_mistakes", picture, epoch)
+
+
+def graph(watch: Watch, net: nn.Module, data: Datasets) -> None:
+    images, _ = next(iter(data.test.evaluate()))
+    watch.tensorboard.graph(net, images[:1])
+
+
+def closing(result: Row, history: Sequence[Row], folder: Path) -> list[str]:
+    """The score, where the time went, and where everything lies."""
+    total = sum(row["time/epoch_seconds"] for row in history)
+    spent = {part: sum(row[f"time/{part}_seconds"] for row in history) for part in PARTS}
+    large = {part: seconds for part, seconds in spent.items() if seconds > total / 200}
+    shares = ", ".join(f"{part} {100 * seconds / total:.0f} %" for part, seconds in large.items())
+    return [
+        f"test accuracy {result['test/accuracy']:.4f}  loss {result['test/loss']:.4f}",
+        f"time     {duration(total)} in {len(history)} epochs: {shares}",
+        f"folder   {folder}",
+    ]
