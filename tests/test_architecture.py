@@ -18,7 +18,7 @@ FLOORS = {
     "doing": ["step", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "table", "keep"],
     "assembly": ["config", "build", "summary", "run", "notebook"],
-    "doors": ["__main__", "plan", "bench", "__init__"],
+    "doors": ["__main__", "plan", "bench", "verify", "__init__"],
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}
 SOURCES = {

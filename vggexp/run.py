@@ -34,14 +34,14 @@ def run(config: Config, overrides: Sequence[str]) -> Row:
             held.enter_context(rundir.claimed(folder))
         console = Console(None)
         saved = keep.latest(folder / "checkpoints", console.line)
-        job = Job(config, stop, console, folder, *_built(config, saved, console))
+        job = Job(config, stop, console, folder, *built(config, saved, console))
         stop.check("before its first batch")
         if not folder.exists():
             held.enter_context(rundir.claimed(folder))
         return job.recorded(overrides, saved)
 
 
-def _built(
+def built(
     config: Config, saved: dict[str, Any] | None, console: Console
 ) -> tuple[build.Hardware, build.Datasets, State]:
     """Everything a run needs, at the state of the checkpoint. Raises before anything is written."""
@@ -82,6 +82,16 @@ def machine(hardware: build.Hardware) -> dict[str, Any]:
         "device": str(hardware.device),
         "precision": hardware.precision,
     }
+
+
+def scores_of(net: nn.Module, config: Config, hardware: build.Hardware, data: build.Datasets) -> dict[str, float]:
+    """The scores after an epoch: validation, and the test set only where the configuration asks for it."""
+    scores: dict[str, float] = {}
+    if data.val is not None:
+        scores |= evaluate(net, data.val.evaluate(), hardware.device, hardware.autocast, "val")
+    if config.train.test_each_epoch:
+        scores |= evaluate(net, data.test.evaluate(), hardware.device, hardware.autocast, "test")
+    return scores
 
 
 class Job:
@@ -143,7 +153,8 @@ class Job:
         ok = False
         try:
             plan, clock = build.plan(config, self.hardware), Clock(self.hardware.device)
-            train(state, data.train, plan, clock, self._measure, watch, checkpoints, self.stop)
+            measure = partial(scores_of, config=config, hardware=self.hardware, data=data)
+            train(state, data.train, plan, clock, measure, watch, checkpoints, self.stop)
             self.stop.check("before the test")
             content = self._finish(watch, checkpoints)
             ok = True
@@ -162,16 +173,6 @@ class Job:
         checkpoints = keep.Checkpoints(self.folder / "checkpoints", train.keep, train.checkpoint_minutes, facts)
         keep.check_space(checkpoints.folder, summary.checkpoint_bytes(self.config))
         return checkpoints
-
-    def _measure(self, net: nn.Module) -> dict[str, float]:
-        """Scores after an epoch: validation, and the test set only where the configuration asks for it."""
-        device, autocast = self.hardware.device, self.hardware.autocast
-        scores: dict[str, float] = {}
-        if self.data.val is not None:
-            scores |= evaluate(net, self.data.val.evaluate(), device, autocast, "val")
-        if self.config.train.test_each_epoch:
-            scores |= evaluate(net, self.data.test.evaluate(), device, autocast, "test")
-        return scores
 
     def _finish(self, watch: Watch, checkpoints: keep.Checkpoints) -> Row:
         """The test, once; then the weights, the scores and the result."""
