@@ -1,4 +1,4 @@
-.PHONY: help check test test-all
+.PHONY: help check test test-all faults
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -11,3 +11,6 @@ test:  ## the default tests, under 3 minutes on two cores
 
 test-all:  ## all tests
 	pytest
+
+faults:  ## every fault the suite knows, and how many were survived; about half an hour on two cores
+	python -m tests.faults

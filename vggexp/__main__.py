@@ -100,8 +100,8 @@ def _finished(config: Config) -> dict[str, Any] | None:
             told = "; ".join(differing)
             raise CheckpointError(f"{folder}: another configuration ({told}); choose another run.name or resume=force")
     result = result_of(folder)
-    if result.get("state") != "finished" or there != here:
-        return None
+    if result.get("state") != "finished" or there != here or list(folder.glob("checkpoints/*.tmp")):
+        return None  # a temporary file: it was killed while it wrote its last one
     print(f"already finished: test accuracy {result['test/accuracy']:.4f}  {folder}")
     return result
 

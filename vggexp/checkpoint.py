@@ -18,6 +18,7 @@ from vggexp.files import sync_folder
 MAGIC = b"VGGEXP01"
 TRAILER_BYTES = len(MAGIC) + 32
 CHUNK_BYTES = 1 << 22
+ZIP = b"PK\3\4"
 
 
 class _Hashing:
@@ -74,6 +75,9 @@ def verify(path: Path) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Reads a verified checkpoint onto the CPU; nothing in it is executed. Raises CheckpointError."""
     verify(path)
+    with open(path, "rb") as file:
+        if file.read(len(ZIP)) != ZIP:  # torch would take it for a pickle of its old form
+            raise CheckpointError(f"{path}: not a file that torch.save writes")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many unrelated types

@@ -16,7 +16,7 @@ from vggexp.config.identity import differences, identity, run_name
 from vggexp.config.read import plain
 from vggexp.config.schema import Config
 from vggexp.environment import environment
-from vggexp.errors import CheckpointError, ResourceError, StoppedError, VggexpError
+from vggexp.errors import CheckpointError, InUseError, ResourceError, StoppedError, VggexpError
 from vggexp.evaluate import evaluate, predict
 from vggexp.signals import Stop, stopping
 from vggexp.sinks.console import Console
@@ -30,14 +30,17 @@ def run(config: Config, overrides: Sequence[str]) -> Row:
     folder = root / (rundir.next_free(root, run_name(config)) if config.resume == "never" else run_name(config))
     with contextlib.ExitStack() as held:
         stop = held.enter_context(stopping())
-        if folder.exists():  # whose checkpoint says how to build
+        new = not folder.exists()
+        if not new:  # its checkpoint says how to build
             held.enter_context(rundir.claimed(folder))
         console = Console(None)
         saved = keep.latest(folder / "checkpoints", console.line)
         job = Job(config, stop, console, folder, *built(config, saved, console))
         stop.check("before its first batch")
-        if not folder.exists():
+        if new:
             held.enter_context(rundir.claimed(folder))
+            if rundir.result_of(folder):
+                raise InUseError(f"{folder}: another process has made it meanwhile; run the same command again")
         return job.recorded(overrides, saved)
 
 
@@ -112,25 +115,33 @@ class Job:
 
     def recorded(self, overrides: Sequence[str], saved: dict[str, Any] | None) -> Row:
         """Runs, and leaves in result.json how it ended."""
-        self._describe(overrides)
         try:
+            self._describe(overrides)
             return self._run(continued=saved is not None)
         except StoppedError as error:
-            rundir.set_state(self.folder, "interrupted", error=str(error), exit_code=error.exit_code)
+            self._ended("interrupted", str(error), error.exit_code)
             raise
         except VggexpError as error:
-            rundir.set_state(self.folder, "failed", error=str(error), exit_code=error.exit_code)
+            self._ended("failed", str(error), error.exit_code)
             raise
         except KeyboardInterrupt:
-            rundir.set_state(self.folder, "interrupted", error="stopped at once by a second Ctrl-C", exit_code=130)
+            self._ended("interrupted", "stopped at once by a second Ctrl-C", 130)
             raise
+        except OSError as error:
+            told = f"{error.filename or self.folder}: {error.strerror or error}"
+            self._ended("failed", told, ResourceError.exit_code)
+            raise ResourceError(told) from error
         except (MemoryError, torch.OutOfMemoryError) as error:
             told = f"out of memory with data.batch_size={self.config.data.batch_size}; try train.accumulate=2"
-            rundir.set_state(self.folder, "failed", error=told, exit_code=ResourceError.exit_code)
+            self._ended("failed", told, ResourceError.exit_code)
             raise ResourceError(told) from error
         except BaseException as error:
-            rundir.set_state(self.folder, "failed", error=f"{type(error).__name__}: {error}", exit_code=1)
+            self._ended("failed", f"{type(error).__name__}: {error}", 1)
             raise
+
+    def _ended(self, state: str, error: str, exit_code: int) -> None:
+        with contextlib.suppress(OSError):  # a full disk has no room for its own report
+            rundir.set_state(self.folder, state, error=error, exit_code=exit_code)
 
     def _describe(self, overrides: Sequence[str]) -> None:
         self.console.log_file = self.folder / "run.log"
@@ -185,12 +196,14 @@ class Job:
         scores = logits.softmax(1)
         weights = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
         numpy.savez_compressed(self.folder / "predictions.npz", scores=scores.numpy(), labels=labels.numpy())
-        if self.config.train.keep == "weights":
-            checkpoints.leave_only(scored["step"], {"weights": weights})
         content = summary.content(self.config, self.hardware, state, scored, logits, labels, weights)
-        content = rundir.set_state(self.folder, "finished", **content)
         watch.tensorboard.final({key: content[key] for key in content if "/" in key}, state.epoch)
         show = partial(summary.last_pictures, watch, data, scores, labels, state.epoch)
         watch.guarded("the pictures of the mistakes", show)
         watch.guarded("the graph", lambda: summary.graph(watch, net, data))
+        content = rundir.set_state(
+            self.folder, "finished", **content
+        )  # the views are whole: nothing comes back to them
+        if self.config.train.keep == "weights":  # from here on the run cannot be continued
+            checkpoints.leave_only(scored["step"], {"weights": weights})
         return content

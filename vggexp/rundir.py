@@ -67,15 +67,14 @@ def claimed(folder: Path) -> Iterator[Path]:
     with lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.ftruncate(lock.fileno(), 0)
+            os.write(lock.fileno(), f"{socket.gethostname()} pid {os.getpid()}".encode())
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
             raise InUseError(f"{folder}: in use by {holder}; wait for it or choose another run.name") from None
         except OSError as error:
             raise ResourceError(f"{folder}: cannot be locked: {error.strerror} (choose another run.root)") from error
-        lock.truncate(0)
-        lock.write(f"{socket.gethostname()} pid {os.getpid()}")
-        lock.flush()
         yield folder
 
 
