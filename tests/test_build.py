@@ -4,8 +4,10 @@ from pathlib import Path
 
 import numpy
 import pytest
+import torch
 from PIL import Image
 
+import vggexp
 from tests.conftest import TINY
 from vggexp.config.compose import conf_dir
 
@@ -51,6 +53,12 @@ def test_a_folder_of_pictures(command, tmp_path, cache):
     own = ["data=image_folder", "data.root=pictures", "data.resize=32", "data.batch_size=4", f"data.cache={cache}"]
     code, out, err = command(*own, "data.workers=1", "augment=scale_jitter", "arch=vgg_digits", "train.epochs=1")
     assert (code, err) == (0, "") and "18 images, 2 for validation, 6 for the test" in out
+    (tmp_path / "pictures").rename(tmp_path / "elsewhere")
+    run = vggexp.load_run(next((tmp_path / "outputs").glob("vgg*")))
+    assert run.classes == ("cat", "dog") and run.net(run.preprocess(torch.zeros(1, 3, 50, 40))).shape == (1, 2)
+    moved = [key.replace("pictures", "elsewhere") for key in own]
+    code, _, err = command(*moved, "data.classes=3", "arch=vgg_digits")
+    assert code == 3 and "2 classes, but data.classes=3" in err
 
 
 def test_the_digits_that_scikit_learn_carries(command):

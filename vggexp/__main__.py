@@ -2,6 +2,7 @@
 
 import os
 import sys
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -84,6 +85,11 @@ def task(node: DictConfig) -> float | None:
         code = failed(error)
         if job.mode == RunMode.MULTIRUN and not isinstance(error, StoppedError):
             return None
+    except Exception:
+        if job.mode != RunMode.MULTIRUN:
+            raise
+        traceback.print_exc()  # a bug ends its own job only, and is not kept quiet
+        return None
     raise SystemExit(code)
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from vggexp.data.folder import FolderIndex, index_folder
 from vggexp.data.sources import ImageSet, Loaded, load, synthetic
 from vggexp.data.split import choose, train_val_split
 from vggexp.data.transforms import Augment, Preprocess, color_basis, statistics
-from vggexp.errors import ConfigError
+from vggexp.errors import ConfigError, DataError
 from vggexp.metrics import Sums
 from vggexp.models.classic import alexnet, lenet
 from vggexp.models.init import initialize
@@ -53,6 +53,13 @@ def hardware(config: Config, threads: int | None = None) -> Hardware:
         raise ConfigError("device.precision=bf16: this GPU does not multiply it; use fp16 or fp32")
     threads = precision.prepare(device, resolved, wanted.deterministic, wanted.threads or threads)
     return Hardware(device, resolved, threads, partial(precision.autocast, resolved, device))
+
+
+def with_classes(config: Config, classes: int) -> Config:
+    """The configuration of a finished run, whose folder of pictures need not be at hand to be counted."""
+    if not isinstance(config.data, ImageFolder):
+        return config
+    return replace(config, data=replace(config.data, classes=classes))
 
 
 def network(config: Config) -> nn.Sequential:
@@ -132,6 +139,8 @@ def data(config: Config, device: torch.device) -> Datasets:
     wanted = config.data
     if isinstance(wanted, ImageFolder):
         index = index_folder(Path(wanted.root or ""))
+        if wanted.classes not in (None, len(index.train.classes)):
+            raise DataError(f"{wanted.root}: {len(index.train.classes)} classes, but data.classes={wanted.classes}")
         return (
             _streamed(config, index, device)
             if wanted.cache == "none"

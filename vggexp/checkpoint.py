@@ -21,6 +21,10 @@ CHUNK_BYTES = 1 << 22
 ZIP = b"PK\3\4"
 
 
+class DamagedError(CheckpointError):
+    """The file's content is not what was written."""
+
+
 class _Hashing:
     """A file that torch.save can write to, unbuffered so that a full disk is told by its own error."""
 
@@ -69,7 +73,7 @@ def verify(path: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if left != 0 or trailer != MAGIC + digest.digest():
-        raise CheckpointError(f"{path}: damaged, its content does not have the hash it was written with")
+        raise DamagedError(f"{path}: damaged, its content does not have the hash it was written with")
 
 
 def load(path: Path) -> dict[str, Any]:

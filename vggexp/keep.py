@@ -74,7 +74,7 @@ def latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
     for path in paths:
         try:
             return checked(checkpoint.load(path), path)
-        except CheckpointError as error:
+        except checkpoint.DamagedError as error:
             aside = path.with_suffix(".corrupt")
             path.rename(aside)
             warn(f"warning: {error}; set aside as {aside.name}")

@@ -34,13 +34,14 @@ def _scored(folder: Path) -> Path:
 
 
 def load_run(path: str | Path) -> LoadedRun:
-    """Loads the newest weights of a run directory onto the CPU, in eval mode, in fp32. Raises CheckpointError."""
+    """Loads the tested weights of a run directory onto the CPU, in eval mode, in fp32. Raises CheckpointError."""
     folder = Path(path)
     problems = Problems()
     config = read(config_of(folder), problems)
     if config is None:
         raise CheckpointError(f"{folder / 'config.yaml'}: not a configuration of this version ({problems[0]})")
     saved = checkpoint.load(_scored(folder))
+    config = build.with_classes(config, len(saved["classes"]))
     net = build.network(config)
     net.load_state_dict(checkpoint.weights_of(saved))
     return LoadedRun(

@@ -65,8 +65,11 @@ class State:
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Takes over what `capture` gave. Raises KeyError, RuntimeError or ValueError where it does not fit."""
+        given = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
         for name, part in self.parts().items():
             part.load_state_dict(saved[name])
+        for group, values in zip(self.optimizer.param_groups, given, strict=True):
+            group.update(values)  # the configuration's, which resume=force may have changed
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
         self.history = saved["history"]
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-UNIFORM = 10  # uniform draws a picture, used or not: switching one operation on leaves the others' draws as they are
+UNIFORM = 11  # uniform draws a picture, used or not: switching one operation on leaves the others' draws as they are
 ERASED_AREA = (0.02, 0.4)  # of the picture; Zhong et al. 2020 (arXiv:1708.04896), table 2
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height over width
 CHUNK = 1 << 20  # pixels summed at once: small enough for the cache
@@ -85,7 +85,7 @@ def draw(
         if basis is None:
             raise ValueError("augment.color needs the color_basis of the training images")
         shift = augment.color * torch.randn(count, len(basis), generator=generator) @ basis
-    return Changes(window, shift, boxes(uniform[:, 5:], size, augment.erase) if augment.erase else None)
+    return Changes(window, shift, boxes(uniform[:, 6:], size, augment.erase) if augment.erase else None)
 
 
 def windows(uniform: Tensor, height: int, width: int, size: int, augment: Augment) -> Tensor:
