@@ -43,6 +43,9 @@ KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = compose.parse(sys.argv[1:] if argv is None else argv, "--json")
+        if command.arguments.help:
+            print(__doc__)
+            return 0
         result = bench(compose.load_run(command))
     except VggexpError as error:
         print(error_line(str(error)), file=sys.stderr)
