@@ -37,12 +37,12 @@ class Checkpoints:
         checkpoint.save(self.path(state.step), {"format": FORMAT, **self.facts, **state.capture()})
         self.saved = time.monotonic()
         if self.keep != "all":
-            self._prune(best_step(state.history))
+            self._prune(best_row(state.history))
 
-    def _prune(self, best: int | None) -> None:
+    def _prune(self, best: Row | None) -> None:
         """Only after the newest is durable; the newest is never deleted."""
         for path in found(self.folder)[NEWEST:]:
-            if int(path.stem) != best:
+            if best is None or int(path.stem) != best["step"]:
                 path.unlink()
 
     def leave_only(self, step: int, content: dict[str, Any]) -> None:
@@ -59,10 +59,10 @@ def found(folder: Path) -> list[Path]:
     return sorted(paths, key=lambda path: int(path.stem), reverse=True)
 
 
-def best_step(history: Sequence[Row]) -> int | None:
-    """The step after the first epoch of the best validation accuracy."""
+def best_row(history: Sequence[Row]) -> Row | None:
+    """The first epoch of the best validation accuracy: whose checkpoint is kept, and is tested where asked."""
     rows = [row for row in history if "val/accuracy" in row]
-    return max(rows, key=lambda row: row["val/accuracy"])["step"] if rows else None
+    return max(rows, key=lambda row: row["val/accuracy"]) if rows else None
 
 
 def latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:

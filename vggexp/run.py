@@ -201,9 +201,8 @@ class Job:
         show = partial(summary.last_pictures, watch, data, scores, labels, state.epoch)
         watch.guarded("the pictures of the mistakes", show)
         watch.guarded("the graph", lambda: summary.graph(watch, net, data))
-        content = rundir.set_state(
-            self.folder, "finished", **content
-        )  # the views are whole: nothing comes back to them
+        # The views are whole by now: nothing comes back to them.
+        content = rundir.set_state(self.folder, "finished", **content)
         if self.config.train.keep == "weights":  # from here on the run cannot be continued
             checkpoints.leave_only(scored["step"], {"weights": weights})
         return content

@@ -17,6 +17,7 @@ from vggexp.config.read import plain
 from vggexp.config.rules import layers
 from vggexp.config.schema import Config
 from vggexp.evaluate import score
+from vggexp.keep import best_row
 from vggexp.metrics import confusion
 from vggexp.shapes import disk_bytes, macs, optimizer_states, parameters
 from vggexp.sinks.console import duration
@@ -53,7 +54,8 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
 
 def scored_row(history: Sequence[Row], test_weights: str) -> Row:
     """The epoch whose weights are tested: the last, or the first of the best validation accuracy."""
-    return max(history, key=lambda row: row["val/accuracy"]) if test_weights == "best" else history[-1]
+    best = best_row(history) if test_weights == "best" else None
+    return best or history[-1]
 
 
 def content(
@@ -84,10 +86,8 @@ def content(
 
 
 def _best(history: Sequence[Row]) -> Row:
-    if "val/accuracy" not in history[-1]:
-        return {}
-    best = scored_row(history, "best")
-    return {"best/epoch": best["epoch"], "best/val/accuracy": best["val/accuracy"]}
+    best = best_row(history)
+    return {} if best is None else {"best/epoch": best["epoch"], "best/val/accuracy": best["val/accuracy"]}
 
 
 def _peaks(hardware: Hardware) -> Row:
