@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals"],
-    "nouns": ["models", "data", "optim", "schedules"],
+    "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals", "memory"],
+    "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "table", "keep"],
     "assembly": ["config", "build", "summary", "run", "notebook"],

@@ -13,13 +13,13 @@ from vggexp.metrics import Sums
 from vggexp.models.vgg import vgg
 from vggexp.precision import scaler
 from vggexp.shapes import Block
-from vggexp.step import Guard, train_step
+from vggexp.step import Guard, gradients, update
 
 CPU = torch.device("cpu")
 DRAWS = torch.Generator().manual_seed(0)
 IMAGES, LABELS = torch.randn(128, 1, 4, 4, generator=DRAWS), torch.randint(3, (128,), generator=DRAWS)
 SHORT = IMAGES[:96], LABELS[:96]
-USUAL = {"step": 0, "batch_size": 128, "accumulate": 1, "label_smoothing": 0.0, "clip_norm": None}
+USUAL = {"batch_size": 128, "micro_batches": 1, "label_smoothing": 0.0, "autocast": contextlib.nullcontext}
 
 
 def network() -> nn.Module:
@@ -40,11 +40,10 @@ class Setup:
         self.optimizer = optimizer(net.parameters(), lr=0.1)
         self.optimizer.register_step_pre_hook(lambda *_: self.gradients.append(flat_gradient(net)))
 
-    def step(self, images=IMAGES, labels=LABELS, **changed) -> bool:
-        return train_step(
-            self.net, self.optimizer, self.scaler, self.guard, self.sums, images, labels,
-            **(USUAL | changed), autocast=contextlib.nullcontext, lap=lambda part: None,
-        )  # fmt: skip
+    def step(self, images=IMAGES, labels=LABELS, step=0, clip_norm=None, **changed) -> bool:
+        loss, logits = gradients(self.net, self.scaler, self.guard, images, labels, **(USUAL | changed))
+        self.sums.add(loss, logits, labels)
+        return update(self.net, self.optimizer, self.scaler, self.guard, step, loss, clip_norm)
 
 
 def gradient(images=IMAGES, labels=LABELS, **changed) -> torch.Tensor:
@@ -60,10 +59,10 @@ def by_torch(images=IMAGES, labels=LABELS, **key) -> torch.Tensor:
     return flat_gradient(net)
 
 
-@pytest.mark.parametrize("accumulate", [2, 3, 4, 100, 128])
+@pytest.mark.parametrize("micro_batches", [2, 3, 4, 100, 128])
 @pytest.mark.parametrize("batch", [(IMAGES, LABELS), SHORT], ids=["full", "short"])
-def test_accumulating_changes_no_gradient(accumulate, batch):
-    assert (gradient(*batch, accumulate=accumulate) - gradient(*batch)).abs().max() < 1e-6
+def test_accumulating_changes_no_gradient(micro_batches, batch):
+    assert (gradient(*batch, micro_batches=micro_batches) - gradient(*batch)).abs().max() < 1e-6
 
 
 def test_the_gradient_is_torchs():
@@ -75,7 +74,7 @@ def test_the_gradient_is_torchs():
 @pytest.mark.parametrize("share", [1 / 3, 2])
 def test_clipping(share):
     plain = gradient()
-    clipped = gradient(clip_norm=share * plain.norm().item(), accumulate=4)
+    clipped = gradient(clip_norm=share * plain.norm().item(), micro_batches=4)
     torch.testing.assert_close(clipped, plain * min(1, share))
 
 
@@ -83,7 +82,7 @@ def test_a_good_step():
     setup = Setup(network())
     logits = setup.net(IMAGES)
     before = nn.utils.parameters_to_vector(setup.net.parameters()).detach().clone()
-    assert setup.step(step=7, accumulate=3)
+    assert setup.step(step=7, micro_batches=3)
     assert setup.guard.bad_step() is None
     torch.testing.assert_close(nn.utils.parameters_to_vector(setup.net.parameters()), before - 0.1 * setup.gradients[0])
     loss, accuracy = cross_entropy(logits, LABELS).item(), (logits.argmax(1) == LABELS).double().mean().item()
@@ -109,7 +108,7 @@ def broken(value: float) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-@pytest.mark.parametrize("changed", [{}, {"clip_norm": 1.0}, {"accumulate": 4}])
+@pytest.mark.parametrize("changed", [{}, {"clip_norm": 1.0}, {"micro_batches": 4}])
 @pytest.mark.parametrize(("net", "value"), [(network, math.nan), (network, math.inf), (Root, 0)])
 def test_what_is_not_finite_changes_nothing(net, value, changed, optimizer):
     setup, images = Setup(net(), optimizer), broken(value)

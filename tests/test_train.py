@@ -6,11 +6,11 @@ import math
 
 import pytest
 import torch
-from torch import Tensor
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch import Tensor, nn
 
 from vggexp.clock import PARTS, Clock
-from vggexp.errors import DivergedError
+from vggexp.ema import Ema
+from vggexp.errors import DivergedError, ResourceError
 from vggexp.evaluate import evaluate
 from vggexp.metrics import Sums
 from vggexp.models.init import initialize
@@ -45,7 +45,7 @@ class Blobs:
 
 class Recorder:
     def __init__(self):
-        self.rows, self.seen = [], []
+        self.rows, self.seen, self.notes = [], [], []
 
     def progress(self, epoch: int, batches: int, done: int):
         self.seen.append([epoch, batches, 0])
@@ -56,6 +56,9 @@ class Recorder:
 
     def epoch(self, row) -> None:
         self.rows.append(row)
+
+    def note(self, text: str) -> None:
+        self.notes.append(text)
 
 
 class Keeper:
@@ -71,11 +74,11 @@ class Keeper:
         self.saved[state.step] = copy.deepcopy(state.capture())
 
 
-def fresh(lr=0.05, seed=0, ema=None, course="constant", **own) -> State:
-    net = vgg([Block(1, 8)], norm="batch", hidden=(16,), dropout=0.3, width=1, in_channels=1, size=4, classes=4)
+def fresh(lr=0.05, seed=0, ema=None, course="constant", norm="batch", **own) -> State:
+    net = vgg([Block(1, 8)], norm=norm, hidden=(16,), dropout=0.3, width=1, in_channels=1, size=4, classes=4)
     initialize(net, "kaiming", seed)
     optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9, fused=True)
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+    average = Ema(net, ema) if ema else None
     course = schedule(course, lr, 0, epochs=4, steps_per_epoch=3, **own)
     return State(net, optimizer, course, scaler("fp32", CPU), average, Sums(CPU))
 
@@ -86,7 +89,7 @@ def scores(net):
 
 def trained(state: State, epochs=4, seed=0, batches=None, measure=scores, patience=None, keeper=None) -> Recorder:
     plan = Plan(
-        device=CPU, seed=seed, epochs=epochs, batch_size=8, accumulate=1, label_smoothing=0.0, clip_norm=None,
+        device=CPU, seed=seed, epochs=epochs, batch_size=8, label_smoothing=0.0, clip_norm=None,
         patience=patience, rest_minutes=0.0, autocast=contextlib.nullcontext,
     )  # fmt: skip
     watcher = Recorder()
@@ -156,6 +159,44 @@ def test_the_record_of_an_epoch():
     assert 0 < sum(seconds.values()) <= whole
     training = whole - seconds["time/evaluation_seconds"] - seconds["time/checkpoint_seconds"]
     assert watcher.rows[-1]["images_per_second"] == pytest.approx(22 / training)
+
+
+class Hungry(nn.Module):
+    """Asks the real allocator for what no machine has as soon as it gets more than `room` images."""
+
+    def __init__(self, net: nn.Module, room: int):
+        super().__init__()
+        self.net, self.room = net, room
+
+    def forward(self, images: Tensor) -> Tensor:
+        logits = self.net(images)
+        if self.training and len(images) > self.room:
+            torch.empty(1 << 60)
+        return logits
+
+
+def hungry(room: int, norm: str) -> State:
+    state = fresh(norm=norm)
+    state.net = Hungry(state.net, room)
+    return state
+
+
+@pytest.mark.parametrize(("room", "micro_batches"), [(8, 1), (4, 2), (3, 4), (1, 8)])
+def test_a_batch_that_does_not_fit_is_split(room, micro_batches):
+    state, ample = hungry(room, "none"), hungry(room, "none")
+    ample.micro_batches = micro_batches  # from the start, so that nothing has to be tried again
+    watcher = trained(state)
+    assert (state.micro_batches, bool(watcher.notes)) == (micro_batches, micro_batches > 1)
+    assert "micro-batches" in "".join(watcher.notes[:1]) or micro_batches == 1
+    trained(ample)
+    assert torch.equal(weights(state), weights(ample))
+    assert state.capture()["micro_batches"] == micro_batches
+
+
+@pytest.mark.parametrize(("room", "norm", "told"), [(4, "batch", "what batch norm computes"), (0, "none", "a single")])
+def test_a_batch_that_cannot_be_split(room, norm, told):
+    with pytest.raises(ResourceError, match=told):
+        trained(hungry(room, norm))
 
 
 def test_it_learns():

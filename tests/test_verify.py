@@ -20,7 +20,7 @@ def test_a_run_verifies_until_a_bit_is_changed(command, capfd):
     assert {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*")} == before
     path = Path("outputs/a/checkpoints/00000006.pt")
     saved = checkpoint.load(path)
-    saved["ema"]["module.0.1.0.weight"].view(torch.int32)[0, 0, 0, 0] ^= 1
+    saved["ema"]["module"]["0.1.0.weight"].view(torch.int32)[0, 0, 0, 0] ^= 1
     checkpoint.save(path, saved)
     assert main(["outputs/a", "--json"]) == 4
     verdict = json.loads(capfd.readouterr().out)

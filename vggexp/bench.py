@@ -25,11 +25,10 @@ from vggexp.config import compose
 from vggexp.config.rules import layers
 from vggexp.config.schema import Config
 from vggexp.errors import VggexpError
-from vggexp.metrics import Sums
 from vggexp.shapes import macs
 from vggexp.signals import Stop
 from vggexp.sinks.console import Console, error_line
-from vggexp.step import Guard, train_step
+from vggexp.step import Guard, gradients, update
 from vggexp.train import Batches, Plan, State, one_epoch, rates
 from vggexp.watch import Watch
 
@@ -84,11 +83,14 @@ def parts(
     kind = KINDS.get(hardware.precision, torch.float32)
     square = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE, device=plan.device, dtype=kind)
     batches = endless(data.train)
-    step = partial(
-        train_step, state.net, state.optimizer, state.scaler, Guard(plan.device), Sums(plan.device), images, labels,
-        step=0, batch_size=plan.batch_size, accumulate=plan.accumulate, clip_norm=plan.clip_norm,
-        label_smoothing=plan.label_smoothing, autocast=plan.autocast, lap=lambda part: None,
-    )  # fmt: skip
+    guard = Guard(plan.device)
+
+    def step() -> None:
+        loss, _ = gradients(
+            state.net, state.scaler, guard, images, labels, batch_size=plan.batch_size,
+            micro_batches=state.micro_batches, label_smoothing=plan.label_smoothing, autocast=plan.autocast,
+        )  # fmt: skip
+        update(state.net, state.optimizer, state.scaler, guard, 0, loss, plan.clip_norm)
 
     def forward(backward: bool) -> None:
         with torch.set_grad_enabled(backward), plan.autocast():

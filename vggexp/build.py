@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vggexp import precision
 from vggexp.config.rules import inputs
@@ -18,6 +17,7 @@ from vggexp.data.folder import FolderIndex, index_folder
 from vggexp.data.sources import ImageSet, Loaded, load, synthetic
 from vggexp.data.split import choose, train_val_split
 from vggexp.data.transforms import Augment, Preprocess, color_basis, statistics
+from vggexp.ema import Ema
 from vggexp.errors import ConfigError, DataError
 from vggexp.metrics import Sums
 from vggexp.models.classic import alexnet, lenet
@@ -49,7 +49,7 @@ def hardware(config: Config, threads: int | None = None) -> Hardware:
         raise ConfigError(f"device={wanted.name}: no usable device (torch {torch.__version__}); use device=cpu")
     device = torch.device(wanted.name)
     resolved = precision.resolve(wanted.precision, device)
-    if resolved == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported():
+    if resolved == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError("device.precision=bf16: this GPU does not multiply it; use fp16 or fp32")
     threads = precision.prepare(device, resolved, wanted.deterministic, wanted.threads or threads)
     return Hardware(device, resolved, threads, partial(precision.autocast, resolved, device))
@@ -80,10 +80,7 @@ def state(config: Config, hardware: Hardware, steps_per_epoch: int) -> State:
     """Everything that changes in a run, at its start."""
     memory = torch.channels_last if config.device.channels_last else torch.contiguous_format
     net = network(config).to(hardware.device).to(memory_format=memory)
-    ema = None
-    if config.train.ema is not None:
-        average = get_ema_multi_avg_fn(config.train.ema)
-        ema = AveragedModel(net, multi_avg_fn=average, use_buffers=True)
+    ema = None if config.train.ema is None else Ema(net, config.train.ema)
     if config.device.compile:
         net.compile()
     chosen, course = config.optimizer, config.scheduler
@@ -98,6 +95,7 @@ def state(config: Config, hardware: Hardware, steps_per_epoch: int) -> State:
         scaler=precision.scaler(hardware.precision, hardware.device),
         ema=ema,
         sums=Sums(hardware.device),
+        micro_batches=config.train.accumulate,
     )  # fmt: skip
 
 
@@ -108,7 +106,6 @@ def plan(config: Config, hardware: Hardware) -> Plan:
         seed=config.seed,
         epochs=train.epochs,
         batch_size=config.data.batch_size,
-        accumulate=train.accumulate,
         label_smoothing=train.label_smoothing,
         clip_norm=train.clip_norm,
         patience=train.patience,

@@ -92,8 +92,7 @@ def load(path: Path) -> dict[str, Any]:
 def weights_of(saved: dict[str, Any]) -> dict[str, Tensor]:
     """The weights that scores are taken with: the final ones, else the moving average, else the network's."""
     if "ema" in saved:
-        average = saved["ema"].items()
-        return {key.removeprefix("module."): value for key, value in average if key.startswith("module.")}
+        return saved["ema"]["module"]
     return saved.get("weights") or saved["net"]
 
 

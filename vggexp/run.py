@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import nn
 
-from vggexp import __version__, build, checkpoint, keep, rundir, summary
+from vggexp import __version__, build, checkpoint, keep, memory, rundir, summary
 from vggexp.clock import Clock
 from vggexp.config.identity import differences, identity, run_name
 from vggexp.config.read import plain
@@ -35,7 +35,8 @@ def run(config: Config, overrides: Sequence[str]) -> Row:
             held.enter_context(rundir.claimed(folder))
         console = Console(None)
         saved = keep.latest(folder / "checkpoints", console.line)
-        job = Job(config, stop, console, folder, *built(config, saved, console))
+        with memory.told("before the first batch; choose a smaller network, data.resize or data.limit"):
+            job = Job(config, stop, console, folder, *built(config, saved, console))
         stop.check("before its first batch")
         if new:
             held.enter_context(rundir.claimed(folder))
@@ -116,8 +117,9 @@ class Job:
     def recorded(self, overrides: Sequence[str], saved: dict[str, Any] | None) -> Row:
         """Runs, and leaves in result.json how it ended."""
         try:
-            self._describe(overrides)
-            return self._run(continued=saved is not None)
+            with memory.told(f"with data.batch_size={self.config.data.batch_size}; choose a smaller one"):
+                self._describe(overrides)
+                return self._run(continued=saved is not None)
         except StoppedError as error:
             self._ended("interrupted", str(error), error.exit_code)
             raise
@@ -129,10 +131,6 @@ class Job:
             raise
         except OSError as error:
             told = f"{error.filename or self.folder}: {error.strerror or error}"
-            self._ended("failed", told, ResourceError.exit_code)
-            raise ResourceError(told) from error
-        except (MemoryError, torch.OutOfMemoryError) as error:
-            told = f"out of memory with data.batch_size={self.config.data.batch_size}; try train.accumulate=2"
             self._ended("failed", told, ResourceError.exit_code)
             raise ResourceError(told) from error
         except BaseException as error:

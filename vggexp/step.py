@@ -9,14 +9,13 @@ from torch.amp import GradScaler
 from torch.nn import functional
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from vggexp.metrics import Sums
-
 
 class Guard:
     """Remembers the first step whose loss or gradient was not finite, and lets no update through from there on.
 
     On the CPU that is seen at once. On an accelerator a flag stays on the device, where the fused optimizers read it
-    as they read a gradient scaler's `found_inf`; `first_bad` is read only when a line is due.
+    as they read a gradient scaler's `found_inf`; `first_bad` is read only when a line is due. An optimizer without a
+    fused form goes on there until then: the run ends all the same, and none of it has been saved.
     """
 
     def __init__(self, device: torch.device):
@@ -27,7 +26,7 @@ class Guard:
         """Whether the optimizer may be called. loss, norm: scalars on the device."""
         bad = ~(loss.isfinite() & norm.isfinite())
         self.first_bad = torch.where((self.first_bad < 0) & bad, step, self.first_bad)
-        if self.on_cpu or not optimizer.defaults.get("fused"):
+        if self.on_cpu:
             return self.bad_step() is None
         optimizer.found_inf = (self.first_bad >= 0).float()  # type: ignore[attr-defined]
         return True
@@ -38,30 +37,25 @@ class Guard:
         return None if step < 0 else step
 
 
-def train_step(
+def gradients(
     net: nn.Module,
-    optimizer: torch.optim.Optimizer,
     scaler: GradScaler,
     guard: Guard,
-    sums: Sums,
     images: Tensor,
     labels: Tensor,
     *,
-    step: int,
     batch_size: int,
-    accumulate: int,
+    micro_batches: int,
     label_smoothing: float,
-    clip_norm: float | None,
     autocast: Callable[[], AbstractContextManager],
-    lap: Callable[[str], None],
-) -> bool:
-    """Forward, backward and update; False if the guard stopped the update. images: [N, C, H, W], labels: [N].
+) -> tuple[Tensor, Tensor]:
+    """Forward and backward; returns the loss summed over the images, and the logits [N, K].
 
-    The gradient is the sum over the images divided by `batch_size`, also for a short last batch: every image of an
-    epoch weighs the same. `accumulate`: micro-batches, whose gradients add up to the same sum.
+    images: [N, C, H, W], labels: [N]. The gradient is the sum over the images divided by `batch_size`, also for a
+    short last batch: every image of an epoch weighs the same. The gradients of micro-batches add up to the same sum.
     """
-    size = -(-len(images) // accumulate)
-    total = torch.zeros((), device=images.device)
+    size = -(-len(images) // micro_batches)
+    total, answers = torch.zeros((), device=images.device), []
     for part, truth in zip(images.split(size), labels.split(size), strict=True):
         with autocast():
             logits = net(part)
@@ -70,15 +64,12 @@ def train_step(
         if scaler.is_enabled():  # a scaler overwrites the optimizer's flag, so it has to see the bad step itself
             scaled = scaled * torch.where(guard.first_bad < 0, 1.0, torch.nan)
         scaled.backward()
-        sums.add(loss, logits, truth)
         total += loss.detach()
-    lap("compute")
-    applied = _update(net, optimizer, scaler, guard, step, total, clip_norm)
-    lap("optimizer")
-    return applied
+        answers.append(logits.detach())
+    return total, torch.cat(answers)
 
 
-def _update(
+def update(
     net: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: GradScaler,
@@ -87,6 +78,7 @@ def _update(
     loss: Tensor,
     clip_norm: float | None,
 ) -> bool:
+    """Clips and applies the gradients, and clears them; False if the guard stopped it. loss: of `gradients`."""
     scaler.unscale_(optimizer)  # before clipping, always
     parameters = [parameter for parameter in net.parameters() if parameter.grad is not None]
     norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])

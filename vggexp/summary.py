@@ -72,6 +72,7 @@ def content(
     return {
         "epoch": state.epoch,
         "step": state.step,
+        "micro_batches": state.micro_batches,
         **final,
         **score(logits, labels, "test"),
         "test_weights": config.train.test_weights,

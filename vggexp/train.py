@@ -8,16 +8,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
-from torch.optim.swa_utils import AveragedModel
 
+from vggexp import memory
 from vggexp.clock import Clock
-from vggexp.errors import DivergedError
+from vggexp.ema import Ema
+from vggexp.errors import DivergedError, ResourceError
 from vggexp.metrics import Sums
 from vggexp.optim import set_lr
 from vggexp.rng import seed_step
 from vggexp.schedules import Schedule
 from vggexp.signals import Stop
-from vggexp.step import Guard, train_step
+from vggexp.step import Guard, gradients, update
 
 Row = dict[str, Any]  # one object of metrics.jsonl
 
@@ -37,11 +38,12 @@ class State:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     scaler: GradScaler
-    ema: AveragedModel | None
+    ema: Ema | None
     sums: Sums  # of the epoch under way
     epoch: int = 0  # finished epochs
     batch: int = 0  # batches taken of the epoch under way
     step: int = 0  # optimizer steps taken
+    micro_batches: int = 1  # in which a batch is taken; doubled where the memory does not suffice
     history: list[Row] = field(default_factory=list)  # a row for each finished epoch
 
     def evaluated(self) -> nn.Module:
@@ -61,6 +63,7 @@ class State:
     def capture(self) -> dict[str, Any]:
         """Tensors and plain values only; the tensors are those of the run, not copies."""
         counts = {"epoch": self.epoch, "batch": self.batch, "step": self.step, "history": self.history}
+        counts["micro_batches"] = self.micro_batches
         return counts | {name: part.state_dict() for name, part in self.parts().items()}
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -71,7 +74,7 @@ class State:
         for group, values in zip(self.optimizer.param_groups, given, strict=True):
             group.update(values)  # the configuration's, which resume=force may have changed
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
-        self.history = saved["history"]
+        self.history, self.micro_batches = saved["history"], saved["micro_batches"]
 
 
 @dataclass(frozen=True)
@@ -82,7 +85,6 @@ class Plan:
     seed: int
     epochs: int
     batch_size: int
-    accumulate: int
     label_smoothing: float
     clip_norm: float | None
     patience: int | None
@@ -100,6 +102,8 @@ class Watcher(Protocol):
     def progress(self, epoch: int, batches: int, done: int) -> AbstractContextManager[Progress]: ...
 
     def epoch(self, row: Row) -> None: ...
+
+    def note(self, text: str) -> None: ...
 
 
 class Keeper(Protocol):
@@ -161,18 +165,17 @@ def one_epoch(
     with watcher.progress(state.epoch + 1, batches.batches_per_epoch, state.batch) as progress:
         for images, labels in batches.train(state.epoch, state.batch):
             clock.lap("data")
+            loss, logits = gradients_that_fit(state, plan, guard, images, labels, watcher)
+            state.sums.add(loss, logits, labels)
+            clock.lap("compute")
             set_lr(state.optimizer, state.schedule.at(state.step))
-            seed_step(plan.seed, "step", state.epoch, state.batch)
-            applied = train_step(
-                state.net, state.optimizer, state.scaler, guard, state.sums, images, labels,
-                step=state.step, batch_size=plan.batch_size, accumulate=plan.accumulate, clip_norm=plan.clip_norm,
-                label_smoothing=plan.label_smoothing, autocast=plan.autocast, lap=clock.lap,
-            )  # fmt: skip
+            applied = update(state.net, state.optimizer, state.scaler, guard, state.step, loss, plan.clip_norm)
+            clock.lap("optimizer")
             if not applied:
                 raise diverged(state, guard, batches.batches_per_epoch)
             state.step, state.batch = state.step + 1, state.batch + 1
             if state.ema is not None:
-                state.ema.update_parameters(state.net)
+                state.ema.update(state.net)
             progress.update(len(images))
             clock.lap("logging")
             if stop.signal or keeper.due():
@@ -181,6 +184,39 @@ def one_epoch(
             stop.check(f"at epoch {state.epoch + 1} batch {state.batch}")
     if guard.bad_step() is not None:
         raise diverged(state, guard, batches.batches_per_epoch)
+
+
+def gradients_that_fit(
+    state: State, plan: Plan, guard: Guard, images: Tensor, labels: Tensor, watcher: Watcher
+) -> tuple[Tensor, Tensor]:
+    """step.gradients with the dropout that belongs to this step, split further until the memory suffices."""
+    while True:
+        seed_step(plan.seed, "step", state.epoch, state.batch)
+        try:
+            return gradients(
+                state.net, state.scaler, guard, images, labels, batch_size=plan.batch_size,
+                micro_batches=state.micro_batches, label_smoothing=plan.label_smoothing, autocast=plan.autocast,
+            )  # fmt: skip
+        except (MemoryError, RuntimeError) as error:
+            if not memory.is_short(error):
+                raise
+        split(state, plan.batch_size)  # after the handler, whose traceback holds the activations
+        watcher.note(f"warning: out of memory; from here on a batch is taken in {state.micro_batches} micro-batches")
+
+
+def split(state: State, batch_size: int) -> None:
+    """Twice as many micro-batches: the same sum of gradients. Raises ResourceError where it would not be the same."""
+    state.optimizer.zero_grad(set_to_none=True)  # of the parts that did fit
+    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in state.net.modules()):
+        raise ResourceError(
+            f"out of memory with data.batch_size={batch_size} in {state.micro_batches} micro-batches; more of them "
+            f"would change what batch norm computes: choose train.accumulate={2 * state.micro_batches} or a smaller "
+            "data.batch_size yourself"
+        )
+    if state.micro_batches >= batch_size:
+        raise ResourceError("out of memory with a single image; choose a smaller network or data.resize")
+    state.micro_batches = min(2 * state.micro_batches, batch_size)
+    torch.cuda.empty_cache()  # nothing without a GPU
 
 
 def _save(state: State, batches: Batches, guard: Guard, keeper: Keeper) -> None:

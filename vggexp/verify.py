@@ -56,6 +56,8 @@ class Silence:
 
     def epoch(self, row: Mapping[str, Any]) -> None: ...
 
+    def note(self, text: str) -> None: ...
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="vggexp.verify", description=__doc__.partition("\n")[0])

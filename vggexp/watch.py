@@ -29,6 +29,9 @@ class Watch:
         self.tensorboard.epoch(row)
         self.console.epoch(row, self.epochs)
 
+    def note(self, text: str) -> None:
+        self.console.line(text)
+
     def guarded(self, what: str, draw: Callable[[], None]) -> None:
         """Pictures are a view: what fails in one is told and the run goes on."""
         try:

@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import vggexp.run
 import vggexp.train
@@ -24,6 +23,7 @@ from tests.conftest import TINY
 from tests.faults.server import RUN, awaited, different, disturb, finished, good, points_of, reference, run, start
 from tests.test_train import CPU, Blobs, Keeper, trained
 from vggexp import checkpoint, keep
+from vggexp.ema import Ema
 from vggexp.metrics import Sums
 from vggexp.models.init import initialize
 from vggexp.models.vgg import vgg
@@ -188,8 +188,8 @@ def signalled(case: tuple[str, str, int], folder: Path) -> str:
 
 def slow(seconds: float) -> None:
     """Makes every batch last, so that a signal comes while the run trains."""
-    real = vggexp.train.train_step
-    vggexp.train.train_step = lambda *a, **k: (time.sleep(seconds), real(*a, **k))[1]
+    real = vggexp.train.gradients
+    vggexp.train.gradients = lambda *a, **k: (time.sleep(seconds), real(*a, **k))[1]
 
 
 def until(there: Callable[[], Any], seconds: float = 60) -> None:
@@ -215,7 +215,7 @@ def fresh(norm: str, dropout: float, optimizer: str, course: str, ema: float | N
     net = vgg([Block(1, 8)], norm=norm, hidden=(16,), dropout=dropout, width=1, in_channels=1, size=4, classes=4)
     initialize(net, "kaiming", 0)
     kinds = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adam": torch.optim.Adam}
-    average = AveragedModel(net, multi_avg_fn=get_ema_multi_avg_fn(ema), use_buffers=True) if ema else None
+    average = Ema(net, ema) if ema else None
     times = schedule(course, 0.02, 0.5, epochs=3, steps_per_epoch=3, **COURSES[course])
     return State(
         net, kinds[optimizer](net.parameters(), 0.02, fused=True), times, scaler("fp32", CPU), average, Sums(CPU)
