@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from vggexp import precision
 from vggexp.config.rules import inputs
 from vggexp.config.schema import Config, ImageFolder, LeNet, Synthetic, Vgg
-from vggexp.data.batches import Batches, Resident, Streaming, decode
+from vggexp.data.batches import Batches, Resident, Streaming
+from vggexp.data.decoding import decode
 from vggexp.data.folder import FolderIndex, index_folder
 from vggexp.data.sources import ImageSet, Loaded, load, synthetic
 from vggexp.data.split import choose, train_val_split
@@ -131,15 +132,15 @@ class Datasets:
     origin: str
 
 
-def data(config: Config, device: torch.device) -> Datasets:
-    """Reads and checks the data set. Raises DataError."""
+def data(config: Config, device: torch.device, warn: Callable[[str], None] = print) -> Datasets:
+    """Reads and checks the data set. Raises DataError. warn: told of a worker process that had to be replaced."""
     wanted = config.data
     if isinstance(wanted, ImageFolder):
         index = index_folder(Path(wanted.root or ""))
         if wanted.classes not in (None, len(index.train.classes)):
             raise DataError(f"{wanted.root}: {len(index.train.classes)} classes, but data.classes={wanted.classes}")
         return (
-            _streamed(config, index, device)
+            _streamed(config, index, device, warn)
             if wanted.cache == "none"
             else _resident(config, _decoded(config, index), device)
         )
@@ -192,7 +193,9 @@ def _decoded(config: Config, index: Loaded[FolderIndex]) -> Loaded[ImageSet]:
     return Loaded(train, test, index.fingerprint, index.origin)
 
 
-def _streamed(config: Config, index: Loaded[FolderIndex], device: torch.device) -> Datasets:
+def _streamed(
+    config: Config, index: Loaded[FolderIndex], device: torch.device, warn: Callable[[str], None]
+) -> Datasets:
     """A folder's pictures, decoded in every epoch."""
     wanted, size = config.data, inputs(config).size
     labels = torch.tensor(index.train.labels)
@@ -201,7 +204,7 @@ def _streamed(config: Config, index: Loaded[FolderIndex], device: torch.device) 
     preprocess = Preprocess(size, mean, std, config.device.channels_last)
     make = partial(
         Streaming, preprocess=preprocess, batch_size=wanted.batch_size, device=device, workers=wanted.workers,
-        seed=config.seed,
+        seed=config.seed, warn=warn,
     )  # fmt: skip
 
     def paths(places: Tensor) -> list[Path]:

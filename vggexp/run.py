@@ -54,7 +54,7 @@ def built(
     hardware = build.hardware(config, saved["threads"] if saved else None)
     if saved is not None:
         _compatible(config, hardware, saved, console)
-    data = build.data(config, hardware.device)
+    data = build.data(config, hardware.device, console.line)
     state = build.state(config, hardware, data.train.batches_per_epoch)
     if saved is not None:
         try:

@@ -5,12 +5,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
 from PIL import Image
 
-from vggexp.data.batches import Resident, Streaming, decode, order
+from vggexp.data.batches import Resident, Streaming, order
+from vggexp.data.decoding import decode
 from vggexp.data.transforms import PLAIN, Augment, Preprocess, color_basis
 from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator
@@ -182,8 +184,31 @@ for images, labels in batches.train(0):
     assert len(workers) == 2 and not any(alive(pid) for pid in workers)
 
 
-def test_a_killed_worker_is_told(worker):
-    batches, process = worker
-    with pytest.raises((ResourceError, RuntimeError), match="DataLoader worker"):  # torch may raise it anywhere
+@pytest.mark.parametrize("taken", [0, 1, 2])
+def test_a_killed_worker_is_survived_once(taken, streaming, capsys):
+    batches = streaming(2, STRONG)
+    expected, others = list(streaming(0, STRONG).train(1)), set(multiprocessing.active_children())
+    epoch = batches.train(1)
+    received = [next(epoch) for _ in range(taken)]
+
+    def kill() -> None:
+        process = list(set(multiprocessing.active_children()) - others)[-1]
         process.kill()
+        process.join()
+
+    list(batches.evaluate()) if not taken else None  # so that there are workers
+    kill()
+    assert same([*received, *epoch], expected)
+    assert "the workers were replaced" in capsys.readouterr().out
+    kill()
+    with pytest.raises(ResourceError, match="killed for the second time"):
         list(batches.evaluate())
+
+
+def test_a_worker_killed_while_it_is_awaited(streaming):
+    batches, others = streaming(1, STRONG), set(multiprocessing.active_children())
+    list(batches.evaluate())
+    (process,) = set(multiprocessing.active_children()) - others
+    os.kill(process.pid, signal.SIGSTOP)  # silent, so that the next batch is awaited
+    threading.Timer(0.3, process.kill).start()
+    assert same(batches.evaluate(), streaming(0).evaluate())

@@ -2,28 +2,20 @@
 and an epoch may start at any batch.
 """
 
-import atexit
-import signal
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from multiprocessing import active_children
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
-from vggexp.data.folder import read_image
-from vggexp.data.transforms import PLAIN, UNCHANGED, Augment, Changes, Preprocess, color_basis, cut, draw, fit
-from vggexp.errors import DataError, ResourceError
+from vggexp.data.decoding import Decoder, Decoders
+from vggexp.data.transforms import PLAIN, UNCHANGED, Augment, Changes, Preprocess, color_basis, draw
 from vggexp.rng import generator
 
-PATIENCE_SECONDS = 300  # a worker silent for so long hangs
 SHARE = 4  # pictures stay on the device where they take less than this part of its free memory
 
 Batch = tuple[Tensor, Tensor]  # float32 [B, C, size, size], int64 [B]
-Request = tuple[int | None, list[int]]  # epoch, None for plain pictures; places of the pictures
 
 
 def order(seed: int, epoch: int, count: int) -> Tensor:
@@ -103,14 +95,14 @@ class Streaming:
         seed: int = 0,
         augment: Augment = PLAIN,
         basis: Tensor | None = None,
+        warn: Callable[[str], None] = print,
     ):
         self.labels, self.preprocess = torch.as_tensor(labels), preprocess.to(device)
         self.batch_size, self.device, self.seed = batch_size, device, seed
         self.count = len(paths)
         self.batches_per_epoch = -(-self.count // batch_size)
-        self._requests: list[Request] = []
         decoder = Decoder(paths, preprocess.size, seed, augment, basis)
-        self._loader = _loader(decoder, self._requests, workers, device)
+        self._decoders = Decoders(decoder, workers, pinned=device.type == "cuda", warn=warn)
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """As Resident.train."""
@@ -121,109 +113,14 @@ class Streaming:
 
     def _read(self, epoch: int | None, places: Tensor) -> Iterator[Batch]:
         chosen = [part for part in places.split(self.batch_size) if len(part)]
-        self._requests[:] = [(epoch, part.tolist()) for part in chosen]
-        for (images, changes), part in zip(_receive(self._loader), chosen, strict=True):
+        decoded = self._decoders.decode([(epoch, part.tolist()) for part in chosen])
+        for (images, changes), part in zip(decoded, chosen, strict=True):
             changes = Changes(*(_send(change, self.device) for change in changes))
             images, labels = _send(images, self.device), _send(self.labels[part], self.device)
             yield self.preprocess.finish(images, changes), labels
 
 
 Batches = Resident | Streaming
-
-
-@dataclass(frozen=True, eq=False)
-class Decoder:
-    """decoder[epoch, places]: uint8 [B, 3, size, size] and the changes left for the device; or why there are none."""
-
-    paths: Sequence[Path]
-    size: int
-    seed: int = 0
-    augment: Augment = PLAIN
-    basis: Tensor | None = None
-
-    def __getitem__(self, request: Request) -> tuple[Tensor, Changes] | str:
-        epoch, places = request
-        try:
-            images, changes = zip(*(self._one(epoch, place) for place in places), strict=True)
-        except DataError as error:  # torch would make a traceback of several lines of it
-            return str(error)
-        return torch.cat(images), Changes(*map(_join, zip(*changes, strict=True)))
-
-    def _one(self, epoch: int | None, place: int) -> tuple[Tensor, Changes]:
-        image = read_image(self.paths[place])[None]
-        if epoch is None or not any(self.augment):
-            return fit(image, self.size), UNCHANGED
-        draws = generator(self.seed, "augment", epoch, place)
-        changes = draw(draws, 1, image.shape[-2], image.shape[-1], self.size, self.augment, self.basis)
-        if changes.window is None:
-            return fit(image, self.size), changes
-        return cut(image, changes.window[0].tolist(), self.size), changes._replace(window=None)
-
-
-def decode(paths: Sequence[Path], size: int, workers: int, batch_size: int = 64) -> Tensor:
-    """uint8 [N, 3, size, size]: the middle square of each file. Raises DataError, ResourceError."""
-    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-    parts = images.split(batch_size)
-    requests: list[Request] = [(None, part.tolist()) for part in torch.arange(len(paths)).split(batch_size)]
-    loader = _loader(Decoder(paths, size), requests, workers, torch.device("cpu"))
-    for (decoded, _), part in zip(_receive(loader), parts, strict=True):
-        part.copy_(decoded)
-    return images
-
-
-def _loader(decoder: Decoder, requests: list[Request], workers: int, device: torch.device) -> DataLoader:
-    if workers:
-        atexit.register(_end_workers)
-    return DataLoader(
-        decoder,  # type: ignore[arg-type]
-        batch_size=None,
-        sampler=requests,
-        collate_fn=_as_it_is,
-        num_workers=workers,
-        pin_memory=device.type == "cuda",
-        timeout=PATIENCE_SECONDS if workers else 0,
-        worker_init_fn=_leave_signals_to_the_parent,
-        persistent_workers=workers > 0,
-        generator=torch.Generator(),  # the loader seeds its workers from it; torch's own stays untouched
-    )
-
-
-def _as_it_is(batch: Any) -> Any:
-    return batch
-
-
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach the workers too, but only the parent decides what they mean."""
-    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2"):
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
-def _end_workers() -> None:
-    """Python ends daemons by SIGTERM when it exits, and would wait for ever for those that ignore it."""
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where torch reports a worker's end as a failure
-    for process in active_children():
-        if process.daemon:
-            process.kill()
-
-
-def _receive(loader: DataLoader) -> Iterator[tuple[Tensor, Changes]]:
-    try:
-        for batch in loader:
-            if isinstance(batch, str):
-                raise DataError(batch)
-            yield batch
-    except RuntimeError as error:  # torch's word for a worker that was killed or hangs
-        if "DataLoader" not in str(error):
-            raise
-        reason = str(error).splitlines()[0]
-        raise ResourceError(f"data.workers={loader.num_workers}: {reason} (fewer workers need less memory)") from error
-
-
-def _join(parts: Iterable[Tensor | None]) -> Tensor | None:
-    tensors = [part for part in parts if part is not None]
-    return torch.cat(tensors) if tensors else None
 
 
 def _send(tensor: Any, device: torch.device) -> Any:

@@ -1,0 +1,197 @@
+"""Pictures in files, decoded and cut by worker processes, one of which may be killed."""
+
+import atexit
+import contextlib
+import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from multiprocessing import active_children
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from vggexp.data.folder import read_image
+from vggexp.data.transforms import PLAIN, UNCHANGED, Augment, Changes, cut, draw, fit
+from vggexp.errors import DataError, ResourceError
+from vggexp.rng import generator
+
+PATIENCE_SECONDS = 300  # a worker silent for so long hangs
+STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+
+Request = tuple[int | None, list[int]]  # epoch, None for plain pictures; places of the pictures
+
+
+@dataclass(frozen=True, eq=False)
+class Decoder:
+    """decoder[epoch, places]: uint8 [B, 3, size, size] and the changes left for the device; or why there are none."""
+
+    paths: Sequence[Path]
+    size: int
+    seed: int = 0
+    augment: Augment = PLAIN
+    basis: Tensor | None = None
+
+    def __getitem__(self, request: Request) -> tuple[Tensor, Changes] | str:
+        epoch, places = request
+        try:
+            images, changes = zip(*(self._one(epoch, place) for place in places), strict=True)
+        except DataError as error:  # torch would make a traceback of several lines of it
+            return str(error)
+        return torch.cat(images), Changes(*map(_join, zip(*changes, strict=True)))
+
+    def _one(self, epoch: int | None, place: int) -> tuple[Tensor, Changes]:
+        image = read_image(self.paths[place])[None]
+        if epoch is None or not any(self.augment):
+            return fit(image, self.size), UNCHANGED
+        draws = generator(self.seed, "augment", epoch, place)
+        changes = draw(draws, 1, image.shape[-2], image.shape[-1], self.size, self.augment, self.basis)
+        if changes.window is None:
+            return fit(image, self.size), changes
+        return cut(image, changes.window[0].tolist(), self.size), changes._replace(window=None)
+
+
+class WorkerKilledError(Exception):
+    """A worker process has ended that should not have."""
+
+
+class Decoders:
+    """Decoder in `workers` processes (0: in this one) that live on between the calls.
+
+    A killed worker is survived once: all are replaced, and the batches that have not come are decoded again, the same
+    because the draws belong to the pictures. The second time it is raised as ResourceError, as is a worker that hangs.
+    """
+
+    def __init__(self, decoder: Decoder, workers: int, pinned: bool = False, warn: Callable[[str], None] = print):
+        self.decoder, self.workers, self.pinned, self.warn = decoder, workers, pinned, warn
+        self.replaced = False
+        self._requests: list[Request] = []
+        self._processes: list[Any] = []
+        self._start()
+
+    def decode(self, requests: Sequence[Request]) -> Iterator[tuple[Tensor, Changes]]:
+        """Each request's pictures, uint8 [B, 3, size, size], with the changes left for the device; in their order."""
+        left = list(requests)
+        while left:
+            try:
+                for batch in self._received(left):
+                    left.pop(0)
+                    yield batch
+            except WorkerKilledError:
+                self._replace()
+
+    def _start(self) -> None:
+        if self.workers:
+            atexit.register(end_workers)
+        self._loader: DataLoader[Any] = DataLoader(
+            self.decoder,  # type: ignore[arg-type]
+            batch_size=None,
+            sampler=self._requests,
+            collate_fn=_as_it_is,
+            num_workers=self.workers,
+            pin_memory=self.pinned,
+            timeout=PATIENCE_SECONDS if self.workers else 0,
+            worker_init_fn=_leave_signals_to_the_parent,
+            persistent_workers=self.workers > 0,
+            generator=torch.Generator(),  # the loader seeds its workers from it; torch's own stays untouched
+        )
+
+    def _received(self, requests: Sequence[Request]) -> Iterator[tuple[Tensor, Changes]]:
+        self._requests[:] = requests
+        others = set(active_children())
+        with self._told(), self._watched():
+            batches = iter(self._loader)  # waits for the workers where they live already
+        self._processes = self._processes or list(set(active_children()) - others)
+        while True:
+            with self._told(), self._watched():
+                batch = next(batches, None)
+            if batch is None:
+                return
+            if isinstance(batch, str):
+                self._end()  # now: while Python clears up after an error they would be waited for
+                raise DataError(batch)
+            yield batch
+
+    @contextlib.contextmanager
+    def _watched(self) -> Iterator[None]:
+        """While a batch is awaited, and only then, a worker's end is an error: torch's handler raises it anywhere."""
+        if threading.current_thread() is not threading.main_thread() or not self.workers:
+            yield
+            return
+        signal.signal(signal.SIGCHLD, self._ended)
+        try:
+            self._ended()
+            yield
+        finally:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def _ended(self, *signalled: Any) -> None:
+        if not all(process.is_alive() for process in self._processes):
+            raise WorkerKilledError
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        try:
+            yield
+        except RuntimeError as error:  # torch's word for a worker that was killed or hangs
+            if "DataLoader" not in str(error):
+                raise
+            if "timed out" not in str(error):
+                raise WorkerKilledError from error
+            told = f"data.workers={self.workers}: no picture came for {PATIENCE_SECONDS} s; is the disk still there?"
+            raise ResourceError(told) from error
+
+    def _replace(self) -> None:
+        if self.replaced:
+            raise ResourceError(
+                f"data.workers={self.workers}: a worker process was killed for the second time (fewer workers need "
+                "less memory)"
+            )
+        self.replaced = True
+        self.warn("warning: a worker process was killed; the workers were replaced and nothing is lost")
+        self._end()
+
+    def _end(self) -> None:
+        for process in self._processes:
+            process.kill()
+            process.join()
+        self._processes = []
+        self._start()
+
+
+def decode(paths: Sequence[Path], size: int, workers: int, batch_size: int = 64) -> Tensor:
+    """uint8 [N, 3, size, size]: the middle square of each file. Raises DataError, ResourceError."""
+    images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
+    requests: list[Request] = [(None, part.tolist()) for part in torch.arange(len(paths)).split(batch_size)]
+    decoded = Decoders(Decoder(paths, size), workers).decode(requests if len(paths) else [])
+    for (pictures, _), part in zip(decoded, images.split(batch_size), strict=True):
+        part.copy_(pictures)
+    return images
+
+
+def _as_it_is(batch: Any) -> Any:
+    return batch
+
+
+def _leave_signals_to_the_parent(worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach the workers too, but only the parent decides what they mean."""
+    for name in STOP_SIGNALS:
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), signal.SIG_IGN)
+
+
+def end_workers() -> None:
+    """Python ends daemons by SIGTERM when it exits, and would wait for ever for those that ignore it."""
+    if hasattr(signal, "SIGCHLD"):
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where torch reports a worker's end as a failure
+    for process in active_children():
+        if process.daemon:
+            process.kill()
+
+
+def _join(parts: Iterable[Tensor | None]) -> Tensor | None:
+    tensors = [part for part in parts if part is not None]
+    return torch.cat(tensors) if tensors else None
