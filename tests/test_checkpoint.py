@@ -1,11 +1,13 @@
 """A checkpoint comes back as it was written or is refused; a write that fails leaves what was there before."""
 
 import hashlib
+import io
 import multiprocessing
 import os
 import random
 import resource
 import signal
+import zipfile
 
 import pytest
 import torch
@@ -69,6 +71,19 @@ def test_nothing_in_a_file_is_executed(path, monkeypatch):
     with pytest.raises(CheckpointError, match="cannot be read"):
         checkpoint.load(path)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_a_bomb_is_not_unpacked(path):
+    """A tensor of zeros, compressed to a thousandth: hash and pickle are right, only its size is not."""
+    checkpoint.save(path, {"weights": torch.zeros(1_000_000)})
+    packed = io.BytesIO()
+    with zipfile.ZipFile(path) as there, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bomb:
+        for entry in there.infolist():
+            bomb.writestr(entry.filename, there.read(entry))
+    raw = packed.getvalue()
+    path.write_bytes(raw + checkpoint.MAGIC + hashlib.sha256(raw).digest())
+    with pytest.raises(CheckpointError, match="not a file that torch.save writes"):
+        checkpoint.load(path)
 
 
 def refused_at(path, limits) -> None:

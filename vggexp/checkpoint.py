@@ -6,6 +6,7 @@ after the end of the zip archive, so that plain torch.load(path, weights_only=Tr
 
 import hashlib
 import os
+import zipfile
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -18,6 +19,7 @@ from vggexp.files import sync_folder
 MAGIC = b"VGGEXP01"
 TRAILER_BYTES = len(MAGIC) + 32
 CHUNK_BYTES = 1 << 22
+PICKLE_BYTES = 1 << 28  # of names, shapes and the history; tensors lie beside it
 ZIP = b"PK\3\4"
 
 
@@ -79,14 +81,28 @@ def verify(path: Path) -> None:
 def load(path: Path) -> dict[str, Any]:
     """Reads a verified checkpoint onto the CPU; nothing in it is executed. Raises CheckpointError."""
     verify(path)
-    with open(path, "rb") as file:
-        if file.read(len(ZIP)) != ZIP:  # torch would take it for a pickle of its old form
-            raise CheckpointError(f"{path}: not a file that torch.save writes")
+    if not _plain(path):
+        raise CheckpointError(f"{path}: not a file that torch.save writes")
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many unrelated types
         told = " ".join(str(error).split())[:200]
         raise CheckpointError(f"{path}: cannot be read: {told}") from error
+
+
+def _plain(path: Path) -> bool:
+    """An archive that needs no more memory than the file is long: none of it compressed, and no endless pickle."""
+    with open(path, "rb") as file:
+        if file.read(len(ZIP)) != ZIP:  # torch would take it for a pickle of its old form
+            return False
+        try:
+            entries = zipfile.ZipFile(file).infolist()
+        except (zipfile.BadZipFile, ValueError):
+            return False
+        size = os.fstat(file.fileno()).st_size
+    pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
+    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+    return stored and sum(entry.file_size for entry in entries) <= size and sum(pickles) <= PICKLE_BYTES
 
 
 def weights_of(saved: dict[str, Any]) -> dict[str, Tensor]:

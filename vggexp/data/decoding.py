@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import active_children
+from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +87,7 @@ class Decoders:
     def _start(self) -> None:
         if self.workers:
             atexit.register(end_workers)
+            get_temp_dir()  # made by this process, the workers share it, and none is left of one that was killed
         self._loader: DataLoader[Any] = DataLoader(
             self.decoder,  # type: ignore[arg-type]
             batch_size=None,
