@@ -50,6 +50,11 @@ def test_a_run_leaves_a_directory_that_agrees_with_itself(command):
     assert (folder / "overrides.txt").read_text().split() == [*TINY, "run.name=a", "seed=3"]
     environment = json.loads((folder / "env.json").read_text())
     assert environment["threads"] == 1 and set(environment["data"]) == {"train", "test"}
+    assert environment["device"] == "cpu" and environment["device_name"] and "torch" in environment["versions"]
+    parts = [sum(row[key] for row in metrics) for key in TIMES]
+    assert all(end[key] >= part for key, part in zip(["seconds", *TIMES[1:]], parts, strict=True))
+    assert end["time/evaluation_seconds"] > parts[TIMES.index("time/evaluation_seconds")]  # the test is in it
+    assert sum(end[key] for key in TIMES[1:]) <= end["seconds"]
     assert (folder / "run.log").read_text() == out
 
 
@@ -139,6 +144,33 @@ def test_the_name_of_another_run_is_refused(command):
     assert code == 4
     assert "optimizer.lr: run has 0.01, command says 0.02" in err and "seed: run has 0, command says 7" in err
     assert err.count("\n") == 1
+
+
+def changed(name, **facts):
+    """As if the run's last process had been killed before its end, with these facts in its checkpoints."""
+    folder = Path("outputs") / name
+    (folder / "result.json").unlink()
+    for path in (folder / "checkpoints").glob("*.pt"):
+        checkpoint.save(path, checkpoint.load(path) | facts)
+
+
+def test_other_data_is_refused(command):
+    command(*TINY, "run.name=a")
+    changed("a", data={"train": "0" * 64, "test": "1" * 64})
+    code, _, err = command(*TINY, "run.name=a")
+    assert code == 4 and "the data has changed since this run began (test, train)" in err and err.count("\n") == 1
+    code, out, _ = command(*TINY, "run.name=a", "resume=force")
+    assert code == 0 and "warning: continuing, but the data has changed: test, train" in out
+
+
+@pytest.mark.parametrize("fact", ["torch", "threads", "device_name", "cpu_capability", "precision"])
+def test_another_machine_is_refused_where_exactness_is_asked_for(command, fact):
+    command(*TINY, "run.name=a")
+    changed("a", **{fact: 9 if fact == "threads" else "other"})
+    code, _, err = command(*TINY, "run.name=a", "resume=exact", "device.threads=1")
+    assert code == 4 and f"resume=exact: not the same machine ({fact} " in err and err.count("\n") == 1
+    code, out, _ = command(*TINY, "run.name=a", "device.threads=1")
+    assert code == 0 and f"perhaps not bit-identical: {fact} " in out
 
 
 def test_a_directory_in_use_is_left_alone(command):

@@ -1,30 +1,34 @@
 """Where the wall time of an epoch goes."""
 
 import time
-from collections import defaultdict
+from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 import torch
 
 PARTS = ("data", "copy", "compute", "optimizer", "evaluation", "checkpoint", "logging")
-ON_DEVICE = ("compute", "optimizer")
+REST = ""  # belongs to no part
 
 
 class Clock:
     """`lap(part)` books the time since the last lap to `part`.
 
-    On CUDA the host runs ahead of the device, so the parts that run there are measured by events on its stream, which
-    are read once, at the end of the epoch.
+    On CUDA the host runs ahead of the device, so a lap is an event on its stream: the device's time is divided without
+    a gap, what it waits for counts as the part it waits for, and the events are read once, at the end of the epoch.
+    There, copies run beside the network and no part of their own is measured: `copy` stays 0.
     """
 
     def __init__(self, device: torch.device):
-        self.device = device
+        self.on_device = device.type == "cuda"
         self.start()
 
-    def start(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-        self.events: list[tuple[str, Any]] = [("", self._event())] if self.device.type == "cuda" else []
-        self.started = self.last = time.perf_counter()
+    def start(self, spent: Mapping[str, float] = {}) -> None:
+        """spent: what `read` gave in an earlier process that worked on the same epoch."""
+        self.seconds = {part: spent.get(f"time/{part}_seconds", 0.0) for part in (*PARTS, REST)}
+        self.events: list[tuple[str, Any]] = [(REST, self._event())] if self.on_device else []
+        self.last = time.perf_counter()
+        self.started = self.last - spent.get("time/epoch_seconds", 0.0)
 
     def _event(self) -> Any:
         event = torch.cuda.Event(enable_timing=True)
@@ -33,7 +37,7 @@ class Clock:
 
     def lap(self, part: str) -> None:
         now = time.perf_counter()
-        if self.events and part in ("data", "copy", *ON_DEVICE):
+        if self.on_device:
             self.events.append((part, self._event()))
         else:
             self.seconds[part] += now - self.last
@@ -41,15 +45,16 @@ class Clock:
 
     def leave_out(self) -> None:
         """What has passed since the last lap counts for nothing: a rest."""
-        now = time.perf_counter()
-        self.started, self.last = self.started + now - self.last, now
+        before = self.last
+        self.lap(REST)
+        self.started += self.last - before
 
     def read(self) -> dict[str, float]:
         """Seconds since `start` in all and by part, under the keys of metrics.jsonl."""
-        if self.events:
-            torch.cuda.synchronize()
-            for (_, before), (part, after) in zip(self.events, self.events[1:], strict=False):
+        if self.on_device:
+            self.events[-1][1].synchronize()
+            for (_, before), (part, after) in pairwise(self.events):
                 self.seconds[part] += before.elapsed_time(after) / 1000
-            self.events = [("", self._event())]
+            del self.events[:-1]
         times = {"time/epoch_seconds": time.perf_counter() - self.started}
         return times | {f"time/{part}_seconds": self.seconds[part] for part in PARTS}

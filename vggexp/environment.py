@@ -14,8 +14,8 @@ PACKAGES = ("vggexp", "torch", "torchvision", "numpy", "hydra-core", "omegaconf"
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "SLURM_JOB_ID")
 
 
-def environment(device: torch.device) -> dict[str, Any]:
-    """versions, commit (of the package's own checkout, None outside one) and whether dirty, host, processor, device."""
+def environment() -> dict[str, Any]:
+    """versions, commit (of the package's own checkout, None outside one) and whether dirty, host, processor."""
     return {
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
         **_commit(),
@@ -23,10 +23,15 @@ def environment(device: torch.device) -> dict[str, Any]:
         "system": platform.platform(),
         "processor": _processor(),
         "cores": os.cpu_count(),
-        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+def device_name(device: torch.device) -> str:
+    """The model of what computes: `NVIDIA H100`, `AMD EPYC 9R14`, `mps`."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return _processor() if device.type == "cpu" else device.type
 
 
 def _version(package: str) -> str | None:
@@ -40,7 +45,7 @@ def _commit() -> dict[str, Any]:
     package = Path(__file__).resolve().parents[1]
     if not (package / ".git").exists():
         return {"commit": None, "dirty": None}
-    status = ["git", "-C", str(package), "status", "--porcelain", "--untracked-files=no"]
+    status = ["git", "-C", str(package), "status", "--porcelain", "--", "vggexp", "conf", "hydra_plugins"]
     try:
         head = subprocess.run(["git", "-C", str(package), "rev-parse", "HEAD"], capture_output=True, timeout=10)
         changed = subprocess.run(status, capture_output=True, timeout=10)

@@ -15,7 +15,7 @@ from vggexp.clock import Clock
 from vggexp.config.identity import differences, identity, run_name
 from vggexp.config.read import plain
 from vggexp.config.schema import Config
-from vggexp.environment import environment
+from vggexp.environment import device_name, environment
 from vggexp.errors import CheckpointError, InUseError, ResourceError, StoppedError, VggexpError
 from vggexp.evaluate import evaluate, predict
 from vggexp.signals import Stop, stopping
@@ -55,6 +55,8 @@ def built(
     if saved is not None:
         _compatible(config, hardware, saved, console)
     data = build.data(config, hardware.device, console.line)
+    if saved is not None:
+        _same_data(config, data, saved, console)
     state = build.state(config, hardware, data.train.batches_per_epoch)
     if saved is not None:
         try:
@@ -71,11 +73,24 @@ def _compatible(config: Config, hardware: build.Hardware, saved: dict[str, Any],
     if other and config.resume != "force":
         raise CheckpointError(f"checkpoints: of another configuration ({'; '.join(other)}); resume=force continues")
     here = machine(hardware)
-    moved = [f"{key} {saved[key]} -> {value}" for key, value in here.items() if saved[key] != value]
+    moved = [f"{key} {saved.get(key)} -> {value}" for key, value in here.items() if saved.get(key) != value]
     if moved and config.resume == "exact":
         raise CheckpointError(f"resume=exact: not the same machine ({', '.join(moved)}); resume=auto continues")
-    for what in (*other, *([f"not bit-identical: {', '.join(moved)}"] if moved else ())):
+    for what in (*other, *([f"perhaps not bit-identical: {', '.join(moved)}"] if moved else ())):
         console.line(f"warning: continuing, but {what}")
+
+
+def _same_data(config: Config, data: build.Datasets, saved: dict[str, Any], console: Console) -> None:
+    """Raises CheckpointError where the images or labels are not those the run began with."""
+    there, here = saved["data"], data.fingerprint
+    changed = ", ".join(name for name in sorted({*there, *here}) if there.get(name) != here.get(name))
+    if changed and config.resume != "force":
+        raise CheckpointError(
+            f"checkpoints: the data has changed since this run began ({changed}); bring it back, start anew with "
+            "resume=never, or go on with resume=force"
+        )
+    if changed:
+        console.line(f"warning: continuing, but the data has changed: {changed}")
 
 
 def machine(hardware: build.Hardware) -> dict[str, Any]:
@@ -84,17 +99,23 @@ def machine(hardware: build.Hardware) -> dict[str, Any]:
         "torch": str(torch.__version__),
         "threads": hardware.threads,
         "device": str(hardware.device),
+        "device_name": device_name(hardware.device),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "precision": hardware.precision,
     }
 
 
-def scores_of(net: nn.Module, config: Config, hardware: build.Hardware, data: build.Datasets) -> dict[str, float]:
+def scores_of(
+    net: nn.Module, config: Config, hardware: build.Hardware, data: build.Datasets, console: Console
+) -> dict[str, float]:
     """The scores after an epoch: validation, and the test set only where the configuration asks for it."""
     scores: dict[str, float] = {}
     if data.val is not None:
-        scores |= evaluate(net, data.val.evaluate(), hardware.device, hardware.autocast, "val")
+        batches = console.counted("validation", data.val.evaluate(), data.val.batches_per_epoch)
+        scores |= evaluate(net, batches, hardware.device, hardware.autocast, "val")
     if config.train.test_each_epoch:
-        scores |= evaluate(net, data.test.evaluate(), hardware.device, hardware.autocast, "test")
+        batches = console.counted("test", data.test.evaluate(), data.test.batches_per_epoch)
+        scores |= evaluate(net, batches, hardware.device, hardware.autocast, "test")
     return scores
 
 
@@ -117,6 +138,7 @@ class Job:
     def recorded(self, overrides: Sequence[str], saved: dict[str, Any] | None) -> Row:
         """Runs, and leaves in result.json how it ended."""
         try:
+            summary.reset_peaks(self.hardware)
             with memory.told(f"with data.batch_size={self.config.data.batch_size}; choose a smaller one"):
                 self._describe(overrides)
                 return self._run(continued=saved is not None)
@@ -143,10 +165,9 @@ class Job:
 
     def _describe(self, overrides: Sequence[str]) -> None:
         self.console.log_file = self.folder / "run.log"
-        known = environment(self.hardware.device) | {
-            "vggexp": __version__, **machine(self.hardware), "attempts": rundir.attempts(self.folder),
-            "data": self.data.fingerprint,
-        }  # fmt: skip
+        here = {key: value for key, value in machine(self.hardware).items() if key != "torch"}  # among the versions
+        known = environment() | here | {"attempts": rundir.attempts(self.folder), "data": self.data.fingerprint}
+        known["versions"]["vggexp"] = __version__
         rundir.describe(self.folder, plain(self.config), overrides, known)
         rundir.set_state(self.folder, "running")
 
@@ -162,40 +183,44 @@ class Job:
         ok = False
         try:
             plan, clock = build.plan(config, self.hardware), Clock(self.hardware.device)
-            measure = partial(scores_of, config=config, hardware=self.hardware, data=data)
+            measure = partial(scores_of, config=config, hardware=self.hardware, data=data, console=self.console)
             train(state, data.train, plan, clock, measure, watch, checkpoints, self.stop)
             self.stop.check("before the test")
-            content = self._finish(watch, checkpoints)
+            content = self._finish(watch, checkpoints, clock)
             ok = True
         finally:
             watch.tensorboard.close(ok)
-        for line in summary.closing(content, state.history, self.folder):
+        for line in summary.closing(content, self.folder):
             self.console.line(line)
         return content
 
     def _checkpoints(self) -> keep.Checkpoints:
         train, preprocess = self.config.train, self.data.preprocess
         facts = {
-            "identity": identity(plain(self.config)), **machine(self.hardware), "classes": list(self.data.classes),
-            "mean": preprocess.mean, "std": preprocess.std,
+            "identity": identity(plain(self.config)), **machine(self.hardware), "data": self.data.fingerprint,
+            "classes": list(self.data.classes), "mean": preprocess.mean, "std": preprocess.std,
         }  # fmt: skip
         checkpoints = keep.Checkpoints(self.folder / "checkpoints", train.keep, train.checkpoint_minutes, facts)
         keep.check_space(checkpoints.folder, summary.checkpoint_bytes(self.config))
         return checkpoints
 
-    def _finish(self, watch: Watch, checkpoints: keep.Checkpoints) -> Row:
+    def _finish(self, watch: Watch, checkpoints: keep.Checkpoints, clock: Clock) -> Row:
         """The test, once; then the weights, the scores and the result."""
         state, data = self.state, self.data
         scored = summary.scored_row(state.history, self.config.train.test_weights)
         net = state.evaluated()
         if scored["step"] != state.step:
             net.load_state_dict(checkpoint.weights_of(checkpoint.load(checkpoints.path(scored["step"]))))
-        logits, labels = predict(net, data.test.evaluate(), self.hardware.autocast)
+        batches = self.console.counted("test", data.test.evaluate(), data.test.batches_per_epoch)
+        logits, labels = predict(net, batches, self.hardware.autocast)
         scores = logits.softmax(1)
         weights = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
         numpy.savez_compressed(self.folder / "predictions.npz", scores=scores.numpy(), labels=labels.numpy())
         content = summary.content(self.config, self.hardware, state, scored, logits, labels, weights)
-        watch.tensorboard.final({key: content[key] for key in content if "/" in key}, state.epoch)
+        clock.lap("evaluation")
+        content |= summary.times(state.history, clock.read())
+        scores_ = {key: value for key, value in content.items() if "/" in key and not key.startswith("time/")}
+        watch.tensorboard.final(scores_, state.epoch)
         show = partial(summary.last_pictures, watch, data, scores, labels, state.epoch)
         watch.guarded("the pictures of the mistakes", show)
         watch.guarded("the graph", lambda: summary.graph(watch, net, data))

@@ -1,8 +1,9 @@
 """What a run says of itself at its beginning and at its end."""
 
+import contextlib
 import resource
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy
@@ -79,7 +80,6 @@ def content(
         "weights_step": scored["step"],
         "weights_sha256": weights_sha256(weights),
         **_best(state.history),
-        "seconds": sum(row["time/epoch_seconds"] for row in state.history),
         "images_per_second": float(numpy.median([row["images_per_second"] for row in state.history])),
         "parameters": parameters(layers(config)),
         **_peaks(hardware),
@@ -91,9 +91,30 @@ def _best(history: Sequence[Row]) -> Row:
     return {} if best is None else {"best/epoch": best["epoch"], "best/val/accuracy": best["val/accuracy"]}
 
 
+def times(history: Sequence[Row], end: Mapping[str, float]) -> Row:
+    """Seconds of the whole run, and by part: of all epochs, and of the last checkpoint and the test after them."""
+    total = {key: seconds + sum(row[key] for row in history) for key, seconds in end.items()}
+    return {"seconds": total.pop("time/epoch_seconds"), **total}
+
+
+CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+
+
+def reset_peaks(hardware: Hardware) -> None:
+    """Before a run, whose process may have done another one."""
+    with contextlib.suppress(OSError):  # not Linux
+        CLEAR.write_text("5")
+    if hardware.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(hardware.device)
+
+
 def _peaks(hardware: Hardware) -> Row:
-    unit = 1 if sys.platform == "darwin" else 1024
-    peaks: Row = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
+    if STATUS.exists():
+        kib = next(line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        peaks: Row = {"peak_memory_bytes": int(kib) * 1024}
+    else:
+        unit = 1 if sys.platform == "darwin" else 1024
+        peaks = {"peak_memory_bytes": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit}
     if hardware.device.type == "cuda":
         peaks["peak_device_memory_bytes"] = torch.cuda.max_memory_allocated(hardware.device)
     return peaks
@@ -124,14 +145,29 @@ def graph(watch: Watch, net: nn.Module, data: Datasets) -> None:
     watch.tensorboard.graph(net, images[:1])
 
 
-def closing(result: Row, history: Sequence[Row], folder: Path) -> list[str]:
+# The share of the time from which a part is out of proportion, and what cures it.
+ADVICE = {
+    "data": (0.1, "data.cache=ram or more data.workers"),
+    "evaluation": (0.4, "a smaller data.val_fraction, or train.test_each_epoch=false"),
+    "checkpoint": (0.05, "a larger train.checkpoint_minutes, or a faster disk for run.root"),
+    "logging": (0.05, "a larger data.batch_size: the steps are short"),
+}
+SHORT_SECONDS = 60  # a shorter run is mostly beginning and end, and needs no advice
+
+
+def closing(result: Row, folder: Path) -> list[str]:
     """The score, where the time went, and where everything lies."""
-    total = sum(row["time/epoch_seconds"] for row in history)
-    spent = {part: sum(row[f"time/{part}_seconds"] for row in history) for part in PARTS}
-    large = {part: seconds for part, seconds in spent.items() if seconds > total / 200}
-    shares = ", ".join(f"{part} {100 * seconds / total:.0f} %" for part, seconds in large.items())
+    total = result["seconds"]
+    shares = {part: result[f"time/{part}_seconds"] / total for part in PARTS}
+    large = ", ".join(f"{part} {100 * share:.0f} %" for part, share in shares.items() if share > 1 / 200)
     return [
         f"test accuracy {result['test/accuracy']:.4f}  loss {result['test/loss']:.4f}",
-        f"time     {duration(total)} in {len(history)} epochs: {shares}",
+        f"time     {duration(total)} in {result['epoch']} epochs: {large}",
+        *advice(total, shares),
         f"folder   {folder}",
     ]
+
+
+def advice(seconds: float, shares: Mapping[str, float]) -> list[str]:
+    large = [part for part, (limit, _) in ADVICE.items() if shares[part] > limit and seconds > SHORT_SECONDS]
+    return [f"advice   {100 * shares[part]:.0f} % of the time is {part}; try {ADVICE[part][1]}" for part in large]

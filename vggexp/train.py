@@ -45,6 +45,7 @@ class State:
     step: int = 0  # optimizer steps taken
     micro_batches: int = 1  # in which a batch is taken; doubled where the memory does not suffice
     history: list[Row] = field(default_factory=list)  # a row for each finished epoch
+    spent: dict[str, float] = field(default_factory=dict)  # the clock's times of the epoch under way
 
     def evaluated(self) -> nn.Module:
         """The weights that scores are taken with."""
@@ -52,7 +53,7 @@ class State:
 
     def close_epoch(self, row: Row) -> None:
         self.history.append(row)
-        self.epoch, self.batch = self.epoch + 1, 0
+        self.epoch, self.batch, self.spent = self.epoch + 1, 0, {}
         self.sums.reset()
 
     def parts(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ class State:
     def capture(self) -> dict[str, Any]:
         """Tensors and plain values only; the tensors are those of the run, not copies."""
         counts = {"epoch": self.epoch, "batch": self.batch, "step": self.step, "history": self.history}
-        counts["micro_batches"] = self.micro_batches
+        counts |= {"micro_batches": self.micro_batches, "spent": self.spent}
         return counts | {name: part.state_dict() for name, part in self.parts().items()}
 
     def restore(self, saved: dict[str, Any]) -> None:
@@ -74,7 +75,8 @@ class State:
         for group, values in zip(self.optimizer.param_groups, given, strict=True):
             group.update(values)  # the configuration's, which resume=force may have changed
         self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
-        self.history, self.micro_batches = saved["history"], saved["micro_batches"]
+        self.history, self.spent = saved["history"], saved["spent"]
+        self.micro_batches = saved["micro_batches"]
 
 
 @dataclass(frozen=True)
@@ -129,15 +131,14 @@ def train(
     Raises DivergedError, which leaves the last good checkpoint, and StoppedError, after saving.
     """
     guard = Guard(plan.device)
-    clock.start()
+    clock.start(state.spent)
     while state.epoch < plan.epochs and not stalled(state.history, plan.patience):
-        before = state.sums.count
         one_epoch(state, batches, plan, clock, guard, watcher, keeper, stop)
         row = {"epoch": state.epoch + 1, "step": state.step, "lr": state.schedule.at(state.step - 1)}
         row |= state.sums.read("train") | measure(state.evaluated())
         clock.lap("evaluation")
         state.schedule.observe(row.get("val/accuracy"))
-        row |= rates(clock.read(), state.sums.count - before)
+        row |= rates(clock.read(), state.sums.count)
         state.close_epoch(row)
         clock.start()  # what follows is booked to the next epoch: this one's line is written
         keeper.save(state)
@@ -145,6 +146,8 @@ def train(
         watcher.epoch(row)
         clock.lap("logging")
         if state.epoch < plan.epochs:
+            if plan.rest_minutes:
+                watcher.note(f"resting for {plan.rest_minutes:g} minutes")
             stop.rest(plan.rest_minutes * 60)
             clock.leave_out()
         stop.check(f"after epoch {state.epoch}")
@@ -179,7 +182,7 @@ def one_epoch(
             progress.update(len(images))
             clock.lap("logging")
             if stop.signal or keeper.due():
-                _save(state, batches, guard, keeper)
+                _save(state, batches, guard, keeper, clock)
                 clock.lap("checkpoint")
             stop.check(f"at epoch {state.epoch + 1} batch {state.batch}")
     if guard.bad_step() is not None:
@@ -219,10 +222,11 @@ def split(state: State, batch_size: int) -> None:
     torch.cuda.empty_cache()  # nothing without a GPU
 
 
-def _save(state: State, batches: Batches, guard: Guard, keeper: Keeper) -> None:
+def _save(state: State, batches: Batches, guard: Guard, keeper: Keeper, clock: Clock) -> None:
     """In the middle of an epoch, where an accelerator's flag has not been read since the last line."""
     if guard.bad_step() is not None:
         raise diverged(state, guard, batches.batches_per_epoch)
+    state.spent = clock.read()
     keeper.save(state)
 
 

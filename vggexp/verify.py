@@ -80,8 +80,9 @@ def verify(folder: Path) -> dict[str, Any]:
     config = read(config_of(folder), problems)
     if config is None:
         raise ConfigError(*problems)
-    hardware, data, state = built(config, earlier, Console(None, sys.stderr))
-    measure = partial(scores_of, config=config, hardware=hardware, data=data)
+    console = Console(None, sys.stderr)
+    hardware, data, state = built(config, earlier, console)
+    measure = partial(scores_of, config=config, hardware=hardware, data=data, console=console)
     with contextlib.suppress(ReachedError):
         target = Target(state, later)
         plan, clock = build.plan(config, hardware), Clock(hardware.device)

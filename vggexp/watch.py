@@ -22,7 +22,7 @@ class Watch:
         self.tensorboard = TensorBoard(folder, hparams, history, warn=console.line)
 
     def progress(self, epoch: int, batches: int, done: int) -> AbstractContextManager[Progress]:
-        return self.console.progress(epoch, self.epochs, batches, done)
+        return self.console.progress(f"epoch {epoch}/{self.epochs}", batches, done)
 
     def epoch(self, row: Row) -> None:
         jsonl.append(self.folder / METRICS, row)

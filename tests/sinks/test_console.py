@@ -61,7 +61,7 @@ def test_an_error_is_one_line_whatever_it_holds():
 def test_without_a_terminal_a_line_a_minute(tmp_path, clock):
     out = io.StringIO()
     said = Console(tmp_path / "run.log", out)
-    with said.progress(2, 5, 60) as progress:
+    with said.progress("epoch 2/5", 60) as progress:
         for _ in range(60):
             clock[0] += 5.0
             progress.update(images=370)
@@ -74,13 +74,27 @@ def test_without_a_terminal_a_line_a_minute(tmp_path, clock):
 def test_short_epochs_stay_silent_and_a_continued_one_counts_on(clock):
     out = io.StringIO()
     said = Console(None, out)
-    with said.progress(1, 1, 4, done=2, phase="validation") as progress:
+    with said.progress("validation", 4, done=2) as progress:
         clock[0] = 20
         progress.update(images=10)
         assert out.getvalue() == ""
         clock[0] = 80
         progress.update(images=10)
-    assert out.getvalue() == "epoch 1/1  validation  batch 4/4  0.2 img/s  0.0 s left\n"
+    assert out.getvalue() == "validation  batch 4/4  0.2 img/s  0.0 s left\n"
+
+
+def test_a_pass_that_is_not_training_is_told_too(clock):
+    out = io.StringIO()
+
+    def batches():
+        for number in range(4):
+            clock[0] += 40
+            yield [number] * 5, None
+
+    assert [images[0] for images, _ in Console(None, out).counted("test", batches(), 4)] == [0, 1, 2, 3]
+    assert [line.split("  ")[:2] for line in out.getvalue().splitlines()] == [
+        ["test", f"batch {n}/4"] for n in (1, 2, 3, 4)
+    ]
 
 
 def test_bar_on_a_terminal_leaves_lines_whole(monkeypatch):
@@ -92,8 +106,8 @@ def test_bar_on_a_terminal_leaves_lines_whole(monkeypatch):
     monkeypatch.setattr(sys, "stderr", screen)
     monkeypatch.setattr(sys, "stdout", screen)
     said = Console(None)
-    with said.progress(1, 2, 3) as progress:
-        progress.update(images=8, loss=1.5)
+    with said.progress("epoch 1/2", 3) as progress:
+        progress.update(images=8)
         said.line("checkpoint written")
     assert "epoch 1/2" in screen.getvalue() and "/3 batches" in screen.getvalue()
     assert "\rcheckpoint written\n" in screen.getvalue()

@@ -109,7 +109,7 @@ def test_pictures_and_a_null_are_readable(tmp_path):
     picture = np.random.default_rng(0).integers(0, 255, (20, 30, 3)).astype(np.uint8)
     board.images("input", picture)
     board.epoch({"epoch": 1, "train/loss": None})
-    board.final({}, 2, {"test/confusion": picture})
+    board.images("test/confusion", picture, 2)
     board.close(ok=True)
     events = loaded(tmp_path)
     assert [(e.width, e.height, e.step) for tag in events.Tags()["images"] for e in events.Images(tag)] == [

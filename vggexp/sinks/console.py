@@ -3,12 +3,14 @@
 import contextlib
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any, TextIO
 
 MINUTE = 60.0
+
+Batch = tuple[Any, Any]  # images, labels
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -64,17 +66,20 @@ class Console:
         self.line(epoch_line(metrics, epochs))
 
     @contextlib.contextmanager
-    def progress(self, epoch: int, epochs: int, batches: int, done: int = 0, phase: str = "") -> Iterator["Progress"]:
-        """Counts batches from `done`: a bar where stderr is a terminal, otherwise plain lines, one a minute.
-
-        phase: what the batches are for, where it is not training.
-        """
-        label = f"epoch {epoch}/{epochs}" + (f"  {phase}" if phase else "")
+    def progress(self, label: str, batches: int, done: int = 0) -> Iterator["Progress"]:
+        """Counts batches from `done`: a bar where stderr is a terminal, otherwise plain lines, one a minute."""
         progress = Progress(self, label, batches, done, _bar(label, batches, done))
         try:
             yield progress
         finally:
             progress.close()
+
+    def counted(self, label: str, batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+        """The batches of a pass that is not training, with its progress. count: how many there are."""
+        with self.progress(label, count) as progress:
+            for images, labels in batches:
+                yield images, labels
+                progress.update(len(images))
 
     def due(self, step_seconds: float) -> bool:
         """Whether a minute without a line would pass if the next step were awaited."""
@@ -108,18 +113,17 @@ class Progress:
 
     def __init__(self, console: Console, label: str, batches: int, done: int, bar: Any):
         self._console, self._label, self._batches, self._bar = console, label, batches, bar
-        self._done, self._first, self._images, self._loss = done, done, 0, ""
+        self._done, self._first, self._images = done, done, 0
         self._start = monotonic()
 
-    def update(self, images: int, loss: float | None = None) -> None:
-        """Counts one batch of so many images; loss only where it has been read anyway."""
+    def update(self, images: int) -> None:
+        """Counts one batch of so many images."""
         self._done += 1
         self._images += images
-        self._loss = self._loss if loss is None else f"  loss {loss:.4f}"
         seconds = monotonic() - self._start
         step = seconds / (self._done - self._first)
         left = duration((self._batches - self._done) * step)
-        text = f"{self._images / max(seconds, 1e-9):.1f} img/s{self._loss}  {left} left"
+        text = f"{self._images / max(seconds, 1e-9):.1f} img/s  {left} left"
         if self._bar is not None:
             self._advance(text)
         elif self._console.due(step):

@@ -74,12 +74,10 @@ class TensorBoard:
                 return True
         return False
 
-    def final(self, metrics: Row, epoch: int, pictures: Mapping[str, NDArray[np.uint8]] | None = None) -> None:
-        """Scalars and pictures of the end, at the epoch whose weights were scored; what stands there already stays."""
+    def final(self, metrics: Row, epoch: int) -> None:
+        """Scalars of the end, at the epoch whose weights were scored; what stands there already stays."""
         with self._guard():
             self._scalars(metrics, epoch, time.time())
-            for tag, picture in (pictures or {}).items():
-                self._summary([_image(tag, picture)], epoch, time.time())
             self._flush()
 
     def close(self, ok: bool) -> None:
