@@ -65,6 +65,11 @@ def test_the_whole_configuration(ran):
     assert (code, error) == (0, "") and config["seed"] == 3 and len(config["arch"]["blocks"][-1]) == 2
 
 
+def test_version(ran):
+    code, text, error = ran("--version")
+    assert (code, error) == (0, "") and text.startswith("vggexp ") and "(hydra " in text
+
+
 def test_info(ran):
     code, text, error = ran("--info", "plugins")
     assert (code, error) == (0, "") and "GridSweeper" in text and "VggexpSearchPath" in text
@@ -91,7 +96,8 @@ def test_bash_completion_is_installed_for_the_script(ran):
 
 
 @pytest.mark.parametrize(
-    "arguments", [["nonsense=1"], ["-m", "seed=1,x"], ["--nosuch"], ["seed=1\nvggexp: all is well"]]
+    "arguments",
+    [["nonsense=1"], ["-m", "seed=1,x"], ["--nosuch"], ["--cfg", "job", "nonsense=1"], ["seed=1\nvggexp: all is well"]],
 )
 def test_a_refusal_is_one_line_and_2(arguments, ran):
     code, text, error = ran(*arguments)

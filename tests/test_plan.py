@@ -7,12 +7,13 @@ import sys
 import pytest
 
 from vggexp import plan as door
+from vggexp import processor
 from vggexp.config import compose
 from vggexp.plan import plan, quantity, table
 
 
 def planned(*overrides: str) -> door.Plan:
-    return plan(compose.load_run(compose.parse(["device=cpu", *overrides])))
+    return plan(compose.load_run(compose.parse(["device=cpu", "device.precision=fp32", *overrides])))
 
 
 def test_the_default_run():
@@ -20,7 +21,7 @@ def test_the_default_run():
     assert (made.parameters, made.macs, made.weight_layers, made.input) == (44_920_074, 1_399_955_456, 11, (1, 96, 96))
     assert made.images == {"training": 54_000, "validation": 6_000, "test": 10_000}
     assert made.steps_per_epoch == 422  # the short last batch is a step
-    assert made.disk_bytes == {"checkpoint": 8 * 44_920_074, "weights": 4 * 44_920_074}
+    assert made.disk_bytes == {"checkpoint": 8 * 44_920_074, "weights": 4 * 44_920_074, "run": 32 * 44_920_074}
 
 
 @pytest.mark.parametrize(
@@ -37,8 +38,12 @@ def test_memory_follows_the_configuration(overrides, key, factor):
     assert planned(*overrides).memory_bytes[key] == factor * planned().memory_bytes[key]
 
 
-def test_automatic_precision_needs_no_look_at_the_hardware():
-    assert [planned(f"device={name}").precision for name in ("cpu", "cuda")] == ["fp32", "bf16"]
+@pytest.mark.parametrize(("words", "precision"), [("fma avx512_bf16", "bf16"), ("fma avx2", "fp32")])
+def test_automatic_precision_is_the_processors(words, precision, tmp_path, monkeypatch):
+    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
+    processor.CPUINFO.write_text(f"flags : {words}")
+    assert planned("device.precision=auto").precision == precision
+    assert planned("device=cuda", "device.precision=auto").precision == "bf16"
 
 
 def test_table():
@@ -49,7 +54,7 @@ def test_table():
     assert rows["hidden1"] == "hidden1 linear 512x7x7 -> 4096 102,764,544 102.76"
     assert rows["total"] == "total 129,581,770 11,709.03"
     assert all(f" {part} " in rows["memory"] for part in ("GB in fp32: parameters", "optimizer", "ema", "activations"))
-    assert rows["disk"] == "disk 1.555 GB a checkpoint, 518.3 MB the weights"
+    assert rows["disk"] == "disk 6.220 GB at most: 1.555 GB a checkpoint, 518.3 MB the weights"
 
 
 def test_what_is_not_known_is_said():

@@ -31,4 +31,6 @@ def test_what_cannot_be_verified(command, capfd):
     command(*TINY, "train.keep=weights", "run.name=a")
     assert main(["outputs/a"]) == 4
     assert "needs two checkpoints, has 1 (it keeps only its weights)" in capfd.readouterr().err
-    assert main(["outputs/none"]) == 4
+    assert main(["outputs/none"]) == main([]) == main(["outputs/a", "--nosuch"]) == 2
+    assert main(["outputs"]) == 4
+    assert all(line.startswith("vggexp: error: ") for line in capfd.readouterr().err.splitlines())

@@ -14,13 +14,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from vggexp.config import compose, identity
 from vggexp.config.read import Problems, plain, read
+from vggexp.config.rules import broken_rules
 from vggexp.config.schema import Config
-from vggexp.errors import CheckpointError, ConfigError, StoppedError, SweepError, VggexpError
-from vggexp.rundir import config_of, next_free, result_of
+from vggexp.errors import CheckpointError, ConfigError, ResourceError, StoppedError, SweepError, VggexpError
+from vggexp.rundir import RESULT, config_of, next_free, result_of
 from vggexp.sinks.console import error_line
 from vggexp.table import sweep_table
-
-HYDRA_FLAGS = ("help", "hydra_help", "cfg", "info", "shell_completion")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +44,9 @@ def failed(error: VggexpError) -> int:
 
 
 def _command(command: compose.Command) -> int:
-    if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
+    if any(getattr(command.arguments, flag) for flag in compose.HYDRA_FLAGS):
+        if command.arguments.cfg:
+            compose.composes(command)
         return _hydra(command)
     loaded = compose.load(command)
     if isinstance(loaded, list):
@@ -70,7 +71,8 @@ def task(node: DictConfig) -> float | None:
     """What Hydra runs for each job. A sweep goes on after a failed job, so there it is told and not raised."""
     problems = Problems()
     config = read(cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)), problems)
-    if config is None:
+    problems += [] if config is None else broken_rules(config)  # a search has made it only now
+    if config is None or problems:
         raise SystemExit(failed(ConfigError(*problems)))
     job = HydraConfig.get()
     overrides = list(job.overrides.task)
@@ -83,8 +85,9 @@ def task(node: DictConfig) -> float | None:
         return result.get(config.sweep.objective)
     except VggexpError as error:
         code = failed(error)
-        if job.mode == RunMode.MULTIRUN and not isinstance(error, StoppedError):
+        if job.mode == RunMode.MULTIRUN and not isinstance(error, StoppedError) and error.signal is None:
             return None
+        code = code if error.signal is None else 128 + error.signal
     except Exception:
         if job.mode != RunMode.MULTIRUN:
             raise
@@ -108,6 +111,8 @@ def _finished(config: Config) -> dict[str, Any] | None:
     result = result_of(folder)
     if result.get("state") != "finished" or there != here or list(folder.glob("checkpoints/*.tmp")):
         return None  # a temporary file: it was killed while it wrote its last one
+    if "test/accuracy" not in result:
+        raise CheckpointError(f"{folder / RESULT}: not the result of a run that has finished")
     print(f"already finished: test accuracy {result['test/accuracy']:.4f}  {folder}")
     return result
 
@@ -121,6 +126,10 @@ def _sweep(command: compose.Command, jobs: list[compose.Job]) -> int:
     folders = [_folder(job.config, name) for job, name in zip(jobs, names, strict=True)]
     folder = Path(jobs[0].config.run.root) / "sweeps" / identity.sweep_name([job.overrides for job in jobs])
     left = [] if any(word.startswith("hydra.sweep.dir=") for word in command.overrides) else [_quoted(folder)]
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{folder}: cannot be made: {error.strerror} (choose another run.root)") from error
     code = _hydra(command, *left)
     if code:
         return code

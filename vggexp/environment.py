@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from vggexp import processor
+
 PACKAGES = ("vggexp", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensorboard", "scikit-learn")
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "SLURM_JOB_ID")
 
@@ -21,7 +23,7 @@ def environment() -> dict[str, Any]:
         **_commit(),
         "host": socket.gethostname(),
         "system": platform.platform(),
-        "processor": _processor(),
+        "processor": processor.model(),
         "cores": os.cpu_count(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
@@ -31,7 +33,7 @@ def device_name(device: torch.device) -> str:
     """The model of what computes: `NVIDIA H100`, `AMD EPYC 9R14`, `mps`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return _processor() if device.type == "cpu" else device.type
+    return processor.model() if device.type == "cpu" else device.type
 
 
 def _version(package: str) -> str | None:
@@ -54,10 +56,3 @@ def _commit() -> dict[str, Any]:
     if head.returncode or changed.returncode:
         return {"commit": None, "dirty": None}
     return {"commit": head.stdout.decode().strip(), "dirty": bool(changed.stdout.strip())}
-
-
-def _processor() -> str:
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()

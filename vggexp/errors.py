@@ -5,6 +5,7 @@ class VggexpError(Exception):
     """Ends the command with `exit_code`; str(error) is the one line after `vggexp: error: `."""
 
     exit_code = 1
+    signal: int | None = None  # a stop signal that had come by then: it ends a sweep all the same
 
 
 class ConfigError(VggexpError):
@@ -56,6 +57,6 @@ class InUseError(VggexpError):
 class StoppedError(VggexpError):
     """A signal asked for a stop; what was trained has been saved."""
 
-    def __init__(self, signal: int, place: str):
-        super().__init__(f"stopped by {getattr(signal, 'name', signal)} {place}: run the same command to continue")
+    def __init__(self, signal: int, place: str, advice: str):
+        super().__init__(f"stopped by {getattr(signal, 'name', signal)} {place}: {advice}")
         self.exit_code = 128 + signal

@@ -8,11 +8,11 @@ from typing import Any
 
 from vggexp import checkpoint
 from vggexp.errors import CheckpointError, ResourceError
+from vggexp.rundir import NEWEST
 from vggexp.train import Row, State
 
 FORMAT = 1
-NEWEST = 2  # kept besides the best
-ROOM = 1.1  # free space that must be left over a checkpoint's size
+ROOM = 1.1  # free space that must be there over what is needed
 
 
 class Checkpoints:
@@ -90,9 +90,10 @@ def checked(saved: dict[str, Any], path: Path) -> dict[str, Any]:
     return saved
 
 
-def check_space(folder: Path, checkpoint_bytes: int) -> None:
-    """Raises ResourceError where the disk will not hold a run: its newest, its best, and one that is being written."""
-    wanted = int((NEWEST + 2) * checkpoint_bytes * ROOM)
+def check_space(folder: Path, run_bytes: int) -> None:
+    """Raises ResourceError where the disk will not hold a run's checkpoints, which need so much at a time."""
+    here = sum(path.stat().st_size for path in found(folder))
+    wanted = int((run_bytes - here) * ROOM)
     free = shutil.disk_usage(folder).free
     if free < wanted:
         raise ResourceError(

@@ -15,9 +15,10 @@ from math import ceil
 
 from vggexp import shapes
 from vggexp.config import compose
-from vggexp.config.rules import inputs, layers
+from vggexp.config.rules import disk_bytes, inputs, layers
 from vggexp.config.schema import Config, Device
 from vggexp.errors import VggexpError
+from vggexp.processor import multiplies_bf16
 from vggexp.shapes import Layer
 from vggexp.sinks.console import Console, error_line
 
@@ -69,15 +70,15 @@ def plan(config: Config) -> Plan:
         weight_layers=shapes.weight_layers(rows),
         layers=rows,
         memory_bytes=memory,
-        disk_bytes=shapes.disk_bytes(rows, optimizer_states=states, ema=ema),
+        disk_bytes=disk_bytes(config),
     )
 
 
 def _precision(device: Device) -> str:
-    """`auto` without a look at the hardware: the costlier of what it may become."""
+    """What `auto` becomes on this processor; for a GPU, which is not asked, on one of the last years."""
     if device.precision != "auto":
         return device.precision
-    return "bf16" if device.name == "cuda" else "fp32"
+    return "bf16" if device.name == "cuda" or (device.name == "cpu" and multiplies_bf16()) else "fp32"
 
 
 def quantity(number: float, unit: str) -> str:
@@ -139,7 +140,7 @@ def _resources(plan: Plan) -> list[tuple[str, ...]]:
         ("images", f"{plan.data}: {counts}"),
         ("epoch", f"{_count(plan.steps_per_epoch)} steps of {batch}"),
         ("memory", f"{bound}{_bytes(total)} in {plan.precision}: {', '.join(parts)}"),
-        ("disk", f"{bound}{disk['checkpoint']} a checkpoint, {disk['weights']} the weights"),
+        ("disk", f"{bound}{disk['run']} at most: {disk['checkpoint']} a checkpoint, {disk['weights']} the weights"),
     ]
 
 

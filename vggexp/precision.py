@@ -2,10 +2,11 @@
 
 import os
 from contextlib import AbstractContextManager
-from pathlib import Path
 
 import torch
 from torch.amp import GradScaler
+
+from vggexp.processor import multiplies_bf16, physical_cores
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -16,13 +17,7 @@ def resolve(precision: str, device: torch.device) -> str:
         return precision
     if device.type == "cuda":
         return "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
-
-
-def _cpu_multiplies_bf16() -> bool:
-    cpuinfo = Path("/proc/cpuinfo")
-    words = set(cpuinfo.read_text().split()) if cpuinfo.is_file() else set()
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    return "bf16" if device.type == "cpu" and multiplies_bf16() else "fp32"
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager:
@@ -46,13 +41,3 @@ def prepare(device: torch.device, precision: str, deterministic: bool, threads: 
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
     return torch.get_num_threads()
-
-
-def physical_cores() -> int:
-    """Cores this process may use: two threads of one core share its multipliers."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
-    cores = set()
-    for cpu in usable:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
-        cores.add(siblings.read_text().strip() if siblings.is_file() else str(cpu))
-    return len(cores)

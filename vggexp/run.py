@@ -14,6 +14,7 @@ from vggexp import __version__, build, checkpoint, keep, memory, rundir, summary
 from vggexp.clock import Clock
 from vggexp.config.identity import differences, identity, run_name
 from vggexp.config.read import plain
+from vggexp.config.rules import disk_bytes
 from vggexp.config.schema import Config
 from vggexp.environment import device_name, environment
 from vggexp.errors import CheckpointError, InUseError, ResourceError, StoppedError, VggexpError
@@ -30,6 +31,8 @@ def run(config: Config, overrides: Sequence[str]) -> Row:
     folder = root / (rundir.next_free(root, run_name(config)) if config.resume == "never" else run_name(config))
     with contextlib.ExitStack() as held:
         stop = held.enter_context(stopping())
+        if config.resume == "never":
+            stop.advice = f"run.name={folder.name} in place of resume=never continues it"
         new = not folder.exists()
         if not new:  # its checkpoint says how to build
             held.enter_context(rundir.claimed(folder))
@@ -146,6 +149,7 @@ class Job:
             self._ended("interrupted", str(error), error.exit_code)
             raise
         except VggexpError as error:
+            error.signal = self.stop.signal
             self._ended("failed", str(error), error.exit_code)
             raise
         except KeyboardInterrupt:
@@ -201,7 +205,7 @@ class Job:
             "classes": list(self.data.classes), "mean": preprocess.mean, "std": preprocess.std,
         }  # fmt: skip
         checkpoints = keep.Checkpoints(self.folder / "checkpoints", train.keep, train.checkpoint_minutes, facts)
-        keep.check_space(checkpoints.folder, summary.checkpoint_bytes(self.config))
+        keep.check_space(checkpoints.folder, disk_bytes(self.config)["run"])
         return checkpoints
 
     def _finish(self, watch: Watch, checkpoints: keep.Checkpoints, clock: Clock) -> Row:

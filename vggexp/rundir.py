@@ -16,6 +16,7 @@ from vggexp.files import replace
 from vggexp.sinks.jsonl import write_json
 
 CONFIG_BYTES = 1 << 20  # more is no configuration of ours
+NEWEST = 2  # checkpoints that are kept besides the best
 RESULT, ENVIRONMENT, METRICS = "result.json", "env.json", "metrics.jsonl"
 
 

@@ -18,11 +18,12 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.advice = "run the same command to continue"
 
     def check(self, place: str) -> None:
         """Raises StoppedError once a signal has come. place: where the run is, for the reader."""
         if self.signal is not None:
-            raise StoppedError(self.signal, place)
+            raise StoppedError(self.signal, place, self.advice)
 
     def rest(self, seconds: float) -> None:
         """Sleeps until a signal comes, at most."""

@@ -15,12 +15,12 @@ from vggexp.checkpoint import weights_sha256
 from vggexp.clock import PARTS
 from vggexp.config.identity import flat, network_name
 from vggexp.config.read import plain
-from vggexp.config.rules import layers
+from vggexp.config.rules import disk_bytes, layers
 from vggexp.config.schema import Config
 from vggexp.evaluate import score
 from vggexp.keep import best_row
 from vggexp.metrics import confusion
-from vggexp.shapes import disk_bytes, macs, optimizer_states, parameters
+from vggexp.shapes import macs, parameters
 from vggexp.sinks.console import duration
 from vggexp.train import Row, State
 from vggexp.watch import Watch
@@ -28,7 +28,7 @@ from vggexp.watch import Watch
 
 def opening(config: Config, hardware: Hardware, data: Datasets, folder: Path) -> list[str]:
     """What will happen, told before it does."""
-    table = layers(config)
+    table, disk = layers(config), disk_bytes(config)
     held_out = f", {data.val.count:,} for validation" if data.val else ""
     epochs = f"{config.train.epochs} epochs of {data.train.batches_per_epoch} steps"
     return [
@@ -37,13 +37,8 @@ def opening(config: Config, hardware: Hardware, data: Datasets, folder: Path) ->
         f"  ({data.origin})",
         f"training {epochs}, batch {config.data.batch_size}, {config.optimizer.name} lr {config.optimizer.lr:g}",
         f"device   {config.device.name}  {hardware.precision}  {hardware.threads} threads",
-        f"folder   {folder}  (checkpoints of {checkpoint_bytes(config) / 1e6:,.0f} MB)",
+        f"folder   {folder}  (checkpoints of {disk['checkpoint'] / 1e6:,.0f} MB, {disk['run'] / 1e6:,.0f} MB at most)",
     ]
-
-
-def checkpoint_bytes(config: Config) -> int:
-    states = optimizer_states(config.optimizer.name, config.optimizer.arguments)
-    return disk_bytes(layers(config), optimizer_states=states, ema=config.train.ema is not None)["checkpoint"]
 
 
 def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
@@ -9,7 +10,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.launcher import Launcher
 from hydra.plugins.sweeper import Sweeper
 from hydra.types import HydraContext, TaskFunction
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 
 @dataclass
@@ -37,7 +38,10 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Sequence[Any]:
         from vggexp.config.grid import jobs
 
-        assert self.launcher is not None and self.hydra_context is not None
+        assert self.launcher is not None and self.hydra_context is not None and self.config is not None
+        folder = Path(self.config.hydra.sweep.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        OmegaConf.save(self.config, folder / "multirun.yaml")  # as Hydra's own sweeper does
         overrides = jobs(self.hydra_context.config_loader, arguments, dict(self.params))
         self.validate_batch_is_legal(overrides)
         return self.launcher.launch(overrides, initial_job_idx=0)

@@ -43,6 +43,12 @@ optimizer._target_=os.system -> optimizer._target_=os.system: not allowed in a c
 scheduler=step scheduler.milestones=[30,20] -> scheduler.milestones=[30,20]: must be numbers of epochs that rise
 scheduler.gamma=0.1 -> scheduler.gamma: not a key of scheduler constant; keys of scheduler: name, warmup_epochs
 scheduler=plateau data.val_fraction=0 -> scheduler=plateau: watches the validation accuracy, but data.val_fraction=0
+scheduler=step train.epochs=2 -> scheduler.milestones=[2,4]: none comes in train.epochs=2
+data=synthetic data.images=4 -> data.images=4: must be 5..10000000...
+hydra.run.dir=/proc/x -> hydra.run.dir=/proc/x: not allowed, a run has a folder of its own; write run.root=FOLDER or...
+-m data.val_fraction=0 seed=0,1 -> sweep.objective=val/accuracy: needs a validation split, but data.val_fraction=0; ...
+--resolve -> --resolve: belongs with --cfg job
+-m --cfg job seed=0,1 -> --cfg: shows a single configuration; leave out -m and give each key one value
 data.batch_size=0 -> data.batch_size=0: must be 1..65536
 data.batch_size=1e3 -> data.batch_size=1e3: not a whole number; write 1000
 data.batch_size=0x10 -> data.batch_size=0x10: not a whole number; write 16
@@ -83,7 +89,13 @@ hydra/launcher=nope -> hydra/launcher=nope: unknown; allowed basic...
 --nosuchflag -> --nosuchflag: unknown flag; see --help
 --arch=vgg16 -> --arch=vgg16: unknown flag; keys take no dashes, write arch=vgg16
 -m train.epochs=1,x -> sweep job 2 of 2: train.epochs=x: not a whole number; must be 1..100000
--m seed=1,2 data.batch_size=0 -> data.batch_size=0: must be 1..65536
+-m seed=1,2 scheduler=step train.epochs=2 -> scheduler.milestones=[2,4]: none comes in train.epochs=2
+data=synthetic data.images=4 -> data.images=4: must be 5..10000000...
+hydra.run.dir=/proc/x -> hydra.run.dir=/proc/x: not allowed, a run has a folder of its own; write run.root=FOLDER or...
+-m data.val_fraction=0 seed=0,1 -> sweep.objective=val/accuracy: needs a validation split, but data.val_fraction=0; ...
+--resolve -> --resolve: belongs with --cfg job
+-m --cfg job seed=0,1 -> --cfg: shows a single configuration; leave out -m and give each key one value
+data.batch_size=0 -> data.batch_size=0: must be 1..65536
 -m seed=1, -> seed=1,: ends in a comma
 -m arch=glob(nosuch*) -> arch=glob(nosuch*): no value; a sweep of it has no job
 -m optimizer.lr=interval(0,1) -> optimizer.lr=interval(0,1): a grid needs single values; use a search sweeper for ...

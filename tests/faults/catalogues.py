@@ -28,10 +28,10 @@ from vggexp.metrics import Sums
 from vggexp.models.init import initialize
 from vggexp.models.vgg import vgg
 from vggexp.precision import scaler
+from vggexp.repeat import same, tensors
 from vggexp.schedules import schedule
 from vggexp.shapes import Block
 from vggexp.train import State
-from vggexp.verify import same, tensors
 
 
 class Catalogue(NamedTuple):

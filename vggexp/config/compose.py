@@ -4,6 +4,7 @@ import argparse
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -17,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vggexp import __version__
 from vggexp.config.diagnose import SECTIONS, Composed, diagnosed, one_line, understood
 from vggexp.config.found_device import conf_dir, profile
 from vggexp.config.grid import jobs
@@ -29,6 +31,7 @@ HYDRA_VERSION = tuple(int(part) for part in hydra.__version__.split(".")[:2])
 REGISTER: Any = OmegaConf.register_new_resolver if HYDRA_VERSION < (1, 4) else OmegaConf.register_resolver
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if HYDRA_VERSION < (1, 4) else {}
 REGISTER("vggexp.device", lambda key: profile()[key], replace=True)
+HYDRA_FLAGS = ("help", "hydra_help", "cfg", "info", "shell_completion")  # answered by Hydra, without a run
 TOLD = 8  # problems of a sweep that are told; the others are counted
 
 
@@ -50,6 +53,9 @@ def parse(argv: Sequence[str], *switches: str) -> Command:
     parser = get_args_parser()
     for switch in switches:
         parser.add_argument(switch, action="store_true")
+    for action in parser._actions:
+        if action.dest == "version":
+            action.version = versions()  # type: ignore[attr-defined]
     parser.error = _refuse  # type: ignore[method-assign, assignment]
     arguments = parser.parse_intermixed_args(list(argv))
     overrides = list(arguments.overrides)
@@ -59,7 +65,15 @@ def parse(argv: Sequence[str], *switches: str) -> Command:
         raise ConfigError(f"--config-path={arguments.config_path}: not allowed; add a folder with --config-dir")
     if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
         raise ConfigError(f"--config-dir={arguments.config_dir}: no such directory")
+    if arguments.resolve and not (arguments.cfg or arguments.help):
+        raise ConfigError("--resolve: belongs with --cfg job")
+    if arguments.multirun and arguments.cfg:
+        raise ConfigError("--cfg: shows a single configuration; leave out -m and give each key one value")
     return Command(overrides, _without(argv, overrides), arguments)
+
+
+def versions() -> str:
+    return f"vggexp {__version__} (hydra {hydra.__version__}, torch {version('torch')})"
 
 
 def _without(words: Sequence[str], taken: Sequence[str]) -> list[str]:
@@ -117,8 +131,20 @@ def _deciding(parsed: Sequence[Override]) -> list[Override]:
     return [override for key, override in last.items() if "." not in key or key.startswith(("hydra.", "sweep."))]
 
 
+def composes(command: Command) -> None:
+    """Raises ConfigError where Hydra could not even show what the overrides make."""
+    with composing(command) as composed:
+        parsed, problems = understood(command.overrides)
+        _, more, refusal = _explained([override.input_line or "" for override in parsed], composed)
+    if problems or refusal:
+        load(command)  # which tells it best
+        raise ConfigError(*([*problems, *more] or [refusal]))
+
+
 def load_run(command: Command) -> Config:
     """As `load`, for a door that takes one configuration. Raises ConfigError for a sweep."""
+    if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS if flag != "help"):
+        raise ConfigError(f"{command.flags[0]}: not a flag of this door; python -m vggexp answers it")
     config = load(command)
     if not isinstance(config, Config):
         raise ConfigError("this door takes a single configuration, not a sweep")
@@ -137,7 +163,13 @@ def _grid(overrides: Sequence[str], node: DictConfig, composed: Composed) -> lis
     made, told = [], dict[str, list[int]]()
     for number, combination in enumerate(combinations, 1):
         try:
-            made.append(Job(combination, _config(*_explained(combination, composed), combination)))
+            config = _config(*_explained(combination, composed), combination)
+            made.append(Job(combination, config))
+            if config.sweep.objective.startswith("val/") and not config.data.val_fraction:
+                raise ConfigError(
+                    f"sweep.objective={config.sweep.objective}: needs a validation split, but data.val_fraction=0; "
+                    "choose test/accuracy or train/accuracy"
+                )
         except ConfigError as error:
             for problem in error.problems:
                 told.setdefault(problem, []).append(number)

@@ -55,6 +55,8 @@ def _forbidden(override: Override) -> str | None:
     parts = override.key_or_group.split(".")
     if not parts[0]:
         return "key missing (no spaces around =)"
+    if override.key_or_group in ("hydra.run.dir", "hydra.output_subdir"):
+        return "not allowed, a run has a folder of its own; write run.root=FOLDER or run.name=NAME"
     if re.split("[./]", parts[0])[0] == "hydra":
         return None
     if any(re.fullmatch(r"_\w+_", part) for part in parts):

@@ -12,6 +12,7 @@ from vggexp.config.schema import Augment, Config, ImageFolder, Plateau, Step, Sy
 from vggexp.config.torch_optim import optimizer_problems
 from vggexp.data.catalogue import FACTS, folder_classes
 from vggexp.errors import ConfigError
+from vggexp.rundir import NEWEST
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,119}")
 WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
@@ -63,6 +64,15 @@ def layers(config: Config) -> list[shapes.Layer]:
         return shapes.vgg_layers(arch.blocks, arch.norm, arch.hidden, arch.width, **facts)
     table = {"lenet": shapes.lenet_layers, "alexnet": shapes.alexnet_layers}
     return table[config.arch.name](**facts)
+
+
+def disk_bytes(config: Config) -> dict[str, int]:
+    """What lies on the disk: one `checkpoint`, the `weights` alone, and the most that the `run` needs at a time."""
+    train = config.train
+    states = shapes.optimizer_states(config.optimizer.name, config.optimizer.arguments)
+    sizes = shapes.disk_bytes(layers(config), optimizer_states=states, ema=train.ema is not None)
+    kept = train.epochs if train.keep == "all" else NEWEST + bool(config.data.val_fraction)
+    return {**sizes, "run": (kept + 1) * sizes["checkpoint"]}  # one more while it is written
 
 
 def windows(config: Config) -> tuple[shapes.Window, ...]:
@@ -136,6 +146,9 @@ def _scheduler(config: Config, given: Inputs) -> Iterator[str]:
         rising = all(early < late for early, late in zip(scheduler.milestones, scheduler.milestones[1:], strict=False))
         if not (scheduler.milestones and rising):
             yield f"scheduler.milestones={shown(scheduler.milestones)}: must be numbers of epochs that rise"
+        elif scheduler.milestones[0] >= config.train.epochs:
+            late = f"none comes in train.epochs={config.train.epochs}"
+            yield f"scheduler.milestones=[{','.join(f'{epoch:g}' for epoch in scheduler.milestones)}]: {late}"
     if isinstance(scheduler, Plateau) and not config.data.val_fraction:
         yield "scheduler=plateau: watches the validation accuracy, but data.val_fraction=0"
 

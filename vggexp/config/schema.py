@@ -81,7 +81,7 @@ class Data:
 @dataclass(frozen=True)
 class Synthetic(Data):
     name: Literal["synthetic"]  # type: ignore[assignment]
-    images: Annotated[int, Range(1, 10**7)]
+    images: Annotated[int, Range(5, 10**7)]
     classes: Annotated[int, Range(2, 100_000)]
     channels: Annotated[int, Range(1, 16)]
     size: Pixels

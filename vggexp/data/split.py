@@ -24,8 +24,12 @@ def choose(labels: Tensor, count: int, seed: int, purpose: str, spare: int = 0) 
 
 
 def train_val_split(labels: Tensor, val_fraction: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Sorted indices of the training and of the validation images. labels: int64 [N]."""
-    val = choose(labels, round(len(labels) * val_fraction), seed, "validation", spare=1)
+    """Sorted indices of the training and of the validation images, of which there is one at least where asked for.
+
+    labels: int64 [N].
+    """
+    count = max(val_fraction > 0 and len(labels) > 1, round(len(labels) * val_fraction))
+    val = choose(labels, count, seed, "validation", spare=1)
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[val] = False
     return rest.nonzero().flatten(), val

@@ -1,0 +1,105 @@
+"""The last stretch of a run once more, compared bit by bit; for vggexp.verify."""
+
+import contextlib
+import sys
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vggexp import build, checkpoint
+from vggexp.clock import Clock
+from vggexp.config.read import Problems, read
+from vggexp.errors import CheckpointError, ConfigError
+from vggexp.keep import found
+from vggexp.run import built, scores_of
+from vggexp.rundir import config_of
+from vggexp.signals import Stop
+from vggexp.sinks.console import Console
+from vggexp.train import State, train
+
+
+class ReachedError(Exception):
+    """The training has come to the later checkpoint."""
+
+
+class Target:
+    """Stands in for the folder of checkpoints, and ends the training where the later one was written."""
+
+    def __init__(self, state: State, later: Mapping[str, Any]):
+        self.state, self.place = state, (later["epoch"], later["batch"])
+
+    def due(self) -> bool:
+        return (self.state.epoch, self.state.batch) == self.place
+
+    def save(self, state: State) -> None:
+        if self.due():
+            raise ReachedError
+
+
+class Silence:
+    """A watcher that tells nothing."""
+
+    def progress(self, epoch: int, batches: int, done: int) -> contextlib.nullcontext["Silence"]:
+        return contextlib.nullcontext(self)
+
+    def update(self, images: int) -> None: ...
+
+    def epoch(self, row: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...
+
+
+def repeated(folder: Path) -> dict[str, Any]:
+    """identical, the steps compared, how many tensors, and the first that differs. Raises CheckpointError."""
+    later, earlier = (checkpoint.load(path) for path in _last_two(folder))
+    problems = Problems()
+    config = read(config_of(folder), problems)
+    if config is None:
+        raise ConfigError(*problems)
+    console = Console(None, sys.stderr)
+    hardware, data, state = built(config, earlier, console)
+    measure = partial(scores_of, config=config, hardware=hardware, data=data, console=console)
+    with contextlib.suppress(ReachedError):
+        target = Target(state, later)
+        plan, clock = build.plan(config, hardware), Clock(hardware.device)
+        train(state, data.train, plan, clock, measure, Silence(), target, Stop())
+    again = dict(tensors(state.capture()))
+    expected = {name: tensor for name, tensor in tensors(later) if name.partition(".")[0] in state.parts()}
+    differing = [name for name in expected if not same(expected[name], again.get(name))]
+    return {
+        "run": str(folder),
+        "identical": not differing,
+        "from_step": earlier["step"],
+        "to_step": later["step"],
+        "tensors": len(expected),
+        "first_difference": differing[0] if differing else None,
+    }
+
+
+def _last_two(folder: Path) -> list[Path]:
+    paths = found(folder / "checkpoints")
+    if len(paths) < 2:
+        kept = "it keeps only its weights" if config_of(folder)["train"]["keep"] == "weights" else "has it ended?"
+        raise CheckpointError(f"{folder}: needs two checkpoints, has {len(paths)} ({kept})")
+    return paths[:2]
+
+
+def tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
+    """Every tensor inside nested mappings and lists, under its path."""
+    if isinstance(value, Tensor):
+        yield name, value
+    inside = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    for key, item in inside:
+        yield from tensors(item, f"{name}.{key}" if name else str(key))
+
+
+def same(one: Tensor, other: Tensor | None) -> bool:
+    """Bit by bit, so that NaN is equal to itself."""
+    if other is None or one.shape != other.shape or one.dtype != other.dtype:
+        return False
+    bits = [tensor.detach().cpu().contiguous().flatten().view(torch.uint8) for tensor in (one, other)]
+    return torch.equal(*bits)
