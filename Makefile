@@ -12,5 +12,5 @@ test:  ## the default tests, under 3 minutes on two cores
 test-all:  ## all tests
 	pytest
 
-faults:  ## every fault the suite knows, and how many were survived; about half an hour on two cores
+faults:  ## every fault the suite knows, and how many were survived; about twenty minutes on two cores
 	python -m tests.faults

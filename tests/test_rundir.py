@@ -1,9 +1,11 @@
 """One process owns a run directory; what it holds is read as data, never executed."""
 
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -89,3 +91,25 @@ def test_what_is_no_result(tmp_path, content):
     with pytest.raises(CheckpointError, match=r"result\.json: "):
         rundir.result_of(tmp_path)
     assert rundir.attempts(tmp_path) == 1
+
+
+def test_the_lock_does_not_outlive_its_process_in_a_forked_one(tmp_path):
+    """As when a run with data workers is killed: they live on for some seconds."""
+    folder, (read, write) = tmp_path / "a", os.pipe()
+    if not (owner := os.fork()):
+        with rundir.claimed(folder):
+            if not os.fork():
+                os.close(write)
+                time.sleep(30)
+                os._exit(0)
+            os.write(write, b"x")
+            time.sleep(30)
+        os._exit(0)
+    os.close(write)
+    os.read(read, 1)
+    with pytest.raises(InUseError), rundir.claimed(folder):
+        pass
+    os.kill(owner, signal.SIGKILL)
+    os.waitpid(owner, 0)
+    with rundir.claimed(folder):
+        pass

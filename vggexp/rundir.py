@@ -7,7 +7,7 @@ import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import yaml
 
@@ -57,6 +57,19 @@ def next_free(root: Path, name: str) -> str:
     return candidate
 
 
+HELD: set[IO[str]] = set()  # locks of this process
+
+
+def _let_go() -> None:
+    """In a forked process, such as a data worker, which would keep the lock when its parent is killed."""
+    for lock in HELD:
+        lock.close()
+    HELD.clear()
+
+
+os.register_at_fork(after_in_child=_let_go)
+
+
 @contextlib.contextmanager
 def claimed(folder: Path) -> Iterator[Path]:
     """Makes the folder and holds its lock; the lock dies with the process. Raises InUseError, ResourceError."""
@@ -76,7 +89,11 @@ def claimed(folder: Path) -> Iterator[Path]:
             raise InUseError(f"{folder}: in use by {holder}; wait for it or choose another run.name") from None
         except OSError as error:
             raise ResourceError(f"{folder}: cannot be locked: {error.strerror} (choose another run.root)") from error
-        yield folder
+        HELD.add(lock)
+        try:
+            yield folder
+        finally:
+            HELD.discard(lock)
 
 
 def describe(folder: Path, config: Mapping[str, Any], overrides: Sequence[str], environment: Mapping[str, Any]) -> None:

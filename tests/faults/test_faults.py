@@ -5,12 +5,12 @@ import sys
 
 import pytest
 
-from tests.faults.catalogues import CATALOGUES
+from tests.faults.inputs import CATALOGUES
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("name", CATALOGUES)
-def test_every_fault_is_survived(name):
-    command = [sys.executable, "-m", "tests.faults", "--small", name]
+@pytest.mark.debian
+def test_every_fault_is_survived():
+    command = [sys.executable, "-m", "tests.faults", "--small"]  # one process: to import torch takes longer than a case
     end = subprocess.run(command, capture_output=True, text=True)
     assert end.returncode == 0, end.stderr
+    assert end.stdout.count("\n") == len(CATALOGUES) + 2

@@ -3,10 +3,12 @@
 import atexit
 import contextlib
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import active_children
+from multiprocessing.connection import wait
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,8 @@ from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator
 
 PATIENCE_SECONDS = 300  # a worker silent for so long hangs
+ABANDONED: list[Any] = []  # loaders of killed workers: their end would wait for locks that the killed ones held
+DYING_SECONDS = 1  # from the first sign of a process's end to its end
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
 Request = tuple[int | None, list[int]]  # epoch, None for plain pictures; places of the pictures
@@ -96,7 +100,7 @@ class Decoders:
             num_workers=self.workers,
             pin_memory=self.pinned,
             timeout=PATIENCE_SECONDS if self.workers else 0,
-            worker_init_fn=_leave_signals_to_the_parent,
+            worker_init_fn=_quietly,
             persistent_workers=self.workers > 0,
             generator=torch.Generator(),  # the loader seeds its workers from it; torch's own stays untouched
         )
@@ -106,7 +110,9 @@ class Decoders:
         others = set(active_children())
         with self._told(), self._watched():
             batches = iter(self._loader)  # waits for the workers where they live already
-        self._processes = self._processes or list(set(active_children()) - others)
+            self._processes = self._processes or list(set(active_children()) - others)
+            if len(self._processes) < self.workers:  # one has gone already, and would be waited for
+                raise WorkerKilledError
         while True:
             with self._told(), self._watched():
                 batch = next(batches, None)
@@ -136,13 +142,14 @@ class Decoders:
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:
+        """What torch and the pipes raise when a worker is killed, in whatever it was doing, or hangs."""
         try:
             yield
-        except RuntimeError as error:  # torch's word for a worker that was killed or hangs
-            if "DataLoader" not in str(error):
-                raise
-            if "timed out" not in str(error):
+        except (RuntimeError, OSError, EOFError) as error:
+            if wait([process.sentinel for process in self._processes or active_children()], timeout=DYING_SECONDS):
                 raise WorkerKilledError from error
+            if not isinstance(error, RuntimeError) or "DataLoader timed out" not in str(error):
+                raise
             told = f"data.workers={self.workers}: no picture came for {PATIENCE_SECONDS} s; is the disk still there?"
             raise ResourceError(told) from error
 
@@ -161,6 +168,7 @@ class Decoders:
             process.kill()
             process.join()
         self._processes = []
+        ABANDONED.append(self._loader)
         self._start()
 
 
@@ -178,8 +186,12 @@ def _as_it_is(batch: Any) -> Any:
     return batch
 
 
-def _leave_signals_to_the_parent(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach the workers too, but only the parent decides what they mean."""
+def _quietly(worker: int) -> None:
+    """Ctrl-C and a cluster's SIGTERM reach the workers too, but only the parent decides what they mean.
+
+    What fails here is sent to the parent; only a thread that finds the other end gone would print its traceback.
+    """
+    sys.excepthook = lambda *_: None
     for name in STOP_SIGNALS:
         if hasattr(signal, name):
             signal.signal(getattr(signal, name), signal.SIG_IGN)
