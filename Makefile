@@ -1,4 +1,4 @@
-.PHONY: help check test test-all faults
+.PHONY: help check test test-all faults peers
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -14,3 +14,6 @@ test-all:  ## all tests
 
 faults:  ## every fault the suite knows, and how many were survived; about twenty minutes on two cores
 	python -m tests.faults
+
+peers:  ## the same work through vggexp and its peers (pip install -e '.[bench]'); a quarter of an hour
+	python -m benchmarks.peers

@@ -3,6 +3,7 @@
 import contextlib
 import copy
 import math
+import time
 
 import pytest
 import torch
@@ -238,3 +239,50 @@ def test_averaged_weights():
     for ours, expected in zip(state.evaluated().parameters(), by_hand, strict=True):
         torch.testing.assert_close(ours.detach(), expected)
     assert torch.equal(weights(state), weights(plain))  # averaging changes nothing in the training
+
+
+class Slow:
+    """Sleeps in one part of the loop: a source of batches, a keeper and a watcher in one."""
+
+    count, batches_per_epoch, seconds = 22, 3, 0.02
+
+    def __init__(self, part: str):
+        self.part = part
+
+    def sleep(self, part: str) -> None:
+        time.sleep(self.seconds * (part == self.part))
+
+    def train(self, epoch: int, start: int = 0):
+        for batch in Blobs().train(epoch, start):
+            self.sleep("data")
+            yield batch
+
+    def scores(self, net):
+        self.sleep("evaluation")
+        return scores(net)
+
+    def due(self) -> bool:
+        return True
+
+    def save(self, state: State) -> None:
+        self.sleep("checkpoint")
+
+    def progress(self, *_):
+        return contextlib.nullcontext(self)
+
+    def update(self, images: int) -> None:
+        self.sleep("logging")
+
+    def epoch(self, row) -> None: ...
+
+
+@pytest.mark.parametrize("part", ["data", "compute", "optimizer", "evaluation", "checkpoint", "logging"])
+def test_a_sleep_is_booked_where_it_was(part):
+    state, slow = fresh(), Slow(part)
+    state.net.register_full_backward_hook(lambda *_: slow.sleep("compute"))
+    state.optimizer.register_step_pre_hook(lambda *_: slow.sleep("optimizer"))
+    plan = Plan(CPU, 0, 2, 8, 0.0, None, None, 0.0, contextlib.nullcontext)
+    train(state, slow, plan, Clock(CPU), slow.scores, slow, slow, Stop())
+    times = [row[f"time/{part}_seconds"] for row in state.history]
+    assert all(seconds >= slow.seconds * (1 if part == "evaluation" else 3) for seconds in times)
+    assert part == max(PARTS, key=lambda other: sum(row[f"time/{other}_seconds"] for row in state.history))

@@ -1,0 +1,125 @@
+"""python -m benchmarks.peers [--rounds N] [--images N] [--out FILE]: the same work through vggexp and its peers.
+
+Every contender is a process of its own, started in turn, so that a machine whose speed drifts slows all of them alike.
+Prints and writes benchmarks/peers.md. Needs `pip install timm lightning torchvision`, and Debian's
+dataset-fashion-mnist. A full run takes about a quarter of an hour on two cores.
+"""
+
+import argparse
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import NamedTuple
+
+from vggexp import processor
+
+CONTENDERS = {
+    "vggexp": ("with_vggexp", "--best"),
+    "vggexp, fp32": ("with_vggexp",),
+    "plain loop": ("plain",),
+    "plain loop, bf16, channels_last": ("plain", "--best"),
+    "Lightning": ("with_lightning",),
+    "Lightning, bf16-mixed, channels_last": ("with_lightning", "--best"),
+    "timm's parts": ("with_timm",),
+    "timm's parts, bf16, channels_last": ("with_timm", "--best"),
+}
+TARGET = Path(__file__).parents[1] / "peers.md"
+
+
+class Result(NamedTuple):
+    images_per_second: float
+    first_step_seconds: float
+    total_seconds: float
+    peak_bytes: int
+    work: tuple[int, int]  # parameters, steps: the same for all
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="benchmarks.peers", description=__doc__)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--images", type=int, default=640)
+    parser.add_argument("--epochs", type=int, default=2, help="the fastest counts")
+    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--out", type=Path, default=TARGET)
+    asked = parser.parse_args()
+    names = list(CONTENDERS)
+    words = [f"--images={asked.images}", f"--epochs={asked.epochs}", f"--size={asked.size}"]
+    results: dict[str, list[Result]] = {name: [] for name in names}
+    begin = time.monotonic()
+    for turn in range(asked.rounds):
+        for place, name in enumerate(names):
+            results[name].append(measured(*CONTENDERS[name], *words))
+            done = turn * len(names) + place + 1
+            left = (time.monotonic() - begin) / done * (asked.rounds * len(names) - done) / 60
+            told = f"round {turn + 1}/{asked.rounds}  {name}  {results[name][-1].images_per_second:.1f} img/s"
+            print(f"{told}  {left:.0f} min left", file=sys.stderr, flush=True)
+    if len({result.work for many in results.values() for result in many}) != 1:
+        print({name: many[0].work for name, many in results.items()}, "not the same work", file=sys.stderr)
+        return 1
+    page = record(results, asked)
+    print(page)
+    asked.out.write_text(page)
+    return 0
+
+
+def measured(module: str, *words: str) -> Result:
+    """A contender from its start to its end."""
+    command = [sys.executable, "-m", f"benchmarks.peers.{module}", *words]
+    begin = time.time()
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    out, err = process.stdout.read(), process.stderr.read()  # neither fills a pipe
+    _, status, used = os.wait4(process.pid, 0)
+    if status:
+        raise SystemExit(f"{module}: {err[-2000:]}")
+    told = {}
+    for line in out.splitlines():
+        told |= json.loads(line) if line.startswith("{") else {}
+    work = (told["parameters"], told["steps"])
+    return Result(
+        told["images_per_second"], told["first_step"] - begin, time.time() - begin, used.ru_maxrss * 1024, work
+    )
+
+
+def record(results: dict[str, list[Result]], asked: argparse.Namespace) -> str:
+    ours = results["vggexp"]
+    lines = []
+    for name, many in results.items():
+        rates = [result.images_per_second for result in many]
+        ratios = [own.images_per_second / other for own, other in zip(ours, rates, strict=True)]
+        cells = [
+            name, f"{statistics.median(rates):.1f}", f"{min(rates):.1f}-{max(rates):.1f}",
+            f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
+            f"{statistics.median(result.first_step_seconds for result in many):.1f}",
+            f"{statistics.median(result.total_seconds for result in many):.1f}",
+            f"{statistics.median(result.peak_bytes for result in many) / 1e9:.2f}",
+        ]  # fmt: skip
+        lines.append("| " + " | ".join(cells) + " |")
+    versions = ", ".join(f"{name} {version(name)}" for name in ("vggexp", "torch", "lightning", "timm", "torchvision"))
+    table = "\n".join(lines)
+    return f"""# Beside the peers
+
+The source run's network (VGG-11, 44.9 million parameters), Fashion-MNIST at {asked.size} px, batch 128, plain SGD:
+{asked.images:,} images, {asked.epochs} epochs of which the faster counts, {asked.rounds} rounds in turn, medians with
+their range. Every contender does the same number of steps. The ratio is taken within each round.
+
+| contender | images/s | range | vggexp is faster by | s to the first step | s in all | GB at most |
+|---|---:|---:|---:|---:|---:|---:|
+{table}
+
+`python -m benchmarks.peers --rounds {asked.rounds} --images {asked.images}` ({date.today()}), {os.cpu_count()} virtual
+cores of {processor.model()}; Python {platform.python_version()}, {versions}.
+The seconds in all of vggexp hold its checkpoints and TensorBoard events. timm's training script is not in its package;
+"timm's parts" are its loader, optimizer factory and meters in the loop of its documentation. The memory is that of the
+main process; the peers' loaders have two worker processes besides.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())
