@@ -279,7 +279,7 @@ class Slow:
 @pytest.mark.parametrize("part", ["data", "compute", "optimizer", "evaluation", "checkpoint", "logging"])
 def test_a_sleep_is_booked_where_it_was(part):
     state, slow = fresh(), Slow(part)
-    state.net.register_full_backward_hook(lambda *_: slow.sleep("compute"))
+    state.net.register_full_backward_pre_hook(lambda *_: slow.sleep("compute"))
     state.optimizer.register_step_pre_hook(lambda *_: slow.sleep("optimizer"))
     plan = Plan(CPU, 0, 2, 8, 0.0, None, None, 0.0, contextlib.nullcontext)
     train(state, slow, plan, Clock(CPU), slow.scores, slow, slow, Stop())

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from hydra.core.config_store import ConfigStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -141,6 +142,26 @@ def test_every_wrong_key_is_told_in_one_go():
 def test_many_bad_jobs_are_counted():
     line = refusal("-m", "optimizer.lr=" + ",".join(map(str, range(-11, 1))))
     assert line.count("sweep job ") == 8 and line.endswith("; and 4 more")
+
+
+SEARCH = "-m hydra/sweeper=search"  # any sweeper but the grid
+ConfigStore.instance().store("search", {"_target_": "nothing.to.make", "params": None}, "hydra/sweeper")
+
+
+@pytest.mark.parametrize(
+    ("command", "expected"),
+    [
+        (f"{SEARCH} optimizer.lr=interval(0.1,200)", "optimizer.lr=200.0: must be > 0 and <= 100"),
+        (f"{SEARCH} optimizer.lr=interval(0,1) data.resize=32,16", "optimizer.lr=0.0: must be > 0 and <= 100; data..."),
+        (
+            f"{SEARCH} arch=choice(vgg11,vgg12)",
+            "arch=vgg12: unknown; nearest vgg11, vgg13; allowed alexnet, lenet, ...",
+        ),
+    ],
+)
+def test_a_search_is_checked_at_its_ends(command, expected, empty):
+    test_refused(command, expected, empty)
+    assert load(parse([*SEARCH.split(), "optimizer.lr=tag(log,interval(0.001,1))", "arch=vgg11,vgg16"])) is None
 
 
 VALUES = "|null|-1|1.5|1e400|[]|[[1,2]]|{a:1}|é|\u202e|a b|1,2|range(2)|glob(*)|'|((1))|[1|==|\x00|\n|vgg11|step"

@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vggexp import __version__
 from vggexp.config.diagnose import SECTIONS, Composed, diagnosed, one_line, understood
 from vggexp.config.found_device import conf_dir, profile
-from vggexp.config.grid import jobs
+from vggexp.config.grid import ends, jobs
 from vggexp.config.read import Problems, draft, section
 from vggexp.config.rules import broken_rules
 from vggexp.config.schema import Config, Sweep
@@ -110,7 +110,7 @@ def composing(command: Command) -> Iterator[Composed]:
 
 def load(command: Command) -> Config | list[Job] | None:
     """The checked configuration of a single run, the checked jobs of a grid, or None for a search, whose jobs are made
-    as it goes. Raises ConfigError with every problem found, naming the job in a grid."""
+    as it goes and of which only each axis's ends are checked. Raises ConfigError with every problem, naming the job."""
     with composing(command) as composed:
         parsed, problems = understood(command.overrides)
         swept = command.arguments.multirun or any(override.is_sweep_override() for override in parsed)
@@ -152,14 +152,12 @@ def load_run(command: Command) -> Config:
 
 
 def _grid(overrides: Sequence[str], node: DictConfig, composed: Composed) -> list[Job] | None:
-    if node.hydra.runtime.choices.get("hydra/sweeper") not in ("grid", "basic"):
-        return None
-    problems = Problems()
+    problems, grid = Problems(), node.hydra.runtime.choices.get("hydra/sweeper") in ("grid", "basic")
     sweep = section(Sweep, OmegaConf.to_container(node.sweep), "sweep", problems)
     if problems:
         raise ConfigError(*_as_typed(problems, overrides))
-    loader, params = GlobalHydra.instance().config_loader(), node.hydra.sweeper.params or {}
-    combinations = jobs(loader, overrides, params, sweep.max_jobs)
+    loader, params = GlobalHydra.instance().config_loader(), node.hydra.sweeper.get("params") or {}
+    combinations = (jobs if grid else ends)(loader, overrides, params, sweep.max_jobs)
     made, told = [], dict[str, list[int]]()
     for number, combination in enumerate(combinations, 1):
         try:
@@ -174,8 +172,8 @@ def _grid(overrides: Sequence[str], node: DictConfig, composed: Composed) -> lis
             for problem in error.problems:
                 told.setdefault(problem, []).append(number)
     if told:
-        raise ConfigError(*_told(told, len(combinations)))
-    return made
+        raise ConfigError(*(_told(told, len(combinations)) if grid else told))
+    return made if grid else None
 
 
 def _told(problems: dict[str, list[int]], count: int) -> Iterator[str]:

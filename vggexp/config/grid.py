@@ -6,7 +6,7 @@ from math import prod
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 
 from vggexp.errors import ConfigError
@@ -20,16 +20,34 @@ def jobs(
     params: axes from a sweep file (hydra.sweeper.params); an argument of the same key takes their place. Raises
     ConfigError for an axis without discrete values, for one without any, and for more than `at_most` jobs.
     """
+    axes = [_axis(override, at_most) for override in _parsed(config_loader, arguments, params)]
+    if at_most is not None and prod(map(len, axes)) > at_most:
+        raise ConfigError(f"sweep: more than sweep.max_jobs={at_most} jobs; take fewer values or raise that number")
+    return [list(combination) for combination in product(*axes)]
+
+
+def ends(config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any], at_most: int) -> list[list[str]]:
+    """Jobs that a search may make: every choice and both ends of every interval, the other axes at their first."""
+    axes = []
+    for override in _parsed(config_loader, arguments, params):
+        key, value = override.get_key_element(), override.value()
+        if isinstance(value, IntervalSweep):
+            axes.append([f"{key}={value.start}", f"{key}={value.end}"])
+        else:
+            axes.append(_axis(override, at_most))
+    first = [axis[0] for axis in axes]
+    others = [[*first[:place], value, *first[place + 1 :]] for place, axis in enumerate(axes) for value in axis[1:]]
+    return [first, *others]
+
+
+def _parsed(config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any]) -> list[Override]:
+    """The last one of each key is what counts."""
     written = [f"{key}={value}" for key, value in params.items()] + list(arguments)
-    parser = OverridesParser.create(config_loader=config_loader)
     try:
-        parsed = parser.parse_overrides(written)
+        parsed = OverridesParser.create(config_loader=config_loader).parse_overrides(written)
     except HydraException as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    axes = {override.get_key_element(): _axis(override, at_most) for override in parsed}
-    if at_most is not None and prod(map(len, axes.values())) > at_most:
-        raise ConfigError(f"sweep: more than sweep.max_jobs={at_most} jobs; take fewer values or raise that number")
-    return [list(combination) for combination in product(*axes.values())]
+    return list({override.get_key_element(): override for override in parsed}.values())
 
 
 def _axis(override: Override, at_most: int | None) -> list[str]:
