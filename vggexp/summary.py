@@ -154,10 +154,11 @@ def closing(result: Row, folder: Path) -> list[str]:
     """The score, where the time went, and where everything lies."""
     total = result["seconds"]
     shares = {part: result[f"time/{part}_seconds"] / total for part in PARTS}
+    epochs = f"{result['epoch']} epoch" + "s" * (result["epoch"] != 1)
     large = ", ".join(f"{part} {100 * share:.0f} %" for part, share in shares.items() if share > 1 / 200)
     return [
         f"test accuracy {result['test/accuracy']:.4f}  loss {result['test/loss']:.4f}",
-        f"time     {duration(total)} in {result['epoch']} epochs: {large}",
+        f"time     {duration(total)} in {epochs}: {large}",
         *advice(total, shares),
         f"folder   {folder}",
     ]

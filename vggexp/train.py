@@ -212,9 +212,9 @@ def split(state: State, batch_size: int) -> None:
     state.optimizer.zero_grad(set_to_none=True)  # of the parts that did fit
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in state.net.modules()):
         raise ResourceError(
-            f"out of memory with data.batch_size={batch_size} in {state.micro_batches} micro-batches; more of them "
-            f"would change what batch norm computes: choose train.accumulate={2 * state.micro_batches} or a smaller "
-            "data.batch_size yourself"
+            f"out of memory with data.batch_size={batch_size} and train.accumulate={state.micro_batches}; to split the "
+            "batch further would change what batch norm computes, so it is yours to choose: "
+            f"train.accumulate={2 * state.micro_batches}, or a smaller data.batch_size"
         )
     if state.micro_batches >= batch_size:
         raise ResourceError("out of memory with a single image; choose a smaller network or data.resize")

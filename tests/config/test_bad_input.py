@@ -50,6 +50,7 @@ hydra.run.dir=/proc/x -> hydra.run.dir=/proc/x: not allowed, a run has a folder 
 -m data.val_fraction=0 seed=0,1 -> sweep.objective=val/accuracy: needs a validation split, but data.val_fraction=0; ...
 --resolve -> --resolve: belongs with --cfg job
 -m --cfg job seed=0,1 -> --cfg: shows a single configuration; leave out -m and give each key one value
+arch=vgg11_lrn device=cuda device.deterministic=true -> device.deterministic=true: arch.norm=lrn has no determin...
 data.batch_size=0 -> data.batch_size=0: must be 1..65536
 data.batch_size=1e3 -> data.batch_size=1e3: not a whole number; write 1000
 data.batch_size=0x10 -> data.batch_size=0x10: not a whole number; write 16
@@ -96,6 +97,7 @@ hydra.run.dir=/proc/x -> hydra.run.dir=/proc/x: not allowed, a run has a folder 
 -m data.val_fraction=0 seed=0,1 -> sweep.objective=val/accuracy: needs a validation split, but data.val_fraction=0; ...
 --resolve -> --resolve: belongs with --cfg job
 -m --cfg job seed=0,1 -> --cfg: shows a single configuration; leave out -m and give each key one value
+arch=vgg11_lrn device=cuda device.deterministic=true -> device.deterministic=true: arch.norm=lrn has no determin...
 data.batch_size=0 -> data.batch_size=0: must be 1..65536
 -m seed=1, -> seed=1,: ends in a comma
 -m arch=glob(nosuch*) -> arch=glob(nosuch*): no value; a sweep of it has no job

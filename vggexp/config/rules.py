@@ -164,6 +164,9 @@ def _device(config: Config, given: Inputs) -> Iterator[str]:
         yield f"device.precision=tf32: a format of CUDA devices, not of {device.name}"
     if device.precision == "fp16" and device.name == "cpu":
         yield "device.precision=fp16: not trained on a processor; use bf16 or fp32"
+    if device.deterministic and device.name == "cuda" and isinstance(config.arch, Vgg) and config.arch.norm == "lrn":
+        # torch documents that AvgPool3d, which its response norm is made of, raises in the backward pass
+        yield "device.deterministic=true: arch.norm=lrn has no deterministic form on CUDA; use none or batch"
 
 
 def _train(config: Config, given: Inputs) -> Iterator[str]:
