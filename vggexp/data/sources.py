@@ -7,9 +7,11 @@ import pickle
 import tarfile
 import zlib
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+import numpy
 import torch
 from torch import Tensor
 
@@ -200,19 +202,27 @@ def checked(images: Tensor, labels: Tensor, classes: tuple[str, ...], where: obj
 
 
 def _digits(facts: Facts) -> Loaded[ImageSet]:
-    try:
-        from sklearn.datasets import load_digits  # type: ignore[import-untyped]
-    except ImportError as error:
-        raise DataError(
-            f"digits: comes with scikit-learn, which is missing: {error} (pip install scikit-learn)"
-        ) from error
-    bunch = load_digits()
-    images = torch.from_numpy(bunch.images).mul(255 / 16).round().to(torch.uint8).unsqueeze(1)
-    whole = checked(images, torch.from_numpy(bunch.target).long(), facts.classes, "digits")
+    table = torch.from_numpy(_digits_table())
+    images = table[:, :-1].reshape(-1, 1, facts.size, facts.size).mul(255 / 16).round().to(torch.uint8)
+    whole = checked(images, table[:, -1].long(), facts.classes, "digits")
     held_out = torch.zeros(len(images), dtype=torch.bool)
     held_out[choose(whole.labels, facts.test_images, 0, "digits test set")] = True
     train, test = (ImageSet(images[part], whole.labels[part], facts.classes) for part in (~held_out, held_out))
     return Loaded(train, test, {"digits": _sha256(images, whole.labels)}, "scikit-learn")
+
+
+def _digits_table() -> Any:
+    """float64 [1797, 65]: 64 pixels of 0..16 and the label. Read without scikit-learn's code, which takes a second."""
+    package = find_spec("sklearn")
+    if package is None or package.origin is None:
+        raise DataError("digits: comes with scikit-learn, which is missing (pip install scikit-learn)")
+    path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
+    if path.is_file():
+        return numpy.loadtxt(path, delimiter=",")
+    from sklearn.datasets import load_digits  # type: ignore[import-untyped]
+
+    bunch = load_digits()
+    return numpy.column_stack([bunch.data, bunch.target])
 
 
 def synthetic(images: int, classes: int, channels: int, size: int, seed: int = 0) -> Loaded[ImageSet]:
