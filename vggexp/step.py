@@ -28,7 +28,8 @@ class Guard:
         self.first_bad = torch.where((self.first_bad < 0) & bad, step, self.first_bad)
         if self.on_cpu:
             return self.bad_step() is None
-        optimizer.found_inf = (self.first_bad >= 0).float()  # type: ignore[attr-defined]
+        if optimizer.defaults.get("fused"):
+            optimizer.found_inf = (self.first_bad >= 0).float()  # type: ignore[attr-defined]
         return True
 
     def bad_step(self) -> int | None:
