@@ -1,4 +1,4 @@
-.PHONY: help check test test-all faults peers
+.PHONY: help check test test-all faults peers growth folders startup
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -17,3 +17,12 @@ faults:  ## every fault the suite knows, and how many were survived; about twent
 
 peers:  ## the same work through vggexp and its peers (pip install -e '.[bench]'); a quarter of an hour
 	python -m benchmarks.peers
+
+growth:  ## cost against the number of images; three minutes
+	python -m benchmarks.growth
+
+folders:  ## folders of pictures beside torchvision's loader; five minutes
+	python -m benchmarks.folders
+
+startup:  ## from the command to the first step; half a minute
+	python -m benchmarks.startup

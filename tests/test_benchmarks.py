@@ -6,13 +6,32 @@ import sys
 import pytest
 
 
+def page_of(tmp_path, module, *small) -> list[list[str]]:
+    """The rows of the table that a benchmark writes, without its head."""
+    words = [sys.executable, "-m", f"benchmarks.{module}", *small, f"--out={tmp_path / 'page.md'}"]
+    end = subprocess.run(words, capture_output=True, text=True)
+    assert end.returncode == 0, end.stderr
+    lines = [line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("|")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
+
+
+@pytest.mark.slow
+@pytest.mark.debian
+def test_growth(tmp_path):
+    rows = page_of(tmp_path, "growth", "--rounds=1", "--counts", "200", "400")
+    assert [row[0] for row in rows] == ["200", "400"] and all(float(row[1]) > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_folders(tmp_path):
+    rows = page_of(tmp_path, "folders", "--rounds=1", "--images=64", "--workers=1")
+    assert len(rows) == 3 and rows[1][3] == "1.00"
+
+
 @pytest.mark.slow
 @pytest.mark.debian
 def test_every_contender_does_the_same_work(tmp_path):
     for peer in ("lightning", "timm"):
         pytest.importorskip(peer)
-    small = ["--rounds=1", "--images=64", "--epochs=1", "--size=32", f"--out={tmp_path / 'peers.md'}"]
-    end = subprocess.run([sys.executable, "-m", "benchmarks.peers", *small], capture_output=True, text=True)
-    assert end.returncode == 0, end.stderr
-    rows = [line for line in (tmp_path / "peers.md").read_text().splitlines() if line.startswith("| ")]
-    assert len(rows) == 1 + 8 and all(float(row.split("|")[2]) > 0 for row in rows[1:])
+    rows = page_of(tmp_path, "peers", "--rounds=1", "--images=64", "--epochs=1", "--size=32")
+    assert len(rows) == 8 and all(float(row[1]) > 0 for row in rows)
