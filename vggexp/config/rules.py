@@ -146,9 +146,6 @@ def _scheduler(config: Config, given: Inputs) -> Iterator[str]:
         rising = all(early < late for early, late in zip(scheduler.milestones, scheduler.milestones[1:], strict=False))
         if not (scheduler.milestones and rising):
             yield f"scheduler.milestones={shown(scheduler.milestones)}: must be numbers of epochs that rise"
-        elif scheduler.milestones[0] >= config.train.epochs:
-            late = f"none comes in train.epochs={config.train.epochs}"
-            yield f"scheduler.milestones=[{','.join(f'{epoch:g}' for epoch in scheduler.milestones)}]: {late}"
     if isinstance(scheduler, Plateau) and not config.data.val_fraction:
         yield "scheduler=plateau: watches the validation accuracy, but data.val_fraction=0"
 
