@@ -16,8 +16,8 @@ FLOORS = {
     "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals", "memory", "processor"],
     "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
-    "watching": ["sinks", "rundir", "environment", "watch", "table", "keep"],
-    "assembly": ["config", "build", "summary", "run", "notebook", "speed", "repeat"],
+    "watching": ["sinks", "rundir", "environment", "watch", "keep"],
+    "assembly": ["config", "build", "summary", "run", "runs", "table", "notebook", "speed", "repeat"],
     "doors": ["__main__", "plan", "bench", "verify", "__init__"],
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}
