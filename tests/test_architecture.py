@@ -13,11 +13,35 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals", "memory", "processor"],
+    "ground": [
+        "errors",
+        "files",
+        "shapes",
+        "rng",
+        "metrics",
+        "precision",
+        "clock",
+        "signals",
+        "memory",
+        "processor",
+        "process",
+    ],
     "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep"],
-    "assembly": ["config", "build", "summary", "run", "runs", "table", "notebook", "speed", "repeat"],
+    "assembly": [
+        "config",
+        "build",
+        "summary",
+        "run",
+        "runs",
+        "table",
+        "forecast",
+        "pool",
+        "notebook",
+        "speed",
+        "repeat",
+    ],
     "doors": ["__main__", "plan", "bench", "verify", "__init__"],
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}
@@ -77,7 +101,7 @@ def test_who_imports_what():
     hydra = users("hydra", "omegaconf")
     assert {name for name in hydra if not name.startswith(("vggexp.config.", "hydra_plugins."))} == door
     tensorboard = {name for name, tree in TREES.items() if any("tensorboard" in p.split(".") for p in imported(tree))}
-    assert tensorboard - {"vggexp.watch"} <= {"vggexp.sinks.tensorboard"}  # watch imports the sink of that name
+    assert tensorboard - {"vggexp.watch", "vggexp.pool"} <= {"vggexp.sinks.tensorboard", "vggexp.sinks.means"}
     assert users("pickle", "subprocess") <= {"vggexp.data.sources", "vggexp.environment"}
     for name, tree in TREES.items():
         assert not [p for p in imported(tree) if p.startswith(("torch.distributed", "hydra.utils"))], name

@@ -2,24 +2,28 @@
 
 import os
 import sys
+import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from vggexp import process, runs
 from vggexp.config import compose, identity
-from vggexp.config.read import Problems, plain, read
-from vggexp.config.rules import broken_rules
 from vggexp.config.schema import Config
-from vggexp.errors import CheckpointError, ConfigError, ResourceError, StoppedError, SweepError, VggexpError
-from vggexp.rundir import RESULT, config_of, next_free, result_of
+from vggexp.errors import ConfigError, ResourceError, StoppedError, SweepError, VggexpError
+from vggexp.rundir import METRICS, RESULT, result_of
+from vggexp.signals import stopping
+from vggexp.sinks import jsonl
 from vggexp.sinks.console import error_line
-from vggexp.table import sweep_table
+from vggexp.table import repeats, sweep_table
+
+SHARING = ("basic", "joblib")  # launchers whose workers run several jobs, and die with one
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,7 +55,7 @@ def _command(command: compose.Command) -> int:
     loaded = compose.load(command)
     if isinstance(loaded, list):
         return _sweep(command, loaded)
-    if loaded is not None and _finished(loaded) is not None:
+    if loaded is not None and told(loaded) is not None:
         return 0
     return _hydra(command)
 
@@ -63,57 +67,88 @@ def _hydra(command: compose.Command, *overrides: str) -> int:
     try:
         entry()
     except SystemExit as end:
+        if isinstance(end.code, VggexpError):  # of a launcher: it passes through Hydra as it is
+            raise end.code from None
         return end.code if isinstance(end.code, int) else 1
     return 0
 
 
 def task(node: DictConfig) -> float | None:
-    """What Hydra runs for each job. A sweep goes on after a failed job, so there it is told and not raised."""
-    problems = Problems()
-    config = read(cast(dict[str, Any], OmegaConf.to_container(node, resolve=True)), problems)
-    problems += [] if config is None else broken_rules(config)  # a search has made it only now
-    if config is None or problems:
-        raise SystemExit(failed(ConfigError(*problems)))
+    """What Hydra runs for each job. Where jobs share a process, one that fails is told and not raised."""
     job = HydraConfig.get()
-    overrides = list(job.overrides.task)
+    many, launcher = job.mode == RunMode.MULTIRUN, job.runtime.choices.get("hydra/launcher")
     try:
-        result = _finished(config)
-        if result is None:
-            from vggexp.run import run  # imports torch, once there is something to train
-
-            result = run(config, overrides)
-        return result.get(config.sweep.objective)
-    except VggexpError as error:
-        code = failed(error)
-        if job.mode == RunMode.MULTIRUN and not isinstance(error, StoppedError) and error.signal is None:
+        config = compose.checked(node)  # a search has made it only now
+        if many and launcher != "local" and _failed_before(config):
             return None
-        code = code if error.signal is None else 128 + error.signal
-    except Exception:
-        if job.mode != RunMode.MULTIRUN:
-            raise
-        traceback.print_exc()  # a bug ends its own job only, and is not kept quiet
+        if many and launcher in SHARING and runs.finished(config) is None:
+            return _alone(config, list(job.overrides.task))
+    except VggexpError as error:
+        failed(error)
+        code = error.exit_code
+    else:
+        code = _performed(config, list(job.overrides.task))
+        if code == 0:
+            return objective(config)
+    if many and launcher != "local" and code < 128:
         return None
     raise SystemExit(code)
 
 
-def _finished(config: Config) -> dict[str, Any] | None:
-    """The result of this very run where it is done already. Raises CheckpointError where another run has the name."""
-    folder = Path(config.run.root) / identity.run_name(config)
-    if config.resume == "never" or not folder.exists():
-        return None
-    there, here = {}, identity.identity(plain(config))
-    if (folder / "config.yaml").exists():
-        there = identity.identity(config_of(folder))
-        differing = identity.differences(there, here)
-        if differing and config.resume != "force":
-            told = "; ".join(differing)
-            raise CheckpointError(f"{folder}: another configuration ({told}); choose another run.name or resume=force")
-    result = result_of(folder)
-    if result.get("state") != "finished" or there != here or list(folder.glob("checkpoints/*.tmp")):
-        return None  # a temporary file: it was killed while it wrote its last one
-    if "test/accuracy" not in result:
-        raise CheckpointError(f"{folder / RESULT}: not the result of a run that has finished")
-    print(f"already finished: test accuracy {result['test/accuracy']:.4f}  {folder}")
+def _performed(config: Config, overrides: list[str]) -> int:
+    """Trains in this process; the exit code."""
+    try:
+        if told(config) is None:
+            from vggexp.run import run  # imports torch, once there is something to train
+
+            run(config, overrides)
+    except VggexpError as error:
+        code = failed(error)
+        return code if error.signal is None else 128 + error.signal
+    except Exception:
+        if HydraConfig.get().mode != RunMode.MULTIRUN:
+            raise
+        traceback.print_exc()  # a bug ends its own job only, and is not kept quiet
+        return 1
+    return 0
+
+
+def _alone(config: Config, overrides: list[str]) -> float | None:
+    """Trains in a process of its own, which may end as it will; a stop signal is passed on to it."""
+    import vggexp.run  # noqa: F401  (once, for all jobs of this process)
+
+    with stopping() as stop:
+        pid, passed_on = process.start(lambda: _performed(config, overrides)), False
+        while (code := process.ended(pid)) is None:
+            if stop.signal and not passed_on:
+                os.kill(pid, stop.signal)
+                passed_on = True
+            time.sleep(0.05)
+    if code < 0:
+        print(error_line(f"{identity.run_name(config)}: killed by {process.signal_name(code)}"), file=sys.stderr)
+    if code >= 128:
+        raise SystemExit(code)
+    return objective(config) if code == 0 else None
+
+
+def objective(config: Config) -> float | None:
+    """What a sweeper is told: the metric, or its last value, of a run that has finished."""
+    return result_of(runs.folder_of(config)).get(config.sweep.objective)
+
+
+def _failed_before(config: Config) -> bool:
+    folder = runs.folder_of(config)
+    if result_of(folder).get("state") != "failed" or config.sweep.retry_failed:
+        return False
+    print(f"failed before: {folder} ({RESULT} has the reason; sweep.retry_failed=true tries again)")
+    return True
+
+
+def told(config: Config) -> dict[str, Any] | None:
+    """Says so where this very run is finished already; its result."""
+    result = runs.finished(config)
+    if result is not None:
+        print(f"already finished: test accuracy {result['test/accuracy']:.4f}  {runs.folder_of(config)}")
     return result
 
 
@@ -123,7 +158,12 @@ def _sweep(command: compose.Command, jobs: list[compose.Job]) -> int:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ConfigError(f"sweep: {names.count(twice[0])} jobs share the folder {twice[0]}; they are the same run")
-    folders = [_folder(job.config, name) for job, name in zip(jobs, names, strict=True)]
+    if jobs[0].config.sweep.dry_run:
+        from vggexp.forecast import forecast
+
+        print("\n".join(forecast([(job.overrides, job.config) for job in jobs])))
+        return 0
+    folders = [runs.folder_of(job.config) for job in jobs]
     folder = Path(jobs[0].config.run.root) / "sweeps" / identity.sweep_name([job.overrides for job in jobs])
     left = [] if any(word.startswith("hydra.sweep.dir=") for word in command.overrides) else [_quoted(folder)]
     try:
@@ -133,16 +173,24 @@ def _sweep(command: compose.Command, jobs: list[compose.Job]) -> int:
     code = _hydra(command, *left)
     if code:
         return code
-    bad = sweep_table(folders, [job.overrides for job in jobs], jobs[0].config.sweep.objective, folder)
+    overrides = [job.overrides for job in jobs]
+    bad = sweep_table(folders, overrides, jobs[0].config.sweep.objective, folder)
+    show_repeats(folder, repeats(folders, overrides))
     if bad:
         raise SweepError(f"{bad} of {len(jobs)} jobs did not finish; their folders hold the reason in result.json")
     return 0
 
 
-def _folder(config: Config, name: str) -> Path:
-    """Where the job will write."""
-    root = Path(config.run.root)
-    return root / (next_free(root, name) if config.resume == "never" else name)
+def show_repeats(folder: Path, sets: Mapping[str, Sequence[Path]]) -> None:
+    """In TensorBoard, which is a view: the sweep does not fail with it."""
+    if not sets:
+        return
+    from vggexp.sinks.means import write_means
+
+    try:
+        write_means(folder, {label: [jsonl.read(one / METRICS) for one in many] for label, many in sets.items()})
+    except Exception as error:
+        print(f"warning: TensorBoard: {error}", file=sys.stderr)
 
 
 def _quoted(folder: Path) -> str:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 import torch
 from torch.amp import GradScaler
 
-from vggexp.processor import multiplies_bf16, physical_cores
+from vggexp.processor import default_threads, multiplies_bf16
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -33,7 +33,7 @@ def scaler(precision: str, device: torch.device) -> GradScaler:
 
 def prepare(device: torch.device, precision: str, deterministic: bool, threads: int | None) -> int:
     """Sets the process-wide switches of torch; returns the number of threads of one operation."""
-    torch.set_num_threads(threads or physical_cores())
+    torch.set_num_threads(threads or default_threads())
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"

@@ -26,3 +26,9 @@ def physical_cores() -> int:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
         cores.add(siblings.read_text().strip() if siblings.is_file() else str(cpu))
     return len(cores)
+
+
+def default_threads() -> int:
+    """Of one operation: OMP_NUM_THREADS, by which launchers divide a machine, else the cores."""
+    given = os.environ.get("OMP_NUM_THREADS", "")
+    return int(given) if given.isdecimal() and int(given) else physical_cores()

@@ -144,7 +144,7 @@ class Job:
             summary.reset_peaks(self.hardware)
             with memory.told(f"with data.batch_size={self.config.data.batch_size}; choose a smaller one"):
                 self._describe(overrides)
-                return self._run(continued=saved is not None)
+                return self._run(overrides, continued=saved is not None)
         except StoppedError as error:
             self._ended("interrupted", str(error), error.exit_code)
             raise
@@ -175,14 +175,15 @@ class Job:
         rundir.describe(self.folder, plain(self.config), overrides, known)
         rundir.set_state(self.folder, "running")
 
-    def _run(self, continued: bool) -> Row:
+    def _run(self, overrides: Sequence[str], continued: bool) -> Row:
         config, state, data = self.config, self.state, self.data
         for line in summary.opening(config, self.hardware, data, self.folder):
             self.console.line(line)
         if continued:
             self.console.line(f"continued after step {state.step}: {state.epoch} epochs and {state.batch} batches")
         checkpoints = self._checkpoints()
-        watch = Watch(self.folder, self.console, config.train.epochs, summary.hyperparameters(config), state.history)
+        columns = summary.hyperparameters(config, overrides)
+        watch = Watch(self.folder, self.console, config.train.epochs, columns, state.history)
         watch.guarded("the pictures of the first images", lambda: summary.first_images(watch, data))
         ok = False
         try:

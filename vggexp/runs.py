@@ -6,9 +6,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vggexp.config.identity import flat
+from vggexp.config.identity import differences, flat, identity, run_name
+from vggexp.config.read import plain
+from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError
-from vggexp.rundir import ENVIRONMENT, METRICS, RESULT, config_of, in_use, result_of
+from vggexp.rundir import ENVIRONMENT, METRICS, RESULT, config_of, in_use, next_free, result_of
 from vggexp.sinks import jsonl
 
 NO_RUNS = {"checkpoints"}  # folders of a run, never looked into
@@ -63,3 +65,29 @@ def _environment(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / ENVIRONMENT}: cannot be read: {error}") from error
     return content if isinstance(content, dict) else {}
+
+
+def folder_of(config: Config) -> Path:
+    """Where the run of this configuration lies or will lie."""
+    root, name = Path(config.run.root), run_name(config)
+    return root / (next_free(root, name) if config.resume == "never" else name)
+
+
+def finished(config: Config) -> dict[str, Any] | None:
+    """The result of this very run where it is done already. Raises CheckpointError where another run has the name."""
+    folder = Path(config.run.root) / run_name(config)
+    if config.resume == "never" or not folder.exists():
+        return None
+    there, here = {}, identity(plain(config))
+    if (folder / "config.yaml").exists():
+        there = identity(config_of(folder))
+        differing = differences(there, here)
+        if differing and config.resume != "force":
+            told = "; ".join(differing)
+            raise CheckpointError(f"{folder}: another configuration ({told}); choose another run.name or resume=force")
+    result = result_of(folder)
+    if result.get("state") != "finished" or there != here or list(folder.glob("checkpoints/*.tmp")):
+        return None  # a temporary file: it was killed while it wrote its last one
+    if "test/accuracy" not in result:
+        raise CheckpointError(f"{folder / RESULT}: not the result of a run that has finished")
+    return result

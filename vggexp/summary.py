@@ -41,10 +41,18 @@ def opening(config: Config, hardware: Hardware, data: Datasets, folder: Path) ->
     ]
 
 
-def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
-    """The columns of TensorBoard's HParams table: every key of the configuration that has a value."""
+COLUMNS = ("data.name", "data.resize", "data.batch_size", "optimizer.name", "optimizer.lr", "optimizer.weight_decay",
+           "scheduler.name", "train.epochs", "seed")  # fmt: skip
+
+
+def hyperparameters(config: Config, overrides: Sequence[str]) -> dict[str, bool | int | float | str]:
+    """The columns of TensorBoard's HParams table: the network, what tells most runs apart, and what was typed."""
+    typed = [word.lstrip("+").partition("=")[0] for word in overrides]
     values = {key: value for key, value in flat(plain(config)).items() if value is not None}
-    shown = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in values.items()}
+    chosen = {
+        key: values[key] for key in (*COLUMNS, *typed) if key in values and not key.startswith(("run.", "sweep."))
+    }
+    shown = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in chosen.items()}
     return {"network": network_name(config), **shown}
 
 

@@ -21,10 +21,11 @@ from omegaconf.errors import OmegaConfBaseException
 from vggexp import __version__
 from vggexp.config.diagnose import SECTIONS, Composed, diagnosed, one_line, understood
 from vggexp.config.found_device import conf_dir, profile
-from vggexp.config.grid import ends, jobs
-from vggexp.config.read import Problems, draft, section
+from vggexp.config.grid import ends, filed, jobs, launcher_problems
+from vggexp.config.read import Problems, draft, section, shown
 from vggexp.config.rules import broken_rules
 from vggexp.config.schema import Config, Sweep
+from vggexp.config.where import holds
 from vggexp.errors import ConfigError
 
 HYDRA_VERSION = tuple(int(part) for part in hydra.__version__.split(".")[:2])
@@ -58,7 +59,7 @@ def parse(argv: Sequence[str], *switches: str) -> Command:
             action.version = versions()  # type: ignore[attr-defined]
     parser.error = _refuse  # type: ignore[method-assign, assignment]
     arguments = parser.parse_intermixed_args(list(argv))
-    overrides = list(arguments.overrides)
+    typed = list(arguments.overrides)
     if arguments.experimental_rerun is not None:
         raise ConfigError("--experimental-rerun: not allowed, it would run code from a file; repeat the command")
     if arguments.config_path is not None:
@@ -69,7 +70,16 @@ def parse(argv: Sequence[str], *switches: str) -> Command:
         raise ConfigError("--resolve: belongs with --cfg job")
     if arguments.multirun and arguments.cfg:
         raise ConfigError("--cfg: shows a single configuration; leave out -m and give each key one value")
-    return Command(overrides, _without(argv, overrides), arguments)
+    return Command([_quoted(word) for word in typed], _without(argv, typed), arguments)
+
+
+def _quoted(word: str) -> str:
+    """sweep.where=a < b in the quotes that Hydra's grammar wants for <."""
+    key, _, value = word.partition("=")
+    if key.lstrip("+") != "sweep.where" or value[:1] in ("", "'", '"') or value == "null":
+        return word
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'
 
 
 def versions() -> str:
@@ -119,10 +129,19 @@ def load(command: Command) -> Config | list[Job] | None:
         if command.arguments.multirun or (node is not None and node.hydra.mode == RunMode.MULTIRUN):
             if node is None or problems:
                 raise ConfigError(*([*problems, *more] or [refusal]))
-            return _grid(command.overrides, node, composed)
+            return _sweep(command.overrides, node, composed)
         if swept:
             node, more, refusal = _explained([override.input_line or "" for override in parsed], composed)
-        return _config(node, Problems([*problems, *more]), refusal, command.overrides)
+        config = _config(node, Problems([*problems, *more]), refusal, command.overrides)
+        _no_sweep(config.sweep)
+        return config
+
+
+def _no_sweep(sweep: Sweep) -> None:
+    """Raises ConfigError where a single run is given what only a sweep can do."""
+    for key, off in (("pairs", ()), ("repeats", 1), ("where", None), ("dry_run", False)):
+        if (value := getattr(sweep, key)) != off:
+            raise ConfigError(f"sweep.{key}={shown(value)}: needs -m (a sweep)")
 
 
 def _deciding(parsed: Sequence[Override]) -> list[Override]:
@@ -151,13 +170,39 @@ def load_run(command: Command) -> Config:
     return config
 
 
-def _grid(overrides: Sequence[str], node: DictConfig, composed: Composed) -> list[Job] | None:
-    problems, grid = Problems(), node.hydra.runtime.choices.get("hydra/sweeper") in ("grid", "basic")
+CHECKED: dict[tuple[str, ...], Config] = {}  # the jobs of the sweep that this process has checked, by their overrides
+
+
+def _sweep(overrides: Sequence[str], node: DictConfig, composed: Composed) -> list[Job] | None:
+    """Every job of a grid; None for a search, of which every choice and end has been checked. Raises ConfigError."""
+    problems, choices = Problems(), node.hydra.runtime.choices
+    grid = choices.get("hydra/sweeper") in ("grid", "basic")
     sweep = section(Sweep, OmegaConf.to_container(node.sweep), "sweep", problems)
+    problems += launcher_problems(node.hydra.launcher) if choices.get("hydra/launcher") == "local" else []
     if problems:
         raise ConfigError(*_as_typed(problems, overrides))
     loader, params = GlobalHydra.instance().config_loader(), node.hydra.sweeper.get("params") or {}
-    combinations = (jobs if grid else ends)(loader, overrides, params, sweep.max_jobs)
+    combinations = (jobs(loader, overrides, params, sweep, _first_seed(overrides, node)) if grid
+                    else ends(loader, overrides, params, sweep))  # fmt: skip
+    made, told = _checked(combinations, filed(composed))
+    if told:
+        raise ConfigError(*(_told(told, len(combinations)) if grid else told))
+    if sweep.where is not None:
+        made = [job for job in made if holds(sweep.where, job.config)]
+        if not made:
+            raise ConfigError(f"sweep.where={sweep.where}: holds for none of {len(combinations)} jobs")
+    CHECKED.clear()
+    CHECKED.update({tuple(job.overrides): job.config for job in made} if grid else {})
+    return made if grid else None
+
+
+def _first_seed(overrides: Sequence[str], node: DictConfig) -> int:
+    typed = [word.partition("=")[2] for word in overrides if word.startswith("seed=")]
+    return int(typed[-1]) if typed and typed[-1].isdecimal() else node.seed
+
+
+def _checked(combinations: Sequence[list[str]], composed: Composed) -> tuple[list[Job], dict[str, list[int]]]:
+    """The jobs, and each problem with the numbers of the jobs that have it."""
     made, told = [], dict[str, list[int]]()
     for number, combination in enumerate(combinations, 1):
         try:
@@ -171,9 +216,7 @@ def _grid(overrides: Sequence[str], node: DictConfig, composed: Composed) -> lis
         except ConfigError as error:
             for problem in error.problems:
                 told.setdefault(problem, []).append(number)
-    if told:
-        raise ConfigError(*(_told(told, len(combinations)) if grid else told))
-    return made if grid else None
+    return made, told
 
 
 def _told(problems: dict[str, list[int]], count: int) -> Iterator[str]:
@@ -203,6 +246,11 @@ def _config(node: DictConfig | None, problems: Problems, refusal: str, overrides
     if told := [*problems, *_as_typed(found, overrides)] or [refusal] * bool(refusal):
         raise ConfigError(*told)
     return config
+
+
+def checked(node: DictConfig) -> Config:
+    """Of a job as Hydra hands it over. Raises ConfigError."""
+    return _config(node, Problems(), "", [])
 
 
 def _as_typed(problems: Sequence[str], overrides: Sequence[str]) -> Iterator[str]:

@@ -1,40 +1,57 @@
 """From the arguments of a sweep to its jobs: one pure function for the check beforehand and for the sweeper."""
 
-from collections.abc import Mapping, Sequence
+import copy
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice, product
 from math import prod
 from typing import Any
 
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
 
+from vggexp.config.identity import flat
+from vggexp.config.read import shown
+from vggexp.config.schema import Sweep
 from vggexp.errors import ConfigError
 
+OF_THE_WHOLE = ("sweep.pairs", "sweep.repeats", "sweep.where")  # what makes the jobs, and is none of theirs
 
-def jobs(
-    config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any], at_most: int | None = None
-) -> list[list[str]]:
-    """The overrides of every job, the last axis turning fastest.
+Composed = Callable[[Sequence[str]], DictConfig]
+Axis = list[list[str]]  # of each value, the overrides that belong together
 
-    params: axes from a sweep file (hydra.sweeper.params); an argument of the same key takes their place. Raises
-    ConfigError for an axis without discrete values, for one without any, and for more than `at_most` jobs.
+
+def jobs(config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any], sweep: Sweep, seed: int) -> Axis:
+    """The overrides of every job, the last axis turning fastest; pairs and repeats turn faster than the others.
+
+    params: axes from a sweep file (hydra.sweeper.params); an argument of the same key takes their place. seed: the
+    configured one, from which repeats count up. Raises ConfigError for an axis without discrete values, for one
+    without any, for a key that two axes set, and for more than sweep.max_jobs jobs.
     """
-    axes = [_axis(override, at_most) for override in _parsed(config_loader, arguments, params)]
-    if at_most is not None and prod(map(len, axes)) > at_most:
-        raise ConfigError(f"sweep: more than sweep.max_jobs={at_most} jobs; take fewer values or raise that number")
-    return [list(combination) for combination in product(*axes)]
+    overrides = [one for one in _parsed(config_loader, arguments, params) if one.key_or_group not in OF_THE_WHOLE]
+    keys = {override.get_key_element(): override.is_sweep_override() for override in overrides}
+    axes = [[[value] for value in _axis(override, sweep.max_jobs)] for override in overrides]
+    axes += [*_pairs(sweep, keys), *_repeats(sweep, keys, seed)]
+    if prod(map(len, axes)) > sweep.max_jobs:
+        raise ConfigError(f"sweep: more than sweep.max_jobs={sweep.max_jobs} jobs; take fewer values or raise it")
+    return [[word for words in combination for word in words] for combination in product(*axes)]
 
 
-def ends(config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any], at_most: int) -> list[list[str]]:
+def ends(config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any], sweep: Sweep) -> Axis:
     """Jobs that a search may make: every choice and both ends of every interval, the other axes at their first."""
+    for key in ("pairs", "repeats", "where"):
+        if getattr(sweep, key) not in ((), 1, None):
+            raise ConfigError(f"sweep.{key}={shown(getattr(sweep, key))}: belongs to a grid; this sweeper searches")
     axes = []
     for override in _parsed(config_loader, arguments, params):
         key, value = override.get_key_element(), override.value()
         if isinstance(value, IntervalSweep):
             axes.append([f"{key}={value.start}", f"{key}={value.end}"])
         else:
-            axes.append(_axis(override, at_most))
+            axes.append(_axis(override, sweep.max_jobs))
     first = [axis[0] for axis in axes]
     others = [[*first[:place], value, *first[place + 1 :]] for place, axis in enumerate(axes) for value in axis[1:]]
     return [first, *others]
@@ -50,18 +67,75 @@ def _parsed(config_loader: Any, arguments: Sequence[str], params: Mapping[str, A
     return list({override.get_key_element(): override for override in parsed}.values())
 
 
-def _axis(override: Override, at_most: int | None) -> list[str]:
+def _axis(override: Override, at_most: int) -> list[str]:
     """One override for each value, of which one more than `at_most` are enough to refuse the sweep."""
     text, key = override.input_line or "", override.get_key_element()
     if not override.is_sweep_override():
         return [text]
     if not override.is_discrete_sweep():
         raise ConfigError(f"{text}: a grid needs single values; use a search sweeper for intervals")
-    enough = None if at_most is None else at_most + 1
     try:
-        values = [f"{key}={value}" for value in islice(override.sweep_string_iterator(), enough)]
+        values = [f"{key}={value}" for value in islice(override.sweep_string_iterator(), at_most + 1)]
     except (HydraException, ValueError, ArithmeticError) as error:
         raise ConfigError(f"{text}: {error}") from error
     if not values:
         raise ConfigError(f"{text}: no value; a sweep of it has no job")
     return values
+
+
+def _pairs(sweep: Sweep, keys: Mapping[str, bool]) -> Iterator[Axis]:
+    """One axis, whose values are sets of overrides."""
+    rows = [flat(pair) for pair in sweep.pairs]
+    for key in dict.fromkeys(key for row in rows for key in row):
+        if key in keys:
+            raise ConfigError(f"sweep.pairs: {key} is given outside of it as well; leave one out")
+    if rows:
+        yield [[written(key, value) for key, value in row.items()] for row in rows]
+
+
+def _repeats(sweep: Sweep, keys: Mapping[str, bool], seed: int) -> Iterator[Axis]:
+    if sweep.repeats == 1:
+        return
+    if keys.get("seed") or any("seed" in pair for pair in sweep.pairs):
+        raise ConfigError(f"sweep.repeats={sweep.repeats}: the seed is swept as well; leave one out")
+    yield [[f"seed={seed + number}"] for number in range(sweep.repeats)]
+
+
+def written(key: str, value: Any) -> str:
+    """An override as Hydra reads it back."""
+    text = f"{key}={shown(value)}"
+    try:
+        if OverridesParser.create().parse_override(text).value() == value:
+            return text
+    except HydraException:
+        pass
+    return f"{key}={json.dumps(value)}"  # in quotes
+
+
+def filed(composed: Composed) -> Composed:
+    """As `composed`, but reads each choice of files once: what a sweep's jobs differ in is mostly single values."""
+    parser, bases = OverridesParser.create(), dict[tuple[str, ...], DictConfig]()
+    loader: Any = GlobalHydra.instance().config_loader()
+
+    def made(overrides: Sequence[str]) -> DictConfig:
+        parsed = parser.parse_overrides(list(overrides))
+        files = [override for override in parsed if loader.get_group_options(override.key_or_group)]
+        chosen = tuple(override.input_line or "" for override in files)
+        if chosen not in bases:
+            bases[chosen] = composed(chosen)
+        node = copy.deepcopy(bases[chosen])
+        loader._apply_overrides_to_config([override for override in parsed if override not in files], node)
+        return node
+
+    return made
+
+
+def launcher_problems(launcher: DictConfig) -> Iterator[str]:
+    """Of the local launcher's own keys."""
+    for key, other in (("jobs", "auto"), ("slots_per_gpu", None)):
+        value = launcher.get(key)
+        if value != other and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096):
+            yield f"hydra.launcher.{key}={shown(value)}: must be {f'{other} or ' if other else ''}1..4096"
+    gpus = launcher.get("gpus")
+    if gpus is not None and not (OmegaConf.is_list(gpus) and len(gpus) and len(set(gpus)) == len(gpus)):
+        yield f"hydra.launcher.gpus={shown(gpus)}: must be a list of different devices, as [0,1], or null"

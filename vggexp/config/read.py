@@ -130,6 +130,9 @@ def convert(kind: Any, value: Any, key: str, problems: Problems) -> Any:
         return _sequence(args[0], value, key, problems)
     if kind is Block:
         return _block(value, key, problems)
+    if origin is dict:
+        fits = isinstance(value, Mapping) and value
+        return dict(value) if fits else problems.value(f"{key}={shown(value)}: needs keys and values, as {{seed:1}}")
     if kind in (int, float):
         return _number(kind, value, key, None, problems)
     if kind is bool and not isinstance(value, bool):

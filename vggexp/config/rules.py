@@ -66,6 +66,11 @@ def layers(config: Config) -> list[shapes.Layer]:
     return table[config.arch.name](**facts)
 
 
+def training_macs(config: Config) -> int:
+    """Multiply-adds of all forward passes in training; of one image an epoch where their number is not known."""
+    return shapes.macs(layers(config)) * (inputs(config).train_images or 1) * config.train.epochs
+
+
 def disk_bytes(config: Config) -> dict[str, int]:
     """What lies on the disk: one `checkpoint`, the `weights` alone, and the most that the `run` needs at a time."""
     train = config.train

@@ -33,6 +33,7 @@ Share = Annotated[float, Range(0, 1, open_high=True)]  # a probability or fracti
 Channels = Annotated[int, Range(1, 65536)]
 Pixels = Annotated[int, Range(1, 4096)]
 Init = Literal["kaiming", "xavier", "paper"]
+Pair = dict[str, Any]  # keys and values that belong to one job of a sweep
 
 
 @dataclass(frozen=True)
@@ -186,6 +187,12 @@ class Run:
 class Sweep:
     objective: str
     max_jobs: Annotated[int, Range(1, 10**7)]
+    pairs: tuple[Pair, ...]
+    repeats: Annotated[int, Range(1, 100_000)]
+    where: str | None
+    dry_run: bool
+    on_error: Literal["continue", "stop"]
+    retry_failed: bool
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The data sets as tensors: found or fetched, verified, read."""
 
+import contextlib
 import hashlib
 import math
 import os
@@ -45,11 +46,22 @@ class Loaded(Generic[Part]):
     origin: str  # for people: the folder that was read, or the maker
 
 
+KEPT: dict[tuple[str, Path | None], Loaded[ImageSet]] = {}  # for processes that are forked from this one
+
+
+def keep(name: str, root: Path | None) -> None:
+    """Reads the data set once for all forks; where it is not there or not whole, each of them will find out."""
+    with contextlib.suppress(DataError, ResourceError, OSError, MemoryError):
+        KEPT[name, root] = load(name, root, download=False)
+
+
 def load(name: str, root: Path | None, download: bool) -> Loaded[ImageSet]:
     """A data set of the catalogue, from `root`, the system's folder, or a download into `root` or the user's cache.
 
     A root that may not be filled (download=False) is the only source. Raises DataError, ResourceError.
     """
+    if (name, root) in KEPT:
+        return KEPT[name, root]
     facts = FACTS[name]
     if name == "digits":
         return _digits(facts)

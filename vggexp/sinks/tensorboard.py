@@ -89,7 +89,7 @@ class TensorBoard:
 
     def _open(self, hparams: Mapping[str, HParam], rows: Sequence[Row]) -> None:
         earlier = [path for path in self._folder.iterdir() if path.name.startswith(PREFIX)]
-        path = self._folder / f"{PREFIX}{_stamp(earlier):010d}.{socket.gethostname()}.{os.getpid()}"
+        path = self._folder / f"{PREFIX}{stamp(earlier):010d}.{socket.gethostname()}.{os.getpid()}"
         self._file = open(path, "xb")
         try:
             self._head(hparams, rows)
@@ -106,7 +106,7 @@ class TensorBoard:
         self._write(Event(file_version="brain.Event:2", wall_time=wall_time))
         # a server that has read the earlier file drops its points at this mark
         self._write(Event(session_log=SessionLog(status=SessionLog.START), wall_time=wall_time))
-        self._summary([_hparams_start(hparams, wall_time), _layout()], 0, wall_time)
+        self._summary([_hparams_start(hparams, wall_time), layout("run", _charts())], 0, wall_time)
         for row in rows:
             wall_time += _seconds(row)
             self._scalars(row, row["epoch"], wall_time)
@@ -148,7 +148,7 @@ class TensorBoard:
                 file.close()
 
 
-def _stamp(earlier: Iterable[Path]) -> int:
+def stamp(earlier: Iterable[Path]) -> int:
     """The second for the file's name, later than every earlier one: loaders read files in the order of their names."""
     stamps = [path.name.removeprefix(PREFIX).split(".")[0] for path in earlier]
     return max([int(time.time()), *(int(stamp) + 1 for stamp in stamps if stamp.isdecimal())])
@@ -178,11 +178,15 @@ def _hparams(tag: str, data: Any) -> Any:
     return Summary.Value(tag=tag, metadata=metadata, tensor=hparams_names.NULL_TENSOR)
 
 
-def _layout() -> Any:
-    """Training and validation in one chart each, under Custom Scalars."""
-    charts = [Chart(title=title, multiline=MultilineChartContent(tag=tags)) for title, tags in CHARTS.items()]
-    layout = Layout(category=[Category(title="run", chart=charts)])
-    text = TensorProto(dtype=DT_STRING, string_val=[layout.SerializeToString()], tensor_shape=TensorShapeProto())
+def _charts() -> list[Any]:
+    """Training and validation in one chart each."""
+    return [Chart(title=title, multiline=MultilineChartContent(tag=tags)) for title, tags in CHARTS.items()]
+
+
+def layout(title: str, charts: list[Any]) -> Any:
+    """What Custom Scalars shows."""
+    content = Layout(category=[Category(title=title, chart=charts)])
+    text = TensorProto(dtype=DT_STRING, string_val=[content.SerializeToString()], tensor_shape=TensorShapeProto())
     metadata = chart_names.create_summary_metadata()
     return Summary.Value(tag=chart_names.CONFIG_SUMMARY_TAG, metadata=metadata, tensor=text)
 

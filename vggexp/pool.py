@@ -1,0 +1,268 @@
+"""The jobs of a sweep in processes of their own, several at a time, taken from one queue.
+
+This process imports torch and reads the data once; each job is a fork of it, so that it starts at once, is what it
+would be alone, and gives everything back at its end, however that comes.
+"""
+
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from vggexp import process, rundir, runs
+from vggexp.config.rules import training_macs
+from vggexp.config.schema import Config
+from vggexp.errors import InUseError, ResourceError, StoppedError, VggexpError
+from vggexp.processor import default_threads
+from vggexp.signals import Stop, stopping
+from vggexp.sinks.board import Board
+from vggexp.sinks.console import duration
+
+POLL_SECONDS = 0.05
+ELSEWHERE_SECONDS = 1.0  # between two looks at runs that other processes work on
+CORES_PER_JOB = 4  # jobs=auto: with more threads a job gains little
+
+
+class Job(NamedTuple):
+    """config: or the error in its place, of a job that only a search could make."""
+
+    number: int
+    config: Config | VggexpError
+
+
+class End(NamedTuple):
+    ok: bool
+    objective: float | None
+    error: str
+
+
+@dataclass
+class Slot:
+    """Room for one job at a time. variables: what makes it keep to its share of the machine."""
+
+    number: int
+    variables: dict[str, str] = field(default_factory=dict)
+    job: Job | None = None
+    pid: int = 0
+    since: float = 0.0
+
+
+def slots(wanted: Any, per_gpu: int, gpus: Sequence[Any] | None, device: str) -> list[Slot]:
+    """wanted: auto or a number of jobs. gpus: None for all that are there. Threads are divided among the slots."""
+    names = [str(gpu) for gpu in gpus] if gpus else _visible_gpus() if device == "cuda" else []
+    cores = default_threads()
+    count = wanted if wanted != "auto" else len(names) * per_gpu or max(1, cores // CORES_PER_JOB)
+    shared = {"OMP_NUM_THREADS": str(max(1, cores // count))}
+    visible = [{"CUDA_VISIBLE_DEVICES": names[number % len(names)]} if names else {} for number in range(count)]
+    return [Slot(number, shared | own) for number, own in enumerate(visible)]
+
+
+def _visible_gpus() -> list[str]:
+    """As CUDA_VISIBLE_DEVICES has them, else by number; asked in a way after which a process may still fork."""
+    import torch
+
+    given = os.environ.get("CUDA_VISIBLE_DEVICES")
+    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+
+
+def run(jobs: Sequence[Job], slots: Sequence[Slot], perform: Callable[[Job], int], folder: Path) -> list[End]:
+    """Runs what is missing; returns how each job stands, in their order.
+
+    perform: called in a job's own process; returns or exits with its code. folder: of the sweep, for the jobs' output.
+    Raises StoppedError once the running jobs have saved, KeyboardInterrupt after a second Ctrl-C.
+    """
+    logs = folder / "jobs"
+    try:
+        logs.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ResourceError(f"{logs}: cannot be made: {error.strerror} (choose another run.root)") from error
+    with stopping() as stop, Board([_work(job) for job in jobs], len(slots)) as board:
+        pool = Pool(jobs, slots, perform, logs, board)
+        try:
+            pool.serve(stop)
+        except BaseException:  # a second Ctrl-C above all: no job outlives its sweep
+            pool.pass_on(2)
+            while pool.busy():
+                pool.collect()
+            raise
+    if stop.signal is not None:
+        done = sum(end is not None and end.ok for end in pool.ends)
+        raise StoppedError(stop.signal, f"with {done} of {len(jobs)} jobs done", "run the same command to continue")
+    return [end or End(False, None, "not started: sweep.on_error=stop") for end in pool.ends]
+
+
+class Pool:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        slots: Sequence[Slot],
+        perform: Callable[[Job], int],
+        logs: Path,
+        board: Board,
+    ):
+        self.waiting, self.elsewhere = deque(jobs), list[Job]()
+        self.slots, self.perform, self.logs, self.board = slots, perform, logs, board
+        self.ends: list[End | None] = [None] * len(jobs)
+        self.warm = self.halted = False
+        self.looked = 0.0
+
+    def busy(self) -> list[Slot]:
+        return [slot for slot in self.slots if slot.job is not None]
+
+    def serve(self, stop: Stop) -> None:
+        """Until every job has ended, or those that were running when a stop was asked for."""
+        passed_on = False
+        self.sort_out()
+        while self.busy() or (not (self.halted or stop.signal) and (self.waiting or self.elsewhere)):
+            if stop.signal and not passed_on:
+                self.pass_on(stop.signal)
+                passed_on = True
+            self.collect()
+            if not (self.halted or stop.signal):
+                self.fill(stop)
+            self.board.tick()
+            time.sleep(POLL_SECONDS)
+
+    def pass_on(self, number: int) -> None:
+        for slot in self.busy():
+            os.kill(slot.pid, number)
+
+    def sort_out(self) -> None:
+        """Takes those from the queue that need nothing more."""
+        self.waiting = deque(job for job in self.waiting if self.missing(job))
+        self.board.begins()
+
+    def fill(self, stop: Stop) -> None:
+        """Starts jobs while there is room; then gets ready what the later ones would each do again."""
+        if self.elsewhere and time.monotonic() - self.looked > ELSEWHERE_SECONDS:
+            self.looked = time.monotonic()
+            self.waiting.extend(job for job in list(self.elsewhere) if self.missing(job))
+            self.elsewhere = [
+                job for job in self.elsewhere if self.ends[job.number] is None and job not in self.waiting
+            ]
+        for slot in self.slots:
+            if slot.job is None and self.waiting and not (stop.signal or self.halted):
+                self.start(self.waiting.popleft(), slot)
+        if self.waiting and not self.warm:
+            self.warm = True
+            warm([job.config for job in self.waiting])
+
+    def missing(self, job: Job) -> bool:
+        """Whether the job is to be started: it has not ended already, and no other process works on it."""
+        try:
+            standing = _standing(job.config)
+        except VggexpError as error:
+            self.end(job, End(False, None, str(error)))
+            return False
+        if standing in ("finished", "failed"):
+            self.ends[job.number] = end = _recorded(job)
+            self.board.before(job.number, end.ok, f"{_folder(job).name}  {end.error}")
+        elif standing == "running" and job not in self.elsewhere:
+            self.board.waits(job.number, _folder(job).name)
+            self.elsewhere.append(job)
+        return standing == "missing"
+
+    def start(self, job: Job, slot: Slot) -> None:
+        assert isinstance(job.config, Config)
+        slot.job, slot.since = job, time.monotonic()
+        slot.pid = process.start(lambda: self.perform(job), self.log(job), slot.variables)
+        self.board.started(slot.number, job.number, _folder(job), job.config.train.epochs, self.log(job))
+
+    def log(self, job: Job) -> Path:
+        return self.logs / f"{_folder(job).name}.log"
+
+    def collect(self) -> None:
+        """Takes note of the jobs that have ended."""
+        for slot in self.busy():
+            code = process.ended(slot.pid)
+            if code is None or slot.job is None:
+                continue
+            job, slot.job = slot.job, None
+            self.board.left(slot.number)
+            if code == InUseError.exit_code:  # another process was faster
+                self.elsewhere.append(job)
+            else:
+                self.end(job, _ended(job, code, self.log(job)), seconds=time.monotonic() - slot.since)
+
+    def end(self, job: Job, end: End, seconds: float | None = None) -> None:
+        self.ends[job.number] = end
+        if not isinstance(job.config, Config):
+            return self.board.ended(job.number, False, end.error)
+        self.halted = self.halted or (not end.ok and job.config.sweep.on_error == "stop")
+        what = f"{end.objective:.4f}" if end.objective is not None else end.error
+        parts = [_folder(job).name, what, *([] if seconds is None else [duration(seconds)])]
+        parts += [f"({self.log(job)})"] * (not end.ok and seconds is not None)
+        self.board.ended(job.number, end.ok, "  ".join(parts))
+
+
+def warm(configs: Sequence[Config | VggexpError]) -> None:
+    """Imports and reads, on one thread, what forks of this process then have; what fails here they will tell."""
+    import torch
+
+    torch.set_num_threads(1)
+    import torch.utils.tensorboard._pytorch_graph
+
+    import vggexp.run
+    import vggexp.sinks.pictures  # noqa: F401
+    from vggexp.data import sources
+
+    for config in configs:
+        if isinstance(config, Config) and type(config.data).__name__ == "Data":
+            sources.keep(config.data.name, Path(config.data.root) if config.data.root else None)
+
+
+def _work(job: Job) -> float:
+    return float(training_macs(job.config)) if isinstance(job.config, Config) else 0.0
+
+
+def _folder(job: Job) -> Path:
+    assert isinstance(job.config, Config)
+    return runs.folder_of(job.config)
+
+
+def _standing(config: Config | VggexpError) -> str:
+    """finished, failed (and not to be tried again), running elsewhere, or missing. Raises VggexpError."""
+    if not isinstance(config, Config):
+        raise config
+    if config.resume == "never":
+        return "missing"
+    if runs.finished(config) is not None:
+        return "finished"
+    folder = runs.folder_of(config)
+    state = runs.state_of(folder, rundir.result_of(folder))
+    return state if state == "running" or (state == "failed" and not config.sweep.retry_failed) else "missing"
+
+
+def _recorded(job: Job) -> End:
+    """As the run directory has it."""
+    assert isinstance(job.config, Config)
+    result = rundir.result_of(_folder(job))
+    objective = result.get(job.config.sweep.objective)
+    return End(result.get("state") == "finished", objective, result.get("error") or "")
+
+
+def _ended(job: Job, code: int, log: Path) -> End:
+    if code == 0:
+        return _recorded(job)
+    if code < 0:
+        return End(False, None, _killed(_folder(job), code))
+    return End(False, None, last_words(log) or f"exit {code}")
+
+
+def _killed(folder: Path, code: int) -> str:
+    """Records what the process could not: without it the run would read as running until the next look."""
+    error = f"killed by {process.signal_name(code)}"
+    if rundir.result_of(folder).get("state") == "running":
+        with rundir.claimed(folder):
+            rundir.set_state(folder, "interrupted", error=error, exit_code=128 - code)
+    return error
+
+
+def last_words(log: Path) -> str:
+    """The error line that a job ended with, else the last line it printed."""
+    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()] if log.exists() else []
+    told = [line for line in lines if line.startswith("vggexp: ")]
+    return (told or lines or [""])[-1].removeprefix("vggexp: ").removeprefix("error: ")
