@@ -13,7 +13,19 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals", "memory", "processor"],
+    "ground": [
+        "errors",
+        "files",
+        "shapes",
+        "rng",
+        "metrics",
+        "precision",
+        "clock",
+        "signals",
+        "memory",
+        "processor",
+        "significance",
+    ],
     "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep"],
