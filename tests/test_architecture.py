@@ -28,7 +28,7 @@ FLOORS = {
     ],
     "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
-    "watching": ["sinks", "rundir", "environment", "watch", "keep"],
+    "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
     "assembly": ["config", "build", "summary", "run", "runs", "table", "notebook", "speed", "repeat"],
     "doors": ["__main__", "plan", "bench", "verify", "__init__"],
 }
