@@ -29,8 +29,21 @@ FLOORS = {
     "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
-    "assembly": ["config", "build", "summary", "run", "runs", "table", "notebook", "speed", "repeat"],
-    "doors": ["__main__", "plan", "bench", "verify", "__init__"],
+    "assembly": [
+        "config",
+        "build",
+        "summary",
+        "run",
+        "runs",
+        "table",
+        "notebook",
+        "speed",
+        "repeat",
+        "differing",
+        "comparison",
+        "verdict",
+    ],
+    "doors": ["__main__", "plan", "bench", "verify", "compare", "__init__"],
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}
 SOURCES = {
@@ -103,7 +116,7 @@ def test_what_stays_out():
     assert not [path for path in shipped if "_target_" in path.read_text("utf-8")]
 
 
-@pytest.mark.parametrize("door", ["__main__", "plan"])
+@pytest.mark.parametrize("door", ["__main__", "plan", "compare"])
 def test_a_door_opens_without_torch(door):
     code = f"import sys, vggexp.{door}; print(*{{'torch', 'torchvision', 'tensorboard', 'sklearn'}} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
