@@ -13,38 +13,15 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "ground": [
-        "errors",
-        "files",
-        "shapes",
-        "rng",
-        "metrics",
-        "precision",
-        "clock",
-        "signals",
-        "memory",
-        "processor",
-        "significance",
-    ],
+    "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals", "memory", "processor",
+               "significance"],
     "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
-    "assembly": [
-        "config",
-        "build",
-        "summary",
-        "run",
-        "runs",
-        "table",
-        "notebook",
-        "speed",
-        "repeat",
-        "differing",
-        "comparison",
-        "verdict",
-    ],
+    "assembly": ["config", "build", "summary", "run", "runs", "table", "notebook", "speed", "repeat",
+                 "differing", "comparison", "verdict"],
     "doors": ["__main__", "plan", "bench", "verify", "compare", "__init__"],
-}
+}  # fmt: skip
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
