@@ -24,7 +24,7 @@ def told(comparison: Comparison) -> str:
         _differences(comparison),
         [*_means(groups), "deviation: of the sample; interval: Student's, of the mean; both of test/accuracy"],
         _pairs(comparison.pairs),
-        _images(comparison.pairs),
+        _images(comparison.pairs, several=any(len(group.runs) > 1 for group in groups)),
         [_nothing(groups)] if not comparison.pairs else [],
         sentences(comparison),
         notes,
@@ -79,8 +79,8 @@ def _pairs(pairs: Sequence[Pair]) -> list[str]:
     return [*markdown(head, rows), *end[: len(pairs) - 1]] if rows else []
 
 
-def _images(pairs: Sequence[Pair]) -> list[str]:
-    """The test images by which of the two gets them right."""
+def _images(pairs: Sequence[Pair], several: bool) -> list[str]:
+    """The test images by which of the two gets them right. several: whether groups have several seeds."""
     head = ["pair", "only the first right", "only the second", "of images", "McNemar's p"]
     head += ["Holm's p"] * (len(pairs) > 1)
     rows = []
@@ -88,7 +88,8 @@ def _images(pairs: Sequence[Pair]) -> list[str]:
         of = pair.mcnemar
         cells = [NONE] * 3 + [of, ""] if isinstance(of, str) else [*map(str, of[:3]), _p(of.p), _p(of.holm)]
         rows.append([f"{pair.first} - {pair.second}", *cells][: len(head)])
-    return markdown(head, rows) if rows else []
+    end = ["of several seeds, an image counts for the group that gets it right with more of them"] if several else []
+    return [*markdown(head, rows), *end] if rows else []
 
 
 def _nothing(groups: Sequence[Group]) -> str:
