@@ -13,37 +13,16 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "ground": [
-        "errors",
-        "files",
-        "shapes",
-        "rng",
-        "metrics",
-        "precision",
-        "clock",
-        "signals",
-        "memory",
-        "processor",
-        "process",
-    ],
+    "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals", "memory", "processor",
+               "process", "significance"],
     "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
-    "watching": ["sinks", "rundir", "environment", "watch", "keep"],
-    "assembly": [
-        "config",
-        "build",
-        "summary",
-        "run",
-        "runs",
-        "table",
-        "forecast",
-        "pool",
-        "notebook",
-        "speed",
-        "repeat",
-    ],
-    "doors": ["__main__", "plan", "bench", "verify", "__init__"],
-}
+    "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
+    "assembly": ["config", "build", "summary", "run", "runs", "table", "forecast", "pool", "notebook",
+                 "speed", "repeat",
+                 "differing", "comparison", "verdict"],
+    "doors": ["__main__", "plan", "bench", "verify", "compare", "__init__"],
+}  # fmt: skip
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}
 SOURCES = {
     ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path
@@ -115,7 +94,7 @@ def test_what_stays_out():
     assert not [path for path in shipped if "_target_" in path.read_text("utf-8")]
 
 
-@pytest.mark.parametrize("door", ["__main__", "plan"])
+@pytest.mark.parametrize("door", ["__main__", "plan", "compare"])
 def test_a_door_opens_without_torch(door):
     code = f"import sys, vggexp.{door}; print(*{{'torch', 'torchvision', 'tensorboard', 'sklearn'}} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -98,7 +98,7 @@ def test_a_grid_has_the_jobs_of_hydras_own_sweeper(arguments):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         (theirs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        assert jobs(loader, arguments, {}) == theirs
+        assert jobs(loader, arguments, {}, single().sweep, 0) == theirs
 
 
 def test_a_sweep_file_starts_a_sweep_by_itself():

@@ -10,7 +10,7 @@ from vggexp.config.compose import load_run, parse
 from vggexp.config.identity import flat, identity, run_name, sweep_name
 from vggexp.config.read import Problems, plain, read, schema_keys
 
-ASIDE = {"run.root", "run.name", "resume", "sweep.objective", "sweep.max_jobs", "train.rest_minutes"}
+ASIDE = {"run.root", "run.name", "resume", "train.rest_minutes"} | {key for key in schema_keys() if "sweep." in key}
 ASIDE |= {"train.checkpoint_minutes", "train.keep", "data.root", "data.download", "data.workers", "data.cache"}
 FILES = ["arch=alexnet", "arch=lenet", "data=synthetic", "data=image_folder data.classes=3", "optimizer=adam"]
 FILES += ["scheduler=step", "scheduler=cosine", "scheduler=onecycle", "scheduler=plateau", "augment=strong", ""]
@@ -23,6 +23,7 @@ OTHER = {
     "data.classes": 4, "data.limit": 5000, "data.root": "/elsewhere", "device.precision": "fp32", "device.threads": 3,
     "train.ema": 0.5, "train.clip_norm": 1, "train.patience": 2, "train.test_weights": "best",
     "run.root": "elsewhere", "run.name": "mine", "resume": "never", "sweep.objective": "val/loss",
+    "sweep.pairs": [{"seed": 1}], "sweep.where": "seed < 2", "sweep.on_error": "stop",
 }  # fmt: skip
 
 
