@@ -23,7 +23,7 @@ from vggexp.sinks import jsonl
 from vggexp.sinks.console import error_line
 from vggexp.table import repeats, sweep_table
 
-SHARING = ("basic", "joblib")  # launchers whose workers run several jobs, and die with one
+SHARING = ("basic", "joblib", "submitit_local")  # launchers of which a job that dies takes more with it
 
 
 def main(argv: Sequence[str] | None = None) -> int:

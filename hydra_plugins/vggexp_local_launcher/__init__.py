@@ -16,7 +16,7 @@ from omegaconf import DictConfig, open_dict
 class LocalLauncherConf:
     _target_: str = "hydra_plugins.vggexp_local_launcher.LocalLauncher"
     jobs: Any = "auto"  # jobs at a time; auto: one for each slot of the GPUs, or for each four cores
-    slots_per_gpu: int = 1  # jobs that share a GPU
+    slots_per_gpu: Any = 1  # jobs that share a GPU
     gpus: Any = None  # the devices to use, as CUDA_VISIBLE_DEVICES names them; null: all
 
 

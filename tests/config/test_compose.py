@@ -94,11 +94,12 @@ def test_errors_in_users_files_are_one_line(text, problem, tmp_path):
     ],
 )
 def test_a_grid_has_the_jobs_of_hydras_own_sweeper(arguments):
+    sweep = single().sweep
     with composing(parse(["-m"])):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         (theirs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        assert jobs(loader, arguments, {}, single().sweep, 0) == theirs
+        assert jobs(loader, arguments, {}, sweep, 0) == theirs
 
 
 def test_a_sweep_file_starts_a_sweep_by_itself():

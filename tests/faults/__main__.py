@@ -15,10 +15,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import NamedTuple
 
+from tests.faults import catalogues, inputs, sweeps
 from tests.faults.catalogues import Catalogue
-from tests.faults.inputs import CATALOGUES
 from vggexp import processor
 
+CATALOGUES = catalogues.CATALOGUES | inputs.CATALOGUES | sweeps.CATALOGUES
 WORKERS = 2
 RECORD = Path(__file__).parents[2] / "benchmarks" / "faults.md"
 

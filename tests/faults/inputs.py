@@ -13,7 +13,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
 from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -25,8 +25,7 @@ from PIL import Image
 
 from tests.config.test_bad_input import ROWS, VALUES
 from tests.conftest import FASHION
-from tests.faults.catalogues import CATALOGUES as OTHERS
-from tests.faults.catalogues import SMALLEST, Catalogue, until
+from tests.faults.catalogues import SMALLEST, Catalogue, seeds, until
 from tests.faults.server import awaited, different, finished, good, reference, run, start
 from vggexp import plan
 from vggexp.config.read import schema_keys
@@ -128,7 +127,7 @@ def downloaded(case: tuple[str, int], folder: Path, size: int = 20) -> str:
     kind, _ = case
     with Mirror(kind) as mirror:
         threading.Thread(target=mirror.serve_forever, args=(0.01,), daemon=True).start()
-        pids = [loading(folder, mirror.server_port) for _ in range(size)]
+        pids = [loading(folder, mirror.server_port, 0.5 if kind == "slow" else 30) for _ in range(size)]
         codes = {awaited(pid) for pid in pids}
         mirror.shutdown()
     left = sorted(path.name for path in folder.rglob("*") if path.is_file() and path.name != ".download.lock")
@@ -138,14 +137,14 @@ def downloaded(case: tuple[str, int], folder: Path, size: int = 20) -> str:
     return f"asked {mirror.asked}" if kind == "good" and len(mirror.asked) != len(FILES) else ""
 
 
-def loading(folder: Path, port: int) -> int:
+def loading(folder: Path, port: int, silence: float) -> int:
     """Forks a process that loads Fashion-MNIST from nowhere but the mirror; its exit code is 0, or 3 for DataError."""
     if pid := os.fork():
         return pid
     code = 1
     try:
         os.environ["no_proxy"] = "127.0.0.1"
-        download.SILENCE = 0.5
+        download.SILENCE = silence
         FACTS["fashion_mnist"] = replace(FACTS["fashion_mnist"], mirrors=(f"http://127.0.0.1:{port}/",), system="")
         sources.load("fashion_mnist", folder / "data", True)
         code = 0
@@ -305,11 +304,7 @@ def kill_at_call(case: tuple[str, int], folder: Path) -> str:
     return finished(folder, SMALLEST)
 
 
-def seeds(some: int, many: int) -> Callable[[bool], range]:
-    return lambda small: range(some if small else many)
-
-
-CATALOGUES = OTHERS | {
+CATALOGUES = {
     "data": Catalogue("data with a flipped bit, cut short, packed, swapped, labels out of range", spoiled, noticed),
     "downloads": Catalogue("20 downloads at once: whole, interrupted, wrong, slow", mirrored, downloaded),
     "commands": Catalogue("bad command lines; groups of 50 generated ones", lines, refused),

@@ -29,7 +29,7 @@ from vggexp.errors import CheckpointError
 
 VARYING = ("time/", "images_per_second", "seconds", "peak_")  # keys of times, rates and memory
 RUN = Path("outputs/a")
-WAIT_SECONDS = 120
+WAIT_SECONDS = 600
 
 
 class End(NamedTuple):

@@ -5,7 +5,7 @@ import sys
 
 import pytest
 
-from tests.faults.inputs import CATALOGUES
+from tests.faults.__main__ import CATALOGUES
 
 
 @pytest.mark.debian

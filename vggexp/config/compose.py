@@ -76,7 +76,8 @@ def parse(argv: Sequence[str], *switches: str) -> Command:
 def _quoted(word: str) -> str:
     """sweep.where=a < b in the quotes that Hydra's grammar wants for <."""
     key, _, value = word.partition("=")
-    if key.lstrip("+") != "sweep.where" or value[:1] in ("", "'", '"') or value == "null":
+    quoted = value[:1] in ("'", '"') and value.count(value[0]) == 2 and value[-1] == value[0]
+    if key.lstrip("+") != "sweep.where" or value in ("", "null") or quoted:
         return word
     escaped = value.replace("\\", "\\\\").replace('"', '\\"')
     return f'{key}="{escaped}"'

@@ -36,7 +36,9 @@ def jobs(config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any]
     axes = [[[value] for value in _axis(override, sweep.max_jobs)] for override in overrides]
     axes += [*_pairs(sweep, keys), *_repeats(sweep, keys, seed)]
     if prod(map(len, axes)) > sweep.max_jobs:
-        raise ConfigError(f"sweep: more than sweep.max_jobs={sweep.max_jobs} jobs; take fewer values or raise it")
+        raise ConfigError(
+            f"sweep: more than sweep.max_jobs={sweep.max_jobs} jobs; take fewer values or raise that number"
+        )
     return [[word for words in combination for word in words] for combination in product(*axes)]
 
 
@@ -109,7 +111,7 @@ def written(key: str, value: Any) -> str:
             return text
     except HydraException:
         pass
-    return f"{key}={json.dumps(value)}"  # in quotes
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"  # in quotes
 
 
 def filed(composed: Composed) -> Composed:
