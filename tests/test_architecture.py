@@ -17,8 +17,8 @@ FLOORS = {
     "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep"],
-    "assembly": ["config", "build", "summary", "run", "runs", "table", "notebook", "speed", "repeat"],
-    "doors": ["__main__", "plan", "bench", "verify", "__init__"],
+    "assembly": ["config", "build", "summary", "run", "runs", "table", "notebook", "speed", "repeat", "reporting"],
+    "doors": ["__main__", "plan", "bench", "verify", "report", "__init__"],
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}
 SOURCES = {
@@ -77,7 +77,10 @@ def test_who_imports_what():
     hydra = users("hydra", "omegaconf")
     assert {name for name in hydra if not name.startswith(("vggexp.config.", "hydra_plugins."))} == door
     tensorboard = {name for name, tree in TREES.items() if any("tensorboard" in p.split(".") for p in imported(tree))}
-    assert tensorboard - {"vggexp.watch"} <= {"vggexp.sinks.tensorboard"}  # watch imports the sink of that name
+    assert tensorboard - {"vggexp.watch"} <= {
+        "vggexp.sinks.tensorboard",
+        "vggexp.sinks.events",
+    }  # watch imports the sink of that name
     assert users("pickle", "subprocess") <= {"vggexp.data.sources", "vggexp.environment"}
     for name, tree in TREES.items():
         assert not [p for p in imported(tree) if p.startswith(("torch.distributed", "hydra.utils"))], name
@@ -91,7 +94,7 @@ def test_what_stays_out():
     assert not [path for path in shipped if "_target_" in path.read_text("utf-8")]
 
 
-@pytest.mark.parametrize("door", ["__main__", "plan"])
+@pytest.mark.parametrize("door", ["__main__", "plan", "report"])
 def test_a_door_opens_without_torch(door):
     code = f"import sys, vggexp.{door}; print(*{{'torch', 'torchvision', 'tensorboard', 'sklearn'}} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
