@@ -15,15 +15,18 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import numpy
 
-from vggexp import processor
+from vggexp import processor, shapes
 from vggexp.config import compose
 from vggexp.config.read import plain
+from vggexp.config.rules import layers
+from vggexp.config.schema import Config
 from vggexp.rundir import METRICS, describe, set_state
 from vggexp.sinks import jsonl
 
@@ -53,17 +56,17 @@ def main() -> None:
 def made_runs(root: Path, count: int) -> None:
     """Run directories as a sweep over networks, learning rates and seeds leaves them; one in fifty has failed."""
     sweep = [(network, rate) for network in NETWORKS for rate in RATES]
-    configs = {
-        job: plain(compose.load_run(compose.parse([f"arch={job[0]}", f"optimizer.lr={job[1]}"]))) for job in sweep
-    }
+    configs = {network: compose.load_run(compose.parse([f"arch={network}"])) for network in NETWORKS}
     draws = random.Random(0)
     for number in range(count):
         seed, job = divmod(number, len(sweep))
         network, rate = sweep[job]
-        folder = root / f"{network}_bn-fashion_mnist-96px-lr{rate:g}-seed{seed}-{number:08x}"
+        config = configs[network]
+        config = replace(config, seed=seed, optimizer=replace(config.optimizer, lr=rate))
+        folder = root / f"{network}-fashion_mnist-96px-lr{rate:g}-seed{seed}-{number:08x}"
         folder.mkdir(parents=True)
-        describe(folder, {**configs[sweep[job]], "seed": seed}, [], _environment())
-        _train(folder, NETWORKS.index(network), rate, failed=number % 50 == 49, draws=draws)
+        describe(folder, plain(config), [], _environment())
+        _train(folder, config, NETWORKS.index(network), failed=number % 50 == 49, draws=draws)
 
 
 def _environment() -> dict[str, object]:
@@ -71,8 +74,9 @@ def _environment() -> dict[str, object]:
     return {"versions": versions, "host": "bench", "processor": processor.model(), "device": "cpu", "threads": 2}
 
 
-def _train(folder: Path, depth: int, rate: float, failed: bool, draws: random.Random) -> None:
+def _train(folder: Path, config: Config, depth: int, failed: bool, draws: random.Random) -> None:
     """Accuracy rises towards a height that network and learning rate set, and a draw."""
+    rate = config.optimizer.lr
     height = 0.93 - 0.05 * abs(math.log10(rate / 0.03) + 0.2 * depth) + draws.gauss(0, 0.006)
     rows = []
     for epoch in range(1, EPOCHS + 1 - failed):
@@ -87,10 +91,8 @@ def _train(folder: Path, depth: int, rate: float, failed: bool, draws: random.Ra
         return
     scores = {key: value for key, value in rows[-1].items() if key.startswith(("train/", "val/"))}
     seconds, test = sum(row["time/epoch_seconds"] for row in rows), accuracy - 0.01
-    parameters = 28_000_000 + 5_000_000 * depth
-    set_state(
-        folder, "finished", **scores, **{"epoch": EPOCHS, "test/accuracy": test}, seconds=seconds, parameters=parameters
-    )
+    facts = {"epoch": EPOCHS, "test/accuracy": test, "seconds": seconds}
+    set_state(folder, "finished", **scores, **facts, parameters=shapes.parameters(layers(config)))
     _predict(folder, test)
 
 

@@ -12,6 +12,9 @@ from vggexp.reporting.table import Row, Table
 
 MOST_VALUES = 24  # of an axis; more would be a scatter, not a grid
 MOST_CLASSES = 24
+DARK = 0.82  # the strength from which white is read better than black: both have a contrast of 4.5 there
+
+Place = tuple[str, str]  # the settings of a cell, down and across
 
 
 def heat_map(table: Table, groups: Sequence[Row]) -> str:
@@ -23,19 +26,27 @@ def heat_map(table: Table, groups: Sequence[Row]) -> str:
     if chosen is None:
         return ""
     down, across = chosen
-    column, rows = (f"{table.score} mean", groups) if groups else (table.score, table.rows)
-    rows = [row for row in rows if groups or row["state"] == "finished"]
-    best: dict[tuple[str, str], float | None] = {(shown(row[down]), shown(row[across])): None for row in table.rows}
-    for row in rows:
-        place = shown(row[down]), shown(row[across])
-        if row[column] is not None:
-            best[place] = max(row[column], best[place] or row[column])
-    what = "mean over seeds" if groups else "run"
-    others = "" if len(table.settings) - ("seed" in table.settings) == 2 else f"; the best {what} of each cell"
-    note = f"{'Mean ' if groups else ''}{table.score} of finished runs{others}. ✕: none finished."
-    return (
-        f"<section><h2>{escape(down)} against {escape(across)}</h2><p>{note}</p>{_scores(down, across, best)}</section>"
-    )
+    note = f"{table.score} of the best finished run in each cell."
+    if groups:
+        note = f"{table.score} of the best mean over seeds in each cell, of finished runs."
+    scores = _scores(down, across, _best(table, groups, chosen))
+    return f"<section><h2>{escape(down)} against {escape(across)}</h2><p>{note} ✕: none finished.</p>{scores}</section>"
+
+
+def _best(table: Table, groups: Sequence[Row], chosen: tuple[str, str]) -> dict[Place, float | None]:
+    """The highest score of each cell that has runs, None where none of them finished."""
+    best: dict[Place, float | None] = {_place(row, chosen): None for row in table.rows}
+    column = f"{table.score} mean" if groups else table.score
+    for row in groups or (row for row in table.rows if row["state"] == "finished"):
+        place, score = _place(row, chosen), row[column]
+        if score is not None:
+            best[place] = max(score, best[place] or score)
+    return best
+
+
+def _place(row: Row, chosen: tuple[str, str]) -> Place:
+    down, across = chosen
+    return shown(row[down]), shown(row[across])
 
 
 def axes(table: Table) -> tuple[str, str] | None:
@@ -57,12 +68,12 @@ def natural(text: str) -> tuple[tuple[float, str], ...]:
         return tuple((float(digits), "") if digits else (float("inf"), word) for digits, word in parts)
 
 
-def _scores(down: str, across: str, best: dict[tuple[str, str], float | None]) -> str:
+def _scores(down: str, across: str, best: dict[Place, float | None]) -> str:
     rows, columns = (sorted({place[side] for place in best}, key=natural) for side in (0, 1))
     known = [value for value in best.values() if value is not None] or [0]
     low, span = min(known), max(known) - min(known) or 1
 
-    def score(place: tuple[str, str]) -> str:
+    def score(place: Place) -> str:
         value = best.get(place)
         if value is None:
             return f"<td>{'✕' if place in best else ''}</td>"
@@ -74,7 +85,7 @@ def _scores(down: str, across: str, best: dict[tuple[str, str], float | None]) -
 
 def _shaded(strength: float, text: str, kind: str = "") -> str:
     """strength: 0 to 1, from the page's colour to the full one."""
-    words = " ".join(word for word in (kind, "strong" if strength > 0.5 else "") if word)
+    words = " ".join(word for word in (kind, "strong" if strength > DARK else "") if word)
     return f'<td class="{words}" style="--v:{0.06 + 0.94 * strength:.2f}">{text}</td>'
 
 

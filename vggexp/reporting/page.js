@@ -80,9 +80,8 @@ function chart(box, { title, x, y, sets, joined }) {
 }
 
 function curve(svg, { run, points }) {
-  const style = colour(run);
   const path = points.map(([a, b], i) => `${i ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("");
-  make("path", { class: style ? "curve" : "curve many", d: path.includes("L") ? path : `${path}h.1`, "data-run": run, ...style }, svg);
+  make("path", { class: "curve many", d: path.includes("L") ? path : `${path}h.1`, "data-run": run, ...colour(run) }, svg);
 }
 
 function dots(svg, { run, points }) {
@@ -138,7 +137,7 @@ const slots = new Map(); // run -> 0, 1, ...
 function colour(run) {
   const slot = slots.get(run);
   if (slot === undefined || slot >= SHOWN) return null;
-  return { style: `--key: var(--c${slot % HUES})`, ...(slot >= HUES ? { "stroke-dasharray": "5 4" } : {}) };
+  return { style: `--key: var(--c${slot % HUES})`, class: slot < HUES ? "curve" : "curve dashed" };
 }
 
 function box(run) {
@@ -155,6 +154,7 @@ function show(run, wanted) {
   } else slots.delete(run);
   box(run).checked = wanted;
   box(run).style = colour(run)?.style ?? "";
+  box(run).className = colour(run)?.class ?? "";
 }
 
 function showOnly(runs) {

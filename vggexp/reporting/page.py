@@ -24,7 +24,7 @@ def page(table: Table, groups: Sequence[Row], sources: Sequence[Path]) -> str:
     """sources: the folders that were asked for."""
     script = (HERE / "page.js").read_text("utf-8")
     parts = {
-        "title": f"{len(table.runs)} run{'s' * (len(table.runs) != 1)}",
+        "title": f"{len(table.runs):,} run{'s' * (len(table.runs) != 1)}",
         "sources": ", ".join(escape(str(path)) for path in sources),
         "tiles": "".join(_tiles(table)),
         "runs": sections.runs(table),
@@ -56,7 +56,7 @@ def _tiles(table: Table) -> Iterator[str]:
         for name, value in scores.items():
             yield _tile(f"{name} of the best run", f"{value:.4f}", table.told(best))
     others = ", ".join(f"{count} {state}" for state, count in states.items() if state != "finished")
-    yield _tile("finished", f"{states['finished']} of {len(table.rows)}", others or "all of them")
+    yield _tile("finished", f"{states['finished']:,} of {len(table.rows):,}", others or "all of them")
     yield _tile("time", duration(sum(row["seconds"] or 0 for row in table.rows)), "in all runs")
 
 

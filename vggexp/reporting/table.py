@@ -3,6 +3,7 @@
 import csv
 import io
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +22,7 @@ from vggexp.table import markdown
 
 ORDER = ("finished", "running", "interrupted", "not started")  # failed runs, and states nobody knows, come last
 MEASURED = ("val/accuracy", "val/loss", "test/accuracy", "epochs", "seconds", "parameters")
+NAMED = ("arch.name", "arch.blocks", "arch.norm", "arch.width")  # what a network is named by
 OURS = {"run", "state", "network", "error", *MEASURED}  # columns that no key of a configuration may take
 FORMATS = {
     "val/accuracy": ".4f", "val/loss": ".4f", "test/accuracy": ".4f", "seconds": ".1f", "parameters": ",",
@@ -42,7 +44,7 @@ class Table(NamedTuple):
     def columns(self) -> list[str]:
         """As the files have them."""
         error = ["error"] if any(row["error"] for row in self.rows) else []
-        return [*self.settings, *MEASURED, "state", "run", *error]
+        return [*self.settings, *MEASURED, "state", *error, "run"]
 
     def told(self, row: Row) -> str:
         """`network=vgg11 optimizer.lr=0.01`: what tells this run from the others; alone, its name."""
@@ -99,16 +101,14 @@ def _network(config: Mapping[str, Any]) -> tuple[str, int | None]:
 def differing(configs: Sequence[Row]) -> list[str]:
     """The keys with more than one value, the network and the learning rate first and the seed last.
 
-    A key of `arch` is left out where the network's name tells its value.
+    A key of NAMED is left out where the network's name tells its value.
     """
     keys = dict.fromkeys(("network", "optimizer.lr")) | dict.fromkeys(key for config in configs for key in config)
     values = {key: [shown(config.get(key)) for config in configs] for key in keys if key not in ("seed", "parameters")}
     values["seed"] = [shown(config.get("seed")) for config in configs]
     networks = values["network"]
     return [
-        key
-        for key, many in values.items()
-        if len(set(many)) > 1 and not (key.startswith("arch.") and _follows(many, networks))
+        key for key, many in values.items() if len(set(many)) > 1 and not (key in NAMED and _follows(many, networks))
     ]
 
 
@@ -186,11 +186,11 @@ def as_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
 
 
 def as_markdown(columns: Sequence[str], rows: Sequence[Row], longest: int = 80) -> list[str]:
-    """Texts lose what would break the table, and what is longer than `longest`."""
+    """Texts lose what would break the table or be read as HTML, and what is longer than `longest`."""
     cells = [[_plain(cell(column, row[column]), longest) for column in columns] for row in rows]
-    return markdown(columns, cells)
+    return markdown([_plain(column, longest) for column in columns], cells)
 
 
 def _plain(text: str, longest: int) -> str:
-    text = printable(text).replace("|", "\\|")
+    text = re.sub("[|<]", r"\\\g<0>", printable(text))
     return text if len(text) <= longest else text[: longest - 3] + "..."
