@@ -10,15 +10,16 @@ import math
 import os
 import platform
 import random
+import resource
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import NamedTuple
 
 import numpy
 
@@ -105,31 +106,35 @@ def _predict(folder: Path, accuracy: float) -> None:
     numpy.savez_compressed(folder / "predictions.npz", scores=scores, labels=labels)
 
 
-def _seconds(rounds: int, work: Callable[[], object]) -> float:
-    """The median."""
+class Seconds(NamedTuple):
+    """Medians. Of the processor: what no other process on the machine adds much to."""
+
+    whole: float
+    processor: float
+
+
+def _seconds(rounds: int, *words: str) -> Seconds:
     spent = []
     for _ in range(rounds):
-        begin = time.perf_counter()
-        work()
-        spent.append(time.perf_counter() - begin)
-    return statistics.median(spent)
+        begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, "-m", *words], check=True, stdout=subprocess.DEVNULL)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        spent.append((time.perf_counter() - begin, used))
+    return Seconds(*map(statistics.median, zip(*spent, strict=True)))
 
 
-def _run(*words: str) -> None:
-    subprocess.run([sys.executable, "-m", *words], check=True, stdout=subprocess.DEVNULL)
-
-
-def _report(count: int, rounds: int) -> tuple[float, float]:
-    """Seconds of the whole command, and MB of its page."""
+def _report(count: int, rounds: int) -> tuple[Seconds, float]:
+    """Of the whole command, and MB of its page."""
     with TemporaryDirectory() as root:
         made_runs(Path(root), count)
-        seconds = _seconds(rounds, lambda: _run("vggexp.report", root))
+        seconds = _seconds(rounds, "vggexp.report", root)
         print(f"{count:,} runs", file=sys.stderr, flush=True)
         return seconds, (Path(root) / "report.html").stat().st_size / 1e6
 
 
-def _plan(blocks: int, rounds: int) -> tuple[int, float]:
-    """Weight layers, and seconds of the whole command."""
+def _plan(blocks: int, rounds: int) -> tuple[int, Seconds]:
+    """Weight layers, and what the whole command takes."""
     rows = json.dumps([[16, 16]] * blocks).replace(" ", "")
     words = (
         "vggexp.plan",
@@ -138,27 +143,36 @@ def _plan(blocks: int, rounds: int) -> tuple[int, float]:
         f"data.resize={2 ** max(BLOCKS)}",
         "data.batch_size=1",
     )
-    seconds = _seconds(rounds, lambda: _run(*words))
+    seconds = _seconds(rounds, *words)
     print(f"{blocks} blocks", file=sys.stderr, flush=True)
     return 16 * blocks + 1, seconds
 
 
-def record(reports: dict[int, tuple[float, float]], plans: dict[int, tuple[int, float]], rounds: int) -> str:
-    first = "\n".join(f"| {count:,} | {seconds:.2f} | {size:.2f} |" for count, (seconds, size) in reports.items())
-    second = "\n".join(f"| {blocks} | {layers} | {seconds:.2f} |" for blocks, (layers, seconds) in plans.items())
+def record(reports: dict[int, tuple[Seconds, float]], plans: dict[int, tuple[int, Seconds]], rounds: int) -> str:
+    first = "\n".join(
+        f"| {count:,} | {seconds.whole:.2f} | {seconds.processor:.2f} | {size:.2f} |"
+        for count, (seconds, size) in reports.items()
+    )
+    second = "\n".join(
+        f"| {blocks} | {depth} | {seconds.whole:.2f} | {seconds.processor:.2f} |"
+        for blocks, (depth, seconds) in plans.items()
+    )
     return f"""# What a report and a plan cost
 
-Whole commands, from the shell and back to it; medians of {rounds}. A report reads made run directories of {EPOCHS}
-epochs, a sweep over {len(NETWORKS)} networks, {len(RATES)} learning rates and as many seeds as it takes.
+Whole commands, from the shell and back to it; medians of {rounds}. Other processes were running on the machine: what a
+command takes alone is near its seconds of the processor.
 
-| runs | s | MB of report.html |
-|---:|---:|---:|
+A report reads made run directories of {EPOCHS} epochs: a sweep over {len(NETWORKS)} networks, {len(RATES)} learning
+rates and as many seeds as it takes.
+
+| runs | s | s of the processor | MB of report.html |
+|---:|---:|---:|---:|
 {first}
 
 A plan of blocks of 16 convolutions:
 
-| blocks | weight layers | s |
-|---:|---:|---:|
+| blocks | weight layers | s | s of the processor |
+|---:|---:|---:|---:|
 {second}
 
 `python -m benchmarks.report --rounds {rounds}` ({date.today()}), {os.cpu_count()} virtual cores of

@@ -55,7 +55,8 @@ def reported(folders: Sequence[Path], out: Path | None, as_json: bool) -> str:
     }
     _write(target, files)
     if as_json:
-        return json.dumps({"runs": table.rows, "repeats": groups, "files": [str(target / name) for name in files]})
+        answer = {"runs": table.rows, "repeats": groups, "files": [str(target / name) for name in files]}
+        return json.dumps(answer, default=str)
     return "\n".join([*lines, "", *(f"{Path(name).suffix[1:]:<5} {target / name}" for name in files)])
 
 

@@ -53,6 +53,12 @@ function axis(values, from, to, { whole = false, logarithmic = false, top = Infi
 
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
 
+/* The marks of an axis, all with as many decimals as one of them needs. */
+function labels(ticks) {
+  const decimals = Math.max(...ticks.map((tick) => (String(tick).split(".")[1] ?? "").length));
+  return ticks.map((tick) => (tick < 1e4 ? tick.toFixed(Math.min(decimals, 6)) : compact.format(tick)));
+}
+
 /* A chart of points, joined to lines where they are curves. sets: [{run, points: [[x, y, text]]}]. */
 function chart(box, { title, x, y, sets, joined }) {
   box.replaceChildren();
@@ -67,12 +73,13 @@ function chart(box, { title, x, y, sets, joined }) {
   const [left, right, top, bottom] = [52, width - 14, 12, height - 42];
   const across = axis(points.map((point) => point[0]), left, right, x);
   const up = axis(y.values ?? points.map((point) => point[1]), bottom, top, y);
-  for (const tick of up.ticks) {
+  const marks = labels(up.ticks);
+  up.ticks.forEach((tick, i) => {
     make("line", { class: "rule", x1: left, x2: right, y1: up.place(tick), y2: up.place(tick) }, svg);
-    make("text", { x: left - 8, y: up.place(tick) + 4, "text-anchor": "end" }, svg, compact.format(tick));
-  }
-  for (const tick of across.ticks)
-    make("text", { x: across.place(tick), y: bottom + 18, "text-anchor": "middle" }, svg, compact.format(tick));
+    make("text", { x: left - 8, y: up.place(tick) + 4, "text-anchor": "end" }, svg, marks[i]);
+  });
+  const feet = labels(across.ticks);
+  across.ticks.forEach((tick, i) => make("text", { x: across.place(tick), y: bottom + 18, "text-anchor": "middle" }, svg, feet[i]));
   make("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, svg, x.label);
   const drawn = sets.map((set) => ({ run: set.run, points: set.points.map(([a, b, text]) => [across.place(a), up.place(b), text]) }));
   for (const set of [...drawn].reverse()) (joined ? curve : dots)(svg, set);

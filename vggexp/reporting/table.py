@@ -14,7 +14,7 @@ from vggexp import shapes
 from vggexp.config.identity import ASIDE, nested, network_name
 from vggexp.config.read import Problems, read, shown
 from vggexp.config.rules import layers
-from vggexp.config.schema import ImageFolder
+from vggexp.config.schema import Config, ImageFolder
 from vggexp.errors import VggexpError
 from vggexp.runs import Run
 from vggexp.sinks.console import printable
@@ -30,6 +30,14 @@ FORMATS = {
 }  # fmt: skip
 
 Row = dict[str, Any]
+
+
+class Network(NamedTuple):
+    network: str  # its name
+    parameters: int | None
+
+
+UNKNOWN = Network("", None)
 
 
 class Table(NamedTuple):
@@ -53,7 +61,7 @@ class Table(NamedTuple):
 
 def tabulated(runs: Sequence[Run]) -> Table:
     """Ranked by val/accuracy of the tested weights, or by test/accuracy where no run holds images out."""
-    configs = [_configuration(run) for run in runs]
+    configs = _configurations(runs)
     settings = differing(configs)
     names = _names(runs)
     rows = [
@@ -76,26 +84,34 @@ def _names(runs: Sequence[Run]) -> list[str]:
     return [str(run.folder) if times[run.name] > 1 else run.name for run in runs]
 
 
-def _configuration(run: Run) -> Row:
+def _configurations(runs: Sequence[Run]) -> list[Row]:
     """The keys that make a run what it is, with the network's name and parameters before them."""
-    name, parameters = _network(run.config)
-    kept = {key: value for key, value in run.config.items() if key not in OURS and not key.startswith(ASIDE)}
-    return {"network": name, "parameters": parameters, **kept}
+    networks: dict[str, Network] = {}  # many runs have the same, and to read a configuration takes a millisecond
+    configs = []
+    for run in runs:
+        parts = shown({key: value for key, value in run.config.items() if key.startswith(("arch.", "data."))})
+        if networks.get(parts, UNKNOWN).parameters is None:
+            networks[parts] = _network(run.config)
+        kept = {key: value for key, value in run.config.items() if key not in OURS and not key.startswith(ASIDE)}
+        configs.append({**networks[parts]._asdict(), **kept})
+    return configs
 
 
-def _network(config: Mapping[str, Any]) -> tuple[str, int | None]:
-    """Name and number of parameters; for a configuration of another version its rows or its name."""
+def _network(config: Mapping[str, Any]) -> Network:
+    """Of a configuration of another version: its rows, or its name."""
     try:
         whole = read(nested(config), Problems())
-        if whole is not None and isinstance(whole.data, ImageFolder) and whole.data.classes is None:
-            return network_name(
-                replace(whole, data=replace(whole.data, classes=1))
-            ), None  # the folder may be elsewhere
         if whole is not None:
-            return network_name(whole), shapes.parameters(layers(whole))
+            return _named(whole)
     except (VggexpError, ValueError, TypeError, AttributeError, RecursionError):
         pass
-    return shown(config.get("arch.blocks") or config.get("arch.name")), None
+    return Network(shown(config.get("arch.blocks") or config.get("arch.name")), None)
+
+
+def _named(config: Config) -> Network:
+    if isinstance(config.data, ImageFolder) and config.data.classes is None:  # the folder may be on another machine
+        return Network(network_name(replace(config, data=replace(config.data, classes=1))), None)
+    return Network(network_name(config), shapes.parameters(layers(config)))
 
 
 def differing(configs: Sequence[Row]) -> list[str]:
