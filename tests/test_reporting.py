@@ -55,6 +55,16 @@ def test_networks_of_one_name_are_told_by_their_rows():
     assert as_csv(["arch.blocks", "parameters"], table.rows).splitlines()[1].startswith('"[[1,8],[1,32]]",')
 
 
+def test_a_folder_of_pictures_need_not_be_there():
+    keys = {"data.root": "/gone", "data.classes": None}
+    (row,) = tabulated([run("a", "data=image_folder", "data.classes=5", keys=keys)]).rows
+    assert row["parameters"] is None and row["epochs"] == 5
+    many = [
+        run("b", f"arch={arch}", "data=image_folder", "data.classes=5", keys=keys) for arch in ("vgg11", "vgg13_bn")
+    ]
+    assert {row["network"] for row in tabulated(many).rows} == {"vgg11", "vgg13_bn"}
+
+
 def test_best_first_and_failed_last():
     epoch = {"epoch": 2, "val/accuracy": 0.95, "val/loss": 0.2, "time/epoch_seconds": 3.5}
     runs = [

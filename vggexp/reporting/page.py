@@ -17,6 +17,10 @@ from vggexp.reporting.table import Row, Table, number
 from vggexp.sinks.console import duration
 
 HERE = Path(__file__).parent
+RANKING = {
+    "val/accuracy": "Best validation first.",
+    "test/accuracy": "Best test first: no run holds images out for validation, so the best is flattered.",
+}
 POINTS = 200  # of one curve; longer ones are thinned
 
 
@@ -27,6 +31,7 @@ def page(table: Table, groups: Sequence[Row], sources: Sequence[Path]) -> str:
         "title": f"{len(table.runs):,} run{'s' * (len(table.runs) != 1)}",
         "sources": ", ".join(escape(str(path)) for path in sources),
         "tiles": "".join(_tiles(table)),
+        "ranking": RANKING[table.score],
         "runs": sections.runs(table),
         "repeats": sections.repeated(groups),
         "heat": heat_map(table, groups),
