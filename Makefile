@@ -1,4 +1,4 @@
-.PHONY: help check test test-all faults peers growth folders startup
+.PHONY: help check test test-all faults peers growth folders startup report-growth
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -26,3 +26,6 @@ folders:  ## folders of pictures beside torchvision's loader; five minutes
 
 startup:  ## from the command to the first step; half a minute
 	python -m benchmarks.startup
+
+report-growth:  ## a report by the number of runs and a plan by the network's depth; a minute
+	python -m benchmarks.report

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,12 +13,14 @@ TINY += ["train.epochs=2", "device.threads=1"]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked `debian` skip without the data, unless VGGEXP_REQUIRE_DATA is set, where they fail instead."""
-    if FASHION.is_dir() or os.environ.get("VGGEXP_REQUIRE_DATA"):
-        return
+    """Tests skip without the data or the browser, unless VGGEXP_REQUIRE_DATA is set, where they fail instead."""
+    there = {"debian": FASHION.is_dir(), "browser": shutil.which("chromium") is not None}
+    packages = {"debian": "dataset-fashion-mnist", "browser": "chromium"}
+    missing = [] if os.environ.get("VGGEXP_REQUIRE_DATA") else [marker for marker in there if not there[marker]]
     for item in items:
-        if item.get_closest_marker("debian"):
-            item.add_marker(pytest.mark.skip(reason="Debian's package dataset-fashion-mnist is not installed"))
+        for marker in missing:
+            if item.get_closest_marker(marker):
+                item.add_marker(pytest.mark.skip(reason=f"Debian's package {packages[marker]} is not installed"))
 
 
 @pytest.fixture

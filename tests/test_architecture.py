@@ -19,9 +19,8 @@ FLOORS = {
     "doing": ["step", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
     "assembly": ["config", "build", "summary", "run", "runs", "table", "forecast", "pool", "notebook",
-                 "speed", "repeat",
-                 "differing", "comparison", "verdict"],
-    "doors": ["__main__", "plan", "bench", "verify", "compare", "__init__"],
+                 "speed", "repeat", "differing", "comparison", "verdict", "reporting"],
+    "doors": ["__main__", "plan", "bench", "verify", "compare", "report", "__init__"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}
 SOURCES = {
@@ -80,7 +79,9 @@ def test_who_imports_what():
     hydra = users("hydra", "omegaconf")
     assert {name for name in hydra if not name.startswith(("vggexp.config.", "hydra_plugins."))} == door
     tensorboard = {name for name, tree in TREES.items() if any("tensorboard" in p.split(".") for p in imported(tree))}
-    assert tensorboard - {"vggexp.watch", "vggexp.pool"} <= {"vggexp.sinks.tensorboard", "vggexp.sinks.means"}
+    assert tensorboard - {"vggexp.watch", "vggexp.pool"} <= {
+        f"vggexp.sinks.{sink}" for sink in ("tensorboard", "means", "events")
+    }
     assert users("pickle", "subprocess") <= {"vggexp.data.sources", "vggexp.environment"}
     for name, tree in TREES.items():
         assert not [p for p in imported(tree) if p.startswith(("torch.distributed", "hydra.utils"))], name
@@ -94,7 +95,7 @@ def test_what_stays_out():
     assert not [path for path in shipped if "_target_" in path.read_text("utf-8")]
 
 
-@pytest.mark.parametrize("door", ["__main__", "plan", "compare"])
+@pytest.mark.parametrize("door", ["__main__", "plan", "compare", "report"])
 def test_a_door_opens_without_torch(door):
     code = f"import sys, vggexp.{door}; print(*{{'torch', 'torchvision', 'tensorboard', 'sklearn'}} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -23,6 +23,12 @@ def test_growth(tmp_path):
 
 
 @pytest.mark.slow
+def test_report(tmp_path):
+    rows = page_of(tmp_path, "report", "--rounds=1", "--counts", "2", "4", "--blocks", "1")
+    assert [row[0] for row in rows] == ["2", "4", "blocks", "---:", "1"] and float(rows[1][2]) > 0
+
+
+@pytest.mark.slow
 def test_folders(tmp_path):
     rows = page_of(tmp_path, "folders", "--rounds=1", "--images=64", "--workers=1")
     assert len(rows) == 3 and rows[1][3] == "1.00"

@@ -43,7 +43,10 @@ def config_of(folder: Path) -> dict[str, Any]:
     try:
         if path.stat().st_size > CONFIG_BYTES:
             raise CheckpointError(f"{path}: larger than a configuration can be")
-        content = yaml.load(path.read_text("utf-8"), Loader=SAFE)
+        text = path.read_text("utf-8")
+        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=SAFE)):
+            raise CheckpointError(f"{path}: holds aliases, which a run never writes: they can stand for endless values")
+        content = yaml.load(text, Loader=SAFE)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         raise CheckpointError(f"{path}: not the folder of a run: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):

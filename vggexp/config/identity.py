@@ -26,6 +26,18 @@ def flat(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return keys
 
 
+def nested(keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The reverse of `flat`. Raises AttributeError or TypeError where a key is a value and a section at once."""
+    tree: dict[str, Any] = {}
+    for key, value in keys.items():
+        *sections, last = key.split(".")
+        node = tree
+        for section in sections:
+            node = node.setdefault(section, {})
+        node[last] = value
+    return tree
+
+
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a plain configuration that make a run what it is."""
     kept = {key: value for key, value in flat(values).items() if value is not None and not key.startswith(ASIDE)}

@@ -1,0 +1,212 @@
+"""Runs side by side: the best first, with the settings in which they differ; and the means over their repeats."""
+
+import csv
+import io
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from vggexp import shapes
+from vggexp.config.identity import ASIDE, nested, network_name
+from vggexp.config.read import Problems, read, shown
+from vggexp.config.rules import layers
+from vggexp.config.schema import Config, ImageFolder
+from vggexp.errors import VggexpError
+from vggexp.runs import Run
+from vggexp.sinks.console import printable
+from vggexp.table import markdown
+
+ORDER = ("finished", "running", "interrupted", "not started")  # failed runs, and states nobody knows, come last
+MEASURED = ("val/accuracy", "val/loss", "test/accuracy", "epochs", "seconds", "parameters")
+NAMED = ("arch.name", "arch.blocks", "arch.norm", "arch.width")  # what a network is named by
+OURS = {"run", "state", "network", "error", *MEASURED}  # columns that no key of a configuration may take
+FORMATS = {
+    "val/accuracy": ".4f", "val/loss": ".4f", "test/accuracy": ".4f", "seconds": ".1f", "parameters": ",",
+    **{f"{part}/accuracy {word}": ".4f" for part in ("val", "test") for word in ("mean", "deviation")},
+}  # fmt: skip
+
+Row = dict[str, Any]
+
+
+class Network(NamedTuple):
+    network: str  # its name
+    parameters: int | None
+
+
+UNKNOWN = Network("", None)
+
+
+class Table(NamedTuple):
+    """Of runs, best first; rows[i] belongs to runs[i] and has a value or None for each column."""
+
+    runs: list[Run]
+    rows: list[Row]
+    settings: list[str]  # columns of the configuration, those that differ
+    score: str  # the column that ranks
+
+    @property
+    def columns(self) -> list[str]:
+        """As the files have them."""
+        error = ["error"] if any(row["error"] for row in self.rows) else []
+        return [*self.settings, *MEASURED, "state", *error, "run"]
+
+    def told(self, row: Row) -> str:
+        """`network=vgg11 optimizer.lr=0.01`: what tells this run from the others; alone, its name."""
+        return " ".join(f"{key}={shown(row[key])}" for key in self.settings) or str(row["run"])
+
+
+def tabulated(runs: Sequence[Run]) -> Table:
+    """Ranked by val/accuracy of the tested weights, or by test/accuracy where no run holds images out."""
+    configs = _configurations(runs)
+    settings = differing(configs)
+    names = _names(runs)
+    rows = [
+        {"run": name, "state": run.state, **{key: config.get(key) for key in settings}, **_measured(run, config)}
+        for run, config, name in zip(runs, configs, names, strict=True)
+    ]
+    score = "val/accuracy" if any(row["val/accuracy"] is not None for row in rows) else "test/accuracy"
+    ranked = sorted(zip(rows, runs, strict=True), key=lambda pair: _rank(pair[0], score))
+    return Table([run for _, run in ranked], [row for row, _ in ranked], settings, score)
+
+
+def _rank(row: Row, score: str) -> tuple[int, float]:
+    place = ORDER.index(row["state"]) if row["state"] in ORDER else len(ORDER)
+    return place, math.inf if row[score] is None else -row[score]
+
+
+def _names(runs: Sequence[Run]) -> list[str]:
+    """Folder names; whole paths where several folders have one name."""
+    times = Counter(run.name for run in runs)
+    return [str(run.folder) if times[run.name] > 1 else run.name for run in runs]
+
+
+def _configurations(runs: Sequence[Run]) -> list[Row]:
+    """The keys that make a run what it is, with the network's name and parameters before them."""
+    networks: dict[str, Network] = {}  # many runs have the same, and to read a configuration takes a millisecond
+    configs = []
+    for run in runs:
+        parts = shown({key: value for key, value in run.config.items() if key.startswith(("arch.", "data."))})
+        if networks.get(parts, UNKNOWN).parameters is None:
+            networks[parts] = _network(run.config)
+        kept = {key: value for key, value in run.config.items() if key not in OURS and not key.startswith(ASIDE)}
+        configs.append({**networks[parts]._asdict(), **kept})
+    return configs
+
+
+def _network(config: Mapping[str, Any]) -> Network:
+    """Of a configuration of another version: its rows, or its name."""
+    try:
+        whole = read(nested(config), Problems())
+        if whole is not None:
+            return _named(whole)
+    except (VggexpError, ValueError, TypeError, AttributeError, RecursionError):
+        pass
+    return Network(shown(config.get("arch.blocks") or config.get("arch.name")), None)
+
+
+def _named(config: Config) -> Network:
+    if isinstance(config.data, ImageFolder) and config.data.classes is None:  # the folder may be on another machine
+        return Network(network_name(replace(config, data=replace(config.data, classes=1))), None)
+    return Network(network_name(config), shapes.parameters(layers(config)))
+
+
+def differing(configs: Sequence[Row]) -> list[str]:
+    """The keys with more than one value, the network and the learning rate first and the seed last.
+
+    A key of NAMED is left out where the network's name tells its value.
+    """
+    keys = dict.fromkeys(("network", "optimizer.lr")) | dict.fromkeys(key for config in configs for key in config)
+    values = {key: [shown(config.get(key)) for config in configs] for key in keys if key not in ("seed", "parameters")}
+    values["seed"] = [shown(config.get("seed")) for config in configs]
+    networks = values["network"]
+    return [
+        key for key, many in values.items() if len(set(many)) > 1 and not (key in NAMED and _follows(many, networks))
+    ]
+
+
+def _follows(many: Sequence[str], names: Sequence[str]) -> bool:
+    """Whether each name stands for one value, and there are several names."""
+    return 1 < len(set(names)) == len(set(zip(names, many, strict=True)))
+
+
+def _measured(run: Run, config: Row) -> Row:
+    """Of the tested weights; of a run that has not ended, its last epoch."""
+    last = run.rows[-1] if run.rows else {}
+    facts = {**last, **{key: value for key, value in run.result.items() if value is not None}}
+    spent = [number(row.get("time/epoch_seconds")) or 0 for row in run.rows]
+    measured = {name: number(facts.get(name)) for name in ("val/accuracy", "val/loss", "test/accuracy")}
+    error = run.result.get("error")
+    return {
+        **measured,
+        "epochs": number(facts.get("epoch")),
+        "seconds": number(run.result.get("seconds", sum(spent) if spent else None)),
+        "parameters": number(run.result.get("parameters", config["parameters"])),
+        "error": str(error) if error else None,
+    }
+
+
+def number(value: Any) -> int | float | None:
+    """None for what is no finite number: files of a run may hold anything."""
+    try:
+        return value if isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def repeats(table: Table) -> list[Row]:
+    """Runs that differ in nothing but the seed, as one row each, best mean first; none if no run has a repeat.
+
+    Means and sample standard deviations of the finished runs; `runs` counts those, `not finished` the others.
+    """
+    settings = [key for key in table.settings if key != "seed"]
+    groups: dict[tuple[str, ...], list[Row]] = {}
+    for row in table.rows:
+        groups.setdefault(tuple(shown(row[key]) for key in settings), []).append(row)
+    if len(groups) == len(table.rows):
+        return []
+    rows = [{**{key: many[0][key] for key in settings}, **_means(many)} for many in groups.values()]
+    mean = f"{table.score} mean"
+    return sorted(rows, key=lambda row: math.inf if row[mean] is None else -row[mean])
+
+
+def _means(many: Sequence[Row]) -> Row:
+    finished = [row for row in many if row["state"] == "finished"]
+    means: Row = {}
+    for score in ("val/accuracy", "test/accuracy"):
+        values = [row[score] for row in finished if row[score] is not None]
+        means[f"{score} mean"] = fmean(values) if values else None
+        means[f"{score} deviation"] = stdev(values) if len(values) > 1 else None
+    return {**means, "runs": len(finished), "not finished": len(many) - len(finished)}
+
+
+def raw(value: Any) -> str:
+    """As it stands in the CSV file: nothing rounded."""
+    return "" if value is None else shown(value)
+
+
+def cell(column: str, value: Any) -> str:
+    """For readers: numbers rounded, `-` for what is not known."""
+    if value is None:
+        return "-"
+    return f"{value:{FORMATS[column]}}" if column in FORMATS else shown(value)
+
+
+def as_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    text = io.StringIO()
+    csv.writer(text).writerows([columns, *([raw(row[column]) for column in columns] for row in rows)])
+    return text.getvalue()
+
+
+def as_markdown(columns: Sequence[str], rows: Sequence[Row], longest: int = 80) -> list[str]:
+    """Texts lose what would break the table or be read as HTML, and what is longer than `longest`."""
+    cells = [[_plain(cell(column, row[column]), longest) for column in columns] for row in rows]
+    return markdown([_plain(column, longest) for column in columns], cells)
+
+
+def _plain(text: str, longest: int) -> str:
+    text = re.sub("[|<]", r"\\\g<0>", printable(text))
+    return text if len(text) <= longest else text[: longest - 3] + "..."
