@@ -27,14 +27,15 @@ def jobs(
 
 
 def ends(config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any], at_most: int) -> list[list[str]]:
-    """Jobs that a search may make: every choice and both ends of every interval, the other axes at their first."""
+    """Jobs that a search may make: every choice, both ends of intervals and ranges, the other axes at their first."""
     axes = []
     for override in _parsed(config_loader, arguments, params):
         key, value = override.get_key_element(), override.value()
         if isinstance(value, IntervalSweep):
             axes.append([f"{key}={value.start}", f"{key}={value.end}"])
-        else:
-            axes.append(_axis(override, at_most))
+            continue
+        values = _axis(override, at_most)
+        axes.append([values[0], values[-1]] if override.is_range_sweep() and len(values) > 1 else values)
     first = [axis[0] for axis in axes]
     others = [[*first[:place], value, *first[place + 1 :]] for place, axis in enumerate(axes) for value in axis[1:]]
     return [first, *others]
