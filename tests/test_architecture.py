@@ -17,7 +17,7 @@ FLOORS = {
     "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep"],
-    "assembly": ["config", "build", "summary", "run", "runs", "table", "notebook", "speed", "repeat"],
+    "assembly": ["config", "build", "summary", "run", "runs", "search", "table", "notebook", "speed", "repeat"],
     "doors": ["__main__", "plan", "bench", "verify", "__init__"],
 }
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}

@@ -16,8 +16,9 @@ from vggexp.config import compose, identity
 from vggexp.config.read import Problems, plain, read
 from vggexp.config.rules import broken_rules
 from vggexp.config.schema import Config
+from vggexp.config.search import Search
 from vggexp.errors import CheckpointError, ConfigError, ResourceError, StoppedError, SweepError, VggexpError
-from vggexp.rundir import RESULT, config_of, next_free, result_of
+from vggexp.rundir import RESULT, claimed, config_of, next_free, result_of
 from vggexp.sinks.console import error_line
 from vggexp.table import sweep_table
 
@@ -51,6 +52,8 @@ def _command(command: compose.Command) -> int:
     loaded = compose.load(command)
     if isinstance(loaded, list):
         return _sweep(command, loaded)
+    if isinstance(loaded, Search):
+        return _search(command, loaded)
     if loaded is not None and _finished(loaded) is not None:
         return 0
     return _hydra(command)
@@ -136,6 +139,25 @@ def _sweep(command: compose.Command, jobs: list[compose.Job]) -> int:
     bad = sweep_table(folders, [job.overrides for job in jobs], jobs[0].config.sweep.objective, folder)
     if bad:
         raise SweepError(f"{bad} of {len(jobs)} jobs did not finish; their folders hold the reason in result.json")
+    return 0
+
+
+def _search(command: compose.Command, planned: Search) -> int:
+    """Runs what is left of a search under Hydra's launcher, then tells what its trials hold. Raises SweepError."""
+    from vggexp import search
+
+    folder, objective = planned.folder, planned.config.sweep.objective
+    with claimed(folder):
+        search.opened(folder, planned.name, objective)  # refuses another search's folder before Hydra starts
+        code = _hydra(command, _quoted(folder))
+        if code:
+            return code
+        study = search.opened(folder)
+    runs = search.runs(study, planned.axes)
+    sweep_table([Path(run) for run in runs], list(runs.values()), objective, folder)
+    trials = search.trials(study)
+    if bad := sum(trial.value is None for trial in trials):
+        raise SweepError(f"{bad} of {len(trials)} trials failed; their folders hold the reason in result.json")
     return 0
 
 

@@ -25,6 +25,7 @@ from vggexp.config.grid import ends, jobs
 from vggexp.config.read import Problems, draft, section
 from vggexp.config.rules import broken_rules
 from vggexp.config.schema import Config, Sweep
+from vggexp.config.search import Search, axes, is_search, planned, search_problems
 from vggexp.errors import ConfigError
 
 HYDRA_VERSION = tuple(int(part) for part in hydra.__version__.split(".")[:2])
@@ -108,9 +109,10 @@ def composing(command: Command) -> Iterator[Composed]:
         yield lambda overrides: compose(name, overrides=list(overrides), return_hydra_config=True)
 
 
-def load(command: Command) -> Config | list[Job] | None:
-    """The checked configuration of a single run, the checked jobs of a grid, or None for a search, whose jobs are made
-    as it goes and of which only each axis's ends are checked. Raises ConfigError with every problem, naming the job."""
+def load(command: Command) -> Config | list[Job] | Search | None:
+    """The checked configuration of a single run, the checked jobs of a grid, or a search, whose jobs are made as it
+    goes and of which only each axis's ends are checked; None for one of a sweeper not known here. Raises ConfigError
+    with every problem, naming the job."""
     with composing(command) as composed:
         parsed, problems = understood(command.overrides)
         swept = command.arguments.multirun or any(override.is_sweep_override() for override in parsed)
@@ -151,12 +153,14 @@ def load_run(command: Command) -> Config:
     return config
 
 
-def _grid(overrides: Sequence[str], node: DictConfig, composed: Composed) -> list[Job] | None:
+def _grid(overrides: Sequence[str], node: DictConfig, composed: Composed) -> list[Job] | Search | None:
     problems, grid = Problems(), node.hydra.runtime.choices.get("hydra/sweeper") in ("grid", "basic")
     sweep = section(Sweep, OmegaConf.to_container(node.sweep), "sweep", problems)
+    problems += search_problems(node)
     if problems:
         raise ConfigError(*_as_typed(problems, overrides))
     loader, params = GlobalHydra.instance().config_loader(), node.hydra.sweeper.get("params") or {}
+    searched = axes(loader, overrides, params)[1] if is_search(node) else {}
     combinations = (jobs if grid else ends)(loader, overrides, params, sweep.max_jobs)
     made, told = [], dict[str, list[int]]()
     for number, combination in enumerate(combinations, 1):
@@ -173,6 +177,9 @@ def _grid(overrides: Sequence[str], node: DictConfig, composed: Composed) -> lis
                 told.setdefault(problem, []).append(number)
     if told:
         raise ConfigError(*(_told(told, len(combinations)) if grid else told))
+    if searched:
+        typed = any(word.startswith("hydra.sweep.dir=") for word in overrides)
+        return planned(node, searched, [job.config for job in made], typed)
     return made if grid else None
 
 
@@ -213,6 +220,11 @@ def _as_typed(problems: Sequence[str], overrides: Sequence[str]) -> Iterator[str
         key, equals, _ = head.partition("=")
         known = equals and key in typed and ": " not in typed[key]
         yield f"{key}={typed[key]}: {rest}" if known else problem
+
+
+def checked(node: DictConfig) -> Config:
+    """The configuration of a job that a search has just made. Raises ConfigError."""
+    return _config(node, Problems(), "", [])
 
 
 def _container(node: DictConfig, problems: Sequence[str]) -> Any:
