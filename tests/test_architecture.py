@@ -18,7 +18,7 @@ FLOORS = {
     "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
-    "assembly": ["config", "build", "summary", "run", "runs", "table", "forecast", "pool", "notebook",
+    "assembly": ["config", "build", "summary", "run", "runs", "search", "table", "forecast", "pool", "notebook",
                  "speed", "repeat", "differing", "comparison", "verdict", "reporting"],
     "doors": ["__main__", "plan", "bench", "verify", "compare", "report", "__init__"],
 }  # fmt: skip

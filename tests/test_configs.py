@@ -38,7 +38,7 @@ def test_opens_with_what_it_is(name):
 def test_composes_and_describes_a_network(name):
     chosen = [name.replace("/", "=")] if name in GROUPS else []
     loaded = load(parse([*chosen, *NEEDS.get(name, [])]))
-    jobs = [job.config for job in loaded] if isinstance(loaded, list) else [loaded]
+    jobs = [job.config for job in loaded] if isinstance(loaded, list) else [getattr(loaded, "config", loaded)]
     assert jobs and all(parameters(layers(config)) > 0 for config in jobs)
 
 

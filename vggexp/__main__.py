@@ -16,8 +16,9 @@ from omegaconf import DictConfig
 from vggexp import process, runs
 from vggexp.config import compose, identity
 from vggexp.config.schema import Config
+from vggexp.config.search import Search
 from vggexp.errors import ConfigError, ResourceError, StoppedError, SweepError, VggexpError
-from vggexp.rundir import METRICS, RESULT, result_of
+from vggexp.rundir import METRICS, RESULT, claimed, result_of
 from vggexp.signals import stopping
 from vggexp.sinks import jsonl
 from vggexp.sinks.console import error_line
@@ -55,6 +56,8 @@ def _command(command: compose.Command) -> int:
     loaded = compose.load(command)
     if isinstance(loaded, list):
         return _sweep(command, loaded)
+    if isinstance(loaded, Search):
+        return _search(command, loaded)
     if loaded is not None and told(loaded) is not None:
         return 0
     return _hydra(command)
@@ -191,6 +194,25 @@ def show_repeats(folder: Path, sets: Mapping[str, Sequence[Path]]) -> None:
         write_means(folder, {label: [jsonl.read(one / METRICS) for one in many] for label, many in sets.items()})
     except Exception as error:
         print(f"warning: TensorBoard: {error}", file=sys.stderr)
+
+
+def _search(command: compose.Command, planned: Search) -> int:
+    """Runs what is left of a search under Hydra's launcher, then tells what its trials hold. Raises SweepError."""
+    from vggexp import search
+
+    folder, objective = planned.folder, planned.config.sweep.objective
+    with claimed(folder):
+        search.opened(folder, planned.name, objective)  # refuses another search's folder before Hydra starts
+        code = _hydra(command, _quoted(folder))
+        if code:
+            return code
+        study = search.opened(folder)
+    runs = search.runs(study, planned.axes)
+    sweep_table([Path(run) for run in runs], list(runs.values()), objective, folder)
+    trials = search.trials(study)
+    if bad := sum(trial.value is None for trial in trials):
+        raise SweepError(f"{bad} of {len(trials)} trials failed; their folders hold the reason in result.json")
+    return 0
 
 
 def _quoted(folder: Path) -> str:

@@ -25,6 +25,7 @@ from vggexp.config.grid import ends, filed, jobs, launcher_problems
 from vggexp.config.read import Problems, draft, section, shown
 from vggexp.config.rules import broken_rules
 from vggexp.config.schema import Config, Sweep
+from vggexp.config.search import Search, axes, is_search, planned, search_problems
 from vggexp.config.where import holds
 from vggexp.errors import ConfigError
 
@@ -119,9 +120,10 @@ def composing(command: Command) -> Iterator[Composed]:
         yield lambda overrides: compose(name, overrides=list(overrides), return_hydra_config=True)
 
 
-def load(command: Command) -> Config | list[Job] | None:
-    """The checked configuration of a single run, the checked jobs of a grid, or None for a search, whose jobs are made
-    as it goes and of which only each axis's ends are checked. Raises ConfigError with every problem, naming the job."""
+def load(command: Command) -> Config | list[Job] | Search | None:
+    """The checked configuration of a single run, the checked jobs of a grid, or a search, whose jobs are made as it
+    goes and of which only each axis's ends are checked; None for one of a sweeper not known here. Raises ConfigError
+    with every problem, naming the job."""
     with composing(command) as composed:
         parsed, problems = understood(command.overrides)
         swept = command.arguments.multirun or any(override.is_sweep_override() for override in parsed)
@@ -174,15 +176,17 @@ def load_run(command: Command) -> Config:
 CHECKED: dict[tuple[str, ...], Config] = {}  # the jobs of the sweep that this process has checked, by their overrides
 
 
-def _sweep(overrides: Sequence[str], node: DictConfig, composed: Composed) -> list[Job] | None:
-    """Every job of a grid; None for a search, of which every choice and end has been checked. Raises ConfigError."""
+def _sweep(overrides: Sequence[str], node: DictConfig, composed: Composed) -> list[Job] | Search | None:
+    """Every job of a grid; of a search every choice and end is checked, and the jobs are made as it goes."""
     problems, choices = Problems(), node.hydra.runtime.choices
     grid = choices.get("hydra/sweeper") in ("grid", "basic")
     sweep = section(Sweep, OmegaConf.to_container(node.sweep), "sweep", problems)
     problems += launcher_problems(node.hydra.launcher) if choices.get("hydra/launcher") == "local" else []
+    problems += search_problems(node)
     if problems:
         raise ConfigError(*_as_typed(problems, overrides))
     loader, params = GlobalHydra.instance().config_loader(), node.hydra.sweeper.get("params") or {}
+    searched = axes(loader, overrides, params)[1] if is_search(node) else {}
     combinations = (jobs(loader, overrides, params, sweep, _first_seed(overrides, node)) if grid
                     else ends(loader, overrides, params, sweep))  # fmt: skip
     made, told = _checked(combinations, filed(composed))
@@ -192,8 +196,11 @@ def _sweep(overrides: Sequence[str], node: DictConfig, composed: Composed) -> li
         made = [job for job in made if holds(sweep.where, job.config)]
         if not made:
             raise ConfigError(f"sweep.where={sweep.where}: holds for none of {len(combinations)} jobs")
+    if searched:
+        typed = any(word.startswith("hydra.sweep.dir=") for word in overrides)
+        return planned(node, searched, [job.config for job in made], typed)
     CHECKED.clear()
-    CHECKED.update({tuple(job.overrides): job.config for job in made} if grid else {})
+    CHECKED.update({tuple(job.overrides): job.config for job in made})
     return made if grid else None
 
 

@@ -43,7 +43,7 @@ def jobs(config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any]
 
 
 def ends(config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any], sweep: Sweep) -> Axis:
-    """Jobs that a search may make: every choice and both ends of every interval, the other axes at their first."""
+    """Jobs that a search may make: every choice, both ends of intervals and ranges, the others at their first."""
     for key in ("pairs", "repeats", "where"):
         if getattr(sweep, key) not in ((), 1, None):
             raise ConfigError(f"sweep.{key}={shown(getattr(sweep, key))}: belongs to a grid; this sweeper searches")
@@ -52,8 +52,9 @@ def ends(config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any]
         key, value = override.get_key_element(), override.value()
         if isinstance(value, IntervalSweep):
             axes.append([f"{key}={value.start}", f"{key}={value.end}"])
-        else:
-            axes.append(_axis(override, sweep.max_jobs))
+            continue
+        values = _axis(override, sweep.max_jobs)
+        axes.append([values[0], values[-1]] if override.is_range_sweep() and len(values) > 1 else values)
     first = [axis[0] for axis in axes]
     others = [[*first[:place], value, *first[place + 1 :]] for place, axis in enumerate(axes) for value in axis[1:]]
     return [first, *others]
