@@ -1,4 +1,4 @@
-.PHONY: help check test test-all faults peers growth folders startup
+.PHONY: help check test test-all faults peers growth folders startup memory gpu
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -26,3 +26,9 @@ folders:  ## folders of pictures beside torchvision's loader; five minutes
 
 startup:  ## from the command to the first step; half a minute
 	python -m benchmarks.startup
+
+memory:  ## what plan says of a step's memory, and what it is; two minutes
+	python -m benchmarks.memory
+
+gpu:  ## everything that a CUDA device is to show; at most eight minutes
+	python -m benchmarks.gpu

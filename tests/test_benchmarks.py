@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from benchmarks import memory
+
 
 def page_of(tmp_path, module, *small) -> list[list[str]]:
     """The rows of the table that a benchmark writes, without its head."""
@@ -35,3 +37,31 @@ def test_every_contender_does_the_same_work(tmp_path):
         pytest.importorskip(peer)
     rows = page_of(tmp_path, "peers", "--rounds=1", "--images=64", "--epochs=1", "--size=32")
     assert len(rows) == 8 and all(float(row[1]) > 0 for row in rows)
+
+
+def test_the_memory_of_a_step(tmp_path):
+    (row,) = page_of(tmp_path, "memory", "--case=data=synthetic arch=lenet data.batch_size=32")
+    assert row[1] == "fp32" or row[1] == "bf16"
+
+
+SMALL = "data=synthetic data.batch_size=16 arch.width=0.25 arch.hidden=[64]"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        SMALL,
+        f"{SMALL} data.size=64 device.precision=fp32",
+        f"{SMALL} arch=vgg16 optimizer=adam train.ema=0.9 device.precision=fp32",
+        f"{SMALL} arch=vgg11_bn",
+        f"{SMALL} arch=vgg11_lrn",
+        f"{SMALL} train.accumulate=4",
+        "data=synthetic arch=lenet",
+    ],
+)
+def test_plan_tells_the_memory_of_a_step(words):
+    config = memory.configured(words)
+    step, held = memory.stepping(config)
+    step()  # makes the optimizer's state
+    estimate = memory.plan.plan(config).memory_bytes["total"]
+    assert estimate == pytest.approx(memory.of_tensors(step, held()), rel=0.15)  # without a library's workspaces
