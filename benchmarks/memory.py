@@ -11,6 +11,7 @@ import os
 import platform
 import sys
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterator
 from datetime import date
 from importlib.metadata import version
@@ -52,16 +53,18 @@ class Peak(NamedTuple):
 
 
 class Tensors(TorchDispatchMode):
-    """Follows the storages that operators make: how many, the bytes that live, and the most that lived at a time."""
+    """Counts operators, and follows the storages they make: how many, and the most bytes that lived at a time."""
 
     def __init__(self, held: int = 0):
         super().__init__()
         self.made, self.live, self.peak = 0, held, held
+        self.calls: Counter[str] = Counter()
         self._seen = weakref.WeakSet[Any]()
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
         given = {leaf.untyped_storage() for leaf in tree_leaves((arguments, named)) if isinstance(leaf, Tensor)}
         result = function(*arguments, **(named or {}))
+        self.calls[str(function)] += 1
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and leaf.untyped_storage() not in given:
                 self._follow(leaf.untyped_storage())
