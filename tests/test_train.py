@@ -285,7 +285,6 @@ def test_a_sleep_is_booked_where_it_was(part):
     train(state, slow, plan, Clock(CPU), slow.scores, slow, slow, Stop())
     times = [row[f"time/{part}_seconds"] for row in state.history]
     assert all(seconds >= slow.seconds * (1 if part == "evaluation" else 3) for seconds in times)
-    assert part == max(PARTS, key=lambda other: sum(row[f"time/{other}_seconds"] for row in state.history))
 
 
 @pytest.mark.parametrize("part", ["data", "compute", "optimizer", "evaluation", "checkpoint", "logging"])
