@@ -25,7 +25,7 @@ class Guard:
 
     def allows(self, step: int, loss: Tensor, norm: Tensor, optimizer: torch.optim.Optimizer) -> bool:
         """Whether the optimizer may be called. loss, norm: scalars on the device."""
-        bad = 0 * loss + 0 * norm != 0  # NaN unless both are finite; isfinite takes three times as many kernels
+        bad = 0 * loss + 0 * norm != 0  # NaN unless both are finite: 4 kernels, with isfinite 10
         self.first_bad = torch.where((self.first_bad < 0) & bad, step, self.first_bad)
         if self.on_cpu:
             return self.bad_step() is None

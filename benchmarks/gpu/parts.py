@@ -1,5 +1,6 @@
 """python -m benchmarks.gpu.parts PART DEVICE [--small]: one part of `benchmarks.gpu`, a JSON line for each row."""
 
+import gc
 import json
 import os
 import statistics
@@ -38,7 +39,7 @@ def speed(setting: Setting) -> None:
             with suppress(torch.OutOfMemoryError):
                 rates[batch], flops = loop_rate(setting, f"data.resize={size}", f"data.batch_size={batch}")
                 shares[batch] = rates[batch] * flops / product
-            torch.cuda.empty_cache()  # nothing without a GPU
+            emptied()
         what = f"training at {size} px, batch {batches[0]}"
         if size == 96:
             at_least(what, rates[batches[0]], 45_000, "{:,.0f} images/s")
@@ -48,6 +49,12 @@ def speed(setting: Setting) -> None:
         best = max(rates, key=rates.__getitem__)
         fastest = f"{best}: {rates[best]:,.0f} images/s, {shares[best]:.2f} of the product"
         told(f"the fastest batch of {', '.join(map(str, sorted(rates)))} at {size} px", fastest)
+
+
+def emptied() -> None:
+    """Nothing of an earlier loop is left on the device."""
+    gc.collect()
+    torch.cuda.empty_cache()  # nothing without a GPU
 
 
 def matrix_rate(setting: Setting) -> float:
@@ -196,6 +203,7 @@ def peaks(setting: Setting, words: list[str]) -> tuple[int, int, int]:
     if setting.device != "cuda":
         peak = memory.measured(memory.configured(" ".join(setting.words(*words))))
         return peak.estimate, peak.tensors, peak.allocator
+    emptied()
     before, found = torch.cuda.memory_allocated(), []
     loop = Loop(setting.words(*words), setting.steps(5))
     parts = [part for part in (loop.data.train, loop.data.val, loop.data.test) if part is not None]
