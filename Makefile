@@ -1,4 +1,4 @@
-.PHONY: help check test test-all faults peers growth folders startup report-growth
+.PHONY: help check test test-all faults peers growth folders startup report-growth memory gpu
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -29,3 +29,9 @@ startup:  ## from the command to the first step; half a minute
 
 report-growth:  ## a report by the number of runs and a plan by the network's depth; a minute
 	python -m benchmarks.report
+
+memory:  ## what plan says of a step's memory, and what it is; two minutes
+	python -m benchmarks.memory
+
+gpu:  ## everything that a CUDA device is to show; at most eight minutes
+	python -m benchmarks.gpu

@@ -1,9 +1,17 @@
 """The benchmarks do what they say, at a size that says nothing of speed."""
 
+import json
 import subprocess
 import sys
 
 import pytest
+
+from benchmarks import memory
+from benchmarks.gpu import __main__ as gpu
+from benchmarks.gpu.parts import PARTS
+from benchmarks.gpu.rows import Setting
+from benchmarks.peers.contender import contenders
+from vggexp.processor import multiplies_bf16
 
 
 def page_of(tmp_path, module, *small) -> list[list[str]]:
@@ -39,5 +47,91 @@ def test_folders(tmp_path):
 def test_every_contender_does_the_same_work(tmp_path):
     for peer in ("lightning", "timm"):
         pytest.importorskip(peer)
-    rows = page_of(tmp_path, "peers", "--rounds=1", "--images=64", "--epochs=1", "--size=32")
-    assert len(rows) == 8 and all(float(row[1]) > 0 for row in rows)
+    rows = page_of(tmp_path, "peers", "--rounds=1", "--images=128", "--epochs=1", "--size=32")
+    assert [row[0] for row in rows] == list(contenders(multiplies_bf16()))
+    assert all(float(row[1]) > 0 for row in rows)
+
+
+@pytest.mark.parametrize("bf16", [True, False])
+def test_a_contender_uses_bf16_where_it_is_multiplied(bf16):
+    names = list(contenders(bf16))
+    assert len(names) == len(set(contenders(bf16).values())) == 7 + bf16
+    assert sum("bf16" in name for name in names) == 3 * bf16
+
+
+def test_the_memory_of_a_step(tmp_path):
+    (row,) = page_of(tmp_path, "memory", "--case=data=synthetic arch=lenet data.batch_size=32")
+    assert row[1] == "fp32" or row[1] == "bf16"
+
+
+SMALL = "data=synthetic data.batch_size=16 arch.width=0.25 arch.hidden=[64]"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        SMALL,
+        f"{SMALL} data.size=64 device.precision=fp32",
+        f"{SMALL} arch=vgg16 optimizer=adam train.ema=0.9 device.precision=fp32",
+        f"{SMALL} arch=vgg11_bn",
+        f"{SMALL} arch=vgg11_lrn",
+        f"{SMALL} train.accumulate=4",
+        "data=synthetic arch=lenet",
+    ],
+)
+def test_plan_tells_the_memory_of_a_step(words):
+    config = memory.configured(words)
+    step, held = memory.stepping(config)
+    step()  # makes the optimizer's state
+    estimate = memory.plan.plan(config).memory_bytes["total"]
+    assert estimate == pytest.approx(memory.of_tensors(step, held()), rel=0.15)  # without a library's workspaces
+
+
+GPU_ROWS = {
+    "speed": ["matrix", "training at 96", "its share", "the fastest", "training at 224", "its share", "the fastest"],
+    "source run": [
+        f"source run: {what}" for what in ("5 epochs", "the first", "chec", "the whole", "share", "test acc")
+    ],
+    "waits": ["waits of the host for the device, a step", "waits of the host for the device, an epoch besides"],
+    "peer": ["vggexp over a loop with a DataLoader", "their rates"],
+    "deterministic": ["runs with the same weights", "device.deterministic=true over false"],
+    "memory": [f"memory of {net}" for net in ("the source run", "vgg16", "vgg11 with batch", "vgg11 with adam") * 2],
+    "channels_last": ["device.channels_last=true over false"],
+    "compile": ["device.compile=true over", "device.compile=true: a first", "device.compile=true: a second"],
+}
+
+
+def has_every_row(part: str, names: list[str]) -> bool:
+    wanted = sorted(GPU_ROWS[part])
+    return len(names) == len(wanted) and all(map(str.startswith, sorted(names), wanted))
+
+
+@pytest.mark.slow  # minutes, most of them in torch.compile
+def test_gpu_on_a_processor(tmp_path):
+    rows = page_of(tmp_path, "gpu", "--device=cpu", "--small", "--seconds=2000")
+    for part in PARTS:
+        names, rows = rows[: len(GPU_ROWS[part])], rows[len(GPU_ROWS[part]) :]
+        assert has_every_row(part, [name for name, *_ in names])
+    assert not rows
+
+
+@pytest.mark.parametrize("part", ["speed", "waits"])
+def test_a_part_of_gpu(part, capfd):
+    PARTS[part][0](Setting("cpu", small=True))
+    rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
+    assert has_every_row(part, [name for name, *_ in rows])
+
+
+def test_a_part_that_fails_and_one_without_time(monkeypatch):
+    monkeypatch.setattr(gpu, "PARTS", {**PARTS, "unknown": (None, 60)})
+    setting = Setting("cpu", small=True)
+    assert gpu.part("speed", setting, 3) == ([], "not run: 3 s were left")
+    assert gpu.part("unknown", setting, 60) == ([], "failed: KeyError: 'unknown'")
+    monkeypatch.setattr(gpu, "LEAST", 0)
+    assert gpu.part("speed", setting, 0.3) == ([], "failed: stopped after 0 s")
+
+
+def test_gpu_without_one(monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    monkeypatch.setattr("sys.argv", ["gpu"])
+    assert gpu.main() == 2 and "--device cpu --small" in capsys.readouterr().err

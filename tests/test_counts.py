@@ -1,6 +1,5 @@
 """What a step and a start cost, in counts and not in seconds: a count is the same on a busy machine."""
 
-import contextlib
 import subprocess
 import sys
 from collections import Counter
@@ -10,15 +9,22 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from benchmarks.memory import Tensors
 from tests.conftest import TINY
 from vggexp import precision
+from vggexp.clock import Clock
 from vggexp.data.batches import Resident
 from vggexp.data.transforms import Preprocess
 from vggexp.ema import Ema
 from vggexp.metrics import Sums
 from vggexp.models.vgg import vgg
+from vggexp.repeat import Silence
+from vggexp.schedules import schedule
 from vggexp.shapes import Block
-from vggexp.step import Guard, gradients, update
+from vggexp.signals import Stop
+from vggexp.speed import Never
+from vggexp.step import Guard
+from vggexp.train import Plan, State, one_epoch
 
 CPU = torch.device("cpu")
 READS = "aten._local_scalar_dense.default"  # the host waits for a number of the device
@@ -36,39 +42,58 @@ class Calls(TorchDispatchMode):
         return function(*arguments, **(named or {}))
 
 
-def one_step(kind: str, fused: bool = True) -> Counter[str]:
-    """The operators of a training step with its data and moving average, as on an accelerator."""
+def loop(kind: str, images: int, fused: bool = True):
+    """A call that makes an epoch in batches of 32, as on an accelerator, with all that the loop does around a step."""
     net = vgg(
         [Block(1, 4), Block(2, 8)], norm="none", hidden=(16,), dropout=0.5, width=1, in_channels=1, size=8, classes=4
     )
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, fused=fused)
-    guard, sums, ema, scaler = Guard(CPU), Sums(CPU), Ema(net, 0.9), precision.scaler(kind, CPU)
+    guard, course = Guard(CPU), schedule("constant", 0.1, 0, epochs=9, steps_per_epoch=9)
     guard.on_cpu = False  # there the flag is read at once
-    images, labels = torch.zeros(64, 1, 8, 8, dtype=torch.uint8), torch.zeros(64, dtype=torch.int64)
-    batches = Resident(images, labels, Preprocess(8, None, None), batch_size=32, device=CPU).train(0)
-    calls = Calls()
-    for step, (pictures, truth) in enumerate(batches):
-        with calls if step else contextlib.nullcontext():  # the first step makes the optimizer's state
-            loss, logits = gradients(
-                net, scaler, guard, pictures, truth, batch_size=32, micro_batches=1, label_smoothing=0.0,
-                autocast=partial(precision.autocast, kind, CPU),
-            )  # fmt: skip
-            sums.add(loss, logits, truth)
-            update(net, optimizer, scaler, guard, step, loss, None)
-            ema.update(net)
-    return calls.calls
+    state = State(net, optimizer, course, precision.scaler(kind, CPU), Ema(net, 0.9), Sums(CPU))
+    plan = Plan(CPU, 0, 9, 32, 0.0, None, None, 0.0, partial(precision.autocast, kind, CPU))
+    pictures, labels = torch.zeros(images, 1, 8, 8, dtype=torch.uint8), torch.zeros(images, dtype=torch.int64)
+    batches = Resident(pictures, labels, Preprocess(8, None, None), batch_size=32, device=CPU)
+
+    def epoch() -> None:
+        state.batch = 0
+        one_epoch(state, batches, plan, Clock(CPU), guard, Silence(), Never(), Stop())
+
+    epoch()  # makes the optimizer's state
+    return epoch
+
+
+def of_epoch(count: TorchDispatchMode, *words) -> TorchDispatchMode:
+    epoch = loop(*words)
+    with count:
+        epoch()
+    return count
+
+
+def a_step(kind: str, fused: bool = True) -> Counter[str]:
+    """The operators by which an epoch of three steps has more than one of two."""
+    three, two = (of_epoch(Calls(), kind, images, fused).calls for images in (96, 64))
+    return three - two
 
 
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("kind", ["fp32", "bf16"])
-def test_nothing_in_a_step_waits_for_the_device(kind, fused):
-    assert one_step(kind, fused)[READS] == 0
+def test_an_epoch_waits_for_the_device_once(kind, fused):
+    assert a_step(kind, fused)[READS] == 0
+    assert of_epoch(Calls(), kind, 64, fused).calls[READS] == 1  # at its end, whether a step was bad
 
 
-@pytest.mark.parametrize(("kind", "most"), [("fp32", 112), ("bf16", 135)])
+@pytest.mark.parametrize(("kind", "most"), [("fp32", 109), ("bf16", 132)])
 def test_a_step_calls_no_more_operators_than_it_did(kind, most):
-    calls = one_step(kind)
+    calls = a_step(kind)
     assert calls.total() <= most, calls
+
+
+@pytest.mark.parametrize(("kind", "most"), [("fp32", 70), ("bf16", 93)])
+def test_a_step_makes_no_more_tensors_than_it_did(kind, most):
+    three, two = (of_epoch(Tensors(), kind, images) for images in (96, 64))
+    assert three.made - two.made <= most
+    assert three.live <= 0  # nothing of an epoch is left but what took the place of something else
 
 
 def test_a_run_loads_nothing_that_it_does_not_use(tmp_path):

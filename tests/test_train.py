@@ -285,4 +285,22 @@ def test_a_sleep_is_booked_where_it_was(part):
     train(state, slow, plan, Clock(CPU), slow.scores, slow, slow, Stop())
     times = [row[f"time/{part}_seconds"] for row in state.history]
     assert all(seconds >= slow.seconds * (1 if part == "evaluation" else 3) for seconds in times)
-    assert part == max(PARTS, key=lambda other: sum(row[f"time/{other}_seconds"] for row in state.history))
+
+
+@pytest.mark.parametrize("part", ["data", "compute", "optimizer", "evaluation", "checkpoint", "logging"])
+def test_a_sleep_is_booked_whole_and_nowhere_else(part, monkeypatch):
+    """5 ms in each place, by a clock that goes on only there: nothing of the machine is in the figures."""
+    ticks: list[float] = []
+    monkeypatch.setattr("vggexp.clock.time.perf_counter", lambda: sum(ticks))
+    monkeypatch.setattr(time, "sleep", lambda seconds: ticks.append(seconds))
+    monkeypatch.setattr(Slow, "seconds", 0.005)
+    state, slow, clock = fresh(), Slow(part), Clock(CPU)
+    state.net.register_full_backward_pre_hook(lambda *_: slow.sleep("compute"))
+    state.optimizer.register_step_pre_hook(lambda *_: slow.sleep("optimizer"))
+    plan = Plan(CPU, 0, 2, 8, 0.0, None, None, 0.0, contextlib.nullcontext)
+    train(state, slow, plan, clock, slow.scores, slow, slow, Stop())
+    rows = [*state.history, clock.read()]  # what follows the last epoch is in no row
+    booked = {other: sum(row[f"time/{other}_seconds"] for row in rows) for other in PARTS}
+    assert booked == pytest.approx({other: sum(ticks) * (other == part) for other in PARTS})
+    assert sum(ticks) == pytest.approx(0.005 * {"evaluation": 2, "checkpoint": 8}.get(part, 6))
+    assert sum(row["time/epoch_seconds"] for row in rows) == pytest.approx(sum(ticks))

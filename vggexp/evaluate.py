@@ -30,8 +30,8 @@ def predict(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: Callable[[], AbstractContextManager]
 ) -> tuple[Tensor, Tensor]:
     """logits [N, K] in fp32 and labels [N], both on the CPU, in the order of the batches."""
-    pairs = [(logits.cpu(), labels.cpu()) for labels, logits in _forward(net, batches, autocast)]
-    return torch.cat([logits for logits, _ in pairs]), torch.cat([labels for _, labels in pairs])
+    labels, logits = zip(*_forward(net, batches, autocast), strict=True)
+    return torch.cat(logits).cpu(), torch.cat(labels).cpu()  # one wait for the device, not one a batch
 
 
 def _forward(

@@ -40,4 +40,6 @@ def prepare(device: torch.device, precision: str, deterministic: bool, threads: 
         torch.backends.cudnn.benchmark = not deterministic
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
+        # Else every new tensor is filled first, which only tells where memory is read before it is written.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     return torch.get_num_threads()

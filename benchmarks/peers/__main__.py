@@ -6,39 +6,23 @@ dataset-fashion-mnist. A full run takes about a quarter of an hour on two cores.
 """
 
 import argparse
-import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import time
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
 
+from benchmarks.peers.contender import Result, contenders, measured
 from vggexp import processor
 
-CONTENDERS = {
-    "vggexp": ("with_vggexp", "--best"),
-    "vggexp, fp32": ("with_vggexp",),
-    "plain loop": ("plain",),
-    "plain loop, bf16, channels_last": ("plain", "--best"),
-    "Lightning": ("with_lightning",),
-    "Lightning, bf16-mixed, channels_last": ("with_lightning", "--best"),
-    "timm's parts": ("with_timm",),
-    "timm's parts, bf16, channels_last": ("with_timm", "--best"),
-}
 TARGET = Path(__file__).parents[1] / "peers.md"
-
-
-class Result(NamedTuple):
-    images_per_second: float
-    first_step_seconds: float
-    total_seconds: float
-    peak_bytes: int
-    work: tuple[int, int]  # parameters, steps: the same for all
+FORMATS = {
+    True: "This processor multiplies bf16: vggexp and the peers with their best flags use it, the others fp32.",
+    False: "This processor does not multiply bf16: all use fp32, with their best flags the peers add channels_last.",
+}
 
 
 def main() -> int:
@@ -49,13 +33,14 @@ def main() -> int:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--out", type=Path, default=TARGET)
     asked = parser.parse_args()
-    names = list(CONTENDERS)
+    known = contenders(processor.multiplies_bf16())
+    names = list(known)
     words = [f"--images={asked.images}", f"--epochs={asked.epochs}", f"--size={asked.size}"]
     results: dict[str, list[Result]] = {name: [] for name in names}
     begin = time.monotonic()
     for turn in range(asked.rounds):
         for place, name in enumerate(names):
-            results[name].append(measured(*CONTENDERS[name], *words))
+            results[name].append(measured(*known[name], *words))
             done = turn * len(names) + place + 1
             left = (time.monotonic() - begin) / done * (asked.rounds * len(names) - done) / 60
             told = f"round {turn + 1}/{asked.rounds}  {name}  {results[name][-1].images_per_second:.1f} img/s"
@@ -67,24 +52,6 @@ def main() -> int:
     print(page)
     asked.out.write_text(page)
     return 0
-
-
-def measured(module: str, *words: str) -> Result:
-    """A contender from its start to its end."""
-    command = [sys.executable, "-m", f"benchmarks.peers.{module}", *words]
-    begin = time.time()
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    out, err = process.stdout.read(), process.stderr.read()  # neither fills a pipe
-    _, status, used = os.wait4(process.pid, 0)
-    if status:
-        raise SystemExit(f"{module}: {err[-2000:]}")
-    told = {}
-    for line in out.splitlines():
-        told |= json.loads(line) if line.startswith("{") else {}
-    work = (told["parameters"], told["steps"])
-    return Result(
-        told["images_per_second"], told["first_step"] - begin, time.time() - begin, used.ru_maxrss * 1024, work
-    )
 
 
 def record(results: dict[str, list[Result]], asked: argparse.Namespace) -> str:
@@ -103,18 +70,20 @@ def record(results: dict[str, list[Result]], asked: argparse.Namespace) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     versions = ", ".join(f"{name} {version(name)}" for name in ("vggexp", "torch", "lightning", "timm", "torchvision"))
     table = "\n".join(lines)
+    instructions = "with bf16 instructions" if processor.multiplies_bf16() else "without bf16 instructions"
     return f"""# Beside the peers
 
 The source run's network (VGG-11, 44.9 million parameters), Fashion-MNIST at {asked.size} px, batch 128, plain SGD:
 {asked.images:,} images, {asked.epochs} epochs of which the faster counts, {asked.rounds} rounds in turn, medians with
 their range. Every contender does the same number of steps. The ratio is taken within each round.
+{FORMATS[processor.multiplies_bf16()]}
 
 | contender | images/s | range | vggexp is faster by | s to the first step | s in all | GB at most |
 |---|---:|---:|---:|---:|---:|---:|
 {table}
 
 `python -m benchmarks.peers --rounds {asked.rounds} --images {asked.images}` ({date.today()}), {os.cpu_count()} virtual
-cores of {processor.model()}; Python {platform.python_version()}, {versions}.
+cores of {processor.model()}, {instructions}; Python {platform.python_version()}, {versions}.
 The seconds in all of vggexp hold its checkpoints and TensorBoard events. timm's training script is not in its package;
 "timm's parts" are its loader, optimizer factory and meters in the loop of its documentation. The memory is that of the
 main process; the peers' loaders have two worker processes besides.

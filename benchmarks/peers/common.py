@@ -6,10 +6,17 @@ import json
 import shutil
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
 
+import numpy
+import torch
+from PIL import Image
 from torch import nn
+from torch.utils.data import Dataset
+
+from vggexp.processor import multiplies_bf16
 
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 
@@ -21,8 +28,11 @@ def work() -> argparse.Namespace:
     parser.add_argument("--size", type=int, default=96)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2)
-    parser.add_argument("--best", action="store_true", help="bf16 and channels_last")
-    return parser.parse_args()
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--best", action="store_true", help="channels_last, and bf16 where it is multiplied")
+    asked = parser.parse_args()
+    asked.bf16 = asked.best and (asked.device == "cuda" or multiplies_bf16())
+    return asked
 
 
 def vgg11(size: int) -> nn.Sequential:
@@ -39,8 +49,10 @@ def vgg11(size: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4096, 10))
 
 
-def pictures(images: int, size: int):
-    """The first Fashion-MNIST pictures by torchvision's data set, resized in its transform."""
+def pictures(images: int, size: int) -> Dataset:
+    """The first Fashion-MNIST pictures by torchvision's data set, resized in its transform; else noise."""
+    if not (SYSTEM.is_dir() and find_spec("torchvision")):
+        return Noise(images, size)
     from torch.utils.data import Subset
     from torchvision import datasets, transforms
 
@@ -52,6 +64,20 @@ def pictures(images: int, size: int):
     steps = transforms.Compose([transforms.Resize(size), transforms.ToTensor()])
     whole = datasets.FashionMNIST(raw.parents[1], train=True, transform=steps)
     return Subset(whole, range(images))
+
+
+class Noise(Dataset):
+    """Pictures of Fashion-MNIST's kind, and what torchvision's two transforms do to them, by hand."""
+
+    def __init__(self, images: int, size: int):
+        self.images, self.size = numpy.random.default_rng(0).integers(0, 256, (images, 28, 28), numpy.uint8), size
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+        picture = Image.fromarray(self.images[index]).resize((self.size, self.size), Image.Resampling.BILINEAR)
+        return torch.from_numpy(numpy.array(picture))[None].float().div(255), index % 10
 
 
 class Report:

@@ -1,4 +1,4 @@
-"""Lightning's Trainer with its defaults; --best sets precision="bf16-mixed" and channels_last."""
+"""Lightning's Trainer with its defaults; --best: channels_last, and bf16-mixed where bf16 is multiplied."""
 
 import warnings
 from tempfile import mkdtemp
@@ -43,7 +43,7 @@ def main() -> None:
     many = {"num_workers": asked.workers, "persistent_workers": asked.workers > 0}
     batches = DataLoader(pictures(asked.images, asked.size), asked.batch_size, shuffle=True, **many)
     model = Classifier(asked.size, report)
-    flags = {"precision": "bf16-mixed"} if asked.best else {}
+    flags = {"precision": "bf16-mixed"} if asked.bf16 else {}
     if asked.best:
         model = model.to(memory_format=torch.channels_last)
     trainer = lightning.Trainer(

@@ -1,4 +1,5 @@
-"""timm's loader and optimizer factory in the loop of its documentation; --best: bf16 autocast and channels_last.
+"""timm's loader and optimizer factory in the loop of its documentation; --best: channels_last, and bf16 autocast where
+that is multiplied.
 
 timm's training script is not in its package, so this uses the package's parts with the script's defaults.
 """
@@ -30,7 +31,7 @@ def main() -> None:
         for images, labels in batches:
             if asked.best:
                 images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=asked.best):
+            with torch.autocast("cpu", torch.bfloat16, enabled=asked.bf16):
                 logits = net(images)
                 loss = loss_of(logits, labels)
             optimizer.zero_grad()

@@ -5,7 +5,7 @@ from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 
-from benchmarks.peers.common import Report, count, work
+from benchmarks.peers.common import SYSTEM, Report, count, work
 
 
 def main() -> None:
@@ -16,7 +16,8 @@ def main() -> None:
     config = compose.load_run(compose.parse([
         "experiment=gluon_vgg11", f"data.limit={asked.images}", f"data.resize={asked.size}",
         f"data.batch_size={asked.batch_size}", f"train.epochs={asked.epochs}", "train.test_each_epoch=false",
-        "train.rest_minutes=0", *(["device=cpu"] if asked.best else ["device=cpu", "device.precision=fp32"]),
+        "train.rest_minutes=0", f"device={asked.device}", *([] if asked.best else ["device.precision=fp32"]),
+        *([] if SYSTEM.is_dir() else ["data=synthetic", f"data.images={asked.images}", "data.size=28"]),
     ]))  # fmt: skip
     import vggexp.train
     from vggexp import build, keep

@@ -51,7 +51,7 @@ class Resident:
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """The epoch's batches from number `start` on, each picture once; the last may be short."""
-        places = order(self.seed, epoch, self.count).to(self.images.device)
+        places = _send(order(self.seed, epoch, self.count), self.images.device)
         for index in range(start, self.batches_per_epoch):
             images, labels = self._take(places, index)
             yield self.preprocess(images, self._changes(epoch, index, len(images))), labels

@@ -6,6 +6,7 @@ window for each picture by two matrix products (`resample`). Both use the triang
 """
 
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -101,8 +102,13 @@ def windows(uniform: Tensor, height: int, width: int, size: int, augment: Augmen
 
 def fit(images: Tensor, size: int) -> Tensor:
     """The square in the middle, its side scaled to `size`: torchvision's Resize and CenterCrop."""
-    window = windows(torch.zeros(1, UNIFORM), images.shape[-2], images.shape[-1], size, PLAIN)
-    return cut(images, window[0].tolist(), size)
+    return cut(images, middle(images.shape[-2], images.shape[-1], size), size)
+
+
+@cache
+def middle(height: int, width: int, size: int) -> list[int]:
+    """The window of `fit`: the same for every batch, and as many small operators as half a small network."""
+    return windows(torch.zeros(1, UNIFORM), height, width, size, PLAIN)[0].tolist()
 
 
 def cut(images: Tensor, window: list[int], size: int) -> Tensor:

@@ -1,0 +1,178 @@
+"""python -m benchmarks.memory [--out FILE]: the memory of a training step, as `vggexp.plan` tells it and as it is.
+
+The second step of each configuration on the CPU, measured twice: the tensors that torch's operators make, which is what
+the plan counts, and all that torch's allocator gives out meanwhile, with the workspaces that libraries take inside an
+operator. Neither is resident memory, of which a process's libraries take several hundred MB and which keeps freed
+pages. Prints a table; --out writes it. About two minutes on two cores, and 6 GB at most.
+"""
+
+import argparse
+import os
+import platform
+import sys
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterator
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vggexp import build, plan, processor
+from vggexp.config import compose
+from vggexp.config.rules import inputs
+from vggexp.config.schema import Config
+from vggexp.step import Guard, gradients, update
+
+CASES = (
+    "",
+    "arch=vgg16 data.batch_size=32",
+    "arch=vgg19 data.resize=32",
+    "arch=vgg11_bn data.batch_size=32",
+    "arch=vgg11_lrn data.batch_size=32",
+    "optimizer=adam data.resize=32",
+    "train.ema=0.999 data.resize=32",
+    "train.accumulate=4 data.batch_size=64",
+    "device.precision=bf16 data.batch_size=8",
+    "arch=alexnet data.batch_size=64",
+)
+
+
+class Peak(NamedTuple):
+    """Bytes of one configuration's step."""
+
+    estimate: int
+    tensors: int
+    allocator: int
+
+
+class Tensors(TorchDispatchMode):
+    """Counts operators, and follows the storages they make: how many, and the most bytes that lived at a time."""
+
+    def __init__(self, held: int = 0):
+        super().__init__()
+        self.made, self.live, self.peak = 0, held, held
+        self.calls: Counter[str] = Counter()
+        self._seen = weakref.WeakSet[Any]()
+
+    def __torch_dispatch__(self, function, types, arguments=(), named=None):
+        given = {leaf.untyped_storage() for leaf in tree_leaves((arguments, named)) if isinstance(leaf, Tensor)}
+        result = function(*arguments, **(named or {}))
+        self.calls[str(function)] += 1
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, Tensor) and leaf.untyped_storage() not in given:
+                self._follow(leaf.untyped_storage())
+        return result
+
+    def _follow(self, storage: Any) -> None:
+        if storage in self._seen:
+            return
+        self._seen.add(storage)
+        self.made += 1
+        self.live += storage.nbytes()
+        self.peak = max(self.peak, self.live)
+        weakref.finalize(storage, self._freed, storage.nbytes())
+
+    def _freed(self, size: int) -> None:
+        self.live -= size
+
+
+def stepping(config: Config) -> tuple[Callable[[], None], Callable[[], int]]:
+    """A call that makes one training step, and one that tells the bytes held between two steps, with the batch."""
+    hardware = build.hardware(config)
+    state, fixed, given = build.state(config, hardware, 1), build.plan(config, hardware), inputs(config)
+    images = torch.zeros(config.data.batch_size, given.channels, given.size, given.size)
+    labels, guard = torch.zeros(len(images), dtype=torch.int64), Guard(fixed.device)
+
+    def step() -> None:
+        loss, _ = gradients(
+            state.net, state.scaler, guard, images, labels, batch_size=fixed.batch_size,
+            micro_batches=state.micro_batches, label_smoothing=fixed.label_smoothing, autocast=fixed.autocast,
+        )  # fmt: skip
+        update(state.net, state.optimizer, state.scaler, guard, 0, loss, fixed.clip_norm)
+        if state.ema is not None:
+            state.ema.update(state.net)
+
+    def held() -> int:
+        parts = tree_leaves([state.net.state_dict(), state.optimizer.state_dict(), images, labels])
+        parts += tree_leaves(state.ema.state_dict()) if state.ema is not None else []
+        return sum(part.nbytes for part in parts if isinstance(part, Tensor))
+
+    return step, held
+
+
+def measured(config: Config) -> Peak:
+    step, held = stepping(config)
+    step()  # makes the optimizer's state
+    estimate = plan.plan(config).memory_bytes["total"] or 0
+    return Peak(estimate, of_tensors(step, held()), held() + of_allocator(step))
+
+
+def of_tensors(step: Callable[[], None], held: int) -> int:
+    with Tensors(held) as tensors:
+        step()
+    return tensors.peak
+
+
+def of_allocator(step: Callable[[], None]) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        step()
+    results = profiled.profiler.kineto_results  # type: ignore[union-attr]
+    events = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+    live = peak = 0
+    for _, size in events:  # freed: negative
+        live += size
+        peak = max(peak, live)
+    return peak
+
+
+def configured(words: str) -> Config:
+    return compose.load_run(compose.parse(["device=cpu", *words.split()]))
+
+
+def rows(cases: tuple[str, ...]) -> Iterator[str]:
+    for words in cases:
+        config = configured(words)
+        peak = measured(config)
+        print(words or "the default run", file=sys.stderr, flush=True)
+        cells = [words or "the default run", plan.plan(config).precision, f"{peak.estimate / 1e6:,.0f}"]
+        for found in (peak.tensors, peak.allocator):
+            cells += [f"{found / 1e6:,.0f}", f"{100 * (peak.estimate / found - 1):+.0f} %"]
+        yield "| " + " | ".join(cells) + " |"
+
+
+def record(lines: Iterator[str]) -> str:
+    table = "\n".join(lines)
+    return f"""# The memory of a training step
+
+MB at the peak of the second step on a processor. Estimate: `vggexp.plan`. Tensors: what torch's operators make. With
+workspaces: all that torch's allocator gives out, also inside an operator. Beside each: how far off the estimate is.
+
+| configuration | format | estimate | tensors | off by | with workspaces | off by |
+|---|---|---:|---:|---:|---:|---:|
+{table}
+
+`python -m benchmarks.memory` ({date.today()}), {os.cpu_count()} virtual cores of {processor.model()}; Python
+{platform.python_version()}, torch {version("torch")}. The default run is VGG-11 at 96 px, batch 128.
+"""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="benchmarks.memory", description=__doc__)
+    parser.add_argument("--case", action="append", help="overrides of a run, in one word; may be given again")
+    parser.add_argument("--out", type=Path)
+    asked = parser.parse_args()
+    page = record(rows(tuple(asked.case or CASES)))
+    print(page)
+    if asked.out:
+        asked.out.write_text(page)
+
+
+if __name__ == "__main__":
+    main()
