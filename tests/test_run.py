@@ -200,10 +200,12 @@ def test_missing_data_is_told_before_anything_is_written(command, tmp_path):
     assert not Path("outputs").exists()
 
 
-def test_a_sweep_runs_all_and_ends_with_a_table(command):
-    axes = ["-m", "arch=vgg11,vgg13", "optimizer.lr=0.01,100", "arch.init=paper"]
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_a_sweep_runs_all_and_ends_with_a_table(command, launcher):
+    axes = ["-m", f"hydra/launcher={launcher}", "arch=vgg11,vgg13", "optimizer.lr=0.01,100", "arch.init=paper"]
     code, out, err = command(*TINY, *axes)
-    assert code == 7 and err.count("not finite") == 2 and "2 of 4 jobs did not finish" in err
+    told = (out if launcher == "local" else err).count("the loss or its gradient is not finite at epoch 1")
+    assert code == 7 and told == (4 if launcher == "local" else 2) and "2 of 4 jobs did not finish" in err
     table = [line for line in out.splitlines() if line.startswith("|")]
     assert len(table) == 6 and table[0].split()[1:4] == ["arch", "|", "optimizer.lr"]
     assert [("finished" in line, "failed" in line) for line in table[2:]] == [(True, False)] * 2 + [(False, True)] * 2
@@ -215,7 +217,8 @@ def test_a_sweep_runs_all_and_ends_with_a_table(command):
     for row in kept[:2]:
         assert float(row["val/accuracy"]) == result(row["run"])["val/accuracy"]
     again = command(*TINY, *axes)
-    assert again[0] == 7 and again[1].count("already finished") == 2
+    finished = "before   2 of 4 jobs finished" if launcher == "local" else "already finished"
+    assert again[0] == 7 and finished in again[1] and "sweep.retry_failed=true tries again" in again[1]
 
 
 def test_a_run_in_a_notebook_gives_the_recorded_scores(command):

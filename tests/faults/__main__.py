@@ -1,6 +1,6 @@
 """python -m tests.faults [--small] [CATALOGUE...]: runs the catalogues and prints how many cases were survived.
 
-All of them at full size also write benchmarks/faults.md.
+At full size each writes its row into benchmarks/faults.md.
 """
 
 import argparse
@@ -10,6 +10,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -29,6 +30,7 @@ class Row(NamedTuple):
     cases: int
     survived: int
     seconds: float
+    day: str
 
 
 def main() -> int:
@@ -37,11 +39,22 @@ def main() -> int:
     parser.add_argument("catalogues", nargs="*", choices=[*CATALOGUES, []], metavar="CATALOGUE")
     parser.add_argument("--small", action="store_true", help="the part that runs with the tests")
     arguments = parser.parse_args()
-    rows = [measured(name, arguments.small) for name in arguments.catalogues or CATALOGUES]
+    rows = []
+    for name in arguments.catalogues or CATALOGUES:
+        rows.append(measured(name, arguments.small))
+        if not arguments.small:
+            RECORD.write_text(record({row.title: row for row in [*recorded(), rows[-1]]}))
     print(table(rows))
-    if not arguments.small and len(rows) == len(CATALOGUES):
-        RECORD.write_text(record(rows))
     return int(any(row.survived < row.cases for row in rows))
+
+
+def recorded() -> list[Row]:
+    """The rows of an earlier record, in which a catalogue that is run again takes its own place."""
+    lines = RECORD.read_text().splitlines() if RECORD.exists() else []
+    cells = [[cell.strip().replace(",", "") for cell in line.strip("|").split("|")] for line in lines if "|" in line]
+    titles = {catalogue.title.replace(",", ""): catalogue.title for catalogue in CATALOGUES.values()}
+    return [Row(titles[title], int(cases), int(survived), float(seconds), day)
+            for title, cases, survived, seconds, day in cells if title in titles]  # fmt: skip
 
 
 def measured(name: str, small: bool) -> Row:
@@ -49,27 +62,28 @@ def measured(name: str, small: bool) -> Row:
     cases, problems = results(CATALOGUES[name], small)
     for problem in problems:
         print(f"{name}: {problem}", file=sys.stderr)
-    row = Row(CATALOGUES[name].title, cases, cases - len(problems), time.monotonic() - begin)
+    row = Row(CATALOGUES[name].title, cases, cases - len(problems), time.monotonic() - begin, f"{date.today()}")
     print(f"{name}: {row.survived} of {row.cases} in {row.seconds:.0f} s", file=sys.stderr, flush=True)
     return row
 
 
-def table(rows: list[Row]) -> str:
-    lines = [f"| {row.title} | {row.cases:,} | {row.survived:,} | {row.seconds:.0f} |" for row in rows]
-    return "\n".join(["| fault | cases | survived | seconds |", "|---|---:|---:|---:|", *lines])
+def table(rows: Iterable[Row]) -> str:
+    lines = [f"| {row.title} | {row.cases:,} | {row.survived:,} | {row.seconds:.0f} | {row.day} |" for row in rows]
+    return "\n".join(["| fault | cases | survived | seconds | day |", "|---|---:|---:|---:|---|", *lines])
 
 
-def record(rows: list[Row]) -> str:
+def record(rows: dict[str, Row]) -> str:
+    ordered = [rows[one.title] for one in CATALOGUES.values() if one.title in rows]
     return f"""# What a run survives
 
 Real processes, real signals, real files. A case counts as survived when the run then holds, bit for bit, the weights,
 scores and TensorBoard points of an undisturbed run, or when what is wrong is refused in one line with its exit code.
 `tests/faults/` says what is done in each case.
 
-{table(rows)}
+{table(ordered)}
 
-`make faults` ({date.today()}), {sum(row.seconds for row in rows) / 60:.0f} minutes on {os.cpu_count()} cores of
-{processor.model()}; Python {platform.python_version()}, torch {version("torch")}.
+`make faults`, {sum(row.seconds for row in ordered) / 60:.0f} minutes on {os.cpu_count()} cores of
+{processor.model()}, beside other work; Python {platform.python_version()}, torch {version("torch")}.
 """
 
 
