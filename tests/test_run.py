@@ -204,7 +204,7 @@ def test_missing_data_is_told_before_anything_is_written(command, tmp_path):
 def test_a_sweep_runs_all_and_ends_with_a_table(command, launcher):
     axes = ["-m", f"hydra/launcher={launcher}", "arch=vgg11,vgg13", "optimizer.lr=0.01,100", "arch.init=paper"]
     code, out, err = command(*TINY, *axes)
-    told = (out if launcher == "local" else err).count("the loss or its gradient is not finite at epoch 1")
+    told = (out if launcher == "local" else err).count("the loss or its gradient is not finite")
     assert code == 7 and told == (4 if launcher == "local" else 2) and "2 of 4 jobs did not finish" in err
     table = [line for line in out.splitlines() if line.startswith("|")]
     assert len(table) == 6 and table[0].split()[1:4] == ["arch", "|", "optimizer.lr"]
