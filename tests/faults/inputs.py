@@ -206,7 +206,8 @@ def worker_kills(seed: int, folder: Path) -> str:
             with contextlib.suppress(OSError):
                 until(lambda: len(children(pid)) >= 2)
                 time.sleep(draw.uniform(0, 0.3))
-                os.kill(draw.choice(children(pid) or [0]), signal.SIGKILL)
+                if there := children(pid):  # none once the run has ended; and 0 would be this process's own group
+                    os.kill(draw.choice(there), signal.SIGKILL)
 
     end = run(folder, argv, meanwhile=kill)
     if end.code not in (0, 6) or len(end.err.splitlines()) != bool(end.code) or (times == 1 and end.code):
