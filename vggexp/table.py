@@ -1,7 +1,5 @@
 """The table at the end of a sweep: best first, what did not finish last; repeats with their mean and spread."""
 
-import csv
-import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -10,6 +8,8 @@ from typing import Any
 from vggexp.files import replace
 from vggexp.rundir import result_of
 from vggexp.runs import state_of
+from vggexp.sinks.console import clipped
+from vggexp.tabular import csv_text, markdown
 
 METRICS = ("val/accuracy", "val/loss", "test/accuracy")
 SHORT = 60  # characters of an error in a table; the CSV has all of it
@@ -27,13 +27,14 @@ def sweep_table(folders: Sequence[Path], overrides: Sequence[Sequence[str]], obj
     rows.sort(key=lambda row: (row["state"] != "finished", *_rank(row[objective], objective)))
     keys, metrics = swept(overrides), list(dict.fromkeys((objective, *METRICS)))
     columns = [*keys, *metrics, "seconds", "state", *["error"] * any(row["error"] for row in rows), "run"]
-    single = markdown(columns, [[_shown(row[column])[:SHORT] if column == "error" else _shown(row.get(column))
-                                 for column in columns] for row in rows])  # fmt: skip
+    shown = [row | {"error": clipped(str(row["error"]), SHORT)} for row in rows]
+    single = markdown(columns, [[_shown(row.get(column)) for column in columns] for row in shown])
     repeated = repeats_table(rows, keys, metrics, objective)
     print("\n".join(repeated or single))
     target.mkdir(parents=True, exist_ok=True)
     replace(target / "results.md", "\n".join([*repeated, *[""] * bool(repeated), *single, ""]).encode())
-    replace(target / "results.csv", _csv([columns, *([row.get(column) for column in columns] for row in rows)]))
+    exact = csv_text(columns, [[row.get(column) for column in columns] for row in rows])
+    replace(target / "results.csv", exact.encode())
     return sum(row["state"] != "finished" for row in rows)
 
 
@@ -106,22 +107,7 @@ def job_values(overrides: Sequence[str]) -> dict[str, str]:
     return dict(word.lstrip("+").partition("=")[::2] for word in overrides)
 
 
-def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue().encode()
-
-
 def _shown(value: Any) -> str:
     if value is None or value == "":
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """An aligned Markdown table."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-    widths = [max(len(row[index]) for row in [columns, *cells]) for index in range(len(columns))]
-    line = "| " + " | ".join(f"{{:<{width}}}" for width in widths) + " |"
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return [line.format(*columns), rule, *(line.format(*row) for row in cells)]

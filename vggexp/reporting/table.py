@@ -1,9 +1,6 @@
 """Runs side by side: the best first, with the settings in which they differ; and the means over their repeats."""
 
-import csv
-import io
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -17,8 +14,8 @@ from vggexp.config.rules import layers
 from vggexp.config.schema import Config, ImageFolder
 from vggexp.errors import VggexpError
 from vggexp.runs import Run
-from vggexp.sinks.console import printable
-from vggexp.table import markdown
+from vggexp.sinks.console import clipped
+from vggexp.tabular import csv_text, markdown
 
 ORDER = ("finished", "running", "interrupted", "not started")  # failed runs, and states nobody knows, come last
 MEASURED = ("val/accuracy", "val/loss", "test/accuracy", "epochs", "seconds", "parameters")
@@ -196,17 +193,11 @@ def cell(column: str, value: Any) -> str:
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows([columns, *([raw(row[column]) for column in columns] for row in rows)])
-    return text.getvalue()
+    return csv_text(columns, [[raw(row[column]) for column in columns] for row in rows])
 
 
 def as_markdown(columns: Sequence[str], rows: Sequence[Row], longest: int = 80) -> list[str]:
     """Texts lose what would break the table or be read as HTML, and what is longer than `longest`."""
-    cells = [[_plain(cell(column, row[column]), longest) for column in columns] for row in rows]
-    return markdown([_plain(column, longest) for column in columns], cells)
-
-
-def _plain(text: str, longest: int) -> str:
-    text = re.sub("[|<]", r"\\\g<0>", printable(text))
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+    cells = [[cell(column, row[column]) for column in columns] for row in rows]
+    head, *body = [[clipped(text, longest).replace("<", "\\<") for text in row] for row in [columns, *cells]]
+    return markdown(head, body)
