@@ -14,12 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals", "memory", "processor",
-               "process", "significance"],
+               "process", "significance", "scores", "tabular"],
     "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
-    "assembly": ["config", "build", "summary", "run", "runs", "search", "table", "forecast", "pool", "notebook",
-                 "speed", "repeat", "differing", "comparison", "verdict", "reporting"],
+    "assembly": ["config", "build", "summary", "run", "runs", "search", "seeds", "table", "forecast", "pool",
+                 "notebook", "speed", "repeat", "differing", "comparison", "verdict", "reporting"],
     "doors": ["__main__", "plan", "bench", "verify", "compare", "report", "__init__"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}

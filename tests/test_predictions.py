@@ -1,5 +1,9 @@
 """Predictions read back: whole, or refused in one line."""
 
+import io
+import zipfile
+from pathlib import Path
+
 import numpy
 import pytest
 
@@ -25,6 +29,7 @@ def test_read(tmp_path):
         ({"labels": LABELS - 1}, r"labels -1\.\.0"),
         ({"labels": LABELS * 1.0}, "labels of float64"),
         ({"scores": SCORES > 0.5}, "scores of bool"),
+        ({"scores": SCORES.astype(int)}, "scores of int64"),
         ({"scores": SCORES * numpy.inf}, "not finite"),
         ({"scores": SCORES.astype(object)}, "allow_pickle=False"),
         ({"scores": None}, "scores"),
@@ -58,3 +63,26 @@ def test_damage_of_any_kind(tmp_path, monkeypatch):
     monkeypatch.setattr("vggexp.predictions.MOST_BYTES", 100)
     with pytest.raises(CheckpointError, match="scores takes 152 bytes, more than 100"):
         read(tmp_path)
+
+
+def _archive(path: Path, scores: bytes) -> None:
+    labels = io.BytesIO()
+    numpy.save(labels, LABELS)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("labels.npy", labels.getvalue())
+        archive.writestr("scores.npy", scores)
+
+
+def test_a_header_reserves_no_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("vggexp.predictions.MOST_BYTES", 1 << 20)
+    file = io.BytesIO()
+    numpy.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 3)})
+    path = tmp_path / "predictions.npz"
+    for scores in (file.getvalue(), file.getvalue()[:20], b"", bytes(1 << 21)):
+        _archive(path, scores)
+        with pytest.raises(CheckpointError, match=r"predictions\.npz"):
+            read(tmp_path)
+    for content in (b"", b"PK\x03\x04" + bytes(50), path.read_bytes()[:-30]):
+        path.write_bytes(content)
+        with pytest.raises(CheckpointError, match=r"predictions\.npz"):
+            read(tmp_path)

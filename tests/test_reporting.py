@@ -1,7 +1,5 @@
-"""Runs side by side as plain values: what differs, what ranks, means over seeds; predictions read without trust."""
+"""Runs side by side as plain values: what differs, what ranks, means over seeds; mistakes."""
 
-import io
-import zipfile
 from functools import cache
 from pathlib import Path
 from statistics import mean, stdev
@@ -12,9 +10,9 @@ import pytest
 from vggexp.config import compose
 from vggexp.config.identity import flat, nested
 from vggexp.config.read import plain
-from vggexp.errors import CheckpointError
+from vggexp.predictions import read
 from vggexp.reporting.grids import axes, heat_map, natural
-from vggexp.reporting.predictions import class_names, confusion, read_predictions, worst_mistakes
+from vggexp.reporting.predictions import class_names, confusion, worst_mistakes
 from vggexp.reporting.table import as_csv, as_markdown, repeats, tabulated
 from vggexp.runs import Run
 
@@ -151,48 +149,12 @@ LABELS = np.array([0, 2, 2, 1])
 
 def test_confusions_and_mistakes(tmp_path):
     np.savez_compressed(tmp_path / "predictions.npz", scores=SCORES, labels=LABELS)
-    found = read_predictions(tmp_path)
+    found = read(tmp_path)
     assert confusion(found).tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 1]]
     worst = worst_mistakes(found)
     assert [(m.image, m.label, m.predicted) for m in worst] == [(1, 2, 1), (3, 1, 0)]
     assert [m.score for m in worst] == pytest.approx([0.9, 0.6]) and worst[1].label_score == pytest.approx(0.3)
     assert worst_mistakes(found, 1) == worst[:1]
-
-
-@pytest.mark.parametrize(
-    ("scores", "labels"),
-    [
-        (SCORES, LABELS[:3]), (SCORES, LABELS + 1), (SCORES, -LABELS), (SCORES[0], LABELS), (SCORES[:0], LABELS[:0]),
-        (SCORES.astype(int), LABELS), (SCORES.astype(object), LABELS), (SCORES, LABELS / 1),
-    ],
-)  # fmt: skip
-def test_predictions_that_no_run_writes_are_refused(tmp_path, scores, labels):
-    np.savez(tmp_path / "predictions.npz", scores=scores, labels=labels)
-    with pytest.raises(CheckpointError, match=r"predictions\.npz"):
-        read_predictions(tmp_path)
-
-
-def _archive(path: Path, scores: bytes) -> None:
-    labels = io.BytesIO()
-    np.save(labels, LABELS)
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("labels.npy", labels.getvalue())
-        archive.writestr("scores.npy", scores)
-
-
-def test_a_header_reserves_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("vggexp.reporting.predictions.MOST_BYTES", 1 << 20)
-    file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 3)})
-    path = tmp_path / "predictions.npz"
-    for scores in (file.getvalue(), file.getvalue()[:20], b"", bytes(1 << 21)):
-        _archive(path, scores)
-        with pytest.raises(CheckpointError, match=r"predictions\.npz"):
-            read_predictions(tmp_path)
-    for content in (b"", b"PK\x03\x04" + bytes(50), path.read_bytes()[:-30]):
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"predictions\.npz"):
-            read_predictions(tmp_path)
 
 
 def test_class_names(tmp_path):

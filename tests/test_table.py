@@ -5,7 +5,7 @@ import csv
 import pytest
 
 from vggexp.rundir import set_state
-from vggexp.table import markdown, sweep_table
+from vggexp.table import sweep_table
 
 RUNS = {  # state, val/accuracy, val/loss: the loss ranks otherwise
     "a": ("finished", 0.7, 0.9),
@@ -44,10 +44,9 @@ def test_ranking(tmp_path, capsys, objective, order):
     assert len({len(line) for line in lines}) == 1
 
 
-def test_markdown_is_aligned():
-    assert markdown(["run", "x"], [["a", "0.25"], ["longer", "-"]]) == [
-        "| run    | x    |",
-        "|--------|------|",
-        "| a      | 0.25 |",
-        "| longer | -    |",
-    ]
+def test_an_error_stays_one_line(tmp_path, capsys):
+    (tmp_path / "a").mkdir()
+    set_state(tmp_path / "a", "failed", error="no\x1b[2J|room\n" + "x" * 100)
+    assert sweep_table([tmp_path / "a"], [["seed=1"]], "val/accuracy", tmp_path) == 1
+    head, rule, row = capsys.readouterr().out.splitlines()
+    assert "no\\x1b[2J\\|room\\nxxx" in row and "xxx... |" in row and len(head) == len(rule) == len(row)

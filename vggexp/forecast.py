@@ -14,7 +14,8 @@ from vggexp.errors import VggexpError
 from vggexp.rundir import config_of, result_of
 from vggexp.shapes import macs, parameters
 from vggexp.sinks.console import duration
-from vggexp.table import job_values, markdown, swept
+from vggexp.table import job_values, swept
+from vggexp.tabular import markdown
 
 Costs = list[tuple[str, str, float]]  # of finished runs: network, device, seconds for 10^9 multiply-adds of training
 

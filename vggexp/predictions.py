@@ -25,9 +25,14 @@ class Predictions(NamedTuple):
     labels: Any  # integers [N], 0..K-1
 
     @property
+    def predicted(self) -> Any:
+        """integers [N]: the class of the highest score."""
+        return self.scores.argmax(1)
+
+    @property
     def right(self) -> Any:
         """bool [N]: which images get the highest score for their own class."""
-        return self.scores.argmax(1) == self.labels
+        return self.predicted == self.labels
 
 
 def read(folder: Path) -> Predictions:

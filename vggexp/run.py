@@ -19,6 +19,7 @@ from vggexp.config.schema import Config
 from vggexp.environment import device_name, environment
 from vggexp.errors import CheckpointError, InUseError, ResourceError, StoppedError, VggexpError
 from vggexp.evaluate import evaluate, predict
+from vggexp.predictions import PREDICTIONS
 from vggexp.signals import Stop, stopping
 from vggexp.sinks.console import Console
 from vggexp.train import Row, State, train
@@ -220,7 +221,7 @@ class Job:
         logits, labels = predict(net, batches, self.hardware.autocast)
         scores = logits.softmax(1)
         weights = {key: tensor.detach().cpu().contiguous() for key, tensor in net.state_dict().items()}
-        numpy.savez_compressed(self.folder / "predictions.npz", scores=scores.numpy(), labels=labels.numpy())
+        numpy.savez_compressed(self.folder / PREDICTIONS, scores=scores.numpy(), labels=labels.numpy())
         content = summary.content(self.config, self.hardware, state, scored, logits, labels, weights)
         clock.lap("evaluation")
         content |= summary.times(state.history, clock.read())

@@ -9,6 +9,7 @@ from typing import Any
 
 from vggexp.config.search import Axis, Settings
 from vggexp.errors import CheckpointError, ResourceError
+from vggexp.scores import higher_is_better
 
 STUDY = "study.log"
 RUN = "run"  # attribute of a trial, set last: the folder of its run, or nothing where its values do not fit together
@@ -38,7 +39,7 @@ def opened(folder: Path, name: str | None = None, objective: str = "") -> Study:
         there = optuna.get_all_study_names(storage)
         if not there:
             ways = optuna.study.StudyDirection
-            direction = ways.MAXIMIZE if objective.endswith("accuracy") else ways.MINIMIZE
+            direction = ways.MAXIMIZE if higher_is_better(objective) else ways.MINIMIZE
             return optuna.create_study(study_name=name, storage=storage, direction=direction)
         if name not in (None, *there):
             raise CheckpointError(f"{folder}: holds the search {there[0]}, not {name}; choose another hydra.sweep.dir")

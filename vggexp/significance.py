@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 from scipy.special import bdtr, betaincinv, stdtr, stdtrit  # type: ignore[import-untyped]
 
+from vggexp.scores import spread
+
 OUTSIDE = 0.05  # of the 95 % intervals, and the level of the tests
 SAME = 1e-12  # a spread below this share of the values is rounding
 
@@ -36,12 +38,10 @@ class Difference(NamedTuple):
 
 def mean(values: Sequence[float]) -> Mean:
     """values: one at least."""
-    n, middle = len(values), fmean(values)
-    if n == 1:
-        return Mean(n, middle, None, None)
-    deviation = stdev(values)
-    interval = None if deviation <= SAME * max(map(abs, values)) else _around(middle, deviation / sqrt(n), n - 1)
-    return Mean(n, middle, deviation, interval)
+    n, (middle, deviation) = len(values), spread(values)
+    if deviation is None or deviation <= SAME * max(map(abs, values)):
+        return Mean(n, middle, deviation, None)
+    return Mean(n, middle, deviation, _around(middle, deviation / sqrt(n), n - 1))
 
 
 def paired(first: Sequence[float], second: Sequence[float]) -> Difference:

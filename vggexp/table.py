@@ -1,20 +1,20 @@
 """The table at the end of a sweep: best first, what did not finish last; repeats with their mean and spread."""
 
-import csv
-import io
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
+from vggexp import seeds
 from vggexp.files import replace
 from vggexp.rundir import result_of
 from vggexp.runs import state_of
+from vggexp.scores import rank
+from vggexp.seeds import Row
+from vggexp.sinks.console import clipped
+from vggexp.tabular import csv_text, markdown
 
 METRICS = ("val/accuracy", "val/loss", "test/accuracy")
 SHORT = 60  # characters of an error in a table; the CSV has all of it
-
-Row = dict[str, Any]
 
 
 def sweep_table(folders: Sequence[Path], overrides: Sequence[Sequence[str]], objective: str, target: Path) -> int:
@@ -24,67 +24,47 @@ def sweep_table(folders: Sequence[Path], overrides: Sequence[Sequence[str]], obj
     is better unless it is a loss. Jobs that differ in their seed alone are one line of the printed table.
     """
     rows = [_row(folder, job, objective) for folder, job in zip(folders, overrides, strict=True)]
-    rows.sort(key=lambda row: (row["state"] != "finished", *_rank(row[objective], objective)))
+    rows.sort(key=lambda row: (row["state"] != "finished", *rank(row[objective], objective)))
     keys, metrics = swept(overrides), list(dict.fromkeys((objective, *METRICS)))
     columns = [*keys, *metrics, "seconds", "state", *["error"] * any(row["error"] for row in rows), "run"]
-    single = markdown(columns, [[_shown(row[column])[:SHORT] if column == "error" else _shown(row.get(column))
-                                 for column in columns] for row in rows])  # fmt: skip
+    shown = [row | {"error": clipped(str(row["error"]), SHORT)} for row in rows]
+    single = markdown(columns, [[_shown(row.get(column)) for column in columns] for row in shown])
     repeated = repeats_table(rows, keys, metrics, objective)
     print("\n".join(repeated or single))
     target.mkdir(parents=True, exist_ok=True)
     replace(target / "results.md", "\n".join([*repeated, *[""] * bool(repeated), *single, ""]).encode())
-    replace(target / "results.csv", _csv([columns, *([row.get(column) for column in columns] for row in rows)]))
+    exact = csv_text(columns, [[row.get(column) for column in columns] for row in rows])
+    replace(target / "results.csv", exact.encode())
     return sum(row["state"] != "finished" for row in rows)
 
 
 def repeats_table(rows: Sequence[Row], keys: Sequence[str], metrics: Sequence[str], objective: str) -> list[str]:
     """A line for each set of jobs that differ in their seed alone; empty where there is no such set."""
-    others = [key for key in keys if key != "seed"]
-    sets = list(grouped(rows, others).items())
-    if "seed" not in keys or all(len(members) == 1 for _, members in sets):
+    groups = seeds.means(rows, keys, metrics, objective) if "seed" in keys else []
+    if not groups:
         return []
-    sets.sort(key=lambda item: _rank(_spread(item[1], objective)[0], objective))
-    cells = [
-        [*(_shown(value) for value in values), str(sum(row["state"] == "finished" for row in members)),
-         *(_mean_and_spread(members, metric) for metric in metrics),
-         str(sum(row["state"] != "finished" for row in members))]
-        for values, members in sets
-    ]  # fmt: skip
-    return markdown([*others, "n", *(f"{metric} mean ± sd" for metric in metrics), "not finished"], cells)
+    others = [key for key in keys if key != "seed"]
+    columns = [*others, "n", *(f"{metric} mean ± sd" for metric in metrics), "not finished"]
+    return markdown(columns, [
+        [*(_shown(row[key]) for key in others), str(row["runs"]),
+         *(_mean_and_spread(row, metric) for metric in metrics), str(row["not finished"])]
+        for row in groups
+    ])  # fmt: skip
+
+
+def _mean_and_spread(row: Row, metric: str) -> str:
+    deviation = row[f"{metric} deviation"]
+    return _shown(row[f"{metric} mean"]) + ("" if deviation is None else f" ± {deviation:.4f}")
 
 
 def repeats(folders: Sequence[Path], overrides: Sequence[Sequence[str]]) -> dict[str, list[Path]]:
     """The run directories of each setting, under what is swept besides the seed; empty where nothing is repeated."""
     keys = [key for key in swept(overrides) if key != "seed"]
     rows = [job_values(job) | {"folder": folder} for folder, job in zip(folders, overrides, strict=True)]
-    sets = grouped(rows, keys)
-    if all(len(members) == 1 for members in sets.values()):
-        return {}
-    names = {values: ",".join(f"{key}={value}" for key, value in zip(keys, values, strict=True)) for values in sets}
-    return {names[values] or "all": [row["folder"] for row in members] for values, members in sets.items()}
-
-
-def grouped(rows: Iterable[Row], keys: Sequence[str]) -> dict[tuple[Any, ...], list[Row]]:
-    sets: dict[tuple[Any, ...], list[Row]] = {}
-    for row in rows:
-        sets.setdefault(tuple(row.get(key) for key in keys), []).append(row)
-    return sets
-
-
-def _spread(members: Sequence[Row], metric: str) -> tuple[float | None, float | None]:
-    """Mean, and standard deviation of the sample, of what has been measured."""
-    values = [row[metric] for row in members if row["state"] == "finished" and row[metric] is not None]
-    return mean(values) if values else None, stdev(values) if len(values) > 1 else None
-
-
-def _mean_and_spread(members: Sequence[Row], metric: str) -> str:
-    middle, spread = _spread(members, metric)
-    return _shown(middle) if spread is None else f"{middle:.4f} ± {spread:.4f}"
-
-
-def _rank(value: float | None, objective: str) -> tuple[bool, float]:
-    sign = -1 if objective.endswith("accuracy") else 1
-    return value is None, sign * (value or 0)
+    return {
+        ",".join(f"{key}={members[0].get(key)}" for key in keys) or "all": [row["folder"] for row in members]
+        for members in seeds.repeats(rows, keys)
+    }
 
 
 def _row(folder: Path, job: Sequence[str], objective: str) -> Row:
@@ -106,22 +86,7 @@ def job_values(overrides: Sequence[str]) -> dict[str, str]:
     return dict(word.lstrip("+").partition("=")[::2] for word in overrides)
 
 
-def _csv(rows: Iterable[Sequence[Any]]) -> bytes:
-    text = io.StringIO()
-    csv.writer(text).writerows(rows)
-    return text.getvalue().encode()
-
-
 def _shown(value: Any) -> str:
     if value is None or value == "":
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
-
-
-def markdown(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """An aligned Markdown table."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in cells]
-    widths = [max(len(row[index]) for row in [columns, *cells]) for index in range(len(columns))]
-    line = "| " + " | ".join(f"{{:<{width}}}" for width in widths) + " |"
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return [line.format(*columns), rule, *(line.format(*row) for row in cells)]

@@ -9,8 +9,8 @@ from vggexp.comparison import Comparison, Group, Pair
 from vggexp.config.read import shown
 from vggexp.differing import distinct
 from vggexp.significance import OUTSIDE, Interval, Mean
-from vggexp.sinks.console import printable
-from vggexp.table import markdown
+from vggexp.sinks.console import clipped, printable
+from vggexp.tabular import markdown
 
 LONGEST = 60  # characters of a value in a table
 HASHES = ("commit", "data")  # told by their first characters
@@ -39,7 +39,7 @@ def _runs(group: Group) -> Iterator[list[str]]:
 
 def _means(groups: Sequence[Group]) -> list[str]:
     head = ["group", "settings", "n", "val/accuracy", "test/accuracy", "deviation", "95 % interval"]
-    return markdown(head, [[group.label, _cut(group.settings) or NONE, *_mean(group)] for group in groups])
+    return markdown(head, [[group.label, clipped(group.settings, LONGEST) or NONE, *_mean(group)] for group in groups])
 
 
 def _mean(group: Group) -> list[str]:
@@ -55,7 +55,7 @@ def _differences(comparison: Comparison) -> list[str]:
             short = key in HASHES or part in HASHES
             for value in distinct(chain(*groups.values())):
                 who = [_share(label, values.count(value), len(values)) for label, values in groups.items()]
-                shown_ = _cut(shown(value)[:12] if short else shown(value))
+                shown_ = clipped(shown(value)[:12] if short else shown(value), LONGEST)
                 rows.append([part, key, shown_, ", ".join(filter(None, who))])
     same = [part for part, keys in comparison.differences.items() if not keys]
     end = [f"the same in all runs: {', '.join(same)}"] if same else []
@@ -116,7 +116,7 @@ def _sentence(pair: Pair, first: Group, second: Group, pairs: int) -> str:
 
 
 def _name(group: Group) -> str:
-    return f"{group.label} ({_cut(group.settings)})" if group.settings else group.label
+    return f"{group.label} ({clipped(group.settings, LONGEST)})" if group.settings else group.label
 
 
 def _seeds(first: Group, second: Group) -> str:
@@ -146,11 +146,6 @@ def _number(value: float | None) -> str:
 
 def _interval(interval: Interval | None, sign: str = "+") -> str:
     return NONE if interval is None else "..".join(f"{end + 0.0:{sign}.4f}" for end in interval)
-
-
-def _cut(text: str) -> str:
-    text = printable(text)
-    return text if len(text) <= LONGEST else text[: LONGEST - 3] + "..."
 
 
 def data(comparison: Comparison) -> dict[str, Any]:

@@ -7,7 +7,8 @@ from html import escape
 import numpy as np
 
 from vggexp.config.read import shown
-from vggexp.reporting.predictions import Predictions, confusion
+from vggexp.predictions import Predictions
+from vggexp.reporting.predictions import confusion
 from vggexp.reporting.table import Row, Table
 
 MOST_VALUES = 24  # of an axis; more would be a scatter, not a grid

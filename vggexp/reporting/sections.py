@@ -11,8 +11,9 @@ from typing import Any
 from vggexp.config.identity import flat
 from vggexp.config.read import shown
 from vggexp.errors import CheckpointError
+from vggexp.predictions import Predictions, read
 from vggexp.reporting.grids import confusion_grid
-from vggexp.reporting.predictions import Predictions, class_names, read_predictions, worst_mistakes
+from vggexp.reporting.predictions import class_names, worst_mistakes
 from vggexp.reporting.table import Row, Table, cell, raw
 from vggexp.runs import Run
 
@@ -69,11 +70,11 @@ def best_run(table: Table) -> str:
     if run.state != "finished":
         return ""
     try:
-        predictions = read_predictions(run.folder)
+        predictions = read(run.folder)
     except CheckpointError as error:
         return _best(row["run"], f"its predictions are left out: {error}", "")
     names = class_names(run.config, predictions.scores.shape[1])
-    wrong = int((predictions.predicted != predictions.labels).sum())
+    wrong = int((~predictions.right).sum())
     note = f"{wrong:,} of {len(predictions.labels):,} test images wrong."
     return _best(row["run"], note, confusion_grid(predictions, names) + _mistakes(predictions, names, run.folder))
 

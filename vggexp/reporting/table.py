@@ -1,13 +1,9 @@
 """Runs side by side: the best first, with the settings in which they differ; and the means over their repeats."""
 
-import csv
-import io
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from statistics import fmean, stdev
 from typing import Any, NamedTuple
 
 from vggexp import shapes
@@ -17,8 +13,10 @@ from vggexp.config.rules import layers
 from vggexp.config.schema import Config, ImageFolder
 from vggexp.errors import VggexpError
 from vggexp.runs import Run
-from vggexp.sinks.console import printable
-from vggexp.table import markdown
+from vggexp.scores import rank
+from vggexp.seeds import Row, means
+from vggexp.sinks.console import clipped
+from vggexp.tabular import csv_text, markdown
 
 ORDER = ("finished", "running", "interrupted", "not started")  # failed runs, and states nobody knows, come last
 MEASURED = ("val/accuracy", "val/loss", "test/accuracy", "epochs", "seconds", "parameters")
@@ -28,8 +26,6 @@ FORMATS = {
     "val/accuracy": ".4f", "val/loss": ".4f", "test/accuracy": ".4f", "seconds": ".1f", "parameters": ",",
     **{f"{part}/accuracy {word}": ".4f" for part in ("val", "test") for word in ("mean", "deviation")},
 }  # fmt: skip
-
-Row = dict[str, Any]
 
 
 class Network(NamedTuple):
@@ -73,9 +69,9 @@ def tabulated(runs: Sequence[Run]) -> Table:
     return Table([run for _, run in ranked], [row for row, _ in ranked], settings, score)
 
 
-def _rank(row: Row, score: str) -> tuple[int, float]:
+def _rank(row: Row, score: str) -> tuple[int, bool, float]:
     place = ORDER.index(row["state"]) if row["state"] in ORDER else len(ORDER)
-    return place, math.inf if row[score] is None else -row[score]
+    return place, *rank(row[score], score)
 
 
 def _names(runs: Sequence[Run]) -> list[str]:
@@ -158,29 +154,8 @@ def number(value: Any) -> int | float | None:
 
 
 def repeats(table: Table) -> list[Row]:
-    """Runs that differ in nothing but the seed, as one row each, best mean first; none if no run has a repeat.
-
-    Means and sample standard deviations of the finished runs; `runs` counts those, `not finished` the others.
-    """
-    settings = [key for key in table.settings if key != "seed"]
-    groups: dict[tuple[str, ...], list[Row]] = {}
-    for row in table.rows:
-        groups.setdefault(tuple(shown(row[key]) for key in settings), []).append(row)
-    if len(groups) == len(table.rows):
-        return []
-    rows = [{**{key: many[0][key] for key in settings}, **_means(many)} for many in groups.values()]
-    mean = f"{table.score} mean"
-    return sorted(rows, key=lambda row: math.inf if row[mean] is None else -row[mean])
-
-
-def _means(many: Sequence[Row]) -> Row:
-    finished = [row for row in many if row["state"] == "finished"]
-    means: Row = {}
-    for score in ("val/accuracy", "test/accuracy"):
-        values = [row[score] for row in finished if row[score] is not None]
-        means[f"{score} mean"] = fmean(values) if values else None
-        means[f"{score} deviation"] = stdev(values) if len(values) > 1 else None
-    return {**means, "runs": len(finished), "not finished": len(many) - len(finished)}
+    """The means over the seeds, a row for each setting; none if no run has a repeat."""
+    return means(table.rows, table.settings, ("val/accuracy", "test/accuracy"), table.score)
 
 
 def raw(value: Any) -> str:
@@ -196,17 +171,11 @@ def cell(column: str, value: Any) -> str:
 
 
 def as_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    text = io.StringIO()
-    csv.writer(text).writerows([columns, *([raw(row[column]) for column in columns] for row in rows)])
-    return text.getvalue()
+    return csv_text(columns, [[raw(row[column]) for column in columns] for row in rows])
 
 
 def as_markdown(columns: Sequence[str], rows: Sequence[Row], longest: int = 80) -> list[str]:
     """Texts lose what would break the table or be read as HTML, and what is longer than `longest`."""
-    cells = [[_plain(cell(column, row[column]), longest) for column in columns] for row in rows]
-    return markdown([_plain(column, longest) for column in columns], cells)
-
-
-def _plain(text: str, longest: int) -> str:
-    text = re.sub("[|<]", r"\\\g<0>", printable(text))
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+    cells = [[cell(column, row[column]) for column in columns] for row in rows]
+    head, *body = [[clipped(text, longest).replace("<", "\\<") for text in row] for row in [columns, *cells]]
+    return markdown(head, body)

@@ -18,6 +18,12 @@ def printable(text: str, keep: str = "") -> str:
     return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
 
 
+def clipped(text: str, longest: int) -> str:
+    """As `printable`, in a cell of a table: what is longer than `longest` ends in dots."""
+    text = printable(text)
+    return text if len(text) <= longest else text[: longest - 3] + "..."
+
+
 def error_line(message: str) -> str:
     return f"vggexp: error: {printable(message)}"
 

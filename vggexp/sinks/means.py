@@ -5,7 +5,6 @@ import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
 
 from tensorboard.compat.proto.event_pb2 import Event
@@ -13,6 +12,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.plugins.custom_scalar.layout_pb2 import Chart, MarginChartContent
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from vggexp.scores import spread
 from vggexp.sinks.tensorboard import PREFIX, layout, stamp
 
 TAGS = ("val/accuracy", "val/loss", "train/accuracy", "train/loss")
@@ -60,6 +60,7 @@ def _band(label: str, tag: str, rows: Rows) -> list[Any]:
     values = [row[tag] for row in rows if row.get(tag) is not None]
     if not values:
         return []
-    middle, spread = mean(values), stdev(values) if len(values) > 1 else 0.0
-    numbers = zip(_names(label, tag), (middle, middle - spread, middle + spread), strict=True)
+    middle, deviation = spread(values)
+    half = deviation or 0.0
+    numbers = zip(_names(label, tag), (middle, middle - half, middle + half), strict=True)
     return [Summary.Value(tag=name, simple_value=number) for name, number in numbers]
