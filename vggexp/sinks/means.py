@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -37,8 +38,9 @@ def bands_of(histories: Iterable[Rows], tag: str) -> dict[int, Band]:
     """By epoch, over the repeats that got there and whose number is finite; of one alone the band has no width."""
     values: dict[int, list[float]] = {}
     for row in (row for rows in histories for row in rows):
-        if row.get(tag) is not None:
-            values.setdefault(row["epoch"], []).append(row[tag])
+        number = row.get(tag)
+        if number is not None and isfinite(number):
+            values.setdefault(row["epoch"], []).append(number)
     return {epoch: _band(values[epoch]) for epoch in sorted(values)}
 
 
@@ -55,9 +57,12 @@ def _band(values: Sequence[float]) -> Band:
 
 
 def _names(label: str, tag: str) -> tuple[str, str, str]:
-    """Under a heading of their own: they shall not crowd out, nor be drawn into, the charts of the runs."""
+    """Under a heading of their own: they do not crowd out, nor get into, the charts of the runs.
+
+    The setting stands last, as the server shortens a long name before its last slash.
+    """
     name = f"repeats/{tag}/{label}"
-    return name, f"{name}/mean-sd", f"{name}/mean+sd"
+    return name, f"{name} mean-sd", f"{name} mean+sd"
 
 
 def _scalars(lines: Mapping[str, Mapping[str, Mapping[int, Band]]]) -> Iterable[tuple[int, list[Any]]]:
