@@ -185,8 +185,11 @@ def test_in_a_browser(sweep, tmp_path):
     page = chromium(tmp_path, f"{server}/#timeseries", "--dump-dom")
     for name in ("vgg11-seed0", "vgg11-seed1", "sweeps/norm-seed", "train/loss", LABEL):
         assert name in page
+    pictures = {}
     for tab in ("hparams", "custom_scalars"):
         chromium(tmp_path, f"{server}/#{tab}", f"--screenshot={tmp_path / tab}.png")
-        with Image.open(tmp_path / f"{tab}.png") as picture:
-            content = picture.convert("RGB").crop((320, 60, 1500, 1000))  # without the head and the side
-        assert len(content.getcolors(1 << 24)) > 50
+        pictures[tab] = Image.open(tmp_path / f"{tab}.png").convert("RGB")
+    charts = pictures["custom_scalars"].crop((320, 60, 1500, 1000))  # without the head and the side
+    assert len(charts.getcolors(1 << 24)) > 200  # 15 where there is nothing to show
+    head, views = (pictures["hparams"].getpixel((450, height)) for height in (10, 75))
+    assert head == views  # the bar that chooses a view of the table is there with a table only
