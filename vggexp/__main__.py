@@ -1,6 +1,7 @@
 """python -m vggexp: checks the command, then trains one run or a sweep of them."""
 
 import os
+import signal
 import sys
 import time
 import traceback
@@ -82,17 +83,18 @@ def task(node: DictConfig) -> float | None:
     many, launcher = job.mode == RunMode.MULTIRUN, job.runtime.choices.get("hydra/launcher")
     try:
         config = compose.checked(node)  # a search has made it only now
+        folder = runs.folder_of(config)
         if many and launcher != "local" and _failed_before(config):
             return None
         if many and launcher in SHARING and runs.finished(config) is None:
-            return _alone(config, list(job.overrides.task))
+            return _alone(folder, config, list(job.overrides.task))
     except VggexpError as error:
         failed(error)
         code = error.exit_code
     else:
         code = _performed(config, list(job.overrides.task))
         if code == 0:
-            return objective(config)
+            return objective(folder, config)
     if many and launcher != "local" and code < 128:
         return None
     raise SystemExit(code)
@@ -116,27 +118,32 @@ def _performed(config: Config, overrides: list[str]) -> int:
     return 0
 
 
-def _alone(config: Config, overrides: list[str]) -> float | None:
+def _alone(folder: Path, config: Config, overrides: list[str]) -> float | None:
     """Trains in a process of its own, which may end as it will; a stop signal is passed on to it."""
     import vggexp.run  # noqa: F401  (once, for all jobs of this process)
 
     with stopping() as stop:
         pid, passed_on = process.start(lambda: _performed(config, overrides)), False
-        while (code := process.ended(pid)) is None:
-            if stop.signal and not passed_on:
-                os.kill(pid, stop.signal)
-                passed_on = True
-            time.sleep(0.05)
+        try:
+            while (code := process.ended(pid)) is None:
+                if stop.signal and not passed_on:
+                    os.kill(pid, stop.signal)
+                    passed_on = True
+                time.sleep(0.05)
+        except BaseException:  # a second Ctrl-C: no job outlives its sweep
+            os.kill(pid, signal.SIGINT)
+            os.waitpid(pid, 0)
+            raise
     if code < 0:
         print(error_line(f"{identity.run_name(config)}: killed by {process.signal_name(code)}"), file=sys.stderr)
     if code >= 128:
         raise SystemExit(code)
-    return objective(config) if code == 0 else None
+    return objective(folder, config) if code == 0 else None
 
 
-def objective(config: Config) -> float | None:
-    """What a sweeper is told: the metric, or its last value, of a run that has finished."""
-    return result_of(runs.folder_of(config)).get(config.sweep.objective)
+def objective(folder: Path, config: Config) -> float | None:
+    """What a sweeper is told of a run that has finished."""
+    return result_of(folder).get(config.sweep.objective)
 
 
 def _failed_before(config: Config) -> bool:
@@ -168,7 +175,8 @@ def _sweep(command: compose.Command, jobs: list[compose.Job]) -> int:
         return 0
     folders = [runs.folder_of(job.config) for job in jobs]
     folder = Path(jobs[0].config.run.root) / "sweeps" / identity.sweep_name([job.overrides for job in jobs])
-    left = [] if any(word.startswith("hydra.sweep.dir=") for word in command.overrides) else [_quoted(folder)]
+    typed = [word.partition("=")[2] for word in command.overrides if word.lstrip("+").startswith("hydra.sweep.dir=")]
+    folder, left = (Path(typed[-1].strip("'\"")), []) if typed else (folder, [_quoted(folder)])
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -180,7 +188,7 @@ def _sweep(command: compose.Command, jobs: list[compose.Job]) -> int:
     bad = sweep_table(folders, overrides, jobs[0].config.sweep.objective, folder)
     show_repeats(folder, repeats(folders, overrides))
     if bad:
-        raise SweepError(f"{bad} of {len(jobs)} jobs did not finish; their folders hold the reason in result.json")
+        raise SweepError(f"{bad} of {len(jobs)} jobs did not finish; the lines above and {folder} hold the reasons")
     return 0
 
 

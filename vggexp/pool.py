@@ -27,10 +27,16 @@ CORES_PER_JOB = 4  # jobs=auto: with more threads a job gains little
 
 
 class Job(NamedTuple):
-    """config: or the error in its place, of a job that only a search could make."""
+    """config: or the error in its place, of a job that only a search could make. folder: of its run."""
 
     number: int
     config: Config | VggexpError
+    folder: Path
+
+
+def job(number: int, config: Config | VggexpError) -> Job:
+    """Its folder is found once: with resume=never it is another one as soon as it is there."""
+    return Job(number, config, runs.folder_of(config) if isinstance(config, Config) else Path(f"job-{number + 1}"))
 
 
 class End(NamedTuple):
@@ -48,6 +54,7 @@ class Slot:
     job: Job | None = None
     pid: int = 0
     since: float = 0.0
+    log_bytes: int = 0  # of earlier tries
 
 
 def slots(wanted: Any, per_gpu: int, gpus: Sequence[Any] | None, device: str) -> list[Slot]:
@@ -153,26 +160,28 @@ class Pool:
     def missing(self, job: Job) -> bool:
         """Whether the job is to be started: it has not ended already, and no other process works on it."""
         try:
-            standing = _standing(job.config)
+            standing = _standing(job)
         except VggexpError as error:
             self.end(job, End(False, None, str(error)))
             return False
         if standing in ("finished", "failed"):
             self.ends[job.number] = end = _recorded(job)
-            self.board.before(job.number, end.ok, f"{_folder(job).name}  {end.error}")
+            self.board.before(job.number, end.ok, f"{job.folder.name}  {end.error}")
         elif standing == "running" and job not in self.elsewhere:
-            self.board.waits(job.number, _folder(job).name)
+            self.board.waits(job.number, job.folder.name)
             self.elsewhere.append(job)
         return standing == "missing"
 
     def start(self, job: Job, slot: Slot) -> None:
         assert isinstance(job.config, Config)
-        slot.job, slot.since = job, time.monotonic()
-        slot.pid = process.start(lambda: self.perform(job), self.log(job), slot.variables)
-        self.board.started(slot.number, job.number, _folder(job), job.config.train.epochs, self.log(job))
+        log = self.log(job)
+        slot.log_bytes, slot.since = log.stat().st_size if log.exists() else 0, time.monotonic()
+        slot.pid = process.start(lambda: self.perform(job), log, slot.variables)
+        slot.job = job
+        self.board.started(slot.number, job.number, job.folder, job.config.train.epochs, log)
 
     def log(self, job: Job) -> Path:
-        return self.logs / f"{_folder(job).name}.log"
+        return self.logs / f"{job.folder.name}.log"
 
     def collect(self) -> None:
         """Takes note of the jobs that have ended."""
@@ -182,20 +191,26 @@ class Pool:
                 continue
             job, slot.job = slot.job, None
             self.board.left(slot.number)
-            if code == InUseError.exit_code:  # another process was faster
+            try:
+                if code == InUseError.exit_code:  # another process was faster
+                    raise InUseError
+                end = _ended(job, code, last_words(self.log(job), slot.log_bytes))
+            except InUseError:
+                self.board.waits(job.number, job.folder.name)
                 self.elsewhere.append(job)
-            else:
-                self.end(job, _ended(job, code, self.log(job)), seconds=time.monotonic() - slot.since)
+                continue
+            except VggexpError as error:
+                end = End(False, None, str(error))
+            self.end(job, end, time.monotonic() - slot.since, stopped=code > 128)
 
-    def end(self, job: Job, end: End, seconds: float | None = None) -> None:
+    def end(self, job: Job, end: End, seconds: float | None = None, stopped: bool = False) -> None:
         self.ends[job.number] = end
-        if not isinstance(job.config, Config):
-            return self.board.ended(job.number, False, end.error)
-        self.halted = self.halted or (not end.ok and job.config.sweep.on_error == "stop")
+        if isinstance(job.config, Config) and not (end.ok or stopped):
+            self.halted = self.halted or job.config.sweep.on_error == "stop"
         what = f"{end.objective:.4f}" if end.objective is not None else end.error
-        parts = [_folder(job).name, what, *([] if seconds is None else [duration(seconds)])]
-        parts += [f"({self.log(job)})"] * (not end.ok and seconds is not None)
-        self.board.ended(job.number, end.ok, "  ".join(parts))
+        parts = [job.folder.name, what, *([] if seconds is None else [duration(seconds)])]
+        parts += [f"({self.log(job)})"] * (not (end.ok or stopped) and seconds is not None)
+        self.board.ended(job.number, "finished" if end.ok else "stopped" if stopped else "failed", "  ".join(parts))
 
 
 def warm(configs: Sequence[Config | VggexpError]) -> None:
@@ -218,38 +233,34 @@ def _work(job: Job) -> float:
     return float(training_macs(job.config)) if isinstance(job.config, Config) else 0.0
 
 
-def _folder(job: Job) -> Path:
-    assert isinstance(job.config, Config)
-    return runs.folder_of(job.config)
-
-
-def _standing(config: Config | VggexpError) -> str:
+def _standing(job: Job) -> str:
     """finished, failed (and not to be tried again), running elsewhere, or missing. Raises VggexpError."""
-    if not isinstance(config, Config):
-        raise config
-    if config.resume == "never":
+    if not isinstance(job.config, Config):
+        raise job.config
+    if job.config.resume == "never":
         return "missing"
-    if runs.finished(config) is not None:
+    if runs.finished(job.config) is not None:
         return "finished"
-    folder = runs.folder_of(config)
-    state = runs.state_of(folder, rundir.result_of(folder))
-    return state if state == "running" or (state == "failed" and not config.sweep.retry_failed) else "missing"
+    if rundir.in_use(job.folder):
+        return "running"
+    failed = rundir.result_of(job.folder).get("state") == "failed"
+    return "failed" if failed and not job.config.sweep.retry_failed else "missing"
 
 
 def _recorded(job: Job) -> End:
     """As the run directory has it."""
     assert isinstance(job.config, Config)
-    result = rundir.result_of(_folder(job))
+    result = rundir.result_of(job.folder)
     objective = result.get(job.config.sweep.objective)
     return End(result.get("state") == "finished", objective, result.get("error") or "")
 
 
-def _ended(job: Job, code: int, log: Path) -> End:
-    if code == 0:
-        return _recorded(job)
+def _ended(job: Job, code: int, words: str) -> End:
+    """words: the last of the job's output. Raises InUseError where another process has the run by now."""
     if code < 0:
-        return End(False, None, _killed(_folder(job), code))
-    return End(False, None, last_words(log) or f"exit {code}")
+        return End(False, None, _killed(job.folder, code))
+    end = _recorded(job)
+    return end if code == 0 else End(False, None, end.error or words or f"exit {code}")
 
 
 def _killed(folder: Path, code: int) -> str:
@@ -261,8 +272,9 @@ def _killed(folder: Path, code: int) -> str:
     return error
 
 
-def last_words(log: Path) -> str:
-    """The error line that a job ended with, else the last line it printed."""
-    lines = [line for line in log.read_text("utf-8", "replace").splitlines() if line.strip()] if log.exists() else []
+def last_words(log: Path, start: int = 0) -> str:
+    """The error line that a job ended with, else the last line it printed. start: bytes that earlier tries wrote."""
+    text = log.read_bytes()[start:].decode("utf-8", "replace") if log.exists() else ""
+    lines = [line for line in text.splitlines() if line.strip()]
     told = [line for line in lines if line.startswith("vggexp: ")]
     return (told or lines or [""])[-1].removeprefix("vggexp: ").removeprefix("error: ")

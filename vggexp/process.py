@@ -9,6 +9,7 @@ import traceback
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from vggexp.errors import ResourceError
 from vggexp.signals import NAMES
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
@@ -18,13 +19,17 @@ def start(call: Callable[[], int], log: Path | None = None, variables: Mapping[s
     """Forks; the child runs `call`, ends with the exit code it returns, and writes what it prints to `log`.
 
     The caller must not have run an operation of torch on several threads: those do not survive a fork. A child gets
-    SIGTERM when its parent dies, and no signal of the terminal, which are the parent's to pass on.
+    SIGTERM when its parent dies, and no signal of the terminal, which are the parent's to pass on. Raises ResourceError.
     """
     numbers = [getattr(signal, name) for name in NAMES]
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # none is lost between fork and handlers
-    sys.stdout.flush()
-    sys.stderr.flush()
-    parent, pid = os.getpid(), os.fork()
+    flush()
+    parent = os.getpid()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        raise ResourceError(f"no process for a job: {error.strerror} (fewer hydra.launcher.jobs)") from error
     if pid:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
         return pid
@@ -40,10 +45,14 @@ def start(call: Callable[[], int], log: Path | None = None, variables: Mapping[s
     except BaseException:
         traceback.print_exc()
     finally:
-        with contextlib.suppress(Exception):
-            sys.stdout.flush()
-            sys.stderr.flush()
+        flush()
         os._exit(code)
+
+
+def flush() -> None:
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError, ValueError, AttributeError):  # its reader has gone; it is closed; None
+            stream.flush()
 
 
 def _settle(numbers: list[int], parent: int, log: Path | None, variables: Mapping[str, str]) -> None:
@@ -61,7 +70,8 @@ def _settle(numbers: list[int], parent: int, log: Path | None, variables: Mappin
         file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         for number in (1, 2):
             os.dup2(file, number)
-        os.close(file)
+        if file > 2:
+            os.close(file)
         sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from vggexp import seeds
+from vggexp.errors import ResourceError
 from vggexp.files import replace
 from vggexp.rundir import result_of
 from vggexp.runs import state_of
@@ -31,11 +32,21 @@ def sweep_table(folders: Sequence[Path], overrides: Sequence[Sequence[str]], obj
     single = markdown(columns, [[_shown(row.get(column)) for column in columns] for row in shown])
     repeated = repeats_table(rows, keys, metrics, objective)
     print("\n".join(repeated or single))
-    target.mkdir(parents=True, exist_ok=True)
-    replace(target / "results.md", "\n".join([*repeated, *[""] * bool(repeated), *single, ""]).encode())
     exact = csv_text(columns, [[row.get(column) for column in columns] for row in rows])
-    replace(target / "results.csv", exact.encode())
+    _write(target / "results.md", "\n".join([*repeated, *[""] * bool(repeated), *single, ""]))
+    _write(target / "results.csv", exact)
     return sum(row["state"] != "finished" for row in rows)
+
+
+def _write(path: Path, text: str) -> None:
+    """Raises ResourceError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace(path, text.encode())
+    except (FileExistsError, FileNotFoundError):
+        return  # another controller of this sweep is writing the same
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
 
 
 def repeats_table(rows: Sequence[Row], keys: Sequence[str], metrics: Sequence[str], objective: str) -> list[str]:

@@ -34,7 +34,7 @@ class LocalLauncher(Launcher):
         from vggexp import pool
         from vggexp.errors import VggexpError
 
-        jobs = [pool.Job(number, self._config(overrides)) for number, overrides in enumerate(job_overrides)]
+        jobs = [pool.job(number, self._config(overrides)) for number, overrides in enumerate(job_overrides)]
         if initial_job_idx:  # of a search, which launches often
             pool.warm([job.config for job in jobs])
         slots = pool.slots(self.jobs, self.slots_per_gpu, self.gpus, self.config.device.name)

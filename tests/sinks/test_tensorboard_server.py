@@ -1,5 +1,6 @@
-"""The real server over HTTP on two runs, with both of its loaders."""
+"""The real server: over HTTP on two runs, with both of its loaders, and in a browser on a sweep with repeats."""
 
+import contextlib
 import json
 import re
 import subprocess
@@ -7,10 +8,13 @@ import sys
 import threading
 import time
 from queue import Queue
+from urllib.parse import urlencode
 from urllib.request import Request, urlopen
 
 import pytest
+from PIL import Image
 
+from vggexp.sinks.means import write_means
 from vggexp.sinks.tensorboard import TensorBoard
 
 WAIT_SECONDS = 60
@@ -42,23 +46,30 @@ def ask(request, tmp_path):
     record(tmp_path / "a", {"lr": 0.1, "compile": True}, [row(1)], ok=True)
     record(tmp_path / "b", {"lr": 0.2, "compile": False}, [], ok=True)
     record(tmp_path / "b", {"lr": 0.2, "compile": False}, [row(1)], ok=False)  # continued, then failed
+    with serving(tmp_path, f"--load_fast={request.param}") as server:
+        yield answering(server, lambda ask: sorted(statuses(ask).values()) == ["STATUS_FAILURE", "STATUS_SUCCESS"])
+
+
+@contextlib.contextmanager
+def serving(logdir, *words):
+    """The address of a server on this folder."""
     command = [
         sys.executable,
         "-m",
         "tensorboard.main",
         "--logdir",
-        str(tmp_path),
+        str(logdir),
         "--host",
         "127.0.0.1",
         "--port",
         "0",
     ]
-    server = subprocess.Popen([*command, f"--load_fast={request.param}"], stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
     lines = Queue()
     reader = threading.Thread(target=lambda: [lines.put(line) for line in server.stderr], daemon=True)
     reader.start()
     try:
-        yield answering(address(lines))
+        yield address(lines)
     finally:
         server.terminate()
         try:
@@ -77,16 +88,20 @@ def address(lines):
             return found[0]
 
 
-def answering(server):
+def answering(server, ready):
     def ask(path, body=None):
         data = None if body is None else json.dumps(body).encode()
         with urlopen(Request(f"{server}/data/{path}", data, {"Content-Type": "application/json"}), timeout=20) as reply:
             return json.load(reply)
 
-    deadline = time.monotonic() + WAIT_SECONDS
-    while sorted(statuses(ask).values()) != ["STATUS_FAILURE", "STATUS_SUCCESS"] and time.monotonic() < deadline:
-        time.sleep(0.2)
+    wait(lambda: ready(ask))
     return ask
+
+
+def wait(ready):
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.2)
 
 
 def statuses(ask):
@@ -117,3 +132,64 @@ def test_both_loaders_show_a_row_a_run_and_every_point_once(ask):
 
     (category,) = ask("plugin/custom_scalars/layout")["category"]
     assert category["chart"][0]["multiline"]["tag"] == ["train/loss", "val/loss", "test/loss"]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """The address of a server on two runs and the sweep they belong to, and what asks it."""
+    root = tmp_path_factory.mktemp("outputs")
+    for seed in (0, 1):
+        record(root / f"vgg11-seed{seed}", {"arch.norm": "batch", "seed": seed}, [row(1)], ok=True)
+    (root / "sweeps" / "norm-seed").mkdir(parents=True)
+    write_means(root / "sweeps" / "norm-seed", {LABEL: [[row(1), row(2)]] * 2})
+    with serving(root, "--reload_interval=1") as server:
+        yield root, server, answering(server, lambda ask: len(ask("runs")) == 3 and "run" in layout_titles(ask))
+
+
+LABEL = "arch.norm=batch,arch.hidden=[16]"
+
+
+def layout_titles(ask):
+    return [category["title"] for category in ask("plugin/custom_scalars/layout").get("category", [])]
+
+
+def test_a_sweep_is_one_more_run_and_no_row(sweep):
+    root, _, ask = sweep
+    assert sorted(ask("runs")) == ["sweeps/norm-seed", "vgg11-seed0", "vgg11-seed1"]
+    assert statuses(ask).keys() == {"vgg11-seed0", "vgg11-seed1"}
+    assert sorted(layout_titles(ask)) == ["repeats: norm-seed", "run"]
+    run_charts = urlencode({"run": "sweeps/norm-seed", "tag": "(train/loss)|(val/loss)"})
+    assert ask(f"plugin/custom_scalars/scalars?{run_charts}")["tag_to_events"] == {}
+
+    def points():
+        mean = urlencode({"run": "sweeps/norm-seed", "tag": f"repeats/val/loss/{LABEL}"})
+        return [point[1:] for point in ask(f"plugin/scalars/scalars?{mean}")]
+
+    assert points() == [[1, 2.0], [2, 1.0]]
+    write_means(root / "sweeps" / "norm-seed", {LABEL: [[row(1) | {"val/loss": 8.0}, row(2)]] * 2})
+    wait(lambda: points() == [[1, 8.0], [2, 1.0]])
+    assert points() == [[1, 8.0], [2, 1.0]]  # of a server that had read the earlier file
+
+
+def chromium(folder, address, *words):
+    quiet = ["--disable-quic", "--no-first-run", "--disable-background-networking", "--disable-component-update"]
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", *quiet, "--disable-sync", *words]
+    command += [f"--user-data-dir={folder / 'profile'}", "--window-size=1500,1000", "--virtual-time-budget=15000"]
+    return subprocess.run([*command, address], capture_output=True, text=True, timeout=120, check=True).stdout
+
+
+@pytest.mark.browser
+def test_in_a_browser(sweep, tmp_path):
+    """Names where the page holds them as text; the tabs drawn in shadow trees by the colours of their picture."""
+    _, server, _ = sweep
+    page = chromium(tmp_path, f"{server}/#timeseries", "--dump-dom")
+    for name in ("vgg11-seed0", "vgg11-seed1", "sweeps/norm-seed", "train/loss", LABEL):
+        assert name in page
+    pictures = {}
+    for tab in ("hparams", "custom_scalars"):
+        chromium(tmp_path, f"{server}/#{tab}", f"--screenshot={tmp_path / tab}.png")
+        pictures[tab] = Image.open(tmp_path / f"{tab}.png").convert("RGB")
+    charts = pictures["custom_scalars"].crop((320, 60, 1500, 1000))  # without the head and the side
+    assert len(charts.getcolors(1 << 24)) > 200  # 15 where there is nothing to show
+    head, views = (pictures["hparams"].getpixel((450, height)) for height in (10, 75))
+    assert head == views  # the bar that chooses a view of the table is there with a table only

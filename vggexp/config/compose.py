@@ -21,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vggexp import __version__
 from vggexp.config.diagnose import SECTIONS, Composed, diagnosed, one_line, understood
 from vggexp.config.found_device import conf_dir, profile
-from vggexp.config.grid import ends, filed, jobs, launcher_problems
+from vggexp.config.grid import ends, filed, hydra_problems, jobs
 from vggexp.config.read import Problems, draft, section, shown
 from vggexp.config.rules import broken_rules
 from vggexp.config.schema import Config, Sweep
@@ -179,9 +179,9 @@ CHECKED: dict[tuple[str, ...], Config] = {}  # the jobs of the sweep that this p
 def _sweep(overrides: Sequence[str], node: DictConfig, composed: Composed) -> list[Job] | Search | None:
     """Every job of a grid; of a search every choice and end is checked, and the jobs are made as it goes."""
     problems, choices = Problems(), node.hydra.runtime.choices
-    grid = choices.get("hydra/sweeper") in ("grid", "basic")
+    grid = choices.get("hydra/sweeper") == "grid"
     sweep = section(Sweep, OmegaConf.to_container(node.sweep), "sweep", problems)
-    problems += launcher_problems(node.hydra.launcher) if choices.get("hydra/launcher") == "local" else []
+    problems += [] if problems else hydra_problems(node, sweep)
     problems += search_problems(node)
     if problems:
         raise ConfigError(*_as_typed(problems, overrides))

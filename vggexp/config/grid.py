@@ -133,7 +133,21 @@ def filed(composed: Composed) -> Composed:
     return made
 
 
-def launcher_problems(launcher: DictConfig) -> Iterator[str]:
+def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
+    """Of Hydra's own keys that do not go with a sweep here, and of the local launcher's."""
+    choices = node.hydra.runtime.choices
+    local = choices.get("hydra/launcher") == "local"
+    if choices.get("hydra/sweeper") == "basic":
+        yield "hydra/sweeper=basic: not allowed; hydra/sweeper=grid makes the same jobs and more"
+    if node.hydra.job.chdir:
+        yield "hydra.job.chdir=true: not allowed, a run has a folder of its own under run.root"
+    if sweep.on_error == "stop" and not (local and choices.get("hydra/sweeper") == "grid"):
+        yield "sweep.on_error=stop: needs hydra/sweeper=grid and hydra/launcher=local"
+    if local:
+        yield from _launcher_problems(node.hydra.launcher)
+
+
+def _launcher_problems(launcher: DictConfig) -> Iterator[str]:
     """Of the local launcher's own keys."""
     for key, other in (("jobs", "auto"), ("slots_per_gpu", None)):
         value = launcher.get(key)

@@ -92,7 +92,7 @@ def network_name(config: Config) -> str:
 
 def sweep_name(jobs: list[list[str]]) -> str:
     """The swept keys and 8 hexadecimal digits of the set of jobs, whatever their order and how they are run."""
-    jobs = [[word for word in overrides if not word.startswith("sweep.")] for overrides in jobs]
+    jobs = [[word for word in overrides if not word.lstrip("+").startswith(("sweep.", "hydra"))] for overrides in jobs]
     values: dict[str, set[str]] = {}
     for overrides in jobs:
         for override in overrides:

@@ -138,6 +138,8 @@ def search_problems(node: DictConfig) -> Iterator[str]:
     yield from problems
     if node.resume == "never":
         yield "resume=never: a search continues its own runs; choose auto, exact or force"
+    if node.sweep.dry_run:
+        yield "sweep.dry_run=true: belongs to a grid; a search makes its jobs as it goes"
     if find_spec("optuna") is None:
         yield "hydra/sweeper=optuna: Optuna is not installed; pip install 'vggexp[search]'"
 

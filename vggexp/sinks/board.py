@@ -19,7 +19,7 @@ class Board:
     def __init__(self, work: Sequence[float], slots: int, console: Console | None = None):
         self.work, self.console = list(work), console or Console(None)
         self.open = dict.fromkeys(range(len(work)), 0.0)  # job -> work that is done of it
-        self.done = {"finished": 0, "failed": 0}
+        self.done = {"finished": 0, "failed": 0, "stopped": 0}
         self.running: dict[int, tuple[int, Path, int, Path]] = {}  # slot -> job, run directory, epochs, log
         self.begin = self.ticked = self.told = monotonic()
         self.bars = _bars(slots) if sys.stderr is not None and sys.stderr.isatty() else []
@@ -50,10 +50,11 @@ class Board:
         if self.bars:
             self.bars[slot].set_description_str("")
 
-    def ended(self, job: int, ok: bool, text: str) -> None:
+    def ended(self, job: int, word: str, text: str) -> None:
+        """word: finished, failed or stopped."""
         self.open.pop(job, None)
-        self.done["finished" if ok else "failed"] += 1
-        self._line(f"{'finished' if ok else 'failed  '} {job + 1}/{len(self.work)}  {text}")
+        self.done[word] += 1
+        self._line(f"{word:<8} {job + 1}/{len(self.work)}  {text}")
 
     def before(self, job: int, ok: bool, text: str) -> None:
         """A job that had ended in an earlier try; text: why it failed."""
@@ -62,7 +63,7 @@ class Board:
             self.open.pop(job, None)
             self.done["finished"] += 1
         else:
-            self.ended(job, ok, f"{text}  (before; sweep.retry_failed=true tries again)")
+            self.ended(job, "failed", f"{text}  (before; sweep.retry_failed=true tries again)")
 
     def tick(self) -> None:
         now = monotonic()

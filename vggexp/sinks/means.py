@@ -1,9 +1,8 @@
 """A sweep with repeats as one run of TensorBoard: mean and spread over the seeds, as bands under Custom Scalars."""
 
-import os
-import socket
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -13,54 +12,62 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Chart, MarginChartConte
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from vggexp.scores import spread
-from vggexp.sinks.tensorboard import PREFIX, layout, stamp
+from vggexp.sinks.tensorboard import layout, replacing, start_marks
 
 TAGS = ("val/accuracy", "val/loss", "train/accuracy", "train/loss")
 
 Rows = Sequence[Mapping[str, Any]]  # of a run, one for each epoch
+Band = tuple[float, float, float]  # the mean, and a standard deviation of the sample below and above it
 
 
 def write_means(folder: Path, sets: Mapping[str, Sequence[Rows]]) -> None:
     """sets: for each setting the histories of its repeats. The folder's earlier events are replaced."""
-    earlier = [path for path in folder.iterdir() if path.name.startswith(PREFIX)]
-    path = folder / f"{PREFIX}{stamp(earlier):010d}.{socket.gethostname()}.{os.getpid()}"
+    bands = {tag: {label: bands_of(histories, tag) for label, histories in sets.items()} for tag in TAGS}
+    lines = {tag: {label: epochs for label, epochs in found.items() if epochs} for tag, found in bands.items()}
     now = time.time()
-    with open(path, "xb") as file:
+    # a title of its own: the server loses charts where several sweeps share one
+    charts = layout(f"repeats: {folder.name}", [chart(tag, found) for tag, found in lines.items() if found])
+    with replacing(folder) as file, file:
         writer = RecordWriter(file)
-        writer.write(Event(file_version="brain.Event:2", wall_time=now).SerializeToString())
-        for step, values in [(0, [layout("repeats", charts(sets))]), *_scalars(sets)]:
-            writer.write(Event(summary=Summary(value=values), step=step, wall_time=now).SerializeToString())
-    for old in earlier:
-        old.unlink()
+        scalars = [Event(summary=Summary(value=values), step=step, wall_time=now) for step, values in _scalars(lines)]
+        for event in [*start_marks(now), Event(summary=Summary(value=[charts]), wall_time=now), *scalars]:
+            writer.write(event.SerializeToString())
 
 
-def charts(sets: Iterable[str]) -> list[Any]:
-    """A chart for each metric, with a line in its band for each setting."""
-    names = [(tag, [_names(label, tag) for label in sets]) for tag in TAGS]
-    return [
-        Chart(title=tag, margin=MarginChartContent(series=[
-            MarginChartContent.Series(value=middle, lower=low, upper=high) for middle, low, high in rows
-        ]))
-        for tag, rows in names
-    ]  # fmt: skip
+def bands_of(histories: Iterable[Rows], tag: str) -> dict[int, Band]:
+    """By epoch, over the repeats that got there and whose number is finite; of one alone the band has no width."""
+    values: dict[int, list[float]] = {}
+    for row in (row for rows in histories for row in rows):
+        number = row.get(tag)
+        if number is not None and isfinite(number):
+            values.setdefault(row["epoch"], []).append(number)
+    return {epoch: _band(values[epoch]) for epoch in sorted(values)}
+
+
+def chart(tag: str, labels: Iterable[str]) -> Any:
+    """A line in its band for each setting."""
+    names = [_names(label, tag) for label in labels]
+    series = [MarginChartContent.Series(value=middle, lower=low, upper=high) for middle, low, high in names]
+    return Chart(title=tag, margin=MarginChartContent(series=series))
+
+
+def _band(values: Sequence[float]) -> Band:
+    middle, deviation = spread(values)
+    return middle, middle - (deviation or 0.0), middle + (deviation or 0.0)
 
 
 def _names(label: str, tag: str) -> tuple[str, str, str]:
-    return f"{tag}/{label}", f"{tag}/{label}/mean-sd", f"{tag}/{label}/mean+sd"
+    """Under a heading of their own: they do not crowd out, nor get into, the charts of the runs.
+
+    The setting stands last, as the server shortens a long name before its last slash.
+    """
+    name = f"repeats/{tag}/{label}"
+    return name, f"{name} mean-sd", f"{name} mean+sd"
 
 
-def _scalars(sets: Mapping[str, Sequence[Rows]]) -> Iterable[tuple[int, list[Any]]]:
-    for label, histories in sets.items():
-        for epoch in sorted({row["epoch"] for rows in histories for row in rows}):
-            there = [row for rows in histories for row in rows if row["epoch"] == epoch]
-            yield epoch, [value for tag in TAGS for value in _band(label, tag, there)]
-
-
-def _band(label: str, tag: str, rows: Rows) -> list[Any]:
-    values = [row[tag] for row in rows if row.get(tag) is not None]
-    if not values:
-        return []
-    middle, deviation = spread(values)
-    half = deviation or 0.0
-    numbers = zip(_names(label, tag), (middle, middle - half, middle + half), strict=True)
-    return [Summary.Value(tag=name, simple_value=number) for name, number in numbers]
+def _scalars(lines: Mapping[str, Mapping[str, Mapping[int, Band]]]) -> Iterable[tuple[int, list[Any]]]:
+    for tag, found in lines.items():
+        for label, epochs in found.items():
+            for epoch, band in epochs.items():
+                numbers = zip(_names(label, tag), band, strict=True)
+                yield epoch, [Summary.Value(tag=name, simple_value=number) for name, number in numbers]

@@ -88,24 +88,14 @@ class TensorBoard:
         self._drop()
 
     def _open(self, hparams: Mapping[str, HParam], rows: Sequence[Row]) -> None:
-        earlier = [path for path in self._folder.iterdir() if path.name.startswith(PREFIX)]
-        path = self._folder / f"{PREFIX}{stamp(earlier):010d}.{socket.gethostname()}.{os.getpid()}"
-        self._file = open(path, "xb")
-        try:
+        with replacing(self._folder) as self._file:
             self._head(hparams, rows)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                path.unlink()  # half a history beside the earlier files would show epochs twice
-            raise
-        for old in earlier:
-            old.unlink()
 
     def _head(self, hparams: Mapping[str, HParam], rows: Sequence[Row]) -> None:
         """Start marks and the history, placed in time as if the epochs had followed each other up to now."""
         wall_time = time.time() - sum(map(_seconds, rows))
-        self._write(Event(file_version="brain.Event:2", wall_time=wall_time))
-        # a server that has read the earlier file drops its points at this mark
-        self._write(Event(session_log=SessionLog(status=SessionLog.START), wall_time=wall_time))
+        for event in start_marks(wall_time):
+            self._write(event)
         self._summary([_hparams_start(hparams, wall_time), layout("run", _charts())], 0, wall_time)
         for row in rows:
             wall_time += _seconds(row)
@@ -148,7 +138,31 @@ class TensorBoard:
                 file.close()
 
 
-def stamp(earlier: Iterable[Path]) -> int:
+@contextlib.contextmanager
+def replacing(folder: Path) -> Iterator[Any]:
+    """A new event file, left open, that replaces the folder's earlier ones at the end; after an error it is removed."""
+    earlier = [path for path in folder.iterdir() if path.name.startswith(PREFIX)]
+    path = folder / f"{PREFIX}{_stamp(earlier):010d}.{socket.gethostname()}.{os.getpid()}"
+    file = open(path, "xb")
+    try:
+        yield file
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink()  # half a history beside the earlier files would show epochs twice
+        with contextlib.suppress(OSError):
+            file.close()
+        raise
+    for old in earlier:
+        old.unlink()
+
+
+def start_marks(wall_time: float) -> list[Any]:
+    """A server that has read an earlier file drops its points at the second mark."""
+    session = SessionLog(status=SessionLog.START)
+    return [Event(file_version="brain.Event:2", wall_time=wall_time), Event(session_log=session, wall_time=wall_time)]
+
+
+def _stamp(earlier: Iterable[Path]) -> int:
     """The second for the file's name, later than every earlier one: loaders read files in the order of their names."""
     stamps = [path.name.removeprefix(PREFIX).split(".")[0] for path in earlier]
     return max([int(time.time()), *(int(stamp) + 1 for stamp in stamps if stamp.isdecimal())])
