@@ -189,7 +189,7 @@ def test_a_failed_trial_does_not_end_the_search(command):
     assert code == 7 and err.endswith(
         f"{len(failed)} of 8 trials failed; their folders hold the reason in result.json\n"
     )
-    assert err.count("more than data.batch_size=4") == len(apart) and out.count("not finite at") == len(diverged)
+    assert err.count("more than data.batch_size=4") == len(apart) and out.count("\nfailed   ") == len(diverged)
     assert [trial.state.name == "FAIL" for trial in told] == [trial in failed for trial in told]
     assert len([line for line in out.splitlines() if line.startswith("|") and "not started" in line]) == len(apart)
     assert command(*trials(9, *axes))[1].count("trial 9 of 9") == 2

@@ -19,7 +19,8 @@ def start(call: Callable[[], int], log: Path | None = None, variables: Mapping[s
     """Forks; the child runs `call`, ends with the exit code it returns, and writes what it prints to `log`.
 
     The caller must not have run an operation of torch on several threads: those do not survive a fork. A child gets
-    SIGTERM when its parent dies, and no signal of the terminal, which are the parent's to pass on. Raises ResourceError.
+    SIGTERM when its parent dies, and no signal of the terminal: those are the parent's to pass on.
+    Raises ResourceError.
     """
     numbers = [getattr(signal, name) for name in NAMES]
     earlier = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # none is lost between fork and handlers
