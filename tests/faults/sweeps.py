@@ -12,9 +12,7 @@ from tests.faults.catalogues import SMALLEST, Catalogue, after, seeds
 from tests.faults.hooks import sitecustomize
 from tests.faults.server import awaited, different, finished, reference, run, start
 
-JOBS = 12
 SWEEP = ["-m", *(word for word in SMALLEST if word != "run.name=a")]
-MANY = [*SWEEP, f"seed=range({JOBS})", "hydra.launcher.jobs=2"]
 FEW = [*SWEEP, "seed=range(5)", "hydra.launcher.jobs=2"]
 LAUNCHERS = {
     "local": ["hydra.launcher.jobs=2"],
@@ -26,15 +24,16 @@ HOOKS = Path(__file__).parent / "hooks"
 FAULTY = 3  # the seed of the job
 
 
-def faults(small: bool) -> Iterable[tuple[str, str]]:
-    cases = list(itertools.product(LAUNCHERS, sitecustomize.KINDS))
+def faults(small: bool) -> Iterable[tuple[str, str, int]]:
+    """Each launcher with each fault, and the number of jobs."""
+    cases = list(itertools.product(LAUNCHERS, sitecustomize.KINDS, [5 if small else 12]))
     yield from cases[1::6] if small else cases
 
 
-def one_dies(case: tuple[str, str], folder: Path) -> str:
-    """One job of twelve ends badly: the others finish, the sweep says which and ends with 7, without a traceback."""
-    launcher, kind = case
-    argv = [*SWEEP, f"seed=range({JOBS})", *LAUNCHERS[launcher]]
+def one_dies(case: tuple[str, str, int], folder: Path) -> str:
+    """One job ends badly: the others finish, the sweep says which and ends with 7, without a traceback."""
+    launcher, kind, jobs = case
+    argv = [*SWEEP, f"seed=range({jobs})", *LAUNCHERS[launcher]]
     variables = {"VGGEXP_FAULT": kind, "VGGEXP_FAULT_SEED": str(FAULTY)}
 
     def before() -> None:
@@ -45,7 +44,7 @@ def one_dies(case: tuple[str, str], folder: Path) -> str:
     end = run(folder, argv, before)
     states = [json.loads(path.read_text())["state"] for path in folder.glob("outputs/*/result.json")]
     traced = "Traceback" in end.err and kind != "raises"  # a bug is shown with its traceback
-    if end.code != 7 or states.count("finished") != JOBS - 1 or traced:
+    if end.code != 7 or states.count("finished") != jobs - 1 or traced:
         return f"exit {end.code}, {states}: {end.err[-300:]}"
     again = run(folder, [*argv, "sweep.retry_failed=true"])
     return f"again: exit {again.code} {again.err[-300:]}" if again.code else once(folder)
