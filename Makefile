@@ -12,7 +12,7 @@ test:  ## the default tests, under 3 minutes on two cores
 test-all:  ## all tests
 	pytest
 
-faults:  ## every fault the suite knows, and how many were survived; about twenty minutes on two cores
+faults:  ## every fault the suite knows, and how many were survived; an hour and more on two cores
 	python -m tests.faults
 
 peers:  ## the same work through vggexp and its peers (pip install -e '.[bench]'); a quarter of an hour
