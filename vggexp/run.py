@@ -10,7 +10,7 @@ import numpy
 import torch
 from torch import nn
 
-from vggexp import __version__, build, checkpoint, keep, memory, rundir, summary
+from vggexp import __version__, build, checkpoint, keep, memory, rundir, runs, summary
 from vggexp.clock import Clock
 from vggexp.config.identity import differences, identity, run_name
 from vggexp.config.read import plain
@@ -37,6 +37,9 @@ def run(config: Config, overrides: Sequence[str]) -> Row:
         new = not folder.exists()
         if not new:  # its checkpoint says how to build
             held.enter_context(rundir.claimed(folder))
+            done = runs.finished(config)
+            if done is not None:  # by another process, since the door looked
+                return done
         console = Console(None)
         saved = keep.latest(folder / "checkpoints", console.line)
         with memory.told("before the first batch; choose a smaller network, data.resize or data.limit"):
