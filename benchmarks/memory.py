@@ -28,7 +28,7 @@ from vggexp import build, plan, processor
 from vggexp.config import compose
 from vggexp.config.rules import inputs
 from vggexp.config.schema import Config
-from vggexp.step import Guard, gradients, update
+from vggexp.step import Guard, update
 
 CASES = (
     "",
@@ -91,7 +91,7 @@ def stepping(config: Config) -> tuple[Callable[[], None], Callable[[], int]]:
     labels, guard = torch.zeros(len(images), dtype=torch.int64), Guard(fixed.device)
 
     def step() -> None:
-        loss, _ = gradients(
+        loss, _ = fixed.gradients(
             state.net, state.scaler, guard, images, labels, batch_size=fixed.batch_size,
             micro_batches=state.micro_batches, label_smoothing=fixed.label_smoothing, autocast=fixed.autocast,
         )  # fmt: skip

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -18,9 +19,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     packages = {"debian": "dataset-fashion-mnist", "browser": "chromium"}
     missing = [] if os.environ.get("VGGEXP_REQUIRE_DATA") else [marker for marker in there if not there[marker]]
     for item in items:
+        if item.get_closest_marker("cuda") and not _has_gpu():
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         for marker in missing:
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=f"Debian's package {packages[marker]} is not installed"))
+
+
+@cache
+def _has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 @pytest.fixture

@@ -20,12 +20,14 @@ from vggexp.data.split import choose, train_val_split
 from vggexp.data.transforms import Augment, Preprocess, color_basis, statistics
 from vggexp.ema import Ema
 from vggexp.errors import ConfigError, DataError
+from vggexp.graphs import Recorded
 from vggexp.metrics import Sums
 from vggexp.models.classic import alexnet, lenet
 from vggexp.models.init import initialize
-from vggexp.models.vgg import vgg
+from vggexp.models.vgg import fuse, vgg
 from vggexp.optim import optimizer
 from vggexp.schedules import schedule
+from vggexp.step import gradients
 from vggexp.train import Plan, State
 
 
@@ -84,6 +86,8 @@ def state(config: Config, hardware: Hardware, steps_per_epoch: int) -> State:
     ema = None if config.train.ema is None else Ema(net, config.train.ema)
     if config.device.compile:
         net.compile()
+    elif config.device.channels_last and precision.fuses(hardware.device, hardware.precision):
+        fuse(net)
     chosen, course = config.optimizer, config.scheduler
     own = {key: value for key, value in vars(course).items() if key not in ("name", "warmup_epochs")}
     return State(
@@ -112,6 +116,7 @@ def plan(config: Config, hardware: Hardware) -> Plan:
         patience=train.patience,
         rest_minutes=train.rest_minutes,
         autocast=hardware.autocast,
+        gradients=Recorded() if hardware.device.type == "cuda" and not config.device.compile else gradients,
     )
 
 

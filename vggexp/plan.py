@@ -16,7 +16,7 @@ from math import ceil
 from vggexp import shapes
 from vggexp.config import compose
 from vggexp.config.rules import disk_bytes, inputs, layers
-from vggexp.config.schema import Config, Device
+from vggexp.config.schema import Config, Device, Vgg
 from vggexp.errors import VggexpError
 from vggexp.processor import multiplies_bf16
 from vggexp.shapes import Layer
@@ -54,6 +54,7 @@ def plan(config: Config) -> Plan:
         precision_bytes=2 if precision in ("bf16", "fp16") else 4,
         optimizer_states=states,
         ema=ema,
+        fused=_fused(config, precision),
     )
     return Plan(
         network=config.arch.name,
@@ -79,6 +80,13 @@ def _precision(device: Device) -> str:
     if device.precision != "auto":
         return device.precision
     return "bf16" if device.name == "cuda" or (device.name == "cpu" and multiplies_bf16()) else "fp32"
+
+
+def _fused(config: Config, precision: str) -> bool:
+    """As build.state decides, on a machine with Triton and a C compiler."""
+    device = config.device
+    usual = device.name == "cuda" and device.channels_last and not device.compile
+    return usual and precision == "bf16" and isinstance(config.arch, Vgg)
 
 
 def quantity(number: float, unit: str) -> str:

@@ -1,7 +1,9 @@
 """Number formats and the device's switches. The loop has one path for all of them; what is off does nothing."""
 
 import os
+import shutil
 from contextlib import AbstractContextManager
+from importlib.util import find_spec
 
 import torch
 from torch.amp import GradScaler
@@ -26,6 +28,13 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, kind or torch.bfloat16, enabled=kind is not None)
 
 
+def fuses(device: torch.device, precision: str) -> bool:
+    """Whether vggexp.models.fused can be used: Triton asks for GPUs that know bf16, and for a C compiler."""
+    compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
+    known = find_spec("triton") is not None and any(name and shutil.which(name) for name in compilers)
+    return device.type == "cuda" and precision == "bf16" and known
+
+
 def scaler(precision: str, device: torch.device) -> GradScaler:
     """Keeps fp16 gradients from vanishing; does nothing for the other formats."""
     return GradScaler(device.type, enabled=precision == "fp16")
@@ -37,7 +46,9 @@ def prepare(device: torch.device, precision: str, deterministic: bool, threads: 
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
-        torch.backends.cudnn.benchmark = not deterministic
+        # Trying cuDNN's kernels took 4 s at the start of the source run on an H200 for 1 % of its speed, and two runs
+        # could choose differently.
+        torch.backends.cudnn.benchmark = False
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
         # Else every new tensor is filled first, which only tells where memory is read before it is written.

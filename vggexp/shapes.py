@@ -216,13 +216,20 @@ FLOAT, INDEX = 4, 8  # bytes of an fp32 number and of a pooling's index
 
 
 def memory_bytes(
-    layers: Sequence[Layer], *, batch_size: int, precision_bytes: int, optimizer_states: int | None, ema: bool
+    layers: Sequence[Layer],
+    *,
+    batch_size: int,
+    precision_bytes: int,
+    optimizer_states: int | None,
+    ema: bool,
+    fused: bool = False,
 ) -> dict[str, int | None]:
     """What a training step holds at its peak: tensors only, without the library's workspaces and the data.
 
     precision_bytes: 2 under 16-bit autocast, else 4. optimizer_states: fp32 copies of the parameters that the
-    optimizer keeps; unknown is None, and is left out of the total. Measured on a processor, steps of six VGGs needed
-    0.97..1.01 of the total in fp32 and 0.91..0.97 in bf16.
+    optimizer keeps; unknown is None, and is left out of the total.
+    fused: by the kernels of vggexp.models.fused. Measured on a processor, steps of six VGGs needed 0.97..1.01 of the
+    total in fp32 and 0.91..0.97 in bf16; on a GPU, four fused ones 0.92..0.99 (benchmarks/gpu.md).
     """
     weights = parameters(layers) * FLOAT
     copies = parameters(layers) * precision_bytes if precision_bytes < FLOAT else 0  # autocast's, for one step
@@ -231,19 +238,29 @@ def memory_bytes(
         "gradients": weights,
         "optimizer": None if optimizer_states is None else optimizer_states * weights,
         "ema": weights if ema else 0,
-        "activations": batch_size * _activations(layers, precision_bytes),
+        "activations": batch_size * _activations(layers, precision_bytes, fused),
     }
     return {**held, "total": sum(size or 0 for size in held.values())}
 
 
-def _activations(layers: Iterable[Layer], precision_bytes: int) -> int:
-    """Bytes an image at the fullest instant of the backward pass: what the layers up to one keep, and its gradients."""
+def _activations(layers: Sequence[Layer], precision_bytes: int, fused: bool) -> int:
+    """Bytes an image at the fullest instant of the backward pass: what the layers up to one keep, and its gradients.
+
+    A fused bias, pooling and ReLU keeps a byte for each of its results, and not what it was given.
+    """
     peak = kept = before = 0  # the image needs no gradient
-    for layer in layers:
-        after = prod(layer.output)
+    tail = False
+    for layer, following in pairwise([*layers, None]):
+        assert layer is not None
+        after, kind = prod(layer.output), following.kind if following is not None else None
         response = layer.kind == "lrn"  # computed in fp32 under autocast, and its steps have gradients too
         number = FLOAT if response else precision_bytes
-        kept += layer.activations * number + (after * INDEX if layer.kind == "pool" else 0)
+        if layer.kind == "pool":
+            kept += after * (1 if tail else INDEX)
+        tail = fused and layer.kind in ("conv", "batch") and kind in ("conv", "pool")
+        kept += layer.activations * number + tail * after * (-number if kind == "pool" else 1)
+        if tail and kind == "pool" and layer is layers[0]:
+            continue  # its kernel multiplies too: only the pooled result is ever there
         peak = max(peak, kept + (before + after) * number * (2 if response else 1))
         before = after
     return peak

@@ -20,7 +20,7 @@ from vggexp.config.schema import Config
 from vggexp.shapes import macs
 from vggexp.signals import Stop
 from vggexp.sinks.console import Console
-from vggexp.step import Guard, gradients, update
+from vggexp.step import Guard, update
 from vggexp.train import Batches, Plan, State, one_epoch, rates
 from vggexp.watch import Watch
 
@@ -65,7 +65,7 @@ def parts(
     guard = Guard(plan.device)
 
     def step() -> None:
-        loss, _ = gradients(
+        loss, _ = plan.gradients(
             state.net, state.scaler, guard, images, labels, batch_size=plan.batch_size,
             micro_batches=state.micro_batches, label_smoothing=plan.label_smoothing, autocast=plan.autocast,
         )  # fmt: skip

@@ -40,7 +40,7 @@ class Guard:
 
 
 def gradients(
-    net: nn.Module,
+    net: Callable[[Tensor], Tensor],
     scaler: GradScaler,
     guard: Guard,
     images: Tensor,

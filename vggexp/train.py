@@ -92,6 +92,7 @@ class Plan:
     patience: int | None
     rest_minutes: float
     autocast: Callable[[], AbstractContextManager]
+    gradients: Callable[..., tuple[Tensor, Tensor]] = gradients  # or its stand-in for the device, vggexp.graphs
 
 
 class Progress(Protocol):
@@ -192,11 +193,11 @@ def one_epoch(
 def gradients_that_fit(
     state: State, plan: Plan, guard: Guard, images: Tensor, labels: Tensor, watcher: Watcher
 ) -> tuple[Tensor, Tensor]:
-    """step.gradients with the dropout that belongs to this step, split further until the memory suffices."""
+    """plan.gradients with the dropout that belongs to this step, split further until the memory suffices."""
     while True:
         seed_step(plan.seed, "step", state.epoch, state.batch)
         try:
-            return gradients(
+            return plan.gradients(
                 state.net, state.scaler, guard, images, labels, batch_size=plan.batch_size,
                 micro_batches=state.micro_batches, label_smoothing=plan.label_smoothing, autocast=plan.autocast,
             )  # fmt: skip

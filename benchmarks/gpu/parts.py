@@ -191,15 +191,14 @@ def memory_of_step(setting: Setting) -> None:
         "vgg11 with batch norm": ["arch=vgg11_bn"],
         "vgg11 with adam": ["optimizer=adam"],
     }.items():
-        estimate, found, most = peaks(setting, words)
+        estimate, found, _ = peaks(setting, words)
         off = 100 * (estimate / found - 1)
         at_most(f"memory of {name}: plan is off by", abs(off), 15, "{:.0f} %")
-        figures = f"{estimate / 1e6:,.0f}, {found / 1e6:,.0f} MB; while libraries tune {most / 1e6:,.0f}"
-        told(f"memory of {name}: estimate, peak", figures)
+        told(f"memory of {name}: estimate, peak", f"{estimate / 1e6:,.0f}, {found / 1e6:,.0f} MB")
 
 
 def peaks(setting: Setting, words: list[str]) -> tuple[int, int, int]:
-    """Bytes: plan's estimate, the peak of later steps, and that of the first ones."""
+    """Bytes: plan's estimate, the peak of the tensors, and the most of later steps, which are played back."""
     if setting.device != "cuda":
         peak = memory.measured(memory.configured(" ".join(setting.words(*words))))
         return peak.estimate, peak.tensors, peak.allocator
@@ -212,7 +211,7 @@ def peaks(setting: Setting, words: list[str]) -> tuple[int, int, int]:
         torch.cuda.reset_peak_memory_stats()
         loop.epoch()
         found.append(torch.cuda.max_memory_allocated() - before - data)
-    return plan.plan(loop.config).memory_bytes["total"] or 0, found[1], found[0]
+    return plan.plan(loop.config).memory_bytes["total"] or 0, *found
 
 
 def compiled(setting: Setting) -> None:

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import torch
 
+import vggexp.build
 import vggexp.run
-import vggexp.train
 from tests.conftest import TINY
 from tests.faults.server import RUN, awaited, different, disturb, finished, good, points_of, reference, run, start
 from tests.test_train import CPU, Blobs, Keeper, trained
@@ -188,8 +188,8 @@ def signalled(case: tuple[str, str, int], folder: Path) -> str:
 
 def slow(seconds: float) -> None:
     """Makes every batch last, so that a signal comes while the run trains."""
-    real = vggexp.train.gradients
-    vggexp.train.gradients = lambda *a, **k: (time.sleep(seconds), real(*a, **k))[1]
+    real = vggexp.build.gradients
+    vggexp.build.gradients = lambda *a, **k: (time.sleep(seconds), real(*a, **k))[1]
 
 
 def until(there: Callable[[], Any], seconds: float = 60) -> None:

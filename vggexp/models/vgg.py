@@ -5,11 +5,45 @@ Source: Simonyan and Zisserman 2015, "Very Deep Convolutional Networks", arXiv:1
 
 from collections.abc import Sequence
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from vggexp.shapes import Block, widen
 
 Norm = str  # "none", "batch" or "lrn"
+
+
+class Fused(nn.Sequential):
+    """The layers of a block in their order; once `fuse` was called, under autocast, as fewer passes over the memory.
+
+    The function is the same but for rounding.
+    """
+
+    on = False
+
+    def forward(self, images: Tensor) -> Tensor:
+        if not (self.on and torch.is_autocast_enabled(images.device.type)):
+            return super().forward(images)
+        from vggexp.models import fused  # imports Triton, which not every platform has
+
+        learnt = [layer for layer in self if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+        for layer, following in zip(learnt, [*learnt[1:], None], strict=True):
+            if isinstance(following, nn.BatchNorm2d):
+                images = layer(images)
+                continue
+            pool = 2 if following is None else 1
+            if isinstance(layer, nn.Conv2d) and layer.bias is not None:
+                images = fused.convolution(images, layer.weight, layer.bias, pool)
+            else:
+                images = fused.tail(layer(images), None, pool)
+        return images
+
+
+def fuse(net: nn.Module) -> None:
+    """Lets the blocks use the kernels of vggexp.models.fused."""
+    for module in net.modules():
+        if isinstance(module, Fused):
+            module.on = True
 
 
 def vgg_block(convs: int, channels: int, in_channels: int, pointwise: int = 0, norm: Norm = "none") -> nn.Sequential:
@@ -35,7 +69,7 @@ def vgg_block(convs: int, channels: int, in_channels: int, pointwise: int = 0, n
         layers.insert(len(layers) - 1, pool)
     else:  # response normalisation looks across channels, so the pooling cannot pass it
         layers.append(pool)
-    return nn.Sequential(*layers)
+    return nn.Sequential(*layers) if norm == "lrn" else Fused(*layers)
 
 
 def vgg_stack(blocks: Sequence[Block], in_channels: int, norm: Norm = "none") -> nn.Sequential:

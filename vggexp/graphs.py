@@ -1,0 +1,114 @@
+"""step.gradients recorded once as a CUDA graph and played back: the host starts a step in one call."""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.amp import GradScaler
+from torch.autograd.function import once_differentiable
+from torch.func import functional_call
+
+from vggexp.step import Guard, gradients
+
+AT_FIRST = 2  # calls in which libraries choose their kernels and take their workspaces
+LARGE = 1 << 16  # numbers of a weight that is worth casting ahead
+
+
+class Recorded:
+    """Stands for `gradients` on a CUDA device, where a step of a small network waits for the host.
+
+    The same kernels on the same numbers, so the same bits; dropout draws by the seed set before each call. Short
+    batches, fp16, whose scaler changes the loss, and what would not fit beside its own memory are called as they are.
+    The results of a call are overwritten by the next.
+    """
+
+    def __init__(self) -> None:
+        self.calls = 0
+        self.parts = 0  # micro-batches for which the graph was recorded
+        self.graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(
+        self,
+        net: nn.Module,
+        scaler: GradScaler,
+        guard: Guard,
+        images: Tensor,
+        labels: Tensor,
+        *,
+        batch_size: int,
+        micro_batches: int,
+        **given: Any,
+    ) -> tuple[Tensor, Tensor]:
+        given |= {"batch_size": batch_size, "micro_batches": micro_batches}
+        if len(images) != batch_size or scaler.is_enabled():
+            return gradients(net, scaler, guard, images, labels, **given)
+        if micro_batches != self.parts:
+            self.calls, self.parts, self.graph = 0, micro_batches, None
+        self.calls += 1
+        if self.calls == AT_FIRST + 1 and fits():
+            self._record(net, scaler, guard, images, labels, given)
+        if self.graph is None:
+            return gradients(net, scaler, guard, images, labels, **given)
+        return self._play(images, labels)
+
+    def _record(
+        self, net: nn.Module, scaler: GradScaler, guard: Guard, images: Tensor, labels: Tensor, given: dict[str, Any]
+    ) -> None:
+        """Nothing is computed yet. The graph keeps the memory of a step to itself."""
+        self.images, self.labels = images.clone(), labels.clone()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            self.results = gradients(cast_ahead(net), scaler, guard, self.images, self.labels, **given)
+        self.gradients = [(weights, weights.grad) for weights in net.parameters() if weights.grad is not None]
+        self.graph = graph
+
+    def _play(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        self.images.copy_(images)
+        self.labels.copy_(labels)
+        for weights, gradient in self.gradients:
+            weights.grad = gradient
+        assert self.graph is not None
+        self.graph.replay()
+        return self.results
+
+
+def fits() -> bool:
+    """Whether there is room for a second step beside the memory of those that were called."""
+    device = torch.cuda.current_device()
+    held = torch.cuda.memory_allocated(device)
+    free = torch.cuda.mem_get_info(device)[0] + torch.cuda.memory_reserved(device) - held
+    return free > torch.cuda.max_memory_allocated(device) - held
+
+
+def cast_ahead(net: nn.Module) -> Callable[[Tensor], Tensor]:
+    """The network with its large weights in autocast's format by one kernel, where autocast takes one for each."""
+
+    def called(images: Tensor) -> Tensor:
+        device = images.device.type
+        large = {name: weight for name, weight in net.named_parameters() if weight.ndim > 1 and weight.numel() >= LARGE}
+        if not large or not torch.is_autocast_enabled(device):
+            return net(images)
+        cast = _Cast.apply(torch.get_autocast_dtype(device), *large.values())
+        return functional_call(net, dict(zip(large, cast, strict=True)), (images,))
+
+    return called
+
+
+class _Cast(torch.autograd.Function):
+    """Tensors in another format, and their gradients in fp32."""
+
+    @staticmethod
+    def forward(ctx: Any, kind: torch.dtype, *weights: Tensor) -> tuple[Tensor, ...]:
+        return _copies(weights, kind)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        return None, *_copies(gradients, torch.float32)
+
+
+def _copies(tensors: Sequence[Tensor], kind: torch.dtype) -> tuple[Tensor, ...]:
+    copies = [torch.empty_like(tensor, dtype=kind) for tensor in tensors]
+    torch._foreach_copy_(copies, list(tensors))
+    return tuple(copies)
