@@ -1,6 +1,7 @@
-"""How libraries say that memory is short, which each does in its own way."""
+"""The host's memory: how libraries say that it is short, and what is kept of it from step to step."""
 
 import contextlib
+import ctypes
 from collections.abc import Iterator
 
 import torch
@@ -8,6 +9,21 @@ import torch
 from vggexp.errors import ResourceError
 
 WORDS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc")
+
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
+
+
+def keep_freed() -> None:
+    """Freed memory stays with the process for the next step. Does nothing where the C library is not glibc.
+
+    glibc gives large blocks back at once, and each comes again as pages that the kernel fills with zeros when they are
+    first touched: 340,000 a step of the source run, a third of its time.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
 
 
 def is_short(error: BaseException) -> bool:

@@ -8,6 +8,7 @@ from importlib.util import find_spec
 import torch
 from torch.amp import GradScaler
 
+from vggexp.memory import keep_freed
 from vggexp.processor import default_threads, multiplies_bf16
 
 AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
@@ -43,6 +44,8 @@ def scaler(precision: str, device: torch.device) -> GradScaler:
 def prepare(device: torch.device, precision: str, deterministic: bool, threads: int | None) -> int:
     """Sets the process-wide switches of torch; returns the number of threads of one operation."""
     torch.set_num_threads(threads or default_threads())
+    if device.type == "cpu":
+        keep_freed()
     if device.type == "cuda":
         torch.set_float32_matmul_precision("high" if precision == "tf32" else "highest")
         torch.backends.cudnn.allow_tf32 = precision == "tf32"
