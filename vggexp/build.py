@@ -81,13 +81,14 @@ def network(config: Config) -> nn.Sequential:
 
 def state(config: Config, hardware: Hardware, steps_per_epoch: int) -> State:
     """Everything that changes in a run, at its start."""
-    memory = torch.channels_last if config.device.channels_last else torch.contiguous_format
+    wanted = config.device
+    memory = torch.channels_last if wanted.channels_last else torch.contiguous_format
     net = network(config).to(hardware.device).to(memory_format=memory)
-    ema = None if config.train.ema is None else Ema(net, config.train.ema)
-    if config.device.compile:
-        net.compile()
-    elif config.device.channels_last and precision.fuses(hardware.device, hardware.precision):
+    if wanted.channels_last and not wanted.compile and precision.fuses(hardware.device, hardware.precision):
         fuse(net)
+    ema = None if config.train.ema is None else Ema(net, config.train.ema)
+    if wanted.compile:
+        net.compile()
     chosen, course = config.optimizer, config.scheduler
     own = {key: value for key, value in vars(course).items() if key not in ("name", "warmup_epochs")}
     return State(
