@@ -432,7 +432,7 @@ def seeds(some: int, many: int) -> Callable[[bool], range]:
 
 
 CATALOGUES = {
-    "kills": Catalogue("SIGKILL at up to three random times", seeds(12, 200), random_kills),
+    "kills": Catalogue("SIGKILL at up to three random times", seeds(6, 200), random_kills),
     "points": Catalogue("SIGKILL at each write, fsync, rename and unlink", points, kill_at_point),
     "signals": Catalogue("stop signals", signals, signalled),
     "exactness": Catalogue("continued from a checkpoint, tolerance 0, and controls", matrix, inexact),

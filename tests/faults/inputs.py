@@ -309,7 +309,7 @@ CATALOGUES = {
     "data": Catalogue("data with a flipped bit, cut short, packed, swapped, labels out of range", spoiled, noticed),
     "downloads": Catalogue("20 downloads at once: whole, interrupted, wrong, slow", mirrored, downloaded),
     "commands": Catalogue("bad command lines; groups of 50 generated ones", lines, refused),
-    "workers": Catalogue("worker processes killed", seeds(4, 40), worker_kills),
+    "workers": Catalogue("worker processes killed", seeds(2, 40), worker_kills),
     "memory": Catalogue("out of memory in training", short, split),
     "syscalls": Catalogue("SIGKILL at each fsync, rename and write that strace sees", calls, kill_at_call),
 }
