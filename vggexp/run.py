@@ -18,8 +18,8 @@ from vggexp.config.rules import disk_bytes
 from vggexp.config.schema import Config
 from vggexp.environment import device_name, environment
 from vggexp.errors import CheckpointError, InUseError, ResourceError, StoppedError, VggexpError
-from vggexp.evaluate import evaluate, predict
 from vggexp.predictions import PREDICTIONS
+from vggexp.scoring import evaluate, predict
 from vggexp.signals import Stop, stopping
 from vggexp.sinks.console import Console
 from vggexp.train import Row, State, train

@@ -8,9 +8,9 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from vggexp.evaluate import evaluate, predict, score
 from vggexp.metrics import confusion
 from vggexp.models.vgg import vgg
+from vggexp.scoring import evaluate, predict, score
 from vggexp.shapes import Block
 
 CPU, PLAIN = torch.device("cpu"), contextlib.nullcontext
