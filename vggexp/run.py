@@ -89,8 +89,7 @@ def _compatible(config: Config, hardware: build.Hardware, saved: dict[str, Any],
 
 def _same_data(config: Config, data: build.Datasets, saved: dict[str, Any], console: Console) -> None:
     """Raises CheckpointError where the images or labels are not those the run began with."""
-    there, here = saved["data"], data.fingerprint
-    changed = ", ".join(name for name in sorted({*there, *here}) if there.get(name) != here.get(name))
+    changed = data.changed(saved["data"])
     if changed and config.resume != "force":
         raise CheckpointError(
             f"checkpoints: the data has changed since this run began ({changed}); bring it back, start anew with "
