@@ -49,7 +49,9 @@ def test_at_the_training_size_it_is_the_network(name):
     build, size = NETS[name]
     net = build()
     images = pictures(size, 1 if name == "grey" else 3)
-    torch.testing.assert_close(dense(net)(images), net(images), atol=1e-5, rtol=0)
+    assert torch.equal(dense(net)(images), net(images))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(dense(net)(images), net(images).float())
 
 
 @pytest.mark.parametrize("name", ["plain", "batch norm", "one linear layer"])
@@ -77,15 +79,26 @@ def test_it_is_the_network_over_all_windows_of_the_picture():
     torch.testing.assert_close(dense(net)(images), torch.stack(logits).mean(0), atol=1e-5, rtol=0)
 
 
+@torch.inference_mode()
+def test_it_is_the_convolutions_of_the_paper():
+    net = network()
+    features, _, classifier = net
+    maps = features(pictures(48, width=61))
+    for layer in classifier:
+        if isinstance(layer, nn.Linear):
+            side = 4 if layer is classifier[0] else 1
+            maps = nn.functional.conv2d(maps, layer.weight.view(len(layer.weight), -1, side, side), layer.bias)
+        else:
+            maps = layer(maps)
+    assert maps.shape == (4, 7, 3, 4)
+    torch.testing.assert_close(dense(net)(pictures(48, width=61)), maps.mean((2, 3)), atol=1e-5, rtol=0)
+
+
 def test_the_weights_are_shared():
     net = network()
-    wide = dense(net)
-    theirs = {tensor.data_ptr() for tensor in net.parameters()}
-    assert {tensor.data_ptr() for tensor in wide.parameters()} == theirs
-    kernels = [layer.kernel_size for layer in list(wide.children())[1:] if isinstance(layer, nn.Conv2d)]
-    assert kernels == [(4, 4), (1, 1), (1, 1)]
+    assert {id(tensor) for tensor in dense(net).parameters()} == {id(tensor) for tensor in net.parameters()}
 
 
 def test_a_smaller_picture_has_no_score():
-    with pytest.raises(RuntimeError, match="Kernel size"):
+    with pytest.raises(RuntimeError, match="size is 4"):
         dense(network())(pictures(31))
