@@ -16,11 +16,11 @@ FLOORS = {
     "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals", "memory", "processor",
                "process", "significance", "scores", "tabular"],
     "nouns": ["models", "data", "optim", "schedules", "ema"],
-    "doing": ["step", "graphs", "train", "evaluate", "checkpoint"],
+    "doing": ["step", "graphs", "train", "scoring", "views", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
     "assembly": ["config", "build", "summary", "run", "runs", "search", "seeds", "table", "forecast", "pool",
-                 "notebook", "speed", "repeat", "differing", "comparison", "verdict", "reporting"],
-    "doors": ["__main__", "plan", "bench", "verify", "compare", "report", "__init__"],
+                 "notebook", "evaluation", "speed", "repeat", "differing", "comparison", "verdict", "reporting"],
+    "doors": ["__main__", "plan", "bench", "verify", "evaluate", "compare", "report", "__init__"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}
 SOURCES = {
@@ -80,7 +80,7 @@ def test_who_imports_what():
     assert {name for name in hydra if not name.startswith(("vggexp.config.", "hydra_plugins."))} == door
     tensorboard = {name for name, tree in TREES.items() if any("tensorboard" in p.split(".") for p in imported(tree))}
     assert tensorboard - {"vggexp.watch", "vggexp.pool"} <= {
-        f"vggexp.sinks.{sink}" for sink in ("tensorboard", "means", "events")
+        f"vggexp.sinks.{sink}" for sink in ("tensorboard", "means", "evaluations", "events")
     }
     assert users("pickle", "subprocess") <= {"vggexp.data.sources", "vggexp.environment"}
     for name, tree in TREES.items():
@@ -95,7 +95,7 @@ def test_what_stays_out():
     assert not [path for path in shipped if "_target_" in path.read_text("utf-8")]
 
 
-@pytest.mark.parametrize("door", ["__main__", "plan", "compare", "report"])
+@pytest.mark.parametrize("door", ["__main__", "plan", "evaluate", "compare", "report"])
 def test_a_door_opens_without_torch(door):
     code = f"import sys, vggexp.{door}; print(*{{'torch', 'torchvision', 'tensorboard', 'sklearn'}} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

@@ -50,6 +50,14 @@ def test_help_is_one_screen_with_every_choice(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_help_names_every_door(ran):
+    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
+    _, text, _ = ran("--help")
+    for name, place in scripts.items():
+        module = place.removesuffix(":main").removesuffix(".__main__")
+        assert name == module.replace(".", "-") and f"python -m {module} " in text
+
+
 def test_help_names_keys_and_values_that_exist(ran):
     _, text, _ = ran("--help")
     words = text.partition("Common keys")[2].partition("More:")[0].partition("\n")[2].split()

@@ -100,6 +100,9 @@ def test_too_small(windows, size, text):
     assert shapes.too_small(minimum, windows) is None
     assert shapes.too_small(minimum - 1, windows)
     assert text is None or shapes.too_small(size, windows) == text
+    for side in (1, 2, 3, 7):
+        least = shapes.minimum_size(windows, side)
+        assert shapes.sides(least, windows)[-1] == side > shapes.sides(least - 1, windows)[-1]
 
 
 def test_too_small_is_refused():

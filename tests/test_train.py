@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from vggexp.clock import PARTS, Clock
 from vggexp.ema import Ema
 from vggexp.errors import DivergedError, ResourceError
-from vggexp.evaluate import evaluate
 from vggexp.metrics import Sums
 from vggexp.models.init import initialize
 from vggexp.models.vgg import vgg
 from vggexp.precision import scaler
 from vggexp.rng import generator
 from vggexp.schedules import schedule
+from vggexp.scoring import evaluate
 from vggexp.shapes import Block
 from vggexp.signals import Stop
 from vggexp.train import Plan, State, train

@@ -1,6 +1,6 @@
 """From configuration to objects: the one place that knows both."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,7 +19,7 @@ from vggexp.data.sources import ImageSet, Loaded, load, synthetic
 from vggexp.data.split import choose, train_val_split
 from vggexp.data.transforms import Augment, Preprocess, color_basis, statistics
 from vggexp.ema import Ema
-from vggexp.errors import ConfigError, DataError
+from vggexp.errors import CheckpointError, ConfigError, DataError
 from vggexp.graphs import Recorded
 from vggexp.metrics import Sums
 from vggexp.models.classic import alexnet, lenet
@@ -41,14 +41,18 @@ class Hardware:
     autocast: Callable[[], AbstractContextManager]
 
 
+def present(device: str) -> bool:
+    """Whether this machine has it: cpu, cuda or mps."""
+    return {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]
+
+
 def hardware(config: Config, threads: int | None = None) -> Hardware:
     """Sets torch's switches. threads: of the run that is continued, where there is one.
 
     Raises ConfigError where this machine lacks the device or the format.
     """
     wanted = config.device
-    present = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not present[wanted.name]:
+    if not present(wanted.name):
         raise ConfigError(f"device={wanted.name}: no usable device (torch {torch.__version__}); use device=cpu")
     device = torch.device(wanted.name)
     resolved = precision.resolve(wanted.precision, device)
@@ -81,13 +85,9 @@ def network(config: Config) -> nn.Sequential:
 
 def state(config: Config, hardware: Hardware, steps_per_epoch: int) -> State:
     """Everything that changes in a run, at its start."""
-    wanted = config.device
-    memory = torch.channels_last if wanted.channels_last else torch.contiguous_format
-    net = network(config).to(hardware.device).to(memory_format=memory)
-    if wanted.channels_last and not wanted.compile and precision.fuses(hardware.device, hardware.precision):
-        fuse(net)
+    net = _placed(network(config), config, hardware)
     ema = None if config.train.ema is None else Ema(net, config.train.ema)
-    if wanted.compile:
+    if config.device.compile:
         net.compile()
     chosen, course = config.optimizer, config.scheduler
     own = {key: value for key, value in vars(course).items() if key not in ("name", "warmup_epochs")}
@@ -103,6 +103,31 @@ def state(config: Config, hardware: Hardware, steps_per_epoch: int) -> State:
         sums=Sums(hardware.device),
         micro_batches=config.train.accumulate,
     )  # fmt: skip
+
+
+def trained(config: Config, hardware: Hardware, weights: dict[str, Tensor]) -> nn.Sequential:
+    """The network as it was when a run took its test, in eval mode. weights: of `checkpoint.weights_of`.
+
+    Raises CheckpointError.
+    """
+    net = network(config)
+    try:
+        net.load_state_dict(weights)
+    except RuntimeError as error:
+        told = " ".join(str(error).split())[:200]
+        raise CheckpointError(f"checkpoints: the weights do not fit config.yaml: {told}") from error
+    net = _placed(net, config, hardware)
+    if config.device.compile and config.train.ema is None:  # the moving average is a plain copy
+        net.compile()
+    return net.eval()
+
+
+def _placed(net: nn.Sequential, config: Config, hardware: Hardware) -> nn.Sequential:
+    wanted = config.device
+    if wanted.channels_last and not wanted.compile and precision.fuses(hardware.device, hardware.precision):
+        fuse(net)
+    memory = torch.channels_last if wanted.channels_last else torch.contiguous_format
+    return net.to(hardware.device).to(memory_format=memory)
 
 
 def plan(config: Config, hardware: Hardware) -> Plan:
@@ -136,6 +161,11 @@ class Datasets:
     pictures: Callable[[Tensor], Tensor]  # places in the test set -> uint8 [N, C, H, W]
     fingerprint: dict[str, str]
     origin: str
+
+    def changed(self, there: Mapping[str, str]) -> str:
+        """The files that are not those of another fingerprint, or nothing."""
+        here = self.fingerprint
+        return ", ".join(name for name in sorted({*there, *here}) if there.get(name) != here.get(name))
 
 
 def data(config: Config, device: torch.device, warn: Callable[[str], None] = print) -> Datasets:

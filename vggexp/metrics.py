@@ -1,9 +1,12 @@
-"""Loss and accuracy as sums over images: they stay on the device and are read once, when a line is due."""
+"""Loss and accuracy as sums over images, which stay on the device until a line is due; scores of kept probabilities."""
 
 from typing import Any
 
 import torch
 from torch import Tensor
+
+CONFIDENCES = 15  # bins of confidence, as in Guo et al. 2017
+LEAST = torch.finfo(torch.float32).tiny  # a smaller probability counts as this in the loss, which stays finite
 
 
 class Sums:
@@ -38,3 +41,31 @@ class Sums:
 def confusion(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
     """[classes, classes] counts, row = true class, column = predicted class."""
     return torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
+
+
+def quality(scores: Tensor, labels: Tensor, split: str) -> dict[str, float]:
+    """What probabilities [N, K] are worth, by the names of metrics.jsonl; the loss is -log of the true class's."""
+    true = scores.gather(1, labels[:, None])[:, 0]
+    return {
+        f"{split}/accuracy": (scores.argmax(1) == labels).double().mean().item(),
+        f"{split}/top5_accuracy": within_best(scores, labels, 5),
+        f"{split}/loss": -true.clamp(min=LEAST).log().mean().item(),
+        f"{split}/calibration_error": calibration_error(scores, labels),
+    }
+
+
+def within_best(scores: Tensor, labels: Tensor, count: int) -> float:
+    """The share of images whose class is among the `count` of the highest scores; all where there are no more."""
+    best = scores.topk(min(count, scores.shape[1]), 1).indices
+    return (best == labels[:, None]).any(1).double().mean().item()
+
+
+def calibration_error(scores: Tensor, labels: Tensor, bins: int = CONFIDENCES) -> float:
+    """How far confidence is from accuracy, 0..1: the mean distance over equally wide bins, each by its images.
+
+    Source: Guo et al. 2017, "On calibration of modern neural networks", arXiv:1706.04599, equation 3.
+    """
+    confidence, predicted = scores.max(1)
+    place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # of 15 bins the first is (0, 1/15]
+    distance = (predicted == labels).double() - confidence.double()
+    return torch.zeros(bins, dtype=torch.float64).index_add_(0, place, distance).abs().sum().item() / len(labels)

@@ -2,16 +2,16 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
 from vggexp import build, checkpoint
-from vggexp.config.read import Problems, read
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError
 from vggexp.keep import found
-from vggexp.rundir import config_of, result_of
+from vggexp.rundir import result_of
+from vggexp.runs import configuration
 
 
 class LoadedRun(NamedTuple):
@@ -21,6 +21,13 @@ class LoadedRun(NamedTuple):
     config: Config
     preprocess: Callable[[Tensor], Tensor]
     classes: tuple[str, ...]
+
+
+def tested(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """The configuration of a run, and the checkpoint with its tested weights. Raises CheckpointError."""
+    config = configuration(folder)
+    saved = checkpoint.load(_scored(folder))
+    return build.with_classes(config, len(saved["classes"])), saved
 
 
 def _scored(folder: Path) -> Path:
@@ -35,13 +42,7 @@ def _scored(folder: Path) -> Path:
 
 def load_run(path: str | Path) -> LoadedRun:
     """Loads the tested weights of a run directory onto the CPU, in eval mode, in fp32. Raises CheckpointError."""
-    folder = Path(path)
-    problems = Problems()
-    config = read(config_of(folder), problems)
-    if config is None:
-        raise CheckpointError(f"{folder / 'config.yaml'}: not a configuration of this version ({problems[0]})")
-    saved = checkpoint.load(_scored(folder))
-    config = build.with_classes(config, len(saved["classes"]))
+    config, saved = tested(Path(path))
     net = build.network(config)
     net.load_state_dict(checkpoint.weights_of(saved))
     return LoadedRun(

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from vggexp import build, checkpoint
 from vggexp.clock import Clock
-from vggexp.config.read import Problems, read
-from vggexp.errors import CheckpointError, ConfigError
+from vggexp.errors import CheckpointError
 from vggexp.keep import found
 from vggexp.run import built, scores_of
 from vggexp.rundir import config_of
+from vggexp.runs import configuration
 from vggexp.signals import Stop
 from vggexp.sinks.console import Console
 from vggexp.train import State, train
@@ -56,10 +56,7 @@ class Silence:
 def repeated(folder: Path) -> dict[str, Any]:
     """identical, the steps compared, how many tensors, and the first that differs. Raises CheckpointError."""
     later, earlier = (checkpoint.load(path) for path in _last_two(folder))
-    problems = Problems()
-    config = read(config_of(folder), problems)
-    if config is None:
-        raise ConfigError(*problems)
+    config = configuration(folder)
     console = Console(None, sys.stderr)
     hardware, data, state = built(config, earlier, console)
     measure = partial(scores_of, config=config, hardware=hardware, data=data, console=console)

@@ -18,8 +18,8 @@ from vggexp.config.rules import disk_bytes
 from vggexp.config.schema import Config
 from vggexp.environment import device_name, environment
 from vggexp.errors import CheckpointError, InUseError, ResourceError, StoppedError, VggexpError
-from vggexp.evaluate import evaluate, predict
 from vggexp.predictions import PREDICTIONS
+from vggexp.scoring import evaluate, predict
 from vggexp.signals import Stop, stopping
 from vggexp.sinks.console import Console
 from vggexp.train import Row, State, train
@@ -89,8 +89,7 @@ def _compatible(config: Config, hardware: build.Hardware, saved: dict[str, Any],
 
 def _same_data(config: Config, data: build.Datasets, saved: dict[str, Any], console: Console) -> None:
     """Raises CheckpointError where the images or labels are not those the run began with."""
-    there, here = saved["data"], data.fingerprint
-    changed = ", ".join(name for name in sorted({*there, *here}) if there.get(name) != here.get(name))
+    changed = data.changed(saved["data"])
     if changed and config.resume != "force":
         raise CheckpointError(
             f"checkpoints: the data has changed since this run began ({changed}); bring it back, start anew with "

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vggexp.config.identity import differences, flat, identity, run_name
-from vggexp.config.read import plain
+from vggexp.config.read import Problems, plain, read
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError
 from vggexp.rundir import ENVIRONMENT, METRICS, RESULT, config_of, in_use, next_free, result_of
@@ -35,6 +35,15 @@ def read_run(folder: Path) -> Run:
     """Raises CheckpointError where the folder is not a run's, or its files are not what a run writes."""
     config, result = flat(config_of(folder)), result_of(folder)
     return Run(folder, state_of(folder, result), config, result, jsonl.read(folder / METRICS), _environment(folder))
+
+
+def configuration(folder: Path) -> Config:
+    """What a run was made from. Raises CheckpointError."""
+    problems = Problems()
+    config = read(config_of(folder), problems)
+    if config is None:
+        raise CheckpointError(f"{folder / 'config.yaml'}: not a configuration of this version ({problems[0]})")
+    return config
 
 
 def state_of(folder: Path, result: dict[str, Any]) -> str:

@@ -107,8 +107,8 @@ def alexnet_side(size: int) -> int:
     return sides(size, ALEXNET)[-1]
 
 
-def minimum_size(windows: Sequence[Window]) -> int:
-    side = 1
+def minimum_size(windows: Sequence[Window], side: int = 1) -> int:
+    """The least image of which a map of this side is left after the windows."""
     for window in reversed(windows):
         side = max(1, (side - 1) * window.stride + window.kernel - 2 * window.padding)
     return side

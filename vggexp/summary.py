@@ -17,9 +17,9 @@ from vggexp.config.identity import flat, network_name
 from vggexp.config.read import plain
 from vggexp.config.rules import disk_bytes, layers
 from vggexp.config.schema import Config
-from vggexp.evaluate import score
 from vggexp.keep import best_row
 from vggexp.metrics import confusion
+from vggexp.scoring import score
 from vggexp.shapes import macs, parameters
 from vggexp.sinks.console import duration
 from vggexp.train import Row, State

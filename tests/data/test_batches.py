@@ -138,12 +138,31 @@ def test_streaming_equals_decoded(streaming, paths):
     assert same(streaming().train(2), kept.train(2))
 
 
+def test_whole_pictures_at_several_scales(streaming, paths):
+    resized, sizes = resident(), (12, 20)
+    for scales, labels in resized.whole(sizes):
+        assert [(group.places, group.images.shape[1:]) for (group,) in scales] == [
+            (list(range(len(labels))), (3, side, side)) for side in sizes
+        ]
+        assert torch.equal(scales[0][0].images, resized.images[labels])
+    for workers in (0, 1):
+        labels, found = [], []
+        for scales, truth in streaming(workers).whole(sizes):
+            for groups in scales:
+                assert sorted(place for group in groups for place in group.places) == list(range(len(truth)))
+            found += [{tuple(group.images.shape[2:]) for group in of} for of in scales]
+            labels += truth.tolist()
+        assert labels == list(range(COUNT))
+        assert all(min(shape) == side for shapes, side in zip(found, 3 * sizes, strict=True) for shape in shapes)
+
+
 @pytest.mark.parametrize("workers", [0, 1])
-def test_a_broken_file_is_one_line(workers, streaming, paths, tmp_path):
+@pytest.mark.parametrize("read", [Streaming.evaluate, lambda batches: batches.whole((16,))])
+def test_a_broken_file_is_one_line(workers, read, streaming, paths, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(paths[0].read_bytes()[:40])
     with pytest.raises(DataError, match=r"broken\.jpg") as error:
-        list(streaming(workers, files=[paths[0], broken]).evaluate())
+        list(read(streaming(workers, files=[paths[0], broken])))
     assert "\n" not in str(error.value)
 
 

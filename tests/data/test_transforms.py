@@ -20,7 +20,9 @@ from vggexp.data.transforms import (
     draw,
     fit,
     resample,
+    spread,
     statistics,
+    whole,
     windows,
 )  # fmt: skip
 from vggexp.rng import generator
@@ -59,6 +61,33 @@ def test_the_middle_square_is_torchvisions(height, width, size):
     images = pictures(1, 3, height, width)
     expected = torchvision.center_crop(torchvision.resize(images, [size], antialias=True), [size, size])
     assert torch.equal(fit(images, size), expected)
+
+
+@pytest.mark.parametrize(("height", "width", "side"), [(40, 60, 32), (61, 40, 50), (28, 28, 28), (20, 31, 48)])
+def test_the_whole_picture_is_torchvisions(height, width, side):
+    images = pictures(1, 3, height, width)
+    assert torch.equal(whole(images, side), torchvision.resize(images, [side], antialias=True))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "count", "corners"),
+    [
+        (20, 20, 1, [(2, 2)]),
+        (16, 24, 2, [(0, 0), (0, 8), (0, 0), (0, 8)]),
+        (24, 18, 3, [(0, 0), (0, 1), (0, 2), (4, 0), (4, 1), (4, 2), (8, 0), (8, 1), (8, 2)]),
+        (12, 16, 1, [(-2, 0)]),
+    ],
+)
+def test_windows_at_even_distances(height, width, count, corners):
+    assert spread(height, width, 16, count) == [(height, width, *corner, 0) for corner in corners]
+
+
+def test_one_window_alone_is_that_of_the_test():
+    for height, width, size in [(40, 60, 32), (61, 40, 33), (28, 28, 28), (33, 90, 20)]:
+        images = pictures(1, 3, height, width)
+        scaled = whole(images, size)
+        (window,) = spread(*scaled.shape[-2:], size, 1)
+        assert torch.equal(cut(scaled, window, size), fit(images, size))
 
 
 @pytest.mark.parametrize("side", [8, 28, 32])

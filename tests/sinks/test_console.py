@@ -89,7 +89,7 @@ def test_a_pass_that_is_not_training_is_told_too(clock):
     def batches():
         for number in range(4):
             clock[0] += 40
-            yield [number] * 5, None
+            yield [number] * 5, [0] * 5
 
     assert [images[0] for images, _ in Console(None, out).counted("test", batches(), 4)] == [0, 1, 2, 3]
     assert [line.split("  ")[:2] for line in out.getvalue().splitlines()] == [

@@ -2,20 +2,30 @@
 and an epoch may start at any batch.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from vggexp.data.decoding import Decoder, Decoders
-from vggexp.data.transforms import PLAIN, UNCHANGED, Augment, Changes, Preprocess, color_basis, draw
+from vggexp.data.decoding import Decoder, Decoders, Packed, Whole
+from vggexp.data.transforms import PLAIN, UNCHANGED, Augment, Changes, Preprocess, color_basis, draw, whole
 from vggexp.rng import generator
 
 SHARE = 4  # pictures stay on the device where they take less than this part of its free memory
 
 Batch = tuple[Tensor, Tensor]  # float32 [B, C, size, size], int64 [B]
+
+
+class Group(NamedTuple):
+    """Pictures of a batch that have one shape, not yet normalised."""
+
+    places: list[int]  # in the batch
+    images: Tensor  # of 0..255, [len(places), C, height, width]
+
+
+Wholes = tuple[list[list[Group]], Tensor]  # for each scale the groups that make up the batch; labels int64 [B]
 
 
 def order(seed: int, epoch: int, count: int) -> Tensor:
@@ -62,6 +72,13 @@ class Resident:
         for index in range(self.batches_per_epoch):
             images, labels = self._take(places, index)
             yield self.preprocess(images), labels
+
+    def whole(self, sides: Sequence[int]) -> Iterator[Wholes]:
+        """All pictures in their order and uncut, once for each of `sides`, which their shorter side is scaled to."""
+        places = torch.arange(self.count, device=self.images.device)
+        for index in range(self.batches_per_epoch):
+            images, labels = self._take(places, index)
+            yield [[Group(list(range(len(images))), whole(images, side))] for side in sides], labels
 
     def _take(self, places: Tensor, index: int) -> Batch:
         chosen = places[index * self.batch_size : (index + 1) * self.batch_size]
@@ -111,16 +128,40 @@ class Streaming:
     def evaluate(self) -> Iterator[Batch]:
         return self._read(None, torch.arange(self.count))
 
+    def whole(self, sides: Sequence[int]) -> Iterator[Wholes]:
+        """As Resident.whole. A worker sends no more bytes at a time than for a batch in training."""
+        old = self._decoders
+        decoders = Decoders(Whole(old.decoder.paths, sides), old.workers, old.pinned, old.warn)
+        most = max(1, self.batch_size * self.preprocess.size**2 // sum(side * side for side in sides))
+        batches = [places.split(most) for places in torch.arange(self.count).split(self.batch_size)]
+        decoded = decoders.decode([(None, part.tolist()) for parts in batches for part in parts])
+        for parts in batches:
+            scales = zip(*(next(decoded) for _ in parts), strict=True)
+            yield [list(_groups(packed, self.device)) for packed in scales], self._labels_of(torch.cat(parts))
+
+    def _labels_of(self, places: Tensor) -> Tensor:
+        return _send(self.labels[places], self.device)
+
     def _read(self, epoch: int | None, places: Tensor) -> Iterator[Batch]:
         chosen = [part for part in places.split(self.batch_size) if len(part)]
         decoded = self._decoders.decode([(epoch, part.tolist()) for part in chosen])
         for (images, changes), part in zip(decoded, chosen, strict=True):
             changes = Changes(*(_send(change, self.device) for change in changes))
-            images, labels = _send(images, self.device), _send(self.labels[part], self.device)
-            yield self.preprocess.finish(images, changes), labels
+            yield self.preprocess.finish(_send(images, self.device), changes), self._labels_of(part)
 
 
 Batches = Resident | Streaming
+
+
+def _groups(packed: Iterable[Packed], device: torch.device) -> Iterator[Group]:
+    """The pictures of a batch, in parts, by their shapes."""
+    pictures: list[Tensor] = []
+    for flat, shapes in packed:
+        each = _send(flat, device).split([3 * height * width for height, width in shapes])
+        pictures += (picture.view(3, *shape) for picture, shape in zip(each, shapes, strict=True))
+    for shape in dict.fromkeys(picture.shape for picture in pictures):
+        places = [place for place, picture in enumerate(pictures) if picture.shape == shape]
+        yield Group(places, torch.stack([pictures[place] for place in places]))
 
 
 def _send(tensor: Any, device: torch.device) -> Any:

@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from vggexp.data.folder import read_image
-from vggexp.data.transforms import PLAIN, UNCHANGED, Augment, Changes, cut, draw, fit
+from vggexp.data.transforms import PLAIN, UNCHANGED, Augment, Changes, cut, draw, fit, whole
 from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator
 
@@ -61,26 +61,56 @@ class Decoder:
         return cut(image, changes.window[0].tolist(), self.size), changes._replace(window=None)
 
 
+Packed = tuple[Tensor, list[tuple[int, int]]]  # the bytes of [3, height, width] pictures in a row; their shapes
+
+
+@dataclass(frozen=True, eq=False)
+class Whole:
+    """decoder[_, places]: the pictures uncut, once for each of `sides`, which their shorter sides are scaled to.
+
+    Packed, since every tensor takes a file descriptor on its way from a worker. Or why there are none.
+    """
+
+    paths: Sequence[Path]
+    sides: Sequence[int]
+
+    def __getitem__(self, request: Request) -> list[Packed] | str:
+        try:
+            pictures = [self._one(place) for place in request[1]]
+        except DataError as error:
+            return str(error)
+        return [
+            (torch.cat([image.flatten() for image in images]), [tuple(image.shape[2:]) for image in images])
+            for images in zip(*pictures, strict=True)
+        ]
+
+    def _one(self, place: int) -> list[Tensor]:
+        image = read_image(self.paths[place])[None]
+        return [whole(image, side) for side in self.sides]
+
+
 class WorkerKilledError(Exception):
     """A worker process has ended that should not have."""
 
 
 class Decoders:
-    """Decoder in `workers` processes (0: in this one) that live on between the calls.
+    """A decoder in `workers` processes (0: in this one) that live on between the calls.
 
     A killed worker is survived once: all are replaced, and the batches that have not come are decoded again, the same
     because the draws belong to the pictures. The second time it is raised as ResourceError, as is a worker that hangs.
     """
 
-    def __init__(self, decoder: Decoder, workers: int, pinned: bool = False, warn: Callable[[str], None] = print):
+    def __init__(
+        self, decoder: Decoder | Whole, workers: int, pinned: bool = False, warn: Callable[[str], None] = print
+    ):
         self.decoder, self.workers, self.pinned, self.warn = decoder, workers, pinned, warn
         self.replaced = False
         self._requests: list[Request] = []
         self._processes: list[Any] = []
         self._start()
 
-    def decode(self, requests: Sequence[Request]) -> Iterator[tuple[Tensor, Changes]]:
-        """Each request's pictures, uint8 [B, 3, size, size], with the changes left for the device; in their order."""
+    def decode(self, requests: Sequence[Request]) -> Iterator[Any]:
+        """What the decoder gives for each request, in their order."""
         left = list(requests)
         while left:
             try:
@@ -107,7 +137,7 @@ class Decoders:
             generator=torch.Generator(),  # the loader seeds its workers from it; torch's own stays untouched
         )
 
-    def _received(self, requests: Sequence[Request]) -> Iterator[tuple[Tensor, Changes]]:
+    def _received(self, requests: Sequence[Request]) -> Iterator[Any]:
         self._requests[:] = requests
         others = set(active_children())
         with self._told(), self._watched():

@@ -5,6 +5,7 @@ of it, perhaps partly outside (black) and perhaps mirrored. One window for all i
 window for each picture by two matrix products (`resample`). Both use the triangle filter of PIL and torchvision.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -59,7 +60,7 @@ class Preprocess:
         return self.finish(fitted, changes)
 
     def finish(self, images: Tensor, changes: Changes = UNCHANGED) -> Tensor:
-        """All that needs no neighbours: shift, normalise, blank. images: [B, C, size, size] of 0..255."""
+        """All that needs no neighbours: shift, normalise, blank. images: of 0..255, of any size unless blanked."""
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         images = images.to(torch.float32, memory_format=order, copy=True)
         mean, shift = (0 if value is None else value[..., None, None] for value in (self.mean, changes.shift))
@@ -93,11 +94,11 @@ def windows(uniform: Tensor, height: int, width: int, size: int, augment: Augmen
     """int64 [B, 5] as in Changes, from uniform draws [B, >= 6]. Without augmentation: the square in the middle."""
     low, high = augment.scale or (1, 1)
     side = (size * (low + (high - low) * uniform[:, 0])).round().long()
-    scaled = torch.stack([height * side, width * side], 1) // min(height, width)
-    room = scaled - size
+    sides = torch.stack([height * side, width * side], 1) // min(height, width)
+    room = sides - size
     place = (uniform[:, 1:3] * (room + 1)).long() if augment.scale else (room / 2).round().long()
     place = place + (uniform[:, 3:5] * (2 * augment.crop + 1)).long() - augment.crop
-    return torch.cat([scaled, place, uniform[:, 5:6].lt(augment.flip)], 1)
+    return torch.cat([sides, place, uniform[:, 5:6].lt(augment.flip)], 1)
 
 
 def fit(images: Tensor, size: int) -> Tensor:
@@ -111,12 +112,34 @@ def middle(height: int, width: int, size: int) -> list[int]:
     return windows(torch.zeros(1, UNIFORM), height, width, size, PLAIN)[0].tolist()
 
 
-def cut(images: Tensor, window: list[int], size: int) -> Tensor:
-    """One window for all images [B, C, H, W]. uint8 on the CPU stays uint8: rounded as PIL does, and 4 times faster."""
+def whole(images: Tensor, side: int) -> Tensor:
+    """Images [B, C, H, W] with their shorter side scaled to `side`, the other in proportion."""
+    height, width = images.shape[-2:]
+    shorter = min(height, width)
+    return scaled(images, height * side // shorter, width * side // shorter)
+
+
+def scaled(images: Tensor, height: int, width: int) -> Tensor:
+    """Images [B, C, height, width]. uint8 on the CPU stays uint8: rounded as PIL does, and 4 times faster."""
+    if images.shape[-2:] == (height, width):
+        return images
+    images = images if images.device.type == "cpu" else images.float()
+    return functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
+
+
+def spread(height: int, width: int, size: int, count: int) -> list[tuple[int, ...]]:
+    """count x count windows, as in Changes, at even distances over the picture; one alone is in the middle."""
+
+    def places(room: int) -> list[int]:
+        return [round(room * index / (count - 1)) for index in range(count)] if count > 1 else [round(room / 2)]
+
+    return [(height, width, top, left, 0) for top in places(height - size) for left in places(width - size)]
+
+
+def cut(images: Tensor, window: Sequence[int], size: int) -> Tensor:
+    """One window for all images [B, C, H, W]."""
     height, width, top, left, mirrored = window
-    if images.shape[-2:] != (height, width):
-        images = images if images.device.type == "cpu" else images.float()
-        images = functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
+    images = scaled(images, height, width)
     outside = (-left, left + size - width, -top, top + size - height)
     images = functional.pad(images, outside) if any(outside) else images  # negative padding cuts away
     return images.flip(-1) if mirrored else images

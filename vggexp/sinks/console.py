@@ -85,7 +85,7 @@ class Console:
         with self.progress(label, count) as progress:
             for images, labels in batches:
                 yield images, labels
-                progress.update(len(images))
+                progress.update(len(labels))
 
     def due(self, step_seconds: float) -> bool:
         """Whether a minute without a line would pass if the next step were awaited."""

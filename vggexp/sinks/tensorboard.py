@@ -61,7 +61,7 @@ class TensorBoard:
     def images(self, tag: str, picture: NDArray[np.uint8], epoch: int = 0) -> None:
         """picture: uint8 [H, W, 3], as vggexp.sinks.pictures makes them."""
         with self._guard():
-            self._summary([_image(tag, picture)], epoch, time.time())
+            self._summary([image(tag, picture)], epoch, time.time())
             self._flush()
 
     def graph(self, net: Any, example: Any) -> bool:
@@ -205,7 +205,7 @@ def layout(title: str, charts: list[Any]) -> Any:
     return Summary.Value(tag=chart_names.CONFIG_SUMMARY_TAG, metadata=metadata, tensor=text)
 
 
-def _image(tag: str, picture: NDArray[np.uint8]) -> Any:
+def image(tag: str, picture: NDArray[np.uint8]) -> Any:
     from PIL import Image
 
     png = io.BytesIO()
