@@ -8,8 +8,14 @@ import torch
 
 from vggexp.errors import ResourceError
 
-WORDS = ("out of memory", "can't allocate memory", "not enough memory", "cannot allocate memory", "bad_alloc")
-WORDS += ("could not create a primitive",)  # oneDNN's, where its own allocation fails
+WORDS = (
+    "out of memory",
+    "can't allocate memory",
+    "not enough memory",
+    "cannot allocate memory",
+    "bad_alloc",
+    "could not create a primitive",  # oneDNN's, where its own allocation fails
+)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # of glibc's malloc.h
 
 
