@@ -83,6 +83,22 @@ def load(path: Path) -> dict[str, Any]:
     verify(path)
     if not _plain(path):
         raise CheckpointError(f"{path}: not a file that torch.save writes")
+    return _read(path)
+
+
+def load_foreign(path: Path) -> Any:
+    """What another program saved with torch.save, also in its form before 2020; as safe. Raises CheckpointError."""
+    try:
+        with open(path, "rb") as file:
+            is_zip = file.read(len(ZIP)) == ZIP
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if is_zip and not _plain(path):
+        raise CheckpointError(f"{path}: not a file that torch.save writes")
+    return _read(path)
+
+
+def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many unrelated types
