@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
@@ -80,7 +81,17 @@ SMALL = "data=synthetic data.batch_size=16 arch.width=0.25 arch.hidden=[64]"
     ],
 )
 def test_plan_tells_the_memory_of_a_step(words):
-    config = memory.configured(words)
+    agrees(memory.configured(words))
+
+
+@pytest.mark.parametrize("blocks", [1, 3, 5])
+@pytest.mark.parametrize("words", ["", "arch=vgg11_bn", "device.precision=fp32"])
+def test_plan_tells_the_memory_of_a_step_with_frozen_blocks(words, blocks):
+    config = memory.configured(f"{SMALL} data.size=64 {words}")
+    agrees(replace(config, train=replace(config.train, freeze=blocks)))
+
+
+def agrees(config):
     step, held = memory.stepping(config)
     step()  # makes the optimizer's state
     estimate = memory.plan.plan(config).memory_bytes["total"]
