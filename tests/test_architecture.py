@@ -19,7 +19,7 @@ FLOORS = {
     "doing": ["step", "graphs", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
     "assembly": ["config", "build", "summary", "run", "runs", "search", "seeds", "table", "forecast", "pool",
-                 "notebook", "speed", "repeat", "differing", "comparison", "verdict", "reporting"],
+                 "notebook", "start", "speed", "repeat", "differing", "comparison", "verdict", "reporting"],
     "doors": ["__main__", "plan", "bench", "verify", "compare", "report", "__init__"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}
