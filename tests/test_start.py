@@ -204,7 +204,7 @@ def test_what_is_refused(command, tmp_path):
         (4, ["train.init_from=empty"], "empty: not the folder of a run, it has no config.yaml"),
         (4, [a, "arch.width=0.1"], f"{a}: block1.conv1: weight 3x1x3x3 there"),
         (4, ["train.init_from=text.pth"], "train.init_from=text.pth: cannot be read: "),
-        (4, ["train.init_from=planted.pth"], "train.init_from=planted.pth: cannot be read: "),
+        (4, ["train.init_from=planted.pth"], "train.init_from=planted.pth: cannot be read: not tensors and"),
         (4, ["train.init_from=planted_too.pth"], "train.init_from=planted_too.pth: cannot be read: "),
         (4, ["train.init_from=sparse.pth"], "train.init_from=sparse.pth: holds no weights in torchvision's naming"),
         (4, [f"train.init_from={own}"], f"train.init_from={own}: 'format' is no tensor of torchvision's VGG"),
