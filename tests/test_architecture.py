@@ -19,7 +19,7 @@ FLOORS = {
     "doing": ["step", "graphs", "train", "scoring", "views", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
     "assembly": ["config", "build", "summary", "run", "runs", "search", "seeds", "table", "forecast", "pool",
-                 "notebook", "evaluation", "speed", "repeat", "differing", "comparison", "verdict", "reporting"],
+                 "notebook", "start", "evaluation", "speed", "repeat", "differing", "comparison", "verdict", "reporting"],
     "doors": ["__main__", "plan", "bench", "verify", "evaluate", "compare", "report", "__init__"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}

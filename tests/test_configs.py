@@ -15,6 +15,7 @@ FILES = {str(path.relative_to(CONF).with_suffix("")): path for path in sorted(CO
 GROUPS = {name: path for name, path in FILES.items() if "/" in name and not name.startswith("hydra/")}
 EXPERIMENTS = [Path(name).name for name in GROUPS if name.startswith("experiment/")]
 NEEDS = {"data/digits": ["arch=vgg_digits"], "data/image_folder": ["data.classes=10"]}  # to be a whole configuration
+NEEDS |= {f"experiment/paper_{letter}": ["data.classes=1000"] for letter in "abcde"}
 
 
 def contents(name):
@@ -44,7 +45,8 @@ def test_composes_and_describes_a_network(name):
 
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_leaves_the_choice_of_a_network_open(name):
-    there = load_run(parse([f"experiment={name}", "arch=vgg16", "data.resize=32"])).arch
+    needs = NEEDS.get(f"experiment/{name}", [])
+    there = load_run(parse([f"experiment={name}", "arch=vgg16", "data.resize=32", *needs])).arch
     alone = load_run(parse(["arch=vgg16", f"arch.init={there.init}"])).arch
     assert there == alone and sum(block.convs for block in there.blocks) == 13
 

@@ -7,6 +7,7 @@ from vggexp import build
 from vggexp.clock import Clock
 from vggexp.config import compose
 from vggexp.graphs import Recorded, cast_ahead
+from vggexp.models.transfer import freeze
 from vggexp.repeat import Silence
 from vggexp.signals import Stop
 from vggexp.speed import Never
@@ -84,11 +85,13 @@ def test_where_memory_is_short_the_step_is_called():
     assert state.micro_batches > 1 and state.batch == 12 and len(ballast)
 
 
+@pytest.mark.parametrize("frozen", [0, 4])
 @pytest.mark.parametrize("words", [[], ["arch=vgg11_bn"]], ids=["plain", "batch norm"])
-def test_weights_cast_ahead(words):
+def test_weights_cast_ahead(words, frozen):
     config = compose.load_run(compose.parse([*WORDS, "device=cpu", "device.precision=bf16", *words]))
     hardware = build.hardware(config)
     state, plan = build.state(config, hardware, 10), build.plan(config, hardware)
+    freeze(state.net, frozen)
     images, labels = next(iter(build.data(config, hardware.device).train.train(0)))
     found = []
     for net in (state.net, cast_ahead(state.net)):
@@ -97,6 +100,8 @@ def test_weights_cast_ahead(words):
             net, state.scaler, Guard(hardware.device), images, labels, batch_size=32, micro_batches=2,
             label_smoothing=0, autocast=plan.autocast,
         )  # fmt: skip
-        found.append([*results, *(weights.grad for weights in state.net.parameters())])
+        learnt = [weights for weights in state.net.parameters() if weights.requires_grad]
+        found.append([*results, *(weights.grad for weights in learnt)])
+        assert len(learnt) < len(list(state.net.parameters())) or not frozen
         state.optimizer.zero_grad()
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))

@@ -24,6 +24,7 @@ from vggexp.graphs import Recorded
 from vggexp.metrics import Sums
 from vggexp.models.classic import alexnet, lenet
 from vggexp.models.init import initialize
+from vggexp.models.transfer import freeze
 from vggexp.models.vgg import fuse, vgg
 from vggexp.optim import optimizer
 from vggexp.schedules import schedule
@@ -86,6 +87,7 @@ def network(config: Config) -> nn.Sequential:
 def state(config: Config, hardware: Hardware, steps_per_epoch: int) -> State:
     """Everything that changes in a run, at its start."""
     net = _placed(network(config), config, hardware)
+    freeze(net, config.train.freeze or 0)
     ema = None if config.train.ema is None else Ema(net, config.train.ema)
     if config.device.compile:
         net.compile()

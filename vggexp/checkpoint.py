@@ -6,6 +6,7 @@ after the end of the zip archive, so that plain torch.load(path, weights_only=Tr
 
 import hashlib
 import os
+import warnings
 import zipfile
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -83,10 +84,29 @@ def load(path: Path) -> dict[str, Any]:
     verify(path)
     if not _plain(path):
         raise CheckpointError(f"{path}: not a file that torch.save writes")
+    return _read(path)
+
+
+def load_foreign(path: Path) -> Any:
+    """What another program saved with torch.save, also in its form before 2020; as safe. Raises CheckpointError."""
+    try:
+        with open(path, "rb") as file:
+            is_zip = file.read(len(ZIP)) == ZIP
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+    if is_zip and not _plain(path):
+        raise CheckpointError(f"{path}: not a file that torch.save writes")
+    with warnings.catch_warnings(action="ignore"):  # torch's, of what it may not know; the outcome tells
+        return _read(path)
+
+
+def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many unrelated types
         told = " ".join(str(error).split())[:200]
+        if "Weights only" in told:  # with torch's advice to load it unsafely
+            told = "not tensors and plain values alone, as torch.save writes them"
         raise CheckpointError(f"{path}: cannot be read: {told}") from error
 
 

@@ -82,11 +82,15 @@ def fits() -> bool:
 
 
 def cast_ahead(net: nn.Module) -> Callable[[Tensor], Tensor]:
-    """The network with its large weights in autocast's format by one kernel, where autocast takes one for each."""
+    """The network with its large weights in autocast's format by one kernel, where autocast takes one for each.
+
+    Those that are frozen are left to autocast: a result of this kernel would want a gradient.
+    """
 
     def called(images: Tensor) -> Tensor:
         device = images.device.type
-        large = {name: weight for name, weight in net.named_parameters() if weight.ndim > 1 and weight.numel() >= LARGE}
+        learnt = [(name, weight) for name, weight in net.named_parameters() if weight.requires_grad]
+        large = {name: weight for name, weight in learnt if weight.ndim > 1 and weight.numel() >= LARGE}
         if not large or not torch.is_autocast_enabled(device):
             return net(images)
         cast = _Cast.apply(torch.get_autocast_dtype(device), *large.values())

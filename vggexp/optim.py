@@ -13,7 +13,7 @@ from vggexp.errors import ConfigError
 def optimizer(
     name: str, net: nn.Module, lr: float, weight_decay: float, own: Mapping[str, Any]
 ) -> torch.optim.Optimizer:
-    """Updates all parameters in one fused call where the class can. own: the class's further arguments.
+    """Updates all parameters that are not frozen, in one fused call where the class can. own: its further arguments.
 
     Raises ConfigError where the class refuses an argument's value.
     """
@@ -26,7 +26,7 @@ def optimizer(
         on_mps = next(net.parameters()).device.type == "mps"
         given["fused"] = not (on_mps and name == "Adagrad")  # no such kernel; torch tells only at the first step
     try:
-        return cls(net.parameters(), **given)
+        return cls([parameter for parameter in net.parameters() if parameter.requires_grad], **given)
     except (TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"optimizer.name={name}: {error}") from error
 

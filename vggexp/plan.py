@@ -55,6 +55,7 @@ def plan(config: Config) -> Plan:
         optimizer_states=states,
         ema=ema,
         fused=_fused(config, precision),
+        frozen=train.freeze or 0,
     )
     return Plan(
         network=config.arch.name,

@@ -22,6 +22,7 @@ from vggexp.predictions import PREDICTIONS
 from vggexp.scoring import evaluate, predict
 from vggexp.signals import Stop, stopping
 from vggexp.sinks.console import Console
+from vggexp.start import started
 from vggexp.train import Row, State, train
 from vggexp.watch import Watch
 
@@ -44,6 +45,8 @@ def run(config: Config, overrides: Sequence[str]) -> Row:
         saved = keep.latest(folder / "checkpoints", console.line)
         with memory.told("before the first batch; choose a smaller network, data.resize or data.limit"):
             job = Job(config, stop, console, folder, *built(config, saved, console))
+            if saved is None:
+                job.opening += started(job.state.net, config)
         stop.check("before its first batch")
         if new:
             held.enter_context(rundir.claimed(folder))
@@ -140,6 +143,7 @@ class Job:
     ):
         self.config, self.stop, self.console, self.folder = config, stop, console, folder
         self.hardware, self.data, self.state = hardware, data, state
+        self.opening = summary.opening(config, hardware, data, folder)
 
     def recorded(self, overrides: Sequence[str], saved: dict[str, Any] | None) -> Row:
         """Runs, and leaves in result.json how it ended."""
@@ -180,7 +184,7 @@ class Job:
 
     def _run(self, overrides: Sequence[str], continued: bool) -> Row:
         config, state, data = self.config, self.state, self.data
-        for line in summary.opening(config, self.hardware, data, self.folder):
+        for line in self.opening:
             self.console.line(line)
         if continued:
             self.console.line(f"continued after step {state.step}: {state.epoch} epochs and {state.batch} batches")

@@ -223,38 +223,47 @@ def memory_bytes(
     optimizer_states: int | None,
     ema: bool,
     fused: bool = False,
+    frozen: int = 0,
 ) -> dict[str, int | None]:
     """What a training step holds at its peak: tensors only, without the library's workspaces and the data.
 
+    frozen: the first blocks, which have no gradient; the total is then a bound, 1.0..1.35 of what steps needed.
     precision_bytes: 2 under 16-bit autocast, else 4. optimizer_states: fp32 copies of the parameters that the
     optimizer keeps; unknown is None, and is left out of the total.
     fused: by the kernels of vggexp.models.fused. Measured on a processor, steps of six VGGs needed 0.97..1.01 of the
     total in fp32 and 0.91..0.97 in bf16; on a GPU, four fused ones 0.92..0.99 (benchmarks/gpu.md).
     """
     weights = parameters(layers) * FLOAT
+    learnt = parameters(layer for layer in layers if layer.block is None or layer.block > frozen) * FLOAT
     copies = parameters(layers) * precision_bytes if precision_bytes < FLOAT else 0  # autocast's, for one step
     held = {
         "parameters": weights + copies,
-        "gradients": weights,
-        "optimizer": None if optimizer_states is None else optimizer_states * weights,
+        "gradients": learnt,
+        "optimizer": None if optimizer_states is None else optimizer_states * learnt,
         "ema": weights if ema else 0,
-        "activations": batch_size * _activations(layers, precision_bytes, fused),
+        "activations": batch_size * _activations(layers, precision_bytes, fused, frozen),
     }
     return {**held, "total": sum(size or 0 for size in held.values())}
 
 
-def _activations(layers: Sequence[Layer], precision_bytes: int, fused: bool) -> int:
+def _activations(layers: Sequence[Layer], precision_bytes: int, fused: bool, frozen: int) -> int:
     """Bytes an image at the fullest instant of the backward pass: what the layers up to one keep, and its gradients.
 
     A fused bias, pooling and ReLU keeps a byte for each of its results, and not what it was given.
     """
-    peak = kept = before = 0  # the image needs no gradient
+    image = layers[0].activations - prod(layers[0].output) if frozen else 0  # else kept by its convolution
+    peak = kept = image * precision_bytes
+    before = 0  # the image needs no gradient
     tail = False
     for layer, following in pairwise([*layers, None]):
         assert layer is not None
         after, kind = prod(layer.output), following.kind if following is not None else None
         response = layer.kind == "lrn"  # computed in fp32 under autocast, and its steps have gradients too
         number = FLOAT if response else precision_bytes
+        if layer.block is not None and layer.block <= frozen:  # passed through: only image and last result stay
+            aside = {"pool": 1 if fused else INDEX, "lrn": 2 * FLOAT}.get(layer.kind, 0)
+            peak, kept = max(peak, kept + after * (number + aside)), (image + after) * number
+            continue
         if layer.kind == "pool":
             kept += after * (1 if tail else INDEX)
         tail = fused and layer.kind in ("conv", "batch") and kind in ("conv", "pool")

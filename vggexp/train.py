@@ -14,6 +14,7 @@ from vggexp.clock import Clock
 from vggexp.ema import Ema
 from vggexp.errors import DivergedError, ResourceError
 from vggexp.metrics import Sums
+from vggexp.models.transfer import train_mode
 from vggexp.optim import set_lr
 from vggexp.rng import seed_step
 from vggexp.schedules import Schedule
@@ -165,7 +166,7 @@ def one_epoch(
     stop: Stop,
 ) -> None:
     """Takes what is left of the epoch, in the order and with the dropout that belong to it."""
-    state.net.train()
+    train_mode(state.net)
     with watcher.progress(state.epoch + 1, batches.batches_per_epoch, state.batch) as progress:
         for images, labels in batches.train(state.epoch, state.batch):
             clock.lap("data")

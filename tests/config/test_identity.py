@@ -11,7 +11,15 @@ from vggexp.config.identity import flat, identity, run_name, sweep_name
 from vggexp.config.read import Problems, plain, read, schema_keys
 
 ASIDE = {"run.root", "run.name", "resume", "train.rest_minutes"} | {key for key in schema_keys() if "sweep." in key}
-ASIDE |= {"train.checkpoint_minutes", "train.keep", "data.root", "data.download", "data.workers", "data.cache"}
+ASIDE |= {
+    "train.init_from",
+    "train.checkpoint_minutes",
+    "train.keep",
+    "data.root",
+    "data.download",
+    "data.workers",
+    "data.cache",
+}
 FILES = ["arch=alexnet", "arch=lenet", "data=synthetic", "data=image_folder data.classes=3", "optimizer=adam"]
 FILES += ["scheduler=step", "scheduler=cosine", "scheduler=onecycle", "scheduler=plateau", "augment=strong", ""]
 CLASSES = {"arch.name", "data.name", "scheduler.name", "optimizer.arguments"}  # another value takes other keys
@@ -22,6 +30,7 @@ OTHER = {
     "optimizer.betas": [0.8, 0.9], "scheduler.milestones": [3], "augment.scale": [1, 2], "data.cache": "ram",
     "data.classes": 4, "data.limit": 5000, "data.root": "/elsewhere", "device.precision": "fp32", "device.threads": 3,
     "train.ema": 0.5, "train.clip_norm": 1, "train.patience": 2, "train.test_weights": "best",
+    "train.init_from": "outputs/a", "train.init_sha256": "0" * 64, "train.freeze": 2,
     "run.root": "elsewhere", "run.name": "mine", "resume": "never", "sweep.objective": "val/loss",
     "sweep.pairs": [{"seed": 1}], "sweep.where": "seed < 2", "sweep.on_error": "stop",
 }  # fmt: skip

@@ -26,6 +26,7 @@ from vggexp.config.read import Problems, draft, section, shown
 from vggexp.config.rules import broken_rules
 from vggexp.config.schema import Config, Sweep
 from vggexp.config.search import Search, axes, is_search, planned, search_problems
+from vggexp.config.source import pinned
 from vggexp.config.where import holds
 from vggexp.errors import ConfigError
 
@@ -253,7 +254,7 @@ def _config(node: DictConfig | None, problems: Problems, refusal: str, overrides
         found += broken_rules(config, whole=not found)
     if told := [*problems, *_as_typed(found, overrides)] or [refusal] * bool(refusal):
         raise ConfigError(*told)
-    return config
+    return pinned(config)
 
 
 def checked(node: DictConfig) -> Config:

@@ -10,10 +10,11 @@ from vggexp.config.read import plain, shown
 from vggexp.config.rules import inputs, layers
 from vggexp.config.schema import Config, Vgg
 
-# Keys that do not change a result. A key that is null is left out as well, so that names survive a new option.
+# Keys that do not change a result. A key that is null is left out as well, so that names survive a new option. What
+# `train.init_from` names enters by the hash of its weights, `train.init_sha256`, and not by its path.
 ASIDE = (
     "run.", "sweep.", "resume", "data.root", "data.download", "data.workers", "data.cache",
-    "train.checkpoint_minutes", "train.rest_minutes", "train.keep",
+    "train.checkpoint_minutes", "train.rest_minutes", "train.keep", "train.init_from",
 )  # fmt: skip
 ENDLESS = ("constant", "step", "plateau")  # schedules that do not depend on the number of epochs
 

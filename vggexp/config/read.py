@@ -191,7 +191,10 @@ def _unknown(key: str, siblings: Iterable[str], path: str, member: object) -> st
 
 
 def section(cls: type, node: Any, path: str, problems: Problems) -> Any:
-    """Fills the schema class `cls` from the mapping `node`, with `Unread` where it cannot."""
+    """Fills the schema class `cls` from the mapping `node`, with `Unread` where it cannot.
+
+    A key that may be null need not be there: the run of an earlier version has no such option.
+    """
     hints = _hints(cls)
     if not isinstance(node, Mapping):
         some = ", ".join(f"{path}.{key}" for key in list(hints)[:3])
@@ -201,7 +204,10 @@ def section(cls: type, node: Any, path: str, problems: Problems) -> Any:
     for key, kind in hints.items():
         name = f"{path}.{key}" if path else key
         missing = f"{name}: missing; it may not be removed"
-        values[key] = _field(kind, node[key], name, problems) if key in node else problems.value(missing)
+        if key in node:
+            values[key] = _field(kind, node[key], name, problems)
+        else:
+            values[key] = None if type(None) in get_args(kind) else problems.value(missing)
     return cls(**values)
 
 

@@ -15,6 +15,7 @@ from vggexp.errors import ConfigError
 from vggexp.rundir import NEWEST
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,119}")
+SHA256 = re.compile(r"[0-9a-f]{64}")
 WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 UNREAD = (AttributeError, KeyError, TypeError)  # what asking an Unread value leads to
 METRICS = ("val/accuracy", "val/loss", "test/accuracy", "test/loss", "train/accuracy", "train/loss")
@@ -178,6 +179,14 @@ def _train(config: Config, given: Inputs) -> Iterator[str]:
     for key, wants in (("patience", train.patience is not None), ("test_weights", train.test_weights == "best")):
         if wants and not config.data.val_fraction:
             yield f"train.{key}={shown(getattr(train, key))}: needs a validation split, but data.val_fraction=0"
+    if train.init_sha256 is not None and not SHA256.fullmatch(train.init_sha256):
+        yield f"train.init_sha256={train.init_sha256}: must be 64 digits 0..9 a..f or null"
+    for key in ("init_sha256", "freeze"):
+        if getattr(train, key) is not None and train.init_from is None:
+            yield f"train.{key}={shown(getattr(train, key))}: needs train.init_from, which names the weights"
+    blocks = windows(config)[-1].block
+    if train.freeze is not None and train.freeze > blocks:
+        yield f"train.freeze={train.freeze}: more than the network's {blocks} blocks"
 
 
 def _run(config: Config, given: Inputs) -> Iterator[str]:

@@ -175,6 +175,9 @@ class Train:
     test_weights: Literal["last", "best"]
     checkpoint_minutes: Annotated[float, Range(0, 1440)]
     keep: Literal["all", "last", "weights"]
+    init_from: str | None
+    init_sha256: str | None
+    freeze: Annotated[int, Range(1, 12)] | None
 
 
 @dataclass(frozen=True)
