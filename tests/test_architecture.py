@@ -16,7 +16,7 @@ FLOORS = {
     "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals", "memory", "processor",
                "process", "significance", "scores", "tabular"],
     "nouns": ["models", "data", "optim", "schedules", "ema"],
-    "doing": ["step", "graphs", "train", "evaluate", "checkpoint"],
+    "doing": ["step", "graphs", "probe", "train", "evaluate", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
     "assembly": ["config", "build", "summary", "run", "runs", "search", "seeds", "table", "forecast", "pool",
                  "notebook", "speed", "repeat", "differing", "comparison", "verdict", "reporting"],

@@ -13,7 +13,7 @@ from vggexp.config.schema import Config, Vgg
 # Keys that do not change a result. A key that is null is left out as well, so that names survive a new option.
 ASIDE = (
     "run.", "sweep.", "resume", "data.root", "data.download", "data.workers", "data.cache",
-    "train.checkpoint_minutes", "train.rest_minutes", "train.keep",
+    "train.checkpoint_minutes", "train.rest_minutes", "train.keep", "train.probe_steps", "train.stop_if_dead",
 )  # fmt: skip
 ENDLESS = ("constant", "step", "plateau")  # schedules that do not depend on the number of epochs
 

@@ -175,6 +175,8 @@ class Train:
     test_weights: Literal["last", "best"]
     checkpoint_minutes: Annotated[float, Range(0, 1440)]
     keep: Literal["all", "last", "weights"]
+    probe_steps: Annotated[int, Range(1, 10**9)] | None
+    stop_if_dead: bool
 
 
 @dataclass(frozen=True)
