@@ -1,4 +1,4 @@
-.PHONY: help check test test-all faults peers growth folders startup report-growth memory gpu
+.PHONY: help check test test-all faults peers growth folders startup report-growth memory dead gpu
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -32,6 +32,9 @@ report-growth:  ## a report by the number of runs and a plan by the network's de
 
 memory:  ## what plan says of a step's memory, and what it is; two minutes
 	python -m benchmarks.memory
+
+dead:  ## set-ups that do not learn, their cures, and set-ups that learn; a quarter of an hour
+	python -m tests.dead
 
 gpu:  ## everything that a CUDA device is to show; at most eight minutes
 	python -m benchmarks.gpu

@@ -16,10 +16,11 @@ FLOORS = {
     "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals", "memory", "processor",
                "process", "significance", "scores", "tabular"],
     "nouns": ["models", "data", "optim", "schedules", "ema"],
-    "doing": ["step", "graphs", "train", "scoring", "views", "checkpoint"],
+    "doing": ["step", "graphs", "probe", "train", "scoring", "views", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
     "assembly": ["config", "build", "summary", "run", "runs", "search", "seeds", "table", "forecast", "pool",
-                 "notebook", "start", "evaluation", "speed", "repeat", "differing", "comparison", "verdict", "reporting"],
+                 "notebook", "start", "evaluation", "speed", "repeat", "differing", "comparison", "verdict",
+                 "reporting"],
     "doors": ["__main__", "plan", "bench", "verify", "evaluate", "compare", "report", "__init__"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}

@@ -78,6 +78,17 @@ def test_a_run_continued_in_the_middle():
 
 
 @pytest.mark.cuda
+@pytest.mark.parametrize("words", [[], ["arch=vgg11_bn"]], ids=["plain", "batch norm"])
+def test_a_probe_changes_no_bit(words, monkeypatch):
+    monkeypatch.setattr("vggexp.probe.MARGIN", 100)  # whatever the loss
+    looked = []
+    monkeypatch.setattr("vggexp.probe.first_dead", looked.append)
+    alone, probed = (trained([*words, f"train.probe_steps={steps}"], True) for steps in ("null", "5"))
+    assert torch.equal(bits(alone), bits(probed)) and len(looked) == 1
+    assert looked[0][-1].layer == "output" and looked[0][-1].signal > 0
+
+
+@pytest.mark.cuda
 def test_where_memory_is_short_the_step_is_called():
     torch.cuda.empty_cache()
     ballast = torch.empty(torch.cuda.mem_get_info()[0] - 700_000_000, dtype=torch.uint8, device="cuda")

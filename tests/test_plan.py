@@ -57,6 +57,15 @@ def test_table():
     assert rows["disk"] == "disk 6.220 GB at most: 1.555 GB a checkpoint, 518.3 MB the weights"
 
 
+def test_hints_stand_under_the_table_and_in_json(capsys):
+    assert [line for line in table(planned()).splitlines() if line.startswith("hint")] == [
+        "hint    data.resize=96: pictures of 28 px hold no more; 32 takes 0.12 of the multiply-adds (arithmetic)"
+    ]
+    assert door.main(["device=cpu", "--json"]) == 0
+    (hint,) = json.loads(capsys.readouterr().out)["hints"]
+    assert hint.keys() == {"key", "text", "source"} and hint["key"] == "data.resize"
+
+
 def test_what_is_not_known_is_said():
     made = planned("data=image_folder", "data.classes=7", "optimizer=sgd", "optimizer.name=Adafactor")
     text = table(made)

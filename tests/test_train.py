@@ -16,10 +16,11 @@ from vggexp.metrics import Sums
 from vggexp.models.init import initialize
 from vggexp.models.vgg import vgg
 from vggexp.precision import scaler
+from vggexp.probe import Probe
 from vggexp.rng import generator
 from vggexp.schedules import schedule
 from vggexp.scoring import evaluate
-from vggexp.shapes import Block
+from vggexp.shapes import Block, vgg_layers
 from vggexp.signals import Stop
 from vggexp.train import Plan, State, train
 
@@ -88,10 +89,12 @@ def scores(net):
     return evaluate(net, [(Blobs().images, Blobs().labels)], CPU, contextlib.nullcontext, "val")
 
 
-def trained(state: State, epochs=4, seed=0, batches=None, measure=scores, patience=None, keeper=None) -> Recorder:
+def trained(
+    state: State, epochs=4, seed=0, batches=None, measure=scores, patience=None, keeper=None, probe=None
+) -> Recorder:
     plan = Plan(
         device=CPU, seed=seed, epochs=epochs, batch_size=8, label_smoothing=0.0, clip_norm=None,
-        patience=patience, rest_minutes=0.0, autocast=contextlib.nullcontext,
+        patience=patience, rest_minutes=0.0, autocast=contextlib.nullcontext, probe=probe,
     )  # fmt: skip
     watcher = Recorder()
     train(state, batches or Blobs(), plan, Clock(CPU), measure, watcher, keeper or Keeper(), Stop())
@@ -239,6 +242,27 @@ def test_averaged_weights():
     for ours, expected in zip(state.evaluated().parameters(), by_hand, strict=True):
         torch.testing.assert_close(ours.detach(), expected)
     assert torch.equal(weights(state), weights(plain))  # averaging changes nothing in the training
+
+
+LAYERS = vgg_layers([Block(1, 8)], "batch", (16,), 1, in_channels=1, size=4, classes=4)
+
+
+@pytest.mark.parametrize("at", [1, 3, 4, 11])  # in the middle of an epoch, and at its beginning
+def test_a_probe_changes_no_bit(at, monkeypatch):
+    monkeypatch.setattr("vggexp.probe.MARGIN", 100)  # whatever the loss
+    monkeypatch.setattr("vggexp.probe.SIGNAL", 100)
+    alone, probed = fresh(ema=0.8), fresh(ema=0.8)
+    trained(alone)
+    watcher = trained(probed, probe=Probe(at, LAYERS, ["a=1"], stop=False))
+    assert len(watcher.notes) == 1 and f"after {at} steps" in watcher.notes[0]
+    assert torch.equal(weights(alone), weights(probed))
+    assert [[row[key] for key in SCORES] for row in alone.history] == [
+        [row[key] for key in SCORES] for row in probed.history
+    ]
+
+
+def test_a_net_that_learns_is_told_nothing():
+    assert trained(fresh(), epochs=12, probe=Probe(30, LAYERS, [], stop=True)).notes == []
 
 
 class Slow:

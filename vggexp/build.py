@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from vggexp import precision
-from vggexp.config.rules import inputs
+from vggexp.config.hints import cures
+from vggexp.config.rules import inputs, layers
 from vggexp.config.schema import Config, ImageFolder, LeNet, Synthetic, Vgg
 from vggexp.data.batches import Batches, Resident, Streaming
 from vggexp.data.decoding import decode
@@ -27,6 +28,7 @@ from vggexp.models.init import initialize
 from vggexp.models.transfer import freeze
 from vggexp.models.vgg import fuse, vgg
 from vggexp.optim import optimizer
+from vggexp.probe import Probe
 from vggexp.schedules import schedule
 from vggexp.step import gradients
 from vggexp.train import Plan, State
@@ -145,7 +147,13 @@ def plan(config: Config, hardware: Hardware) -> Plan:
         rest_minutes=train.rest_minutes,
         autocast=hardware.autocast,
         gradients=Recorded() if hardware.device.type == "cuda" and not config.device.compile else gradients,
+        probe=probe(config),
     )
+
+
+def probe(config: Config) -> Probe | None:
+    steps = config.train.probe_steps
+    return None if steps is None else Probe(steps, layers(config), cures(config), bool(config.train.stop_if_dead))
 
 
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # torchvision's, for streamed folders

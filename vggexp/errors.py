@@ -31,7 +31,7 @@ class CheckpointError(VggexpError):
 
 
 class DivergedError(VggexpError):
-    """The loss or a gradient is not finite."""
+    """The loss or a gradient is not finite; or the net is dead, where that is to end the run."""
 
     exit_code = 5
 

@@ -2,7 +2,8 @@
 
     python -m vggexp.plan [overrides] [--json]
 
-Takes the overrides of a run, builds and writes nothing, and looks at no picture and no hardware. Memory is that of the
+Takes the overrides of a run, builds and writes nothing, and looks at no picture; of the
+hardware only the processor and its memory count. Memory is that of the
 tensors of one training step on one device; the libraries' own, and the workspaces of convolutions, come on top.
 """
 
@@ -15,10 +16,10 @@ from math import ceil
 
 from vggexp import shapes
 from vggexp.config import compose
-from vggexp.config.rules import disk_bytes, inputs, layers
-from vggexp.config.schema import Config, Device, Vgg
+from vggexp.config.hints import Hint, hints
+from vggexp.config.rules import disk_bytes, inputs, layers, likely_precision, memory_bytes
+from vggexp.config.schema import Config
 from vggexp.errors import VggexpError
-from vggexp.processor import multiplies_bf16
 from vggexp.shapes import Layer
 from vggexp.sinks.console import Console, error_line
 
@@ -40,23 +41,13 @@ class Plan:
     layers: list[Layer]
     memory_bytes: dict[str, int | None]
     disk_bytes: dict[str, int]
+    hints: list[Hint]
 
 
 def plan(config: Config) -> Plan:
     """Raises ConfigError where only a folder that is not there would tell the classes."""
     data, train, given = config.data, config.train, inputs(config)
     rows = layers(config)
-    states = shapes.optimizer_states(config.optimizer.name, config.optimizer.arguments)
-    ema, precision = train.ema is not None, _precision(config.device)
-    memory = shapes.memory_bytes(
-        rows,
-        batch_size=ceil(data.batch_size / train.accumulate),
-        precision_bytes=2 if precision in ("bf16", "fp16") else 4,
-        optimizer_states=states,
-        ema=ema,
-        fused=_fused(config, precision),
-        frozen=train.freeze or 0,
-    )
     return Plan(
         network=config.arch.name,
         data=data.name,
@@ -66,28 +57,15 @@ def plan(config: Config) -> Plan:
         batch_size=data.batch_size,
         accumulate=train.accumulate,
         steps_per_epoch=None if given.train_images is None else ceil(given.train_images / data.batch_size),
-        precision=precision,
+        precision=likely_precision(config.device),
         parameters=shapes.parameters(rows),
         macs=shapes.macs(rows),
         weight_layers=shapes.weight_layers(rows),
         layers=rows,
-        memory_bytes=memory,
+        memory_bytes=memory_bytes(config),
         disk_bytes=disk_bytes(config),
+        hints=hints(config),
     )
-
-
-def _precision(device: Device) -> str:
-    """What `auto` becomes on this processor; for a GPU, which is not asked, on one of the last years."""
-    if device.precision != "auto":
-        return device.precision
-    return "bf16" if device.name == "cuda" or (device.name == "cpu" and multiplies_bf16()) else "fp32"
-
-
-def _fused(config: Config, precision: str) -> bool:
-    """As build.state decides, on a machine with Triton and a C compiler."""
-    device = config.device
-    usual = device.name == "cuda" and device.channels_last and not device.compile
-    return usual and precision == "bf16" and isinstance(config.arch, Vgg)
 
 
 def quantity(number: float, unit: str) -> str:
@@ -150,6 +128,7 @@ def _resources(plan: Plan) -> list[tuple[str, ...]]:
         ("epoch", f"{_count(plan.steps_per_epoch)} steps of {batch}"),
         ("memory", f"{bound}{_bytes(total)} in {plan.precision}: {', '.join(parts)}"),
         ("disk", f"{bound}{disk['run']} at most: {disk['checkpoint']} a checkpoint, {disk['weights']} the weights"),
+        *(("hint", str(hint)) for hint in plan.hints),
     ]
 
 

@@ -1,10 +1,11 @@
-"""What the processor is and can do, told without torch."""
+"""What the processor is and can do, and its memory, told without torch."""
 
 import os
 import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
+LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
 
 
 def model() -> str:
@@ -16,6 +17,16 @@ def model() -> str:
 def multiplies_bf16() -> bool:
     words = set(CPUINFO.read_text().split()) if CPUINFO.is_file() else set()
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def ram_bytes() -> int | None:
+    """What this process may use, None where the system does not say."""
+    try:
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        limit = LIMIT.read_text().strip() if LIMIT.is_file() else ""
+    except (OSError, ValueError):
+        return None
+    return min(there, int(limit)) if limit.isdecimal() else there
 
 
 def physical_cores() -> int:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from vggexp.build import Datasets, Hardware
 from vggexp.checkpoint import weights_sha256
 from vggexp.clock import PARTS
+from vggexp.config.hints import hints
 from vggexp.config.identity import flat, network_name
 from vggexp.config.read import plain
 from vggexp.config.rules import disk_bytes, layers
@@ -38,7 +39,13 @@ def opening(config: Config, hardware: Hardware, data: Datasets, folder: Path) ->
         f"training {epochs}, batch {config.data.batch_size}, {config.optimizer.name} lr {config.optimizer.lr:g}",
         f"device   {config.device.name}  {hardware.precision}  {hardware.threads} threads",
         f"folder   {folder}  (checkpoints of {disk['checkpoint'] / 1e6:,.0f} MB, {disk['run'] / 1e6:,.0f} MB at most)",
+        *(f"hint     {hint}" for hint in hints(config, _gpu_bytes(hardware))),
     ]
+
+
+def _gpu_bytes(hardware: Hardware) -> int | None:
+    device = hardware.device
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 COLUMNS = ("data.name", "data.resize", "data.batch_size", "optimizer.name", "optimizer.lr", "optimizer.weight_decay",

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -16,6 +17,7 @@ from vggexp.errors import DivergedError, ResourceError
 from vggexp.metrics import Sums
 from vggexp.models.transfer import train_mode
 from vggexp.optim import set_lr
+from vggexp.probe import Probe
 from vggexp.rng import seed_step
 from vggexp.schedules import Schedule
 from vggexp.signals import Stop
@@ -51,6 +53,10 @@ class State:
     def evaluated(self) -> nn.Module:
         """The weights that scores are taken with."""
         return self.ema.module if self.ema is not None else self.net
+
+    def recent_loss(self) -> float:
+        """Mean of the epoch under way, or of the last one where none is. Waits for the device."""
+        return self.sums.read("train")["train/loss"] if self.batch else self.history[-1]["train/loss"]
 
     def close_epoch(self, row: Row) -> None:
         self.history.append(row)
@@ -94,6 +100,7 @@ class Plan:
     rest_minutes: float
     autocast: Callable[[], AbstractContextManager]
     gradients: Callable[..., tuple[Tensor, Tensor]] = gradients  # or its stand-in for the device, vggexp.graphs
+    probe: Probe | None = None  # looks once, after so many steps, whether the net is dead
 
 
 class Progress(Protocol):
@@ -130,7 +137,7 @@ def train(
 ) -> None:
     """Runs what is left of the run. `measure` scores the weights after an epoch.
 
-    Raises DivergedError, which leaves the last good checkpoint, and StoppedError, after saving.
+    Raises DivergedError, with the last good checkpoint left or a dead net saved, and StoppedError, after saving.
     """
     guard = Guard(plan.device)
     clock.start(state.spent)
@@ -167,9 +174,12 @@ def one_epoch(
 ) -> None:
     """Takes what is left of the epoch, in the order and with the dropout that belong to it."""
     train_mode(state.net)
+    save = partial(_save, state, batches, guard, keeper, clock)
     with watcher.progress(state.epoch + 1, batches.batches_per_epoch, state.batch) as progress:
         for images, labels in batches.train(state.epoch, state.batch):
             clock.lap("data")
+            if plan.probe is not None and state.step == plan.probe.steps:
+                tell_if_dead(state, plan.probe, images, labels, watcher, save)
             loss, logits = gradients_that_fit(state, plan, guard, images, labels, watcher)
             state.sums.add(loss, logits, labels)
             clock.lap("compute")
@@ -184,11 +194,23 @@ def one_epoch(
             progress.update(len(images))
             clock.lap("logging")
             if stop.signal or keeper.due():
-                _save(state, batches, guard, keeper, clock)
+                save()
                 clock.lap("checkpoint")
             stop.check(f"at epoch {state.epoch + 1} batch {state.batch}")
     if guard.bad_step() is not None:
         raise diverged(state, guard, batches.batches_per_epoch)
+
+
+def tell_if_dead(
+    state: State, probe: Probe, images: Tensor, labels: Tensor, watcher: Watcher, save: Callable[[], None]
+) -> None:
+    """A net that does not learn says so, before this batch. Raises DivergedError, after saving, where asked."""
+    finding = probe.finding(state.net, images, labels, state.recent_loss())
+    if finding is not None and probe.stop:
+        save()
+        raise DivergedError("; ".join([*finding.splitlines(), "train.stop_if_dead=false goes on"]))
+    if finding is not None:
+        watcher.note(f"warning: {finding}")
 
 
 def gradients_that_fit(

@@ -11,15 +11,8 @@ from vggexp.config.identity import flat, identity, run_name, sweep_name
 from vggexp.config.read import Problems, plain, read, schema_keys
 
 ASIDE = {"run.root", "run.name", "resume", "train.rest_minutes"} | {key for key in schema_keys() if "sweep." in key}
-ASIDE |= {
-    "train.init_from",
-    "train.checkpoint_minutes",
-    "train.keep",
-    "data.root",
-    "data.download",
-    "data.workers",
-    "data.cache",
-}
+ASIDE |= {"train.checkpoint_minutes", "train.keep", "train.init_from", "train.probe_steps", "train.stop_if_dead"}
+ASIDE |= {"data.root", "data.download", "data.workers", "data.cache"}
 FILES = ["arch=alexnet", "arch=lenet", "data=synthetic", "data=image_folder data.classes=3", "optimizer=adam"]
 FILES += ["scheduler=step", "scheduler=cosine", "scheduler=onecycle", "scheduler=plateau", "augment=strong", ""]
 CLASSES = {"arch.name", "data.name", "scheduler.name", "optimizer.arguments"}  # another value takes other keys
@@ -89,6 +82,12 @@ def test_the_same_values_are_the_same_run():
     )
     assert run_name(typed) == run_name(load_run(parse([])))
     assert run_name(typed).startswith("vgg11-fashion_mnist-96px-lr0.01-")
+
+
+def test_an_upgrade_keeps_the_name():
+    assert run_name(load_run(parse(["experiment=quickstart", "device=cpu"]))) == (
+        "vgg8_bn-digits-16px-lr0.001-91840403"  # as the README has it
+    )
 
 
 def test_keys_that_are_null_do_not_enter(configs):

@@ -15,6 +15,7 @@ from vggexp.config.schema import Config, Vgg
 ASIDE = (
     "run.", "sweep.", "resume", "data.root", "data.download", "data.workers", "data.cache",
     "train.checkpoint_minutes", "train.rest_minutes", "train.keep", "train.init_from",
+    "train.probe_steps", "train.stop_if_dead",
 )  # fmt: skip
 ENDLESS = ("constant", "step", "plateau")  # schedules that do not depend on the number of epochs
 

@@ -3,15 +3,17 @@
 import os
 import re
 from collections.abc import Iterator
+from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
 from vggexp import shapes
 from vggexp.config.read import Unread, shown
-from vggexp.config.schema import Augment, Config, ImageFolder, Plateau, Step, Synthetic, Vgg
+from vggexp.config.schema import Augment, Config, Device, ImageFolder, Plateau, Step, Synthetic, Vgg
 from vggexp.config.torch_optim import optimizer_problems
 from vggexp.data.catalogue import FACTS, folder_classes
 from vggexp.errors import ConfigError
+from vggexp.processor import multiplies_bf16
 from vggexp.rundir import NEWEST
 
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,119}")
@@ -79,6 +81,34 @@ def disk_bytes(config: Config) -> dict[str, int]:
     sizes = shapes.disk_bytes(layers(config), optimizer_states=states, ema=train.ema is not None)
     kept = train.epochs if train.keep == "all" else NEWEST + bool(config.data.val_fraction)
     return {**sizes, "run": (kept + 1) * sizes["checkpoint"]}  # one more while it is written
+
+
+def memory_bytes(config: Config) -> dict[str, int | None]:
+    """What a training step holds, by part and in `total`; see shapes.memory_bytes."""
+    precision = likely_precision(config.device)
+    return shapes.memory_bytes(
+        layers(config),
+        batch_size=ceil(config.data.batch_size / config.train.accumulate),
+        precision_bytes=2 if precision in ("bf16", "fp16") else 4,
+        optimizer_states=shapes.optimizer_states(config.optimizer.name, config.optimizer.arguments),
+        ema=config.train.ema is not None,
+        fused=_fused(config, precision),
+        frozen=config.train.freeze or 0,
+    )
+
+
+def likely_precision(device: Device) -> str:
+    """What `auto` becomes on this processor; for a GPU, which is not asked, on one of the last years."""
+    if device.precision != "auto":
+        return device.precision
+    return "bf16" if device.name == "cuda" or (device.name == "cpu" and multiplies_bf16()) else "fp32"
+
+
+def _fused(config: Config, precision: str) -> bool:
+    """As build.state decides, on a machine with Triton and a C compiler."""
+    device = config.device
+    usual = device.name == "cuda" and device.channels_last and not device.compile
+    return usual and precision == "bf16" and isinstance(config.arch, Vgg)
 
 
 def windows(config: Config) -> tuple[shapes.Window, ...]:
@@ -176,6 +206,8 @@ def _train(config: Config, given: Inputs) -> Iterator[str]:
     train = config.train
     if train.accumulate > config.data.batch_size:
         yield f"train.accumulate={train.accumulate}: more than data.batch_size={config.data.batch_size}"
+    if train.stop_if_dead and train.probe_steps is None:
+        yield "train.stop_if_dead=true: needs train.probe_steps, but it is null"
     for key, wants in (("patience", train.patience is not None), ("test_weights", train.test_weights == "best")):
         if wants and not config.data.val_fraction:
             yield f"train.{key}={shown(getattr(train, key))}: needs a validation split, but data.val_fraction=0"

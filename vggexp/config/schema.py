@@ -178,6 +178,8 @@ class Train:
     init_from: str | None
     init_sha256: str | None
     freeze: Annotated[int, Range(1, 12)] | None
+    probe_steps: Annotated[int, Range(1, 10**9)] | None
+    stop_if_dead: bool | None
 
 
 @dataclass(frozen=True)
