@@ -10,6 +10,7 @@ from tests.conftest import TINY, result
 from tests.dead import DEAD, EPOCHS, HEALTHY, SLOW, trial
 from vggexp.models.classic import alexnet, lenet
 from vggexp.models.init import initialize
+from vggexp.models.transfer import freeze
 from vggexp.models.vgg import fuse, vgg
 from vggexp.probe import Probe, Reading, first_dead, readings
 from vggexp.rng import generator
@@ -54,6 +55,14 @@ def test_the_numbers_are_those_of_the_layers():
         assert reading.open == pytest.approx((answer > 0).float().mean().item())
     weight = net[2][-1].weight
     assert found[-1].gradient == pytest.approx((weight.grad.norm() / weight.norm()).item(), rel=1e-4)
+
+
+def test_frozen_layers_are_read_too():
+    net, layers = made("batch")
+    freeze(net, 1)
+    found, _ = readings(net, *batch(), layers)
+    assert all(reading.gradient > 0 for reading in found)
+    assert not net[0][0][0].weight.requires_grad
 
 
 @pytest.mark.parametrize(

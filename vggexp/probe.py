@@ -74,7 +74,7 @@ def readings(net: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[La
 
     images: [N, C, H, W]. The net is copied, so that its gradients and running statistics stay as they are.
     """
-    copied = deepcopy(net).train()
+    copied = deepcopy(net).requires_grad_()  # frozen layers too; the modes are those of the run
     answers: dict[nn.Module, Tensor] = {}
     for module in copied.modules():
         if isinstance(module, nn.Dropout):
