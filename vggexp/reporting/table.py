@@ -24,7 +24,8 @@ NAMED = ("arch.name", "arch.blocks", "arch.norm", "arch.width")  # what a networ
 OURS = {"run", "state", "network", "error", *MEASURED}  # columns that no key of a configuration may take
 FORMATS = {
     "val/accuracy": ".4f", "val/loss": ".4f", "test/accuracy": ".4f", "seconds": ".1f", "parameters": ",",
-    "train.init_sha256": ".8", **{f"{part}/accuracy {word}": ".4f" for part in ("val", "test") for word in ("mean", "deviation")},
+    "train.init_sha256": ".8",
+    **{f"{part}/accuracy {word}": ".4f" for part in ("val", "test") for word in ("mean", "deviation")},
 }  # fmt: skip
 
 
