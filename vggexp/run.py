@@ -46,7 +46,7 @@ def run(config: Config, overrides: Sequence[str]) -> Row:
         with memory.told("before the first batch; choose a smaller network, data.resize or data.limit"):
             job = Job(config, stop, console, folder, *built(config, saved, console))
             if saved is None:
-                job.opening += started(job.state.net, config)
+                job.start = started(job.state.net, config)
         stop.check("before its first batch")
         if new:
             held.enter_context(rundir.claimed(folder))
@@ -143,7 +143,7 @@ class Job:
     ):
         self.config, self.stop, self.console, self.folder = config, stop, console, folder
         self.hardware, self.data, self.state = hardware, data, state
-        self.opening = summary.opening(config, hardware, data, folder)
+        self.start: list[str] = []  # lines on the weights that it begins from
 
     def recorded(self, overrides: Sequence[str], saved: dict[str, Any] | None) -> Row:
         """Runs, and leaves in result.json how it ended."""
@@ -184,7 +184,7 @@ class Job:
 
     def _run(self, overrides: Sequence[str], continued: bool) -> Row:
         config, state, data = self.config, self.state, self.data
-        for line in self.opening:
+        for line in [*summary.opening(config, self.hardware, data, self.folder), *self.start]:
             self.console.line(line)
         if continued:
             self.console.line(f"continued after step {state.step}: {state.epoch} epochs and {state.batch} batches")
