@@ -6,7 +6,7 @@ help:  ## this list
 check:  ## style and types
 	ruff check . && ruff format --check . && mypy
 
-test:  ## the default tests, under 3 minutes on two cores
+test:  ## the default tests, a quarter of an hour on two cores
 	pytest -m "not slow"
 
 test-all:  ## all tests
