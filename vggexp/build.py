@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from vggexp import precision
 from vggexp.config.hints import cures
-from vggexp.config.rules import inputs, layers
+from vggexp.config.rules import fused, inputs, layers
 from vggexp.config.schema import Config, ImageFolder, LeNet, Synthetic, Vgg
 from vggexp.data.batches import Batches, Resident, Streaming
 from vggexp.data.decoding import decode
@@ -127,10 +127,9 @@ def trained(config: Config, hardware: Hardware, weights: dict[str, Tensor]) -> n
 
 
 def _placed(net: nn.Sequential, config: Config, hardware: Hardware) -> nn.Sequential:
-    wanted = config.device
-    if wanted.channels_last and not wanted.compile and precision.fuses(hardware.device, hardware.precision):
+    if fused(config, hardware.precision) and precision.has_triton():
         fuse(net)
-    memory = torch.channels_last if wanted.channels_last else torch.contiguous_format
+    memory = torch.channels_last if config.device.channels_last else torch.contiguous_format
     return net.to(hardware.device).to(memory_format=memory)
 
 

@@ -35,16 +35,12 @@ class Recorded:
         guard: Guard,
         images: Tensor,
         labels: Tensor,
-        *,
-        batch_size: int,
-        micro_batches: int,
         **given: Any,
     ) -> tuple[Tensor, Tensor]:
-        given |= {"batch_size": batch_size, "micro_batches": micro_batches}
-        if len(images) != batch_size or scaler.is_enabled():
+        if len(images) != given["batch_size"] or scaler.is_enabled():
             return gradients(net, scaler, guard, images, labels, **given)
-        if micro_batches != self.parts:
-            self.calls, self.parts, self.graph = 0, micro_batches, None
+        if given["micro_batches"] != self.parts:
+            self.calls, self.parts, self.graph = 0, given["micro_batches"], None
         self.calls += 1
         if self.calls == AT_FIRST + 1 and fits():
             self._record(net, scaler, guard, images, labels, given)

@@ -29,11 +29,10 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager:
     return torch.autocast(device.type, kind or torch.bfloat16, enabled=kind is not None)
 
 
-def fuses(device: torch.device, precision: str) -> bool:
-    """Whether vggexp.models.fused can be used: Triton asks for GPUs that know bf16, and for a C compiler."""
+def has_triton() -> bool:
+    """Whether vggexp.models.fused can be used: Triton asks for a C compiler too."""
     compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
-    known = find_spec("triton") is not None and any(name and shutil.which(name) for name in compilers)
-    return device.type == "cuda" and precision == "bf16" and known
+    return find_spec("triton") is not None and any(name and shutil.which(name) for name in compilers)
 
 
 def scaler(precision: str, device: torch.device) -> GradScaler:

@@ -92,7 +92,7 @@ def memory_bytes(config: Config) -> dict[str, int | None]:
         precision_bytes=2 if precision in ("bf16", "fp16") else 4,
         optimizer_states=shapes.optimizer_states(config.optimizer.name, config.optimizer.arguments),
         ema=config.train.ema is not None,
-        fused=_fused(config, precision),
+        fused=fused(config, precision),
         frozen=config.train.freeze or 0,
     )
 
@@ -104,8 +104,8 @@ def likely_precision(device: Device) -> str:
     return "bf16" if device.name == "cuda" or (device.name == "cpu" and multiplies_bf16()) else "fp32"
 
 
-def _fused(config: Config, precision: str) -> bool:
-    """As build.state decides, on a machine with Triton and a C compiler."""
+def fused(config: Config, precision: str) -> bool:
+    """Whether the network is one for the kernels of vggexp.models.fused, on a machine that has what they need."""
     device = config.device
     usual = device.name == "cuda" and device.channels_last and not device.compile
     return usual and precision == "bf16" and isinstance(config.arch, Vgg)
