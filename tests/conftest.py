@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -46,6 +47,21 @@ def command(tmp_path, monkeypatch, capfd):
         return code, *capfd.readouterr()
 
     return run
+
+
+def write_pictures(root: Path, counts: dict[str, int], shape: Callable[[int], tuple[int, int]], kind: str) -> None:
+    """A folder of noise in two classes, so many of each in each part; shape: height and width of a picture."""
+    import numpy
+    from PIL import Image
+
+    draw = numpy.random.default_rng(0)
+    for part, count in counts.items():
+        for name in ("cat", "dog"):
+            folder = root / part / name
+            folder.mkdir(parents=True)
+            for index in range(count):
+                pixels = draw.integers(0, 256, (*shape(index), 3), dtype=numpy.uint8)
+                Image.fromarray(pixels).save(folder / f"{index}.{kind}")
 
 
 def result(name: str) -> dict:

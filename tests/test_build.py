@@ -2,13 +2,11 @@
 
 from pathlib import Path
 
-import numpy
 import pytest
 import torch
-from PIL import Image
 
 import vggexp
-from tests.conftest import TINY
+from tests.conftest import TINY, write_pictures
 from vggexp.config.compose import conf_dir
 
 CONF = Path(conf_dir())
@@ -42,14 +40,7 @@ def test_a_choice_trains_an_epoch(command, choice):
 
 @pytest.mark.parametrize("cache", ["none", "ram", "device"])
 def test_a_folder_of_pictures(command, tmp_path, cache):
-    draw = numpy.random.default_rng(0)
-    for part, count in (("train", 10), ("val", 3)):
-        for name in ("cat", "dog"):
-            folder = tmp_path / "pictures" / part / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = draw.integers(0, 256, (40 + index, 50, 3), dtype=numpy.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.jpg")
+    write_pictures(tmp_path / "pictures", {"train": 10, "val": 3}, lambda index: (40 + index, 50), "jpg")
     own = ["data=image_folder", "data.root=pictures", "data.resize=32", "data.batch_size=4", f"data.cache={cache}"]
     code, out, err = command(*own, "data.workers=1", "augment=scale_jitter", "arch=vgg_digits", "train.epochs=1")
     assert (code, err) == (0, "") and "18 images, 2 for validation, 6 for the test" in out

@@ -11,11 +11,10 @@ from pathlib import Path
 import numpy
 import pytest
 import torch
-from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
-from tests.conftest import TINY, result
+from tests.conftest import TINY, result, write_pictures
 from vggexp.evaluate import main
 from vggexp.predictions import read
 from vggexp.rundir import set_state
@@ -149,14 +148,7 @@ def test_tensorboard_shows_it_below_the_run(command, evaluated):
 
 
 def test_a_folder_of_pictures_is_seen_whole(command, evaluated, tmp_path):
-    draw = numpy.random.default_rng(0)
-    for part, count in (("train", 10), ("test", 3)):
-        for name in ("cat", "dog"):
-            folder = tmp_path / "pictures" / part / name
-            folder.mkdir(parents=True)
-            for index in range(count):
-                pixels = draw.integers(0, 256, (40 + index, 60 - index, 3), dtype=numpy.uint8)
-                Image.fromarray(pixels).save(folder / f"{index}.png")
+    write_pictures(tmp_path / "pictures", {"train": 10, "test": 3}, lambda index: (40 + index, 60 - index), "png")
     own = ["data=image_folder", "data.root=pictures", "data.resize=32", "data.batch_size=4", "device.threads=1"]
     own += ["data.workers=1", "augment=scale_jitter", "arch=vgg_digits", "train.epochs=1"]
     for cache in ("none", "ram"):

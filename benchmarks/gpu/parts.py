@@ -191,27 +191,26 @@ def memory_of_step(setting: Setting) -> None:
         "vgg11 with batch norm": ["arch=vgg11_bn"],
         "vgg11 with adam": ["optimizer=adam"],
     }.items():
-        estimate, found, _ = peaks(setting, words)
+        estimate, found = peaks(setting, words)
         off = 100 * (estimate / found - 1)
         at_most(f"memory of {name}: plan is off by", abs(off), 15, "{:.0f} %")
         told(f"memory of {name}: estimate, peak", f"{estimate / 1e6:,.0f}, {found / 1e6:,.0f} MB")
 
 
-def peaks(setting: Setting, words: list[str]) -> tuple[int, int, int]:
-    """Bytes: plan's estimate, the peak of the tensors, and the most of later steps, which are played back."""
+def peaks(setting: Setting, words: list[str]) -> tuple[int, int]:
+    """Bytes: plan's estimate, and the peak of the tensors, which is that of the first steps: later ones are played."""
     if setting.device != "cuda":
         peak = memory.measured(memory.configured(" ".join(setting.words(*words))))
-        return peak.estimate, peak.tensors, peak.allocator
+        return peak.estimate, peak.tensors
     emptied()
-    before, found = torch.cuda.memory_allocated(), []
+    before = torch.cuda.memory_allocated()
     loop = Loop(setting.words(*words), setting.steps(5))
     parts = [part for part in (loop.data.train, loop.data.val, loop.data.test) if part is not None]
     data = sum(part.images.nbytes + part.labels.nbytes for part in parts)  # type: ignore[union-attr]
-    for _ in range(2):
-        torch.cuda.reset_peak_memory_stats()
-        loop.epoch()
-        found.append(torch.cuda.max_memory_allocated() - before - data)
-    return plan.plan(loop.config).memory_bytes["total"] or 0, *found
+    torch.cuda.reset_peak_memory_stats()
+    loop.epoch()
+    found = torch.cuda.max_memory_allocated() - before - data
+    return plan.plan(loop.config).memory_bytes["total"] or 0, found
 
 
 def compiled(setting: Setting) -> None:
