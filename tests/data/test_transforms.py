@@ -23,6 +23,7 @@ from vggexp.data.transforms import (
     spread,
     statistics,
     whole,
+    windowed,
     windows,
 )  # fmt: skip
 from vggexp.rng import generator
@@ -116,6 +117,15 @@ def test_shift_and_flip_without_resize_are_exact():
         expected = padded[..., 4 + top : 12 + top, 4 + left : 12 + left]
         assert torch.equal(resample(images, torch.tensor([[8, 8, top, left, 0]]), 8), expected)
         assert torch.equal(resample(images, torch.tensor([[8, 8, top, left, 1]]), 8), expected.flip(-1))
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(28, 28, 28), (20, 30, 20), (20, 30, 24)])
+def test_pictures_that_are_only_moved_keep_their_bits(height, width, size):
+    images = pictures(40, 3, height, width)
+    frames = windows(torch.rand(40, 11, generator=generator(0, "moved")), height, width, size, Augment(0.5, 4))
+    moved = windowed(images, frames, size)
+    assert torch.equal(moved.float(), resample(images, frames, size))
+    assert moved.dtype == (torch.uint8 if size == height else torch.float32)  # only these are not scaled
 
 
 @pytest.mark.parametrize("size", [28, 40])
