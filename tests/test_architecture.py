@@ -13,8 +13,8 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 FLOORS = {
-    "ground": ["errors", "files", "shapes", "rng", "metrics", "precision", "clock", "signals", "memory", "processor",
-               "process", "significance", "scores", "tabular"],
+    "ground": ["errors", "files", "shapes", "costs", "rng", "metrics", "precision", "clock", "signals", "memory",
+               "processor", "process", "significance", "scores", "tabular"],
     "nouns": ["models", "data", "optim", "schedules", "ema"],
     "doing": ["step", "graphs", "probe", "train", "scoring", "views", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],

@@ -27,9 +27,8 @@ def test_the_default_run():
 @pytest.mark.parametrize(
     ("overrides", "key", "factor"),
     [
-        (["train.accumulate=2"], "activations", 0.5),
         (["data.batch_size=256"], "activations", 2),
-        (["device.precision=bf16"], "parameters", 1.5),
+        (["train.ema=0.9"], "parameters", 1),
         (["optimizer=sgd"], "optimizer", 0),
         (["optimizer=adamw"], "optimizer", 2),
     ],

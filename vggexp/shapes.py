@@ -1,6 +1,6 @@
-"""Shapes, parameters, multiply-adds and memory of every network, by arithmetic alone."""
+"""Shapes, parameters, multiply-adds and activations of every network, by arithmetic alone."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
 from math import prod
@@ -210,91 +210,3 @@ def macs(layers: Iterable[Layer]) -> int:
 def weight_layers(layers: Iterable[Layer]) -> int:
     """The number in VGG-16: convolutions and linear layers."""
     return sum(layer.kind in ("conv", "linear") for layer in layers)
-
-
-FLOAT, INDEX = 4, 8  # bytes of an fp32 number and of a pooling's index
-
-
-def memory_bytes(
-    layers: Sequence[Layer],
-    *,
-    batch_size: int,
-    precision_bytes: int,
-    optimizer_states: int | None,
-    ema: bool,
-    fused: bool = False,
-    frozen: int = 0,
-) -> dict[str, int | None]:
-    """What a training step holds at its peak: tensors only, without the library's workspaces and the data.
-
-    frozen: the first blocks, which have no gradient; the total is then a bound, 1.0..1.35 of what steps needed.
-    precision_bytes: 2 under 16-bit autocast, else 4. optimizer_states: fp32 copies of the parameters that the
-    optimizer keeps; unknown is None, and is left out of the total.
-    fused: by the kernels of vggexp.models.fused. Measured on a processor, steps of six VGGs needed 0.97..1.01 of the
-    total in fp32 and 0.91..0.97 in bf16; on a GPU, four fused ones 0.92..0.99 (benchmarks/gpu.md).
-    """
-    weights = parameters(layers) * FLOAT
-    learnt = parameters(layer for layer in layers if layer.block is None or layer.block > frozen) * FLOAT
-    copies = parameters(layers) * precision_bytes if precision_bytes < FLOAT else 0  # autocast's, for one step
-    held = {
-        "parameters": weights + copies,
-        "gradients": learnt,
-        "optimizer": None if optimizer_states is None else optimizer_states * learnt,
-        "ema": weights if ema else 0,
-        "activations": batch_size * _activations(layers, precision_bytes, fused, frozen),
-    }
-    return {**held, "total": sum(size or 0 for size in held.values())}
-
-
-def _activations(layers: Sequence[Layer], precision_bytes: int, fused: bool, frozen: int) -> int:
-    """Bytes an image at the fullest instant of the backward pass: what the layers up to one keep, and its gradients.
-
-    A fused bias, pooling and ReLU keeps a byte for each of its results, and not what it was given.
-    """
-    image = layers[0].activations - prod(layers[0].output) if frozen else 0  # else kept by its convolution
-    peak = kept = image * precision_bytes
-    before = 0  # the image needs no gradient
-    tail = False
-    for layer, following in pairwise([*layers, None]):
-        assert layer is not None
-        after, kind = prod(layer.output), following.kind if following is not None else None
-        response = layer.kind == "lrn"  # computed in fp32 under autocast, and its steps have gradients too
-        number = FLOAT if response else precision_bytes
-        if layer.block is not None and layer.block <= frozen:  # passed through: only image and last result stay
-            aside = {"pool": 1 if fused else INDEX, "lrn": 2 * FLOAT}.get(layer.kind, 0)
-            peak, kept = max(peak, kept + after * (number + aside)), (image + after) * number
-            continue
-        if layer.kind == "pool":
-            kept += after * (1 if tail else INDEX)
-        tail = fused and layer.kind in ("conv", "batch") and kind in ("conv", "pool")
-        kept += layer.activations * number + tail * after * (-number if kind == "pool" else 1)
-        if tail and kind == "pool" and layer is layers[0]:
-            continue  # its kernel multiplies too: only the pooled result is ever there
-        peak = max(peak, kept + (before + after) * number * (2 if response else 1))
-        before = after
-    return peak
-
-
-def disk_bytes(layers: Iterable[Layer], *, optimizer_states: int | None, ema: bool) -> dict[str, int]:
-    """One checkpoint (parameters, optimizer, moving average) and the final weights alone, all fp32."""
-    weights = parameters(layers) * FLOAT
-    return {"checkpoint": weights * (1 + (optimizer_states or 0) + ema), "weights": weights}
-
-
-# Copies of the parameters that torch.optim's classes keep, and the arguments that add one.
-OPTIMIZER_STATES: dict[str, tuple[int, tuple[str, ...]]] = {
-    "SGD": (0, ("momentum",)),
-    "RMSprop": (1, ("momentum", "centered")),
-    "Adam": (2, ("amsgrad",)),
-    "AdamW": (2, ("amsgrad",)),
-    **dict.fromkeys(("Adamax", "NAdam", "RAdam", "Adadelta", "Rprop"), (2, ())),
-    **dict.fromkeys(("Adagrad", "ASGD"), (1, ())),
-}
-
-
-def optimizer_states(name: str, arguments: Mapping[str, object]) -> int | None:
-    """Copies of the parameters that this optimizer keeps; None for one not in the table."""
-    if name not in OPTIMIZER_STATES:
-        return None
-    copies, options = OPTIMIZER_STATES[name]
-    return copies + sum(bool(arguments.get(option)) for option in options)

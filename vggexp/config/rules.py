@@ -7,7 +7,7 @@ from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from vggexp import shapes
+from vggexp import costs, shapes
 from vggexp.config.read import Unread, shown
 from vggexp.config.schema import Augment, Config, Device, ImageFolder, Plateau, Step, Synthetic, Vgg
 from vggexp.config.torch_optim import optimizer_problems
@@ -77,21 +77,22 @@ def training_macs(config: Config) -> int:
 def disk_bytes(config: Config) -> dict[str, int]:
     """What lies on the disk: one `checkpoint`, the `weights` alone, and the most that the `run` needs at a time."""
     train = config.train
-    states = shapes.optimizer_states(config.optimizer.name, config.optimizer.arguments)
-    sizes = shapes.disk_bytes(layers(config), optimizer_states=states, ema=train.ema is not None)
+    states = costs.optimizer_states(config.optimizer.name, config.optimizer.arguments)
+    sizes = costs.disk_bytes(layers(config), optimizer_states=states, ema=train.ema is not None)
     kept = train.epochs if train.keep == "all" else NEWEST + bool(config.data.val_fraction)
     return {**sizes, "run": (kept + 1) * sizes["checkpoint"]}  # one more while it is written
 
 
 def memory_bytes(config: Config) -> dict[str, int | None]:
-    """What a training step holds, by part and in `total`; see shapes.memory_bytes."""
+    """What a training step holds, by part and in `total`; see costs.memory_bytes."""
     precision = likely_precision(config.device)
-    return shapes.memory_bytes(
+    return costs.memory_bytes(
         layers(config),
         batch_size=ceil(config.data.batch_size / config.train.accumulate),
         precision_bytes=2 if precision in ("bf16", "fp16") else 4,
-        optimizer_states=shapes.optimizer_states(config.optimizer.name, config.optimizer.arguments),
+        optimizer_states=costs.optimizer_states(config.optimizer.name, config.optimizer.arguments),
         ema=config.train.ema is not None,
+        accumulated=config.train.accumulate > 1,
         fused=fused(config, precision),
         frozen=config.train.freeze or 0,
     )
