@@ -4,6 +4,7 @@ import socket
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
+from typing import NamedTuple
 
 from vggexp import runs
 from vggexp.config.identity import network_name
@@ -17,7 +18,16 @@ from vggexp.sinks.console import duration
 from vggexp.table import job_values, swept
 from vggexp.tabular import markdown
 
-Costs = list[tuple[str, str, float]]  # of finished runs: network, device, seconds for 10^9 multiply-adds of training
+ALIKE = 8  # a network of so many times another's multiply-adds an image takes another time for each of them
+
+
+class Cost(NamedTuple):
+    """Of a finished run."""
+
+    network: str
+    device: str
+    macs: int  # an image
+    seconds: float  # for 10^9 multiply-adds of training
 
 
 def forecast(jobs: Sequence[tuple[Sequence[str], Config]]) -> list[str]:
@@ -38,7 +48,7 @@ def forecast(jobs: Sequence[tuple[Sequence[str], Config]]) -> list[str]:
     if left and len(known) == len(left):
         told += f", about {duration(sum(known))} one after another (from {len(costs)} finished runs on this host)"
     elif left:
-        told += "; no finished run on this host tells how long they take"
+        told += "; no finished run of such a size on this host tells how long they take"
     return [*markdown(columns, cells), told]
 
 
@@ -60,9 +70,9 @@ def _told(seconds: float | None, state: str) -> str:
     return "-" if seconds is None or state == "finished" else duration(seconds)
 
 
-def finished_costs(root: Path) -> Costs:
+def finished_costs(root: Path) -> list[Cost]:
     """What the finished runs of this host have cost. A folder that cannot be read tells nothing."""
-    costs: Costs = []
+    costs: list[Cost] = []
     for folder in runs.find_runs([root]):
         try:
             run = runs.read_run(folder)
@@ -72,13 +82,15 @@ def finished_costs(root: Path) -> Costs:
         here = run.environment.get("host") == socket.gethostname()
         if config is not None and here and run.state == "finished" and "seconds" in run.result:
             billions = training_macs(config) / 1e9
-            costs.append((network_name(config), config.device.name, run.result["seconds"] / billions))
+            facts = network_name(config), config.device.name, macs(layers(config))
+            costs.append(Cost(*facts, run.result["seconds"] / billions))
     return costs
 
 
-def expected_seconds(config: Config, costs: Costs) -> float | None:
-    """By runs of the same network on the same device, else of any network on it; None without such runs."""
-    there = [cost for cost in costs if cost[1] == config.device.name]
-    same = [cost for cost in there if cost[0] == network_name(config)]
-    rates = [rate for _, _, rate in same or there]
+def expected_seconds(config: Config, costs: Sequence[Cost]) -> float | None:
+    """By runs of the same network on the same device, else of any of about its size on it; None without such runs."""
+    own = macs(layers(config))
+    alike = [cost for cost in costs if cost.device == config.device.name and own / ALIKE <= cost.macs <= own * ALIKE]
+    same = [cost for cost in alike if cost.network == network_name(config)]
+    rates = [cost.seconds for cost in same or alike]
     return median(rates) * training_macs(config) / 1e9 if rates else None
