@@ -88,7 +88,9 @@ function chart(box, { title, x, y, sets, joined }) {
 
 function curve(svg, { run, points }) {
   const path = points.map(([a, b], i) => `${i ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("");
-  make("path", { class: "curve many", d: path.includes("L") ? path : `${path}h.1`, "data-run": run, ...colour(run) }, svg);
+  const alone = !path.includes("L");
+  const d = alone ? `${path}h.1` : path;
+  make("path", { class: "curve many", d, "data-run": run, ...colour(run) }, svg).classList.toggle("alone", alone);
 }
 
 function dots(svg, { run, points }) {
