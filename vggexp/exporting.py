@@ -3,11 +3,12 @@
 import contextlib
 import json
 import sys
+from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
@@ -87,10 +88,11 @@ def _write(kind: str, part: Path, run: LoadedRun, about: Result) -> None:
 
 
 @contextlib.contextmanager
-def _saving(part: Path) -> Iterator[None]:
-    """torch has no word of its own for a full disk."""
+def _saving(part: Path) -> Iterator[BinaryIO]:
+    """An open file, whose name the libraries do not write into it. torch has no word of its own for a full disk."""
     try:
-        yield
+        with open(part, "wb") as file:
+            yield file
     except RuntimeError as error:
         raise ResourceError(f"{part}: cannot be written: {' '.join(str(error).split())[:200]}") from error
 
@@ -100,8 +102,8 @@ def _write_torch(part: Path, module: nn.Module, example: Tensor, about: Result) 
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack"):  # paths of this machine, names of our classes
             node.meta.pop(key, None)
-    with _saving(part):
-        torch.export.save(program, part, extra_files={EXTRA: json.dumps(about)})
+    with _saving(part) as file:
+        torch.export.save(program, file, extra_files={EXTRA: json.dumps(about)})
 
 
 def _write_onnx(part: Path, module: nn.Module, example: Tensor, about: Result) -> None:
@@ -114,15 +116,14 @@ def _write_onnx(part: Path, module: nn.Module, example: Tensor, about: Result) -
     for node in program.model.graph:
         node.metadata_props.clear()  # paths of this machine
     program.model.metadata_props[KEY] = json.dumps(about)
-    with _saving(part):
-        program.save(part, external_data=False)
+    program.save(part, external_data=False)
 
 
 def _write_weights(part: Path, module: Any, example: Tensor, about: Result) -> None:
-    weights: Any = save_torchvision_weights(module)
+    weights: Any = OrderedDict(save_torchvision_weights(module))  # a plain dict takes no attribute
     weights._metadata = {KEY: about}  # which a strict load passes over
-    with _saving(part):
-        torch.save(weights, part)
+    with _saving(part) as file:
+        torch.save(weights, file)
 
 
 def _reread(kind: str, part: Path, run: LoadedRun, about: Result) -> Model:

@@ -72,6 +72,8 @@ def _check(path: Path) -> None:
         if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
             raise ConfigError(f"{path}: needs onnxruntime; pip install 'vggexp[export]'")
         return
+    if not path.exists():
+        raise ConfigError(f"{path}: no such run directory or exported file")
     run_door.check(path)
     if not any((path / "checkpoints").glob("*.pt")):
         raise CheckpointError(f"{path}: holds no checkpoint")
