@@ -131,7 +131,8 @@ def told(capfd, *argv):
 def test_what_is_printed(exports, tmp_path, capfd):
     code, out, error = told(capfd, "--format", "torch", "--out", tmp_path / "m.pt2", exports[0], "--preprocess")
     assert (code, error) == (0, "")
-    first, takes, gives, parity = out.splitlines()
+    first, takes, gives, parity, *load = out.splitlines()
+    assert load[1] == f"load     net = torch.export.load('{tmp_path / 'm.pt2'}').module()"
     assert first.startswith(f"file     {tmp_path / 'm.pt2'}  (")
     assert takes == "takes    images [N, 3, 20, 20], uint8, pixels of 0..255"
     assert gives == "gives    logits [N, 10]: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9"
@@ -163,6 +164,17 @@ def test_a_file_that_does_not_answer_as_the_run_did_is_removed(exports, tmp_path
     assert code == 0 and "parity   not compared (--unchecked)" in out
 
 
+@pytest.mark.parametrize("kind", ["torch", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_full_disk_leaves_no_file(kind, exports, tmp_path):
+    suffix = {"torch": ".pt2", "onnx": ".onnx"}[kind]
+    script = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))\n"
+    script += "from vggexp.export import main; sys.exit(main(sys.argv[1:]))"
+    command = [sys.executable, "-c", script, str(exports[0]), "--format", kind, "--out", str(tmp_path / f"m{suffix}")]
+    ended = subprocess.run(command, env={"PYTHONPATH": str(ROOT)}, capture_output=True, text=True)
+    assert (ended.returncode, ended.stdout, ended.stderr.count("\n")) == (6, "", 1)
+    assert f"m{suffix}: cannot be written: File too large" in ended.stderr and not list(tmp_path.iterdir())
+
+
 def test_a_folder_of_pictures_whose_data_changes_or_goes(trained, capfd):
     pictures = trained.folder / "pictures"
     write_pictures(pictures, {"train": 10, "test": 3}, lambda index: (40 + index, 60 - index), "png")
@@ -185,12 +197,10 @@ def test_torchvision_by_the_lines_that_are_printed(trained, capfd):
     code, out, _ = told(capfd, run, "--format", "torchvision")
     assert code == 0 and "same label for 19 (1.0000)" in out
     code = [line.removeprefix("load     ") for line in out.splitlines() if line.startswith("load")]
-    scope: dict = {}
+    loaded, images = vggexp.load_run(run), torch.randn(5, 1, 32, 32)
+    scope = {"images": images}
     exec("\n".join(code), scope)
-    loaded = vggexp.load_run(run)
-    images = torch.randn(5, 1, 32, 32)
-    with torch.inference_mode():
-        torch.testing.assert_close(scope["net"](images), loaded.net(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scope["logits"], loaded.net(images), atol=1e-5, rtol=1e-5)
     facts = torch.load(run / "exports/twin.pth", weights_only=True)._metadata["vggexp"]
     assert facts["classes"] == list(loaded.classes) and facts["mean"] == loaded.preprocess.mean.tolist()
 

@@ -1,6 +1,7 @@
 """A finished run as a file for other programs; for vggexp.export."""
 
 import contextlib
+import io
 import json
 import sys
 from collections import OrderedDict
@@ -8,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic
-from typing import Any, BinaryIO
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,15 +40,24 @@ def exported(folder: Path, kind: str, preprocess: bool, path: Path, kept: Predic
     config, saved = tested(folder)
     run = loaded(config, saved)
     about = facts(folder, run, preprocess)
-    loading = twin.lines(config, str(path)) if kind == "torchvision" else []
     with memory.told(f"in exporting {folder}"), _made(path) as part:
         _write(kind, part, run, about)
         size = part.stat().st_size
         model, console = _reread(kind, part, run, about), Console(None, sys.stderr)
         compared = None if kept is None else parity.parity(model, run, folder, saved, kept, console)
-    seconds = monotonic() - begun
-    return {"file": str(path), "format": kind, "bytes": size, **about, "load": loading, "parity": compared,
-            "seconds": seconds}  # fmt: skip
+    loading, seconds = _loading(kind, config, str(path)), monotonic() - begun
+    result = {"file": str(path), "format": kind, "bytes": size, **about}
+    return {**result, "load": loading, "parity": compared, "seconds": seconds}
+
+
+def _loading(kind: str, config: Config, path: str) -> list[str]:
+    """Python that loads the file, where vggexp need not be."""
+    if kind == "torchvision":
+        return [*twin.lines(config, path), "logits = net(images)"]
+    if kind == "torch":
+        return ["import torch", f"net = torch.export.load({path!r}).module()", "logits = net(images)"]
+    made = ["import onnxruntime", f"session = onnxruntime.InferenceSession({path!r})"]
+    return [*made, "logits = session.run(None, {'images': images})[0]  # images: a numpy array"]
 
 
 def facts(folder: Path, run: LoadedRun, preprocess: bool) -> Result:
@@ -87,23 +97,14 @@ def _write(kind: str, part: Path, run: LoadedRun, about: Result) -> None:
     write(part, module.eval(), example, about)
 
 
-@contextlib.contextmanager
-def _saving(part: Path) -> Iterator[BinaryIO]:
-    """An open file, whose name the libraries do not write into it. torch has no word of its own for a full disk."""
-    try:
-        with open(part, "wb") as file:
-            yield file
-    except RuntimeError as error:
-        raise ResourceError(f"{part}: cannot be written: {' '.join(str(error).split())[:200]}") from error
-
-
 def _write_torch(part: Path, module: nn.Module, example: Tensor, about: Result) -> None:
     program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
     for node in program.graph.nodes:
         for key in ("stack_trace", "nn_module_stack"):  # paths of this machine, names of our classes
             node.meta.pop(key, None)
-    with _saving(part) as file:
-        torch.export.save(program, file, extra_files={EXTRA: json.dumps(about)})
+    content = io.BytesIO()  # torch writing to a full disk takes the process along
+    torch.export.save(program, content, extra_files={EXTRA: json.dumps(about)})
+    part.write_bytes(content.getbuffer())
 
 
 def _write_onnx(part: Path, module: nn.Module, example: Tensor, about: Result) -> None:
@@ -122,8 +123,9 @@ def _write_onnx(part: Path, module: nn.Module, example: Tensor, about: Result) -
 def _write_weights(part: Path, module: Any, example: Tensor, about: Result) -> None:
     weights: Any = OrderedDict(save_torchvision_weights(module))  # a plain dict takes no attribute
     weights._metadata = {KEY: about}  # which a strict load passes over
-    with _saving(part) as file:
-        torch.save(weights, file)
+    content = io.BytesIO()
+    torch.save(weights, content)
+    part.write_bytes(content.getbuffer())
 
 
 def _reread(kind: str, part: Path, run: LoadedRun, about: Result) -> Model:

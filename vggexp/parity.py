@@ -16,8 +16,9 @@ from vggexp.sinks.console import Console
 
 BATCH = 128  # pictures
 EXACT = 1e-4  # of a probability: what two orders of adding in fp32 explain
-ROUNDING = {"fp32": EXACT, "tf32": 0.02, "fp16": 0.02, "bf16": 0.1}  # what the format of the run's own test explains
-RESIZED = 0.02  # a GPU resizes to fractions, the processor and the file to whole numbers
+# What the format of the run's own test explains. Measured with VGG-11 and batch norm on Fashion-MNIST: 0.0095 in bf16.
+ROUNDING = {"fp32": EXACT, "tf32": 0.02, "fp16": 0.02, "bf16": 0.1}
+RESIZED = 0.05  # a GPU resizes to fractions, the processor and the file to whole numbers: there 0.0077
 
 
 @torch.inference_mode()

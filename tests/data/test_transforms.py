@@ -19,6 +19,7 @@ from vggexp.data.transforms import (
     cut,
     draw,
     fit,
+    fitting,
     resample,
     spread,
     statistics,
