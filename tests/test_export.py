@@ -177,6 +177,7 @@ def test_a_full_disk_leaves_no_file(kind, exports, tmp_path):
     assert f"m{suffix}: cannot be written: File too large" in ended.stderr and not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_folder_of_pictures_whose_data_changes_or_goes(trained, capfd):
     pictures = trained.folder / "pictures"
     write_pictures(pictures, {"train": 10, "test": 3}, lambda index: (40 + index, 60 - index), "png")
@@ -259,11 +260,14 @@ def test_every_other_network(own, kind, trained, capfd):
 def test_fashion_mnist(trained, capfd):
     own = ["data.resize=48", "data.limit=1280", "arch.width=0.125", "arch.hidden=[64]", "train.epochs=1"]
     run = trained("fashion", *own)
+    scores = numpy.sort(numpy.load(run / "predictions.npz")["scores"], 1)
+    margins = scores[:, -1] - scores[:, -2]
     for kind, inside in (("torch", []), ("torch", ["--preprocess"]), ("onnx", []), ("onnx", ["--preprocess"])):
         code, out, _ = told(capfd, run, "--format", kind, *inside, "--json")
         found = json.loads(out)["parity"]
-        assert code == 0 and found["images"] == 10_000 and found["same_labels"] > 9_900
-        assert found["max_difference_here"] < 1e-5
+        assert code == 0 and found["images"] == 10_000 and found["max_difference_here"] < 1e-5
+        certain = margins > 2 * found["max_difference"]  # rounding cannot turn these
+        assert certain.sum() <= found["same_labels"] and certain.mean() > 0.5
 
 
 REFUSED = [
