@@ -19,9 +19,11 @@ FLOORS = {
     "doing": ["step", "graphs", "probe", "train", "scoring", "views", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
     "assembly": ["config", "build", "summary", "run", "runs", "search", "seeds", "table", "forecast", "pool",
-                 "notebook", "start", "evaluation", "speed", "repeat", "differing", "comparison", "verdict",
+                 "notebook", "start", "evaluation", "exporting", "exported",
+                 "parity", "predicting", "speed", "repeat", "differing", "comparison", "verdict",
                  "reporting"],
-    "doors": ["__main__", "plan", "bench", "verify", "evaluate", "compare", "report", "__init__"],
+    "doors": ["__main__", "plan", "bench", "verify", "evaluate", "export", "predict", "compare", "report",
+              "__init__"],
 }  # fmt: skip
 FLOOR = {name: floor for floor, names in enumerate(FLOORS.values()) for name in names}
 SOURCES = {
@@ -96,7 +98,7 @@ def test_what_stays_out():
     assert not [path for path in shipped if "_target_" in path.read_text("utf-8")]
 
 
-@pytest.mark.parametrize("door", ["__main__", "plan", "evaluate", "compare", "report"])
+@pytest.mark.parametrize("door", ["__main__", "plan", "evaluate", "export", "predict", "compare", "report"])
 def test_a_door_opens_without_torch(door):
     code = f"import sys, vggexp.{door}; print(*{{'torch', 'torchvision', 'tensorboard', 'sklearn'}} & set(sys.modules))"
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}

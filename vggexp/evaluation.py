@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from vggexp import build, checkpoint, memory
-from vggexp.config.schema import Config, ImageFolder
+from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError, DivergedError, ResourceError
 from vggexp.metrics import confusion, quality
-from vggexp.notebook import tested
+from vggexp.notebook import tested, without_training
 from vggexp.rundir import result_of
 from vggexp.sinks.console import Console, clipped, printable
 from vggexp.sinks.jsonl import write_json
@@ -102,15 +102,12 @@ def _looked(folder: Path, asked: Asked, console: Console) -> Seen:
 
 
 def _for_the_test(config: Config, saved: dict[str, Any], console: Console) -> Config:
-    """The run on this machine. A folder's pictures are decoded anew: what a run keeps of them is cut to its size."""
-    device, data = config.device, config.data
+    """The run on this machine."""
+    config, device = without_training(config), config.device
     if not build.present(device.name):
         console.line(f"warning: no {device.name} device here: evaluated on the processor")
         device = replace(device, name="cpu", compile=False)
-    if isinstance(data, ImageFolder):
-        data = replace(data, cache="none")
-    plain = replace(config.augment, color=0)  # which would look at the training images
-    return replace(config, device=replace(device, precision=saved["precision"]), data=data, augment=plain)
+    return replace(config, device=replace(device, precision=saved["precision"]))
 
 
 def _together(seen: Sequence[Seen], asked: Asked) -> Result:

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -13,6 +14,22 @@ def replace(path: Path, content: bytes) -> None:
         with open(part, "xb") as file:
             file.write(content)
             file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            part.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def written(path: Path) -> Iterator[Path]:
+    """Yields where to write what is too large to be held: after the block the path holds it, after an error the old."""
+    part = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")  # libraries want their own suffix
+    try:
+        yield part
+        with open(part, "rb") as file:
             os.fsync(file.fileno())
         os.replace(part, path)
     except BaseException:

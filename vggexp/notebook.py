@@ -1,13 +1,14 @@
 """A finished run in a notebook: the network, its configuration and its preprocessing."""
 
-from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from vggexp import build, checkpoint
-from vggexp.config.schema import Config
+from vggexp.config.schema import Config, ImageFolder
+from vggexp.data.transforms import Preprocess
 from vggexp.errors import CheckpointError
 from vggexp.keep import found
 from vggexp.rundir import result_of
@@ -19,7 +20,7 @@ class LoadedRun(NamedTuple):
 
     net: nn.Module
     config: Config
-    preprocess: Callable[[Tensor], Tensor]
+    preprocess: Preprocess
     classes: tuple[str, ...]
 
 
@@ -42,9 +43,22 @@ def _scored(folder: Path) -> Path:
 
 def load_run(path: str | Path) -> LoadedRun:
     """Loads the tested weights of a run directory onto the CPU, in eval mode, in fp32. Raises CheckpointError."""
-    config, saved = tested(Path(path))
+    return loaded(*tested(Path(path)))
+
+
+def loaded(config: Config, saved: dict[str, Any]) -> LoadedRun:
+    """From what `tested` gives."""
     net = build.network(config)
     net.load_state_dict(checkpoint.weights_of(saved))
     return LoadedRun(
         net.eval(), config, build.preprocessing(config, saved["mean"], saved["std"]), tuple(saved["classes"])
     )
+
+
+def without_training(config: Config) -> Config:
+    """For the test set alone. A folder's pictures are decoded anew: what a run keeps of them is cut to its size."""
+    data = config.data
+    if isinstance(data, ImageFolder):
+        data = replace(data, cache="none")
+    plain = replace(config.augment, color=0)  # which would look at the training images
+    return replace(config, data=data, augment=plain)

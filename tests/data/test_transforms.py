@@ -19,6 +19,7 @@ from vggexp.data.transforms import (
     cut,
     draw,
     fit,
+    fitting,
     resample,
     spread,
     statistics,
@@ -235,3 +236,16 @@ def test_flip_and_erase_are_drawn_apart():
     flipped, erased = changes.window[:, 4] > 0, (changes.box[:, 2] > changes.box[:, 0])
     both = [int((flipped == one).logical_and(erased == other).sum()) for one in (0, 1) for other in (0, 1)]
     assert min(both) > 180
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "size", "off"),
+    [(8, 8, 16, 0), (28, 28, 96, 0), (28, 28, 32, 0), (32, 32, 224, 0), (32, 32, 20, 0), (224, 224, 64, 0),
+     (64, 64, 224, 1), (97, 131, 224, 1), (300, 200, 96, 1)],
+)  # fmt: skip
+def test_fitting_as_two_products_has_the_pixels_of_torchs_kernel(height, width, size, off):
+    images = torch.randint(0, 256, (8, 2, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    rows, columns = fitting(height, width, size)
+    found = (rows @ (images.float() @ columns + 0.5).floor() + 0.5).floor()
+    difference = (found - fit(images, size).float()).abs()
+    assert difference.max() <= off and (difference > 0).float().mean() < 0.003

@@ -9,12 +9,9 @@ import torch
 from torch import Tensor
 
 from vggexp.data.catalogue import folder_classes, subfolders
+from vggexp.data.pictures import DECODERS, MOST_PIXELS, pictures
 from vggexp.data.sources import Loaded
 from vggexp.errors import DataError
-
-PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # as torchvision's ImageFolder
-DECODERS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # PIL has others that start programs
-MOST_PIXELS = 1 << 26  # of a picture: 192 MiB in RGB; more is taken for a decompression bomb
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ def _index(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, str]:
     digest, start = hashlib.sha256(), len(str(folder))
     try:
         for label, name in enumerate(classes):
-            found = _pictures(folder / name)
+            found = pictures(folder / name)
             paths += map(Path, found)
             labels += [label] * len(found)
             for path in found:
@@ -57,21 +54,11 @@ def _index(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, str]:
     return FolderIndex(paths, labels, classes), digest.hexdigest()
 
 
-def _pictures(folder: Path) -> list[str]:
-    """Sorted paths of all picture files in the folder and below. Raises DataError where there are none, OSError."""
+def read_image(path: Path, channels: int = 3) -> Tensor:
+    """uint8 [channels, H, W], 3 or 1, upright as its EXIF data says; of an animation the first frame.
 
-    def unreadable(error: OSError) -> None:  # os.walk would go on without it
-        raise error
-
-    walk = os.walk(folder, onerror=unreadable)
-    found = sorted(os.path.join(at, file) for at, _, files in walk for file in files if file.lower().endswith(PICTURES))
-    if not found:
-        raise DataError(f"{folder}: holds no pictures ({' '.join(PICTURES)})")
-    return found
-
-
-def read_image(path: Path) -> Tensor:
-    """uint8 [3, H, W], upright as its EXIF data says; of an animation the first frame. Raises DataError."""
+    Raises DataError.
+    """
     from PIL import Image, ImageOps  # torchvision's decoders are deprecated and cover fewer formats
 
     try:
@@ -85,8 +72,10 @@ def read_image(path: Path) -> Tensor:
                 rgb = image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
             else:
                 rgb = image.convert("RGB")
+            pixels = rgb if channels == 3 else rgb.convert("L")  # which leaves a grey picture's pixels as they were
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise what they like
         raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
-    return torch.frombuffer(bytearray(rgb.tobytes()), dtype=torch.uint8).view(rgb.height, rgb.width, 3).permute(2, 0, 1)
+    flat = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
+    return flat.view(pixels.height, pixels.width, channels).permute(2, 0, 1)
