@@ -15,7 +15,7 @@ test-all:  ## all tests
 faults:  ## every fault the suite knows, and how many were survived; an hour and more on two cores
 	python -m tests.faults
 
-slurm:  ## sweeps and runs on a real Slurm of one node (Debian: slurm-wlm); ten minutes on two cores
+slurm:  ## sweeps and runs on a real Slurm of one node (Debian: slurm-wlm); a quarter of an hour and more on two cores
 	@command -v slurmctld > /dev/null || { echo "make slurm: slurmctld is not installed (Debian: apt-get install --no-install-recommends slurm-wlm)" >&2; exit 1; }
 	pytest tests/slurm
 

@@ -103,7 +103,7 @@ class Cluster:
         """What the controller says of a job: JobState, Restarts, Reason, ..."""
         return dict(word.partition("=")[::2] for word in self.told("scontrol", "-o", "show", "job", number).split())
 
-    def until(self, holds: Callable[[], object], seconds: float = 120) -> None:
+    def until(self, holds: Callable[[], object], seconds: float = 240) -> None:
         end = time.monotonic() + seconds
         while not holds():
             if time.monotonic() > end:

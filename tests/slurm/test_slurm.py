@@ -261,16 +261,16 @@ def test_the_batch_file_of_an_array(slurm):
     assert code == 0 and "4 of 4 jobs finished" in output and len(slurm.runs()) == 4, output
 
 
-@pytest.mark.skipif(find_spec("vggexp.dist") is None, reason="a run of several processes is not there yet")
-@pytest.mark.parametrize("warned", [False, True])
-def test_the_batch_file_of_torchrun(slurm, warned):
-    """Two tasks on one node in place of two nodes; undisturbed, and sent back to the queue when its time is up."""
+@pytest.mark.skipif(find_spec("vggexp.dist") is None, reason="vggexp.dist is not there yet: a run of several processes")
+def test_the_batch_file_of_torchrun(slurm):
+    """Two tasks on one node in place of two nodes: undisturbed, and back to the queue when its time is up."""
     slurm.slurm.variables["PROCESSES"] = "1"
     argv = ["torchrun.sbatch", "--nodes=1", "--ntasks-per-node=2", *RUN, RESTS]
+    batch(slurm, *argv, "run.root=alone/outputs")
+    slurm.slurm.until(lambda: done(slurm))
     job = batch(slurm, *argv)
-    if warned:
-        slurm.training(1)
-        slurm.slurm.told("scancel", "--batch", "--signal=USR1", job)
-    slurm.slurm.until(lambda: done(slurm), 240)
-    result = slurm.results()[0]
-    assert result["state"] == "finished" and slurm.count("continued after step") == warned
+    slurm.training(1)
+    slurm.slurm.told("scancel", "--batch", "--signal=USR1", job)
+    slurm.slurm.until(lambda: done(slurm))
+    assert slurm.weights() == Here(slurm.slurm, slurm.folder / "alone").weights()
+    assert slurm.results()[0]["state"] == "finished" and slurm.count("continued after step") == 1
