@@ -1,4 +1,4 @@
-.PHONY: help check test test-all faults peers growth folders startup report-growth memory dead gpu
+.PHONY: help check test test-all faults peers growth folders startup report-growth memory dead gpu slurm
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -14,6 +14,10 @@ test-all:  ## all tests
 
 faults:  ## every fault the suite knows, and how many were survived; an hour and more on two cores
 	python -m tests.faults
+
+slurm:  ## sweeps and runs on a real Slurm of one node (Debian: slurm-wlm); a quarter of an hour and more on two cores
+	@command -v slurmctld > /dev/null || { echo "make slurm: slurmctld is not installed (Debian: apt-get install --no-install-recommends slurm-wlm)" >&2; exit 1; }
+	pytest tests/slurm
 
 peers:  ## the same work through vggexp and its peers (pip install -e '.[bench]'); a quarter of an hour
 	python -m benchmarks.peers

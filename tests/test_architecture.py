@@ -21,7 +21,7 @@ FLOORS = {
     "assembly": ["config", "build", "summary", "run", "runs", "search", "seeds", "table", "forecast", "pool",
                  "notebook", "start", "evaluation", "exporting", "exported",
                  "parity", "predicting", "speed", "repeat", "differing", "comparison", "verdict",
-                 "reporting"],
+                 "reporting", "slurm"],
     "doors": ["__main__", "plan", "bench", "verify", "evaluate", "export", "predict", "compare", "report",
               "__init__"],
 }  # fmt: skip
@@ -85,7 +85,7 @@ def test_who_imports_what():
     assert tensorboard - {"vggexp.watch", "vggexp.pool"} <= {
         f"vggexp.sinks.{sink}" for sink in ("tensorboard", "means", "evaluations", "events")
     }
-    assert users("pickle", "subprocess") <= {"vggexp.data.sources", "vggexp.environment"}
+    assert users("pickle", "subprocess") <= {"vggexp.data.sources", "vggexp.environment", "vggexp.slurm"}
     for name, tree in TREES.items():
         assert not [p for p in imported(tree) if p.startswith(("torch.distributed", "hydra.utils"))], name
 

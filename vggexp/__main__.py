@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vggexp import process, runs
+from vggexp import process, runs, slurm
 from vggexp.config import compose, identity
 from vggexp.config.schema import Config
 from vggexp.config.search import Search
@@ -95,6 +95,8 @@ def task(node: DictConfig) -> float | None:
         code = _performed(config, list(job.overrides.task))
         if code == 0:
             return objective(folder, config)
+        if many and code == 128 + signal.SIGTERM:
+            slurm.requeue_if_preempted()
     if many and launcher != "local" and code < 128:
         return None
     raise SystemExit(code)

@@ -40,6 +40,9 @@ def physical_cores() -> int:
 
 
 def default_threads() -> int:
-    """Of one operation: OMP_NUM_THREADS, by which launchers divide a machine, else the cores."""
-    given = os.environ.get("OMP_NUM_THREADS", "")
-    return int(given) if given.isdecimal() and int(given) else physical_cores()
+    """Of one operation: OMP_NUM_THREADS, by which launchers divide a machine, else the cores (of a Slurm job, its)."""
+    given, of_job = (os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"))
+    if given.isdecimal() and int(given):
+        return int(given)
+    cores = physical_cores()
+    return min(cores, int(of_job)) if of_job.isdecimal() and int(of_job) else cores

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -34,11 +35,12 @@ class Stop:
 
 @contextmanager
 def stopping() -> Iterator[Stop]:
-    """Listens to the stop signals; earlier handlers are called as well, and an ignored signal stays ignored.
+    """Listens to the stop signals; an ignored signal stays ignored, an earlier handler is called at the end.
 
-    A second Ctrl-C stops at once, by KeyboardInterrupt. Processes forked meanwhile do not listen.
+    Only by then all is saved: submitit's handler hands the job back to Slurm and exits. A second Ctrl-C stops at once,
+    by KeyboardInterrupt. Processes forked meanwhile do not listen.
     """
-    stop, owner = Stop(), os.getpid()
+    stop, owner, come = Stop(), os.getpid(), list[int]()
     earlier: dict[int, Any] = {}
 
     def note(number: int, frame: FrameType | None) -> Any:
@@ -47,9 +49,7 @@ def stopping() -> Iterator[Stop]:
         if number == signal.SIGINT and stop.signal == signal.SIGINT:
             raise KeyboardInterrupt
         stop.signal = stop.signal or signal.Signals(number)
-        before = earlier[number]
-        if callable(before) and before is not signal.default_int_handler:
-            before(number, frame)
+        come.append(number)
 
     for number in (getattr(signal, name) for name in NAMES if hasattr(signal, name)):
         before = signal.getsignal(number)
@@ -61,3 +61,15 @@ def stopping() -> Iterator[Stop]:
     finally:
         for number, before in earlier.items():
             signal.signal(number, before)
+        for number in dict.fromkeys(come):
+            _pass_on(number, earlier[number])
+
+
+def _pass_on(number: int, handler: Any) -> None:
+    """What the handler refuses is told: the run has saved, and ends as stopped."""
+    if not callable(handler) or handler is signal.default_int_handler:
+        return
+    try:
+        handler(number, None)
+    except Exception as error:  # submitit: a job that has timed out too often
+        print(f"vggexp: {signal.Signals(number).name}: {error}", file=sys.stderr)

@@ -35,7 +35,8 @@ class GridSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> Sequence[Any]:
+    def sweep(self, arguments: list[str]) -> Sequence[Any] | None:
+        from hydra_plugins import vggexp_slurm
         from vggexp.config.compose import CHECKED  # by the door, with pairs, repeats and sweep.where
 
         assert self.launcher is not None and self.hydra_context is not None and self.config is not None
@@ -44,4 +45,7 @@ class GridSweeper(Sweeper):
         OmegaConf.save(self.config, folder / "multirun.yaml")  # as Hydra's own sweeper does
         overrides = [list(job) for job in CHECKED]
         self.validate_batch_is_legal(overrides)
+        if vggexp_slurm.is_slurm(self.launcher):
+            vggexp_slurm.launch_missing(self.launcher, CHECKED)
+            return None
         return self.launcher.launch(overrides, initial_job_idx=0)

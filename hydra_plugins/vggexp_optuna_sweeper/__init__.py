@@ -72,6 +72,7 @@ class OptunaSweeper(Sweeper):
 
     def _launched(self, study: Any, batch: list[Any], total: int) -> dict[str, Any]:
         """What each run came to. A run that two trials share, or that an earlier one had, is launched once."""
+        from hydra_plugins import vggexp_slurm
         from vggexp import search
 
         assert self.launcher is not None
@@ -81,7 +82,7 @@ class OptunaSweeper(Sweeper):
         for trial in jobs.values():
             print(search.line(study, trial, self.axes, total), flush=True)
         overrides = [self._overrides(trial.params) for trial in jobs.values()]
-        ends = self.launcher.launch(overrides, initial_job_idx=len(known)) if jobs else []
+        ends = vggexp_slurm.launch(self.launcher, overrides, len(known)) if jobs else []
         return {**known, **{run: _value(end) for run, end in zip(jobs, ends, strict=True)}}
 
     def _overrides(self, params: Mapping[str, Any]) -> list[str]:

@@ -19,6 +19,7 @@ from vggexp.config.torch_optim import arguments, optimizers
 Composed = Callable[[Sequence[str]], DictConfig]
 
 SECTIONS = ("experiment", *(field.name for field in dataclasses.fields(Config)))
+LAUNCHERS = {"joblib": "joblib", "ray": "ray", "slurm": "slurm", "submitit_local": "slurm", "submitit_slurm": "slurm"}
 NEEDS_SWEEP = "a list of values needs -m (a sweep)"
 
 
@@ -158,9 +159,17 @@ def _group_problem(override: Override) -> str | None:
     if isinstance(value, dict):
         return f"{text}: set one key at a time, as {group}.{next(iter(value), 'KEY')}=VALUE"
     unknown = [name for name in map(shown, value if isinstance(value, list) else [value]) if name not in options]
+    if group == "hydra/launcher" and (extra := _missing_extra(value, options)):
+        return f"{text}: needs another package: pip install -e '.[{extra}]'"
     if unknown:
         return f"{group}={unknown[0]}: unknown; {nearest(unknown[0], options)}allowed {', '.join(options)}"
     return None
+
+
+def _missing_extra(launcher: Any, options: Sequence[str]) -> str | None:
+    """The extra of a launcher that comes with another package. The file `slurm` is there without it."""
+    name = "submitit_slurm" if launcher == "slurm" else launcher
+    return None if name in options else LAUNCHERS.get(name)
 
 
 def _value_problem(override: Override, known: set[str], before: DictConfig) -> str | None:

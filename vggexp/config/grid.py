@@ -134,7 +134,7 @@ def filed(composed: Composed) -> Composed:
 
 
 def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
-    """Of Hydra's own keys that do not go with a sweep here, and of the local launcher's."""
+    """Of Hydra's own keys that do not go with a sweep here, and of the launchers'."""
     choices = node.hydra.runtime.choices
     local = choices.get("hydra/launcher") == "local"
     if choices.get("hydra/sweeper") == "basic":
@@ -145,6 +145,8 @@ def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
         yield "sweep.on_error=stop: needs hydra/sweeper=grid and hydra/launcher=local"
     if local:
         yield from _launcher_problems(node.hydra.launcher)
+    if node.resume == "never" and "array_parallelism" in node.hydra.launcher:  # of Slurm alone
+        yield "resume=never: a job that Slurm starts again continues its run; choose auto, exact or force"
 
 
 def _launcher_problems(launcher: DictConfig) -> Iterator[str]:

@@ -1,0 +1,49 @@
+"""Stop signals: a flag for the loop, and what another's handler does only once the run has saved."""
+
+import os
+import signal
+
+import pytest
+
+from vggexp.errors import StoppedError
+from vggexp.signals import stopping
+
+
+@pytest.fixture
+def handler():
+    """handler(call): what was there before for SIGUSR2."""
+    before = signal.getsignal(signal.SIGUSR2)
+    yield lambda call: signal.signal(signal.SIGUSR2, lambda number, frame: call())
+    signal.signal(signal.SIGUSR2, before)
+
+
+def stopped(done: list[str]) -> None:
+    with pytest.raises(StoppedError, match="stopped by SIGUSR2 here"), stopping() as stop:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        os.kill(os.getpid(), signal.SIGUSR2)
+        done.append("saved")
+        stop.check("here")
+
+
+def test_an_earlier_handler_comes_after_the_save(handler):
+    done: list[str] = []
+    handler(lambda: done.append("handed back"))
+    stopped(done)
+    assert done == ["saved", "handed back"]
+
+
+def test_an_earlier_handler_may_end_the_process(handler):
+    """As submitit's does, once it has asked Slurm for the job's return."""
+    handler(lambda: exit(-1))
+    with pytest.raises(SystemExit), stopping() as stop:
+        os.kill(os.getpid(), signal.SIGUSR2)
+        stop.check("here")
+
+
+def test_what_an_earlier_handler_refuses_is_told(handler, capsys):
+    def refuse() -> None:
+        raise RuntimeError("timed-out too many times")
+
+    handler(refuse)
+    stopped([])
+    assert capsys.readouterr().err == "vggexp: SIGUSR2: timed-out too many times\n"
