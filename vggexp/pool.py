@@ -259,18 +259,11 @@ def _recorded(job: Job) -> End:
 def _ended(job: Job, code: int, words: str) -> End:
     """words: the last of the job's output. Raises InUseError where another process has the run by now."""
     if code < 0:
-        return End(False, None, _killed(job.folder, code))
+        error = f"killed by {process.signal_name(code)}"
+        rundir.ended(job.folder, error, 128 - code)
+        return End(False, None, error)
     end = _recorded(job)
     return end if code == 0 else End(False, None, end.error or words or f"exit {code}")
-
-
-def _killed(folder: Path, code: int) -> str:
-    """Records what the process could not: without it the run would read as running until the next look."""
-    error = f"killed by {process.signal_name(code)}"
-    if rundir.result_of(folder).get("state") == "running":
-        with rundir.claimed(folder):
-            rundir.set_state(folder, "interrupted", error=error, exit_code=128 - code)
-    return error
 
 
 def last_words(log: Path, start: int = 0) -> str:
