@@ -30,7 +30,6 @@ from vggexp.models.norm import synchronize
 from vggexp.models.transfer import freeze
 from vggexp.models.vgg import fuse, vgg
 from vggexp.optim import optimizer
-from vggexp.place import place
 from vggexp.probe import Probe
 from vggexp.schedules import schedule
 from vggexp.step import gradients
@@ -60,21 +59,12 @@ def hardware(config: Config, threads: int | None = None) -> Hardware:
     wanted = config.device
     if not present(wanted.name):
         raise ConfigError(f"device={wanted.name}: no usable device (torch {torch.__version__}); use device=cpu")
-    device = _own_gpu() if wanted.name == "cuda" and dist.size() > 1 else torch.device(wanted.name)
+    device = dist.device(wanted.name)
     resolved = precision.resolve(wanted.precision, device)
     if resolved == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError("device.precision=bf16: this GPU does not multiply it; use fp16 or fp32")
     threads = precision.prepare(device, resolved, wanted.deterministic, wanted.threads or threads)
     return Hardware(device, resolved, threads, partial(precision.autocast, resolved, device))
-
-
-def _own_gpu() -> torch.device:
-    """Of this rank. Raises ConfigError where the machine has fewer GPUs than ranks."""
-    number, count = place().local_rank, torch.cuda.device_count()
-    if number >= count:
-        raise ConfigError(f"device=cuda: rank {dist.rank()} finds no GPU of its own, this machine has {count}")
-    torch.cuda.set_device(number)
-    return torch.device("cuda", number)
 
 
 def with_classes(config: Config, classes: int) -> Config:
@@ -227,7 +217,7 @@ def _resident(config: Config, loaded: Loaded[ImageSet], device: torch.device) ->
         Resident, preprocess=preprocess, batch_size=wanted.batch_size, device=device, seed=config.seed,
         cache=wanted.cache,
     )  # fmt: skip
-    score = partial(make, batch_size=_of_a_rank(wanted.batch_size))
+    score = partial(make, batch_size=dist.part(wanted.batch_size))
     return Datasets(
         train=make(images, loaded.train.labels[train], augment=Augment(**vars(config.augment))),
         val=score(loaded.train.images[val], loaded.train.labels[val]) if len(val) else None,
@@ -238,10 +228,6 @@ def _resident(config: Config, loaded: Loaded[ImageSet], device: torch.device) ->
         fingerprint=loaded.fingerprint,
         origin=loaded.origin,
     )
-
-
-def _of_a_rank(batch_size: int) -> int:
-    return -(-batch_size // dist.size())
 
 
 def _normalization(config: Config, images: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
@@ -276,7 +262,7 @@ def _streamed(
         Streaming, preprocess=preprocess, batch_size=wanted.batch_size, device=device, workers=wanted.workers,
         seed=config.seed, warn=warn,
     )  # fmt: skip
-    score = partial(make, batch_size=_of_a_rank(wanted.batch_size))
+    score = partial(make, batch_size=dist.part(wanted.batch_size))
 
     def paths(places: Tensor) -> list[Path]:
         return [index.train.paths[place] for place in places.tolist()]

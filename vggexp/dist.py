@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed
 
-from vggexp.errors import RankError, VggexpError
+from vggexp.errors import ConfigError, RankError, VggexpError
 from vggexp.place import Place, place, settle
 from vggexp.signals import Stop
 
@@ -53,9 +53,28 @@ def share() -> slice:
     return slice(rank(), None, size())
 
 
+def part(batch_size: int) -> int:
+    """The images of a batch that a rank takes, at most."""
+    return ceil(batch_size / size())
+
+
+def device(name: str) -> torch.device:
+    """Of several ranks on CUDA each has a GPU of its own. Raises ConfigError where the machine has too few."""
+    if name != "cuda" or size() == 1:
+        return torch.device(name)
+    number, count = place().local_rank, torch.cuda.device_count()
+    if number >= count:
+        raise ConfigError(f"device=cuda: rank {rank()} finds no GPU of its own, this machine has {count}")
+    torch.cuda.set_device(number)
+    return torch.device("cuda", number)
+
+
 @contextlib.contextmanager
-def joined(device: str, minutes: float | None) -> Iterator[None]:
-    """Waits for the other ranks, where torchrun, srun or vggexp.ranks has started several. Raises RankError."""
+def joined(kind: str, minutes: float | None) -> Iterator[None]:
+    """Waits for the other ranks, where torchrun, srun or vggexp.ranks has started several. Raises RankError.
+
+    kind: of their devices, cpu or cuda.
+    """
     here, minutes = place(), minutes or MINUTES
     if here.size == 1:
         yield
@@ -63,7 +82,7 @@ def joined(device: str, minutes: float | None) -> Iterator[None]:
     timeout = timedelta(minutes=minutes)
     try:
         store = _common_store(timeout)
-        backend = "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
         distributed.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=timeout)
     except (RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())[:200]
@@ -113,10 +132,10 @@ def tells(text: str) -> bool:
     here = place()
     if here.size == 1:
         return True
-    time.sleep(TURN_SECONDS if here.rank else 0)
     mine = f"rank {here.rank}: {text}"
     try:
         store = GROUP.store or _common_store(timedelta(seconds=GRACE_SECONDS))  # of an error before they have met
+        time.sleep(TURN_SECONDS if here.rank else 0)
         is_first = store.compare_set(TOLD, "", mine) == mine.encode()
         time.sleep(0 if here.rank or _has_starter() else 2 * TURN_SECONDS)  # the store ends with rank 0
         return is_first
