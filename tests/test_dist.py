@@ -15,14 +15,17 @@ from torch import multiprocessing, nn
 from torch.nn import functional
 
 from tests.conftest import TINY, write_pictures
-from vggexp import checkpoint, dist
+from vggexp import checkpoint, dist, keep
 from vggexp.config.compose import load_run, parse
 from vggexp.config.identity import run_name
 from vggexp.data.batches import Resident, Streaming
 from vggexp.data.transforms import Augment, Preprocess
 from vggexp.errors import ConfigError, RankError
+from vggexp.metrics import Sums
 from vggexp.models.norm import BatchNorm, synchronize
 from vggexp.place import Place, from_slurm, place
+from vggexp.signals import Stop
+from vggexp.train import State
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -131,11 +134,19 @@ def agree(rank, port, folder):
             dist.same({"seed": rank, "lr": 1}, "give one")
         with pytest.raises(ConfigError, match="only rank 0 knows"):
             dist.first(refuse)
+        with pytest.raises(RankError, match=r"rank 1 is not as rank 0: weights .*; they have drifted apart"):
+            keep.Shared(dist.SharedStop(Stop()), None).save(state_of(nn.Linear(1, 1).requires_grad_(False), rank))
         for counts in ((5, 3), (4, 0)):
             norm_is_that_of_the_whole_batch(rank, counts)
         assert dist.tells("one") is (rank == 0)
         dist.largest(0)  # rank 0 keeps the store
     Path(folder, str(rank)).touch()
+
+
+def state_of(net, weight):
+    """Of a run whose only weight is this."""
+    net.weight.fill_(weight), net.bias.zero_()
+    return State(net, None, None, None, None, Sums(CPU))
 
 
 def refuse():
