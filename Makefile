@@ -36,7 +36,7 @@ memory:  ## what plan says of a step's memory, and what it is; two minutes
 dead:  ## set-ups that do not learn, their cures, and set-ups that learn; a quarter of an hour
 	python -m tests.dead
 
-ranks:  ## several processes of one run: equal, repeated, killed, hung, refused; a quarter of an hour
+ranks:  ## several processes of one run: equal, repeated, killed, hung, refused; half an hour on two busy cores
 	pytest tests/test_dist.py
 
 gpu:  ## everything that a CUDA device is to show; at most eight minutes

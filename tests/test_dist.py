@@ -393,11 +393,11 @@ def test_no_rank_outlives_its_starter(tmp_path, undisturbed):
 @pytest.mark.slow
 @pytest.mark.parametrize("rank", [0, 1])
 def test_a_hung_rank_ends_the_run_in_time(rank, tmp_path):
-    process, pids = under_way(tmp_path, "device.timeout_minutes=0.1")
+    process, pids = under_way(tmp_path, "device.timeout_minutes=0.3")
     os.kill(pids[rank], signal.SIGSTOP)
     code, _, err = done(process)
     who = "" if rank else "rank 1: "
-    line = f"vggexp: error: {who}a rank has not answered for 0.1 minutes (device.timeout_minutes)\n"
+    line = f"vggexp: error: {who}a rank has not answered for 0.3 minutes (device.timeout_minutes)\n"
     assert (code, err) == (9, line) and gone(pids)
     assert result(tmp_path, "run.name=x")["state"] == "interrupted"
 
