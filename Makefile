@@ -1,4 +1,4 @@
-.PHONY: help check test test-all faults peers growth folders startup report-growth memory dead gpu slurm
+.PHONY: help check test test-all faults peers growth folders startup report-growth memory dead gpu slurm ranks
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -39,6 +39,9 @@ memory:  ## what plan says of a step's memory, and what it is; two minutes
 
 dead:  ## set-ups that do not learn, their cures, and set-ups that learn; a quarter of an hour
 	python -m tests.dead
+
+ranks:  ## several processes of one run: equal, repeated, killed, hung, refused; half an hour on two busy cores
+	pytest tests/test_dist.py
 
 gpu:  ## everything that a CUDA device is to show; at most eight minutes
 	python -m benchmarks.gpu

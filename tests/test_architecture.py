@@ -14,12 +14,12 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     "ground": ["errors", "files", "shapes", "costs", "rng", "metrics", "precision", "clock", "signals", "memory",
-               "processor", "process", "significance", "scores", "tabular"],
+               "processor", "process", "significance", "scores", "tabular", "place", "dist"],
     "nouns": ["models", "data", "optim", "schedules", "ema"],
-    "doing": ["step", "graphs", "probe", "train", "scoring", "views", "checkpoint"],
+    "doing": ["step", "graphs", "ddp", "probe", "train", "scoring", "views", "checkpoint"],
     "watching": ["sinks", "rundir", "environment", "watch", "keep", "predictions"],
-    "assembly": ["config", "build", "summary", "run", "runs", "search", "seeds", "table", "forecast", "pool",
-                 "notebook", "start", "evaluation", "exporting", "exported",
+    "assembly": ["config", "build", "summary", "job", "run", "ranks", "runs", "search", "seeds", "table", "forecast",
+                 "pool", "notebook", "start", "evaluation", "exporting", "exported",
                  "parity", "predicting", "speed", "repeat", "differing", "comparison", "verdict",
                  "reporting", "slurm"],
     "doors": ["__main__", "plan", "bench", "verify", "evaluate", "export", "predict", "compare", "report",
@@ -86,8 +86,11 @@ def test_who_imports_what():
         f"vggexp.sinks.{sink}" for sink in ("tensorboard", "means", "evaluations", "events")
     }
     assert users("pickle", "subprocess") <= {"vggexp.data.sources", "vggexp.environment", "vggexp.slurm"}
+    lines = {name: path.read_text("utf-8") for name, path in SOURCES.items()}
+    apart = {name for name, text in lines.items() if re.search(r"^(from|import) .*\bdistributed\b", text, re.MULTILINE)}
+    assert apart == {"vggexp.dist", "vggexp.ddp", "vggexp.ranks"}
     for name, tree in TREES.items():
-        assert not [p for p in imported(tree) if p.startswith(("torch.distributed", "hydra.utils"))], name
+        assert not [p for p in imported(tree) if p.startswith("hydra.utils")], name
 
 
 def test_what_stays_out():

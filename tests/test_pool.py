@@ -48,6 +48,13 @@ def test_the_machine_is_divided(cores, wanted, per_gpu, gpus, count, threads, vi
     assert [slot.variables["OMP_NUM_THREADS"] for slot in slots] == [str(threads)] * count
 
 
+@pytest.mark.parametrize(("ranks", "visible"), [(2, ["0,1", "2,3"]), (3, ["0,1,2"]), (6, [None])])
+def test_a_job_of_several_ranks_gets_as_many_gpus(ranks, visible, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "4")
+    slots = pool.slots("auto", 1, range(5), "cpu", ranks)
+    assert [slot.variables.get("CUDA_VISIBLE_DEVICES") for slot in slots] == visible
+
+
 def test_each_job_sees_its_own_gpu_and_its_share_of_the_threads(tmp_path):
     words = ["hydra.launcher.jobs=4", "hydra.launcher.gpus=[7,9]", "seed=range(8)"]
     end = vggexp(tmp_path, "-m", *SMALL, *words, OMP_NUM_THREADS="8")

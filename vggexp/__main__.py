@@ -18,11 +18,12 @@ from vggexp import process, runs, slurm
 from vggexp.config import compose, identity
 from vggexp.config.schema import Config
 from vggexp.config.search import Search
-from vggexp.errors import ConfigError, ResourceError, StoppedError, SweepError, VggexpError
+from vggexp.errors import ConfigError, ResourceError, SweepError, VggexpError
+from vggexp.place import place
 from vggexp.rundir import METRICS, RESULT, claimed, result_of
 from vggexp.signals import stopping
 from vggexp.sinks import jsonl
-from vggexp.sinks.console import error_line
+from vggexp.sinks.console import error_line, failed
 from vggexp.table import repeats, sweep_table
 
 SHARING = ("basic", "joblib", "submitit_local")  # launchers of which a job that dies takes more with it
@@ -42,19 +43,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
-def failed(error: VggexpError) -> int:
-    print(f"vggexp: {error}" if isinstance(error, StoppedError) else error_line(str(error)), file=sys.stderr)
-    if os.environ.get("VGGEXP_TRACEBACK"):
-        raise error
-    return error.exit_code
-
-
 def _command(command: compose.Command) -> int:
     if any(getattr(command.arguments, flag) for flag in compose.HYDRA_FLAGS):
         if command.arguments.cfg:
             compose.composes(command)
         return _hydra(command)
     loaded = compose.load(command)
+    if place().size > 1:
+        _check_ranks(loaded, place().size)
+        return _hydra(command)
     if isinstance(loaded, list):
         return _sweep(command, loaded)
     if isinstance(loaded, Search):
@@ -62,6 +59,17 @@ def _command(command: compose.Command) -> int:
     if loaded is not None and told(loaded) is not None:
         return 0
     return _hydra(command)
+
+
+def _check_ranks(loaded: object, size: int) -> None:
+    """Raises ConfigError where others have started several ranks of what is no single run, or of a run of fewer."""
+    if not isinstance(loaded, Config):
+        raise ConfigError(
+            f"-m: each of the {size} ranks would run the whole sweep; start it once, without torchrun or srun, "
+            f"with device.processes={size}"
+        )
+    if loaded.device.processes not in (None, size):
+        raise ConfigError(f"device.processes={loaded.device.processes}: {size} have been started; leave it out")
 
 
 def _hydra(command: compose.Command, *overrides: str) -> int:
@@ -105,10 +113,16 @@ def task(node: DictConfig) -> float | None:
 def _performed(config: Config, overrides: list[str]) -> int:
     """Trains in this process; the exit code."""
     try:
-        if told(config) is None:
-            from vggexp.run import run  # imports torch, once there is something to train
+        ranks = place().size
+        if ranks == 1 and told(config) is not None:
+            return 0
+        if ranks == 1 and (config.device.processes or 1) > 1:
+            from vggexp import ranks as several
 
-            run(config, overrides)
+            return several.run(config, overrides)
+        from vggexp.run import run  # imports torch, once there is something to train
+
+        run(config, overrides)
     except VggexpError as error:
         code = failed(error)
         return code if error.signal is None else 128 + error.signal
@@ -160,7 +174,7 @@ def told(config: Config) -> dict[str, Any] | None:
     """Says so where this very run is finished already; its result."""
     result = runs.finished(config)
     if result is not None:
-        print(f"already finished: test accuracy {result['test/accuracy']:.4f}  {runs.folder_of(config)}")
+        print(runs.finished_line(config, result))
     return result
 
 

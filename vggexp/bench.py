@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from vggexp.config import compose
-from vggexp.errors import VggexpError
+from vggexp.errors import ConfigError, VggexpError
 from vggexp.sinks.console import error_line
 
 
@@ -21,6 +21,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(__doc__)
             return 0
         config = compose.load_run(command)
+        if config.device.processes not in (None, 1):
+            raise ConfigError(f"device.processes={config.device.processes}: one process is timed; leave it out")
         from vggexp.speed import speed  # imports torch, once the command is known to be right
 
         result = speed(config)

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vggexp import precision
+from vggexp import dist, precision
 from vggexp.config.hints import cures
 from vggexp.config.rules import fused, inputs, layers
 from vggexp.config.schema import Config, ImageFolder, LeNet, Synthetic, Vgg
@@ -19,12 +19,14 @@ from vggexp.data.folder import FolderIndex, index_folder
 from vggexp.data.sources import ImageSet, Loaded, load, synthetic
 from vggexp.data.split import choose, train_val_split
 from vggexp.data.transforms import Augment, Preprocess, color_basis, statistics
+from vggexp.ddp import Summed
 from vggexp.ema import Ema
 from vggexp.errors import CheckpointError, ConfigError, DataError
 from vggexp.graphs import Recorded
 from vggexp.metrics import Sums
 from vggexp.models.classic import alexnet, lenet
 from vggexp.models.init import initialize
+from vggexp.models.norm import synchronize
 from vggexp.models.transfer import freeze
 from vggexp.models.vgg import fuse, vgg
 from vggexp.optim import optimizer
@@ -57,7 +59,7 @@ def hardware(config: Config, threads: int | None = None) -> Hardware:
     wanted = config.device
     if not present(wanted.name):
         raise ConfigError(f"device={wanted.name}: no usable device (torch {torch.__version__}); use device=cpu")
-    device = torch.device(wanted.name)
+    device = dist.device(wanted.name)
     resolved = precision.resolve(wanted.precision, device)
     if resolved == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise ConfigError("device.precision=bf16: this GPU does not multiply it; use fp16 or fp32")
@@ -90,6 +92,8 @@ def state(config: Config, hardware: Hardware, steps_per_epoch: int) -> State:
     """Everything that changes in a run, at its start."""
     net = _placed(network(config), config, hardware)
     freeze(net, config.train.freeze or 0)
+    if dist.size() > 1 and config.device.sync_batch_norm is not False:
+        synchronize(net)
     ema = None if config.train.ema is None else Ema(net, config.train.ema)
     if config.device.compile:
         net.compile()
@@ -145,9 +149,15 @@ def plan(config: Config, hardware: Hardware) -> Plan:
         patience=train.patience,
         rest_minutes=train.rest_minutes,
         autocast=hardware.autocast,
-        gradients=Recorded() if hardware.device.type == "cuda" and not config.device.compile else gradients,
+        gradients=_gradients(config),
         probe=probe(config),
     )
+
+
+def _gradients(config: Config) -> Callable[..., tuple[Tensor, Tensor]]:
+    if dist.size() > 1:
+        return Summed()
+    return Recorded() if config.device.name == "cuda" and not config.device.compile else gradients
 
 
 def probe(config: Config) -> Probe | None:
@@ -207,10 +217,11 @@ def _resident(config: Config, loaded: Loaded[ImageSet], device: torch.device) ->
         Resident, preprocess=preprocess, batch_size=wanted.batch_size, device=device, seed=config.seed,
         cache=wanted.cache,
     )  # fmt: skip
+    score = partial(make, batch_size=dist.part(wanted.batch_size))
     return Datasets(
         train=make(images, loaded.train.labels[train], augment=Augment(**vars(config.augment))),
-        val=make(loaded.train.images[val], loaded.train.labels[val]) if len(val) else None,
-        test=make(loaded.test.images, loaded.test.labels),
+        val=score(loaded.train.images[val], loaded.train.labels[val]) if len(val) else None,
+        test=score(loaded.test.images, loaded.test.labels),
         classes=loaded.train.classes,
         preprocess=preprocess,
         pictures=lambda places: loaded.test.images[places],
@@ -251,6 +262,7 @@ def _streamed(
         Streaming, preprocess=preprocess, batch_size=wanted.batch_size, device=device, workers=wanted.workers,
         seed=config.seed, warn=warn,
     )  # fmt: skip
+    score = partial(make, batch_size=dist.part(wanted.batch_size))
 
     def paths(places: Tensor) -> list[Path]:
         return [index.train.paths[place] for place in places.tolist()]
@@ -262,8 +274,8 @@ def _streamed(
             paths(train), labels[train].tolist(), augment=Augment(**vars(config.augment)),
             basis=None if sample is None else color_basis(sample),
         ),
-        val=make(paths(val), labels[val].tolist()) if len(val) else None,
-        test=make(index.test.paths, index.test.labels),
+        val=score(paths(val), labels[val].tolist()) if len(val) else None,
+        test=score(index.test.paths, index.test.labels),
         classes=index.train.classes,
         preprocess=preprocess,
         pictures=lambda places: decode([index.test.paths[place] for place in places.tolist()], size, 0),

@@ -1,5 +1,6 @@
 """What a number depends on besides the configuration: versions, code, machine. Nothing secret is recorded."""
 
+import hashlib
 import os
 import platform
 import socket
@@ -27,6 +28,14 @@ def environment() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
+
+
+def code_sha256() -> str:
+    """Of the package's own modules, by their names."""
+    package, digest = Path(__file__).parent, hashlib.sha256()
+    for path in sorted(package.rglob("*.py")):
+        digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
+    return digest.hexdigest()
 
 
 def device_name(device: torch.device) -> str:

@@ -54,6 +54,12 @@ class InUseError(VggexpError):
     exit_code = 8
 
 
+class RankError(VggexpError):
+    """One of several processes has gone or hangs, or they do not agree."""
+
+    exit_code = 9
+
+
 class StoppedError(VggexpError):
     """A signal asked for a stop; what was trained has been saved."""
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vggexp import checkpoint
+from vggexp import checkpoint, dist
 from vggexp.errors import CheckpointError, ResourceError
 from vggexp.rundir import NEWEST
 from vggexp.train import Row, State
@@ -27,7 +27,7 @@ class Checkpoints:
         self.saved = time.monotonic()
 
     def path(self, step: int) -> Path:
-        return self.folder / f"{step:08d}.pt"
+        return self.folder / name(step)
 
     def due(self) -> bool:
         return time.monotonic() - self.saved >= self.seconds
@@ -51,6 +51,31 @@ class Checkpoints:
             if int(path.stem) != step:
                 path.unlink()
         checkpoint.save(self.path(step), {"format": FORMAT, **self.facts, **content})
+
+
+def name(step: int) -> str:
+    return f"{step:08d}.pt"
+
+
+class Shared:
+    """The checkpoints of several ranks: all come to the same step, look whether they agree, and rank 0 writes.
+
+    checkpoints: of rank 0.
+    """
+
+    def __init__(self, stop: dist.SharedStop, checkpoints: Checkpoints | None):
+        self.stop, self.checkpoints = stop, checkpoints
+
+    def due(self) -> bool:
+        return self.stop.step(self.checkpoints is not None and self.checkpoints.due())
+
+    def save(self, state: State) -> None:
+        """Raises ResourceError, RankError, on all ranks."""
+        dist.spread([*state.net.buffers(), *state.evaluated().buffers()])
+        weights = checkpoint.weights_sha256(dict(state.net.named_parameters()))
+        dist.same({"weights": weights[:8]}, "they have drifted apart, and this checkpoint is not written")
+        state.sums.pool()
+        dist.first(lambda: self.checkpoints.save(state) if self.checkpoints else None)
 
 
 def found(folder: Path) -> list[Path]:

@@ -5,12 +5,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vggexp import dist
+
 CONFIDENCES = 15  # bins of confidence, as in Guo et al. 2017
 LEAST = torch.finfo(torch.float32).tiny  # a smaller probability counts as this in the loss, which stays finite
 
 
 class Sums:
-    """Adds up loss and correct answers of batches of any size."""
+    """Adds up loss and correct answers of batches of any size; each rank of several those of its own images."""
 
     def __init__(self, device: torch.device):
         kind = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no 64-bit numbers
@@ -25,6 +27,18 @@ class Sums:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sums, self.count = state["sums"].to(self.sums), state["count"]
+        if dist.rank():
+            self.reset()
+
+    def pool(self) -> None:
+        """Rank 0 takes over what all have added. Numbers of fp32 add up exactly in fp64, in whatever order."""
+        *_, count = totals = self._totals()
+        self.sums, self.count = totals[:2], int(count)
+        if dist.rank():
+            self.reset()
+
+    def _totals(self) -> Tensor:
+        return dist.total(torch.cat((self.sums, self.sums.new_tensor([self.count]))))
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """loss: summed over the batch. logits: [N, K]. labels: [N]."""
@@ -33,8 +47,9 @@ class Sums:
         self.count += len(labels)
 
     def read(self, split: str) -> dict[str, float]:
-        """`split`/loss and `split`/accuracy, the means over all images. Waits for the device."""
-        loss, correct = (self.sums / max(1, self.count)).tolist()
+        """`split`/loss and `split`/accuracy, the means over all images. Waits for the device and for all ranks."""
+        totals = self._totals()
+        loss, correct = (totals[:2] / totals[2].clamp(min=1)).tolist()
         return {f"{split}/loss": loss, f"{split}/accuracy": correct}
 
 

@@ -39,6 +39,10 @@ def job(number: int, config: Config | VggexpError) -> Job:
     return Job(number, config, runs.folder_of(config) if isinstance(config, Config) else Path(f"job-{number + 1}"))
 
 
+def most_ranks(jobs: Sequence[Job]) -> int:
+    return max(job.config.device.processes or 1 if isinstance(job.config, Config) else 1 for job in jobs)
+
+
 class End(NamedTuple):
     ok: bool
     objective: float | None
@@ -57,9 +61,13 @@ class Slot:
     log_bytes: int = 0  # of earlier tries
 
 
-def slots(wanted: Any, per_gpu: int, gpus: Sequence[Any] | None, device: str) -> list[Slot]:
-    """wanted: auto or a number of jobs. gpus: None for all that are there. Threads are divided among the slots."""
-    names = [str(gpu) for gpu in gpus] if gpus else _visible_gpus() if device == "cuda" else []
+def slots(wanted: Any, per_gpu: int, gpus: Sequence[Any] | None, device: str, ranks: int = 1) -> list[Slot]:
+    """wanted: auto or a number of jobs. gpus: None for all that are there. Threads are divided among the slots.
+
+    ranks: the most that a job has, each of which needs a GPU.
+    """
+    single = [str(gpu) for gpu in gpus] if gpus else _visible_gpus() if device == "cuda" else []
+    names = [",".join(single[first : first + ranks]) for first in range(0, len(single) - ranks + 1, ranks)]
     cores = default_threads()
     count = wanted if wanted != "auto" else len(names) * per_gpu or max(1, cores // CORES_PER_JOB)
     shared = {"OMP_NUM_THREADS": str(max(1, cores // count))}
@@ -259,18 +267,11 @@ def _recorded(job: Job) -> End:
 def _ended(job: Job, code: int, words: str) -> End:
     """words: the last of the job's output. Raises InUseError where another process has the run by now."""
     if code < 0:
-        return End(False, None, _killed(job.folder, code))
+        error = f"killed by {process.signal_name(code)}"
+        rundir.ended(job.folder, error, 128 - code)
+        return End(False, None, error)
     end = _recorded(job)
     return end if code == 0 else End(False, None, end.error or words or f"exit {code}")
-
-
-def _killed(folder: Path, code: int) -> str:
-    """Records what the process could not: without it the run would read as running until the next look."""
-    error = f"killed by {process.signal_name(code)}"
-    if rundir.result_of(folder).get("state") == "running":
-        with rundir.claimed(folder):
-            rundir.set_state(folder, "interrupted", error=error, exit_code=128 - code)
-    return error
 
 
 def last_words(log: Path, start: int = 0) -> str:

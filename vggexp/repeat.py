@@ -13,13 +13,15 @@ from torch import Tensor
 from vggexp import build, checkpoint
 from vggexp.clock import Clock
 from vggexp.errors import CheckpointError
+from vggexp.job import scores_of
 from vggexp.keep import found
-from vggexp.run import built, scores_of
+from vggexp.run import built
 from vggexp.rundir import config_of
 from vggexp.runs import configuration
 from vggexp.signals import Stop
 from vggexp.sinks.console import Console
 from vggexp.train import State, train
+from vggexp.watch import Silence
 
 
 class ReachedError(Exception):
@@ -40,22 +42,13 @@ class Target:
             raise ReachedError
 
 
-class Silence:
-    """A watcher that tells nothing."""
-
-    def progress(self, epoch: int, batches: int, done: int) -> contextlib.nullcontext["Silence"]:
-        return contextlib.nullcontext(self)
-
-    def update(self, images: int) -> None: ...
-
-    def epoch(self, row: Mapping[str, Any]) -> None: ...
-
-    def note(self, text: str) -> None: ...
-
-
 def repeated(folder: Path) -> dict[str, Any]:
     """identical, the steps compared, how many tensors, and the first that differs. Raises CheckpointError."""
     later, earlier = (checkpoint.load(path) for path in _last_two(folder))
+    if (ranks := later.get("processes", 1)) > 1:
+        raise CheckpointError(
+            f"{folder}: trained by {ranks} processes, whose sums one process does not repeat bit by bit"
+        )
     config = configuration(folder)
     console = Console(None, sys.stderr)
     hardware, data, state = built(config, earlier, console)

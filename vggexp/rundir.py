@@ -138,6 +138,16 @@ def set_state(folder: Path, state: str, **facts: Any) -> dict[str, Any]:
     return result
 
 
+def ended(folder: Path, error: str, exit_code: int, *states: str) -> None:
+    """Records what the process could not: without it the run would read as running until the next look.
+
+    states: in which the record still is; only running where none is given.
+    """
+    if result_of(folder).get("state") in (states or ("running",)):
+        with claimed(folder):
+            set_state(folder, "interrupted", error=error, exit_code=exit_code)
+
+
 def attempts(folder: Path) -> int:
     """How many times this run has been started, this time included."""
     try:

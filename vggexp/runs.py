@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,6 +80,10 @@ def folder_of(config: Config) -> Path:
     """Where the run of this configuration lies or will lie."""
     root, name = Path(config.run.root), run_name(config)
     return root / (next_free(root, name) if config.resume == "never" else name)
+
+
+def finished_line(config: Config, result: Mapping[str, Any]) -> str:
+    return f"already finished: test accuracy {result['test/accuracy']:.4f}  {folder_of(config)}"
 
 
 def finished(config: Config) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vggexp import dist
 from vggexp.metrics import Sums
 
 
@@ -29,8 +30,8 @@ def evaluate(
 def predict(
     net: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: Callable[[], AbstractContextManager]
 ) -> tuple[Tensor, Tensor]:
-    """logits [N, K] in fp32 and labels [N], both on the CPU, in the order of the batches."""
-    labels, logits = zip(*_forward(net, batches, autocast), strict=True)
+    """logits [N, K] in fp32 and labels [N], both on the CPU, in the order of the batches; each rank gets all."""
+    labels, logits = zip(*dist.woven(list(_forward(net, batches, autocast))), strict=True)
     return torch.cat(logits).cpu(), torch.cat(labels).cpu()  # one wait for the device, not one a batch
 
 
@@ -50,6 +51,6 @@ def _forward(
 
 def score(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
     """The same two metrics from logits [N, K] that were kept."""
-    sums = Sums(logits.device)
-    sums.add(functional.cross_entropy(logits.double(), labels, reduction="sum"), logits, labels)
-    return sums.read(split)
+    loss = functional.cross_entropy(logits.double(), labels, reduction="sum")
+    correct = (logits.argmax(1) == labels).sum()
+    return {f"{split}/loss": loss.item() / len(labels), f"{split}/accuracy": correct.item() / len(labels)}

@@ -19,6 +19,7 @@ class Stop:
 
     def __init__(self) -> None:
         self.signal: signal.Signals | None = None
+        self.at_once = False  # a second Ctrl-C has come
         self.advice = "run the same command to continue"
 
     def check(self, place: str) -> None:
@@ -47,6 +48,7 @@ def stopping() -> Iterator[Stop]:
         if os.getpid() != owner:
             return
         if number == signal.SIGINT and stop.signal == signal.SIGINT:
+            stop.at_once = True
             raise KeyboardInterrupt
         stop.signal = stop.signal or signal.Signals(number)
         come.append(number)
@@ -56,6 +58,7 @@ def stopping() -> Iterator[Stop]:
         if before not in (signal.SIG_IGN, None):
             earlier[number] = before
             signal.signal(number, note)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, earlier)  # a rank is born with them held back until there is a listener
     try:
         yield stop
     finally:

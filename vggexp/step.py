@@ -10,6 +10,8 @@ from torch.amp import GradScaler
 from torch.nn import functional
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
+from vggexp import dist
+
 
 class Guard:
     """Remembers the first step whose loss or gradient was not finite, and lets no update through from there on.
@@ -28,14 +30,14 @@ class Guard:
         bad = 0 * loss + 0 * norm != 0  # NaN unless both are finite: 4 kernels, with isfinite 10
         self.first_bad = torch.where((self.first_bad < 0) & bad, step, self.first_bad)
         if self.on_cpu:
-            return self.bad_step() is None
+            return int(self.first_bad) < 0
         if optimizer.defaults.get("fused"):
             optimizer.found_inf = (self.first_bad >= 0).float()  # type: ignore[attr-defined]
         return True
 
     def bad_step(self) -> int | None:
-        """The first bad step, or None. Waits for the device."""
-        step = int(self.first_bad)
+        """The first bad step of any rank, or None. Waits for the device and for all ranks."""
+        step = dist.largest(int(self.first_bad))
         return None if step < 0 else step
 
 
@@ -65,6 +67,8 @@ def gradients(
         scaled = scaler.scale(loss / batch_size)
         if scaler.is_enabled():  # a scaler overwrites the optimizer's flag, so it has to see the bad step itself
             scaled = scaled * torch.where(guard.first_bad < 0, 1.0, torch.nan)
+        if dist.size() > 1:  # a loss is one rank's own, the gradient is everyone's
+            scaled = scaled * torch.where(loss.isfinite(), 1.0, torch.nan)
         scaled.backward()
         losses.append(loss.detach())
         answers.append(logits.detach())

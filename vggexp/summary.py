@@ -10,6 +10,7 @@ import numpy
 import torch
 from torch import Tensor, nn
 
+from vggexp import dist
 from vggexp.build import Datasets, Hardware
 from vggexp.checkpoint import weights_sha256
 from vggexp.clock import PARTS
@@ -37,10 +38,14 @@ def opening(config: Config, hardware: Hardware, data: Datasets, folder: Path) ->
         f"data     {config.data.name}  {data.train.count:,} images{held_out}, {data.test.count:,} for the test"
         f"  ({data.origin})",
         f"training {epochs}, batch {config.data.batch_size}, {config.optimizer.name} lr {config.optimizer.lr:g}",
-        f"device   {config.device.name}  {hardware.precision}  {hardware.threads} threads",
+        f"device   {config.device.name}  {hardware.precision}  {hardware.threads} threads{_ranks()}",
         f"folder   {folder}  (checkpoints of {disk['checkpoint'] / 1e6:,.0f} MB, {disk['run'] / 1e6:,.0f} MB at most)",
         *(f"hint     {hint}" for hint in hints(config, _gpu_bytes(hardware))),
     ]
+
+
+def _ranks() -> str:
+    return f" in each of {dist.size()} processes" if dist.size() > 1 else ""
 
 
 def _gpu_bytes(hardware: Hardware) -> int | None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.amp import GradScaler
 
-from vggexp import memory
+from vggexp import dist, memory
 from vggexp.clock import Clock
 from vggexp.ema import Ema
 from vggexp.errors import DivergedError, ResourceError
@@ -147,18 +147,18 @@ def train(
         row |= state.sums.read("train") | measure(state.evaluated())
         clock.lap("evaluation")
         state.schedule.observe(row.get("val/accuracy"))
-        row |= rates(clock.read(), state.sums.count)
+        row |= rates(clock.read(), batches.count)
         state.close_epoch(row)
         clock.start()  # what follows is booked to the next epoch: this one's line is written
         keeper.save(state)
         clock.lap("checkpoint")
         watcher.epoch(row)
         clock.lap("logging")
-        if state.epoch < plan.epochs:
-            if plan.rest_minutes:
-                watcher.note(f"resting for {plan.rest_minutes:g} minutes")
-            stop.rest(plan.rest_minutes * 60)
-            clock.leave_out()
+        rest_minutes = plan.rest_minutes if state.epoch < plan.epochs else 0
+        if rest_minutes:
+            watcher.note(f"resting for {rest_minutes:g} minutes")
+        stop.rest(rest_minutes * 60)
+        clock.leave_out()
         stop.check(f"after epoch {state.epoch}")
 
 
@@ -191,7 +191,7 @@ def one_epoch(
             state.step, state.batch = state.step + 1, state.batch + 1
             if state.ema is not None:
                 state.ema.update(state.net)
-            progress.update(len(images))
+            progress.update(len(images) * dist.size())
             clock.lap("logging")
             if stop.signal or keeper.due():
                 save()
@@ -205,7 +205,8 @@ def tell_if_dead(
     state: State, probe: Probe, images: Tensor, labels: Tensor, watcher: Watcher, save: Callable[[], None]
 ) -> None:
     """A net that does not learn says so, before this batch. Raises DivergedError, after saving, where asked."""
-    finding = probe.finding(state.net, images, labels, state.recent_loss())
+    found = probe.finding(state.net, images, labels, state.recent_loss())  # by all: batch norm may ask all ranks
+    finding = dist.first(lambda: found)
     if finding is not None and probe.stop:
         save()
         raise DivergedError("; ".join([*finding.splitlines(), "train.stop_if_dead=false goes on"]))
@@ -218,7 +219,7 @@ def gradients_that_fit(
 ) -> tuple[Tensor, Tensor]:
     """plan.gradients with the dropout that belongs to this step, split further until the memory suffices."""
     while True:
-        seed_step(plan.seed, "step", state.epoch, state.batch)
+        seed_step(plan.seed, "step", state.epoch, state.batch, *([dist.rank()] if dist.rank() else []))
         try:
             return plan.gradients(
                 state.net, state.scaler, guard, images, labels, batch_size=plan.batch_size,
@@ -227,6 +228,8 @@ def gradients_that_fit(
         except (MemoryError, RuntimeError) as error:
             if not memory.is_short(error):
                 raise
+            if dist.size() > 1:  # the other ranks are in the middle of the same step
+                raise ResourceError(short_of_memory(state, plan.batch_size)) from error
         split(state, plan.batch_size)  # after the handler, whose traceback holds the activations
         watcher.note(f"warning: out of memory; from here on a batch is taken in {state.micro_batches} micro-batches")
 
@@ -235,15 +238,19 @@ def split(state: State, batch_size: int) -> None:
     """Twice as many micro-batches: the same sum of gradients. Raises ResourceError where it would not be the same."""
     state.optimizer.zero_grad(set_to_none=True)  # of the parts that did fit
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in state.net.modules()):
-        raise ResourceError(
-            f"out of memory with data.batch_size={batch_size} and train.accumulate={state.micro_batches}; to split the "
-            "batch further would change what batch norm computes, so it is yours to choose: "
-            f"train.accumulate={2 * state.micro_batches}, or a smaller data.batch_size"
-        )
+        what = "to split the batch further would change what batch norm computes, so it is yours to choose: "
+        raise ResourceError(short_of_memory(state, batch_size, what))
     if state.micro_batches >= batch_size:
         raise ResourceError("out of memory with a single image; choose a smaller network or data.resize")
     state.micro_batches = min(2 * state.micro_batches, batch_size)
     torch.cuda.empty_cache()  # nothing without a GPU
+
+
+def short_of_memory(state: State, batch_size: int, reason: str = "choose ") -> str:
+    return (
+        f"out of memory with data.batch_size={batch_size} and train.accumulate={state.micro_batches}; {reason}"
+        f"train.accumulate={2 * state.micro_batches}, or a smaller data.batch_size"
+    )
 
 
 def _save(state: State, batches: Batches, guard: Guard, keeper: Keeper, clock: Clock) -> None:

@@ -1,7 +1,7 @@
 """What watches a run: the console, metrics.jsonl as the record of truth, and TensorBoard as a view of it."""
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -38,3 +38,16 @@ class Watch:
             draw()
         except Exception as error:
             self.console.line(f"warning: {what} left out: {error}")
+
+
+class Silence:
+    """A watcher that tells nothing."""
+
+    def progress(self, epoch: int, batches: int, done: int) -> nullcontext["Silence"]:
+        return nullcontext(self)
+
+    def update(self, images: int) -> None: ...
+
+    def epoch(self, row: Mapping[str, Any]) -> None: ...
+
+    def note(self, text: str) -> None: ...

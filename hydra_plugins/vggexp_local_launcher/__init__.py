@@ -37,7 +37,7 @@ class LocalLauncher(Launcher):
         jobs = [pool.job(number, self._config(overrides)) for number, overrides in enumerate(job_overrides)]
         if initial_job_idx:  # of a search, which launches often
             pool.warm([job.config for job in jobs])
-        slots = pool.slots(self.jobs, self.slots_per_gpu, self.gpus, self.config.device.name)
+        slots = pool.slots(self.jobs, self.slots_per_gpu, self.gpus, self.config.device.name, pool.most_ranks(jobs))
         try:
             ends = pool.run(
                 jobs, slots, lambda job: self._perform(job_overrides[job.number], initial_job_idx + job.number),

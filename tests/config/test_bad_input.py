@@ -78,6 +78,12 @@ nonsense=1 -> nonsense: unknown key; keys: arch, data, augment, optimizer, sched
 +data.augmnt=true -> data.augmnt: unknown key; keys of data: name, ...
 seed=18446744073709551616 -> seed=18446744073709551616: must be 0..9223372036854775807
 device=cpu device.precision=fp16 -> device.precision=fp16: not trained on a processor; use bf16 or fp32
+device.processes=0 -> device.processes=0: must be 1..4096 or null
+device=mps device.processes=2 -> device.processes=2: an Apple GPU takes one process; leave it out, or use device=cpu
+device.processes=256 -> device.processes=256: more than data.batch_size=128, which they share
+device.processes=4 train.accumulate=64 -> train.accumulate=64: more than the 32 images of a batch that each rank takes
+device.timeout_minutes=0 -> device.timeout_minutes=0: must be > 0 and <= 1440 or null
+device.process=2 -> device.process: unknown key; nearest device.processes; keys of device: name, precision, ...
 device.threads=0 -> device.threads=0: must be 1..4096 or null
 run.name=../x -> run.name=../x: must be 1..120 letters, digits or _ . + = , - (the first a letter, digit or _), ...
 run.name=123 -> run.name=123: must be text; put it into quotes: 'run.name="123"'

@@ -15,7 +15,7 @@ from vggexp.config.schema import Config, Vgg
 ASIDE = (
     "run.", "sweep.", "resume", "data.root", "data.download", "data.workers", "data.cache",
     "train.checkpoint_minutes", "train.rest_minutes", "train.keep", "train.init_from",
-    "train.probe_steps", "train.stop_if_dead",
+    "train.probe_steps", "train.stop_if_dead", "device.timeout_minutes",
 )  # fmt: skip
 ENDLESS = ("constant", "step", "plateau")  # schedules that do not depend on the number of epochs
 
@@ -42,7 +42,8 @@ def nested(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a plain configuration that make a run what it is."""
-    kept = {key: value for key, value in flat(values).items() if value is not None and not key.startswith(ASIDE)}
+    keys = flat(values) | ({"device.processes": None} if flat(values).get("device.processes") == 1 else {})
+    kept = {key: value for key, value in keys.items() if value is not None and not key.startswith(ASIDE)}
     return {key: _canonical(value) for key, value in sorted(kept.items())}
 
 

@@ -84,15 +84,15 @@ def disk_bytes(config: Config) -> dict[str, int]:
 
 
 def memory_bytes(config: Config) -> dict[str, int | None]:
-    """What a training step holds, by part and in `total`; see costs.memory_bytes."""
+    """What a training step holds on one device, by part and in `total`; see costs.memory_bytes."""
     precision = likely_precision(config.device)
     return costs.memory_bytes(
         layers(config),
-        batch_size=ceil(config.data.batch_size / config.train.accumulate),
+        batch_size=ceil(config.data.batch_size / (config.train.accumulate * (config.device.processes or 1))),
         precision_bytes=2 if precision in ("bf16", "fp16") else 4,
         optimizer_states=costs.optimizer_states(config.optimizer.name, config.optimizer.arguments),
         ema=config.train.ema is not None,
-        accumulated=config.train.accumulate > 1,
+        accumulated=config.train.accumulate > 1 or (config.device.processes or 1) > 1,  # DDP keeps them too
         fused=fused(config, precision),
         frozen=config.train.freeze or 0,
     )
@@ -133,7 +133,7 @@ def broken_rules(config: Config, whole: bool = True) -> list[str]:
     except UNREAD:
         if whole:
             raise
-    for rule in (_arch, _data, _augment, _scheduler, _device, _train, _run, _optimizer):
+    for rule in (_arch, _data, _augment, _scheduler, _device, _ranks, _train, _run, _optimizer):
         try:
             problems.extend(rule(config, given))
         except UNREAD:
@@ -201,6 +201,17 @@ def _device(config: Config, given: Inputs) -> Iterator[str]:
     if device.deterministic and device.name == "cuda" and isinstance(config.arch, Vgg) and config.arch.norm == "lrn":
         # torch documents that AvgPool3d, which its response norm is made of, raises in the backward pass
         yield "device.deterministic=true: arch.norm=lrn has no deterministic form on CUDA; use none or batch"
+
+
+def _ranks(config: Config, given: Inputs) -> Iterator[str]:
+    device, batch_size, parts = config.device, config.data.batch_size, config.train.accumulate
+    ranks = device.processes or 1
+    if ranks > 1 and device.name == "mps":
+        yield f"device.processes={ranks}: an Apple GPU takes one process; leave it out, or use device=cpu"
+    if ranks > batch_size:
+        yield f"device.processes={ranks}: more than data.batch_size={batch_size}, which they share"
+    elif 1 < ranks and parts <= batch_size < ranks * parts:
+        yield f"train.accumulate={parts}: more than the {batch_size // ranks} images of a batch that each rank takes"
 
 
 def _train(config: Config, given: Inputs) -> Iterator[str]:

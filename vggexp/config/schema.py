@@ -160,6 +160,9 @@ class Device:
     compile: bool
     threads: Annotated[int, Range(1, 4096)] | None
     deterministic: bool
+    processes: Annotated[int, Range(1, 4096)] | None
+    sync_batch_norm: bool | None
+    timeout_minutes: Annotated[float, Range(0, 1440, open_low=True)] | None
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """Batches of pictures on the device. A training batch is a pure function of (seed, epoch, index): nothing is stored,
-and an epoch may start at any batch.
+and an epoch may start at any batch. Of several ranks each takes its share: in training of the pictures of each batch,
+in an evaluation of the batches.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from vggexp import dist
 from vggexp.data.decoding import Decoder, Decoders, Packed, Whole
 from vggexp.data.transforms import PLAIN, UNCHANGED, Augment, Changes, Preprocess, color_basis, draw, whole
 from vggexp.rng import generator
@@ -60,37 +62,41 @@ class Resident:
         self.batches_per_epoch = -(-self.count // batch_size)
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The epoch's batches from number `start` on, each picture once; the last may be short."""
+        """The epoch's batches from number `start` on, each picture once; the last may be short, or empty on a rank."""
         places = _send(order(self.seed, epoch, self.count), self.images.device)
         for index in range(start, self.batches_per_epoch):
-            images, labels = self._take(places, index)
-            yield self.preprocess(images, self._changes(epoch, index, len(images))), labels
+            chosen = self._batch(places, index)
+            images, labels = self._take(chosen[dist.share()])
+            yield self.preprocess(images, self._changes(epoch, index, len(chosen))), labels
 
     def evaluate(self) -> Iterator[Batch]:
         """All pictures in their order, without augmentation."""
         places = torch.arange(self.count, device=self.images.device)
-        for index in range(self.batches_per_epoch):
-            images, labels = self._take(places, index)
+        for index in range(self.batches_per_epoch)[dist.share()]:
+            images, labels = self._take(self._batch(places, index))
             yield self.preprocess(images), labels
 
     def whole(self, sides: Sequence[int]) -> Iterator[Wholes]:
         """All pictures in their order and uncut, once for each of `sides`, which their shorter side is scaled to."""
         places = torch.arange(self.count, device=self.images.device)
         for index in range(self.batches_per_epoch):
-            images, labels = self._take(places, index)
+            images, labels = self._take(self._batch(places, index))
             yield [[Group(list(range(len(images))), whole(images, side))] for side in sides], labels
 
-    def _take(self, places: Tensor, index: int) -> Batch:
-        chosen = places[index * self.batch_size : (index + 1) * self.batch_size]
+    def _batch(self, places: Tensor, index: int) -> Tensor:
+        return places[index * self.batch_size : (index + 1) * self.batch_size]
+
+    def _take(self, chosen: Tensor) -> Batch:
         return _send(self.images[chosen], self.device), _send(self.labels[chosen], self.device)
 
     def _changes(self, epoch: int, index: int, count: int) -> Changes:
+        """Drawn for all `count` pictures of the batch, so that each meets the same ones whatever the ranks."""
         if not any(self.augment):
             return UNCHANGED
         draws = generator(self.seed, "augment", epoch, index)
         height, width = self.images.shape[-2:]
         changes = draw(draws, count, height, width, self.preprocess.size, self.augment, self.basis)
-        return Changes(*(_send(change, self.device) for change in changes))
+        return Changes(*(None if change is None else _send(change[dist.share()], self.device) for change in changes))
 
 
 class Streaming:
@@ -123,10 +129,11 @@ class Streaming:
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """As Resident.train."""
-        return self._read(epoch, order(self.seed, epoch, self.count)[start * self.batch_size :])
+        batches = order(self.seed, epoch, self.count).split(self.batch_size)[start:]
+        return self._read(epoch, [places[dist.share()] for places in batches])
 
     def evaluate(self) -> Iterator[Batch]:
-        return self._read(None, torch.arange(self.count))
+        return self._read(None, torch.arange(self.count).split(self.batch_size)[dist.share()])
 
     def whole(self, sides: Sequence[int]) -> Iterator[Wholes]:
         """As Resident.whole. A worker sends no more bytes at a time than for a batch in training."""
@@ -139,15 +146,18 @@ class Streaming:
             scales = zip(*(next(decoded) for _ in parts), strict=True)
             yield [list(_groups(packed, self.device)) for packed in scales], self._labels_of(torch.cat(parts))
 
+    def _none(self) -> Tensor:
+        return torch.empty(0, 3, self.preprocess.size, self.preprocess.size, dtype=torch.uint8)
+
     def _labels_of(self, places: Tensor) -> Tensor:
         return _send(self.labels[places], self.device)
 
-    def _read(self, epoch: int | None, places: Tensor) -> Iterator[Batch]:
-        chosen = [part for part in places.split(self.batch_size) if len(part)]
-        decoded = self._decoders.decode([(epoch, part.tolist()) for part in chosen])
-        for (images, changes), part in zip(decoded, chosen, strict=True):
+    def _read(self, epoch: int | None, batches: Sequence[Tensor]) -> Iterator[Batch]:
+        decoded = self._decoders.decode([(epoch, places.tolist()) for places in batches if len(places)])
+        for places in batches:
+            images, changes = next(decoded) if len(places) else (self._none(), UNCHANGED)
             changes = Changes(*(_send(change, self.device) for change in changes))
-            yield self.preprocess.finish(_send(images, self.device), changes), self._labels_of(part)
+            yield self.preprocess.finish(_send(images, self.device), changes), self._labels_of(places)
 
 
 Batches = Resident | Streaming

@@ -8,6 +8,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TextIO
 
+from vggexp.errors import StoppedError, VggexpError
+from vggexp.place import place
+
 MINUTE = 60.0
 
 Batch = tuple[Any, Any]  # images, labels
@@ -26,6 +29,23 @@ def clipped(text: str, longest: int) -> str:
 
 def error_line(message: str) -> str:
     return f"vggexp: error: {printable(message)}"
+
+
+def failed(error: VggexpError) -> int:
+    """Tells an expected end in one line, of several ranks only one; its exit code."""
+    here = place()
+    if here.size == 1 or _tells(str(error)):
+        message = f"rank {here.rank}: {error}" if here.rank else str(error)
+        print(f"vggexp: {message}" if isinstance(error, StoppedError) else error_line(message), file=sys.stderr)
+    if os.environ.get("VGGEXP_TRACEBACK"):
+        raise error
+    return error.exit_code
+
+
+def _tells(text: str) -> bool:
+    from vggexp import dist  # imports torch
+
+    return dist.tells(text)
 
 
 def duration(seconds: float) -> str:
@@ -55,9 +75,10 @@ def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
 class Console:
     """Prints lines and appends them to `log_file`. Neither a closed terminal nor a full disk ends the run."""
 
-    def __init__(self, log_file: Path | None, stream: TextIO | None = None):
-        self.log_file = log_file
-        self._stream: TextIO | None = sys.stdout if stream is None else stream
+    def __init__(self, log_file: Path | None, stream: TextIO | None = None, silent: bool = False):
+        """silent: of a rank that leaves the telling to rank 0."""
+        self.log_file, self._silent = log_file, silent
+        self._stream: TextIO | None = None if silent else sys.stdout if stream is None else stream
         self._log_failed = False
         self._last = monotonic()
 
@@ -74,7 +95,7 @@ class Console:
     @contextlib.contextmanager
     def progress(self, label: str, batches: int, done: int = 0) -> Iterator["Progress"]:
         """Counts batches from `done`: a bar where stderr is a terminal, otherwise plain lines, one a minute."""
-        progress = Progress(self, label, batches, done, _bar(label, batches, done))
+        progress = Progress(self, label, batches, done, None if self._silent else _bar(label, batches, done))
         try:
             yield progress
         finally:
