@@ -4,6 +4,7 @@ A key's meaning is the comment behind its value, in the file that is chosen by d
 unit is the first word of measure in its name, else in that comment.
 """
 
+import ast
 import dataclasses
 import re
 from collections.abc import Iterator
@@ -24,6 +25,9 @@ GROUPS = ("arch", "data", "augment", "optimizer", "scheduler", "device")
 DEFAULTS = dict(re.findall(r"^  - (\w+): (\w+)", (CONF / "config.yaml").read_text("utf-8"), re.MULTILINE))
 UNITS = r"pixels|minutes|epochs|steps|images|micro-batches|processes|threads|blocks|jobs|runs|classes|channels|neurons"
 UNIT = re.compile(rf"\b(?:{UNITS}|probability|share|factor|accuracy)\b")
+PLUGINS = sorted(Path(__file__).parents[1].glob("hydra_plugins/*/__init__.py"))
+STORED = re.compile(r'group="hydra/(?P<group>\w+)", name="(?P<name>\w+)"')
+SETTING = re.compile(r"^    (?P<key>[a-z]\w*): [^=\n]+ = (?P<value>[^#(\n]+?)(?:  # (?P<comment>.*))?$", re.MULTILINE)
 LINE = re.compile(r"(?P<deep> *)(?P<key>\w+):(?: (?P<value>.*?))?(?:\s+# (?P<comment>.*))?$")
 INTRODUCTION = """# Every key
 
@@ -164,6 +168,21 @@ def files(group: str) -> Iterator[tuple[str, ...]]:
         yield f"`{group}={path.stem}`", told, f"`{sets}`" if sets else ""
 
 
+def settings() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
+    """(`hydra/launcher=local`, rows of key, default, meaning) of each plugin of ours, from its dataclass's source."""
+    for path in PLUGINS:
+        source = path.read_text("utf-8")
+        if place := STORED.search(source):
+            body = source.partition("_target_")[2].partition("ConfigStore.instance")[0]
+            yield (
+                f"hydra/{place['group']}={place['name']}",
+                [
+                    (f"`hydra.{place['group']}.{key}`", f"`{shown(ast.literal_eval(value))}`", comment)
+                    for key, value, comment in SETTING.findall(body)
+                ],
+            )
+
+
 def page() -> str:
     found = entries()
     parts, made = [INTRODUCTION], list(rows(found))
@@ -174,6 +193,8 @@ def page() -> str:
         parts += [f"## {title}\n", table(head, inside) + "\n"]
         if section in GROUPS:
             parts += [f"`{section}={DEFAULTS[section]}` is the default.\n", table(chosen, list(files(section))) + "\n"]
+    for title, body in settings():
+        parts += [f"## {title}\n", table(("key", "default", "meaning"), body) + "\n"] if body else []
     for group in ("experiment", "sweep"):
         parts += [f"## Files of {group}\n", table(chosen[:2], [cells[:2] for cells in files(group)]) + "\n"]
     return "\n".join(parts)

@@ -1,4 +1,4 @@
-"""The pages of the site: their code runs, their commands compose, their links lead somewhere, their keys are all there.
+"""The pages of the site: their code runs, their commands compose, their links lead somewhere.
 
 What a fence says: `python` is run, and what is behind a print has to be printed. `console` is run and compared, with
 `...` for lines left out; `console figures` compares all but the figures, and so does `console slow`, in a slow test.
@@ -22,15 +22,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import yaml
 
 from tests.conftest import write_pictures
-from vggexp.config.compose import load, load_run, parse
-from vggexp.config.identity import flat
-from vggexp.config.read import plain, schema_keys, shown
+from vggexp.config.compose import load, parse
 
 ROOT = Path(__file__).parents[1]
 DOCS = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name != "keys.md"]  # which is made
+RUN = [path for path in DOCS if not path.name.endswith(".zh-CN.md")]  # a translation has the same code
 READ = [*DOCS, *sorted(ROOT.glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
 KEYS = runpy.run_path(str(ROOT / "docs/keys.py"))
 FENCE = re.compile(r"^```(?P<info>[^\n{]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -158,13 +156,13 @@ def is_slow(page: Path) -> bool:
     return any("slow" in fence.info for fence in fences(page))
 
 
-@pytest.mark.parametrize("page", [path for path in DOCS if run_on(path, slow=False)], ids=named)
+@pytest.mark.parametrize("page", [path for path in RUN if run_on(path, slow=False)], ids=named)
 def test_code_that_is_shown_runs(page, page_runs):
     page_runs(page, slow=False)
 
 
 @pytest.mark.slow  # sweeps, and runs that are stopped
-@pytest.mark.parametrize("page", [*filter(is_slow, DOCS)], ids=named)
+@pytest.mark.parametrize("page", [*filter(is_slow, RUN)], ids=named)
 def test_slow_code_that_is_shown_runs(page, page_runs):
     page_runs(page, slow=True)
 
@@ -216,7 +214,7 @@ def not_run(page: Path) -> Iterator[str]:
             yield from (command for command, output in fence.commands() if not output.startswith("vggexp: error"))
 
 
-@pytest.mark.parametrize("page", [path for path in DOCS if any(not_run(path))], ids=named)
+@pytest.mark.parametrize("page", [path for path in RUN if any(not_run(path))], ids=named)
 def test_commands_that_are_shown_compose(page, sandbox, monkeypatch):
     monkeypatch.chdir(sandbox)
     for command in not_run(page):
@@ -266,58 +264,6 @@ def test_links_lead_somewhere(page):
             there = (page.parent / path).resolve() if path else page
             assert there.exists() or there == KEYS["PAGE"], target
             assert not anchor or anchor in anchors(there), target
-
-
-def given(path: Path) -> dict:
-    node = yaml.safe_load(path.read_text("utf-8"))
-    return flat({key: value for key, value in node.items() if key not in ("defaults", "hydra")})
-
-
-def test_values_of_the_page_of_keys_are_those_of_the_files():
-    for path in [KEYS["CONF"] / "config.yaml", *(found for group in KEYS["GROUPS"] for found in files_of(group))]:
-        assert {key: entry.value for key, entry in KEYS["lines"](path)} == given(path), path
-
-
-def files_of(group: str) -> list[Path]:
-    return sorted((KEYS["CONF"] / group).glob("*.yaml"))
-
-
-def test_no_key_of_a_file_is_without_a_comment():
-    assert [key for key, found in KEYS["entries"]().items() if not KEYS["meaning"](found)] == []
-
-
-@cache
-def table() -> dict[str, list[tuple[str, ...]]]:
-    rows: dict[str, list[tuple[str, ...]]] = {}
-    for row in KEYS["rows"](KEYS["entries"]()):
-        rows.setdefault(row[0].split("`")[1], []).append(row)
-    return rows
-
-
-def test_every_key_of_the_schema_has_its_row():
-    keys = set(schema_keys()) - {"optimizer.arguments"}
-    assert keys <= table().keys()
-    rows = [row for key in keys for row in table()[key]]
-    assert [row for row in rows if not (row[1] and row[2] and row[4])] == [] and len(rows) >= 75
-    text = KEYS["page"]()
-    assert all(f"| {row[0]} | " in text for row in rows)
-
-
-def test_the_defaults_are_those_of_the_default_run():
-    for key, value in flat(plain(load_run(parse(["device=cpu"])))).items():
-        told = table()[key][0][2].split("`")[1]
-        number = isinstance(value, int | float) and not isinstance(value, bool)
-        assert float(told) == value if number else told == shown(value), key
-
-
-def test_a_number_has_its_unit_or_none():
-    units = {key: rows[0][3] for key, rows in table().items() if "number" in rows[0][1]}
-    assert {key for key, unit in units.items() if not unit} == {
-        "seed", "optimizer.lr", "optimizer.weight_decay", "augment.scale", "augment.color", "train.ema",
-        "train.clip_norm",
-    }  # fmt: skip
-    assert units["data.resize"] == "pixels" and units["train.rest_minutes"] == "minutes"
-    assert units["scheduler.milestones"] == "epochs" and units["data.val_fraction"] == "share"
 
 
 @pytest.mark.slow  # half a minute, and Sphinx (pip install -e '.[docs]')
