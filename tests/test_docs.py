@@ -113,10 +113,11 @@ def plainly(text: str, figures: bool) -> str:
 def ran(command: str, expected: str, figures: bool, capfd: pytest.CaptureFixture) -> None:
     door = door_of(words_of(command))
     if door:
-        answered(*door)
-        output = "".join(capfd.readouterr())
+        code, output = answered(*door), "".join(capfd.readouterr())
     else:
-        output = subprocess.run(["bash", "-c", command], capture_output=True, text=True).stdout
+        end = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+        code, output = end.returncode, end.stdout
+    assert (code != 0) == expected.startswith("vggexp: error"), f"{command}\n{output}"
     wanted, given = plainly(expected, figures), plainly(output, figures)
     assert re.fullmatch(pattern(wanted), given.rstrip("\n") + "\n"), f"{command}\n{given}"
 
@@ -136,6 +137,7 @@ def page_runs(tmp_path, monkeypatch, capfd):
     """page_runs(page, slow) runs the fences of a page in their order, in an empty folder."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["vggexp"])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which waits for no other process
 
     def run(page: Path, slow: bool) -> None:
         names: dict = {}
