@@ -1,4 +1,4 @@
-.PHONY: help check test test-all faults peers growth folders startup report-growth memory dead gpu slurm ranks
+.PHONY: help check test test-all faults peers growth folders startup report-growth memory dead gpu slurm ranks docs release-check
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -45,3 +45,12 @@ ranks:  ## several processes of one run: equal, repeated, killed, hung, refused;
 
 gpu:  ## everything that a CUDA device is to show; at most eight minutes
 	python -m benchmarks.gpu
+
+docs:  ## the site into build/site, warnings as errors (pip install -e '.[docs]'); lists what leads outside; half a minute
+	python -m sphinx -n -W --keep-going -q -c docs . build/site
+	@echo "build/site/index.html; links that lead outside, not looked at:"
+	@grep -rhoE 'https?://[^])>" `]+[^])>" `.,]' --include='*.md' docs benchmarks *.md | sort -u
+
+release-check:  ## wheel and sdist: what they hold, and installed in a fresh environment for each Python at hand; ten minutes each
+	pytest tests/test_release.py
+	python -m tests.release

@@ -22,7 +22,7 @@ class OptunaSweeperConf:
     _target_: str = "hydra_plugins.vggexp_optuna_sweeper.OptunaSweeper"
     n_trials: Any = 20  # of the whole search, however often it is continued
     sampler: Any = "tpe"  # tpe: ten trials at random, then where good ones lie close | random
-    seed: Any = 0
+    seed: Any = 0  # of the sampler
     parallel: Any = None  # trials asked for and launched at once; null: what the launcher runs at a time
     params: dict[str, Any] = field(default_factory=dict)  # axes of a sweep file
 
