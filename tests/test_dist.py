@@ -22,7 +22,7 @@ from vggexp.data.batches import Resident, Streaming
 from vggexp.data.transforms import Augment, Preprocess
 from vggexp.errors import ConfigError, RankError
 from vggexp.metrics import Sums
-from vggexp.models.norm import BatchNorm, synchronize
+from vggexp.models.norm import BatchNorm2d, synchronize
 from vggexp.place import Place, from_slurm, place
 from vggexp.signals import Stop
 from vggexp.train import State
@@ -157,7 +157,7 @@ def norm_is_that_of_the_whole_batch(rank, counts):
     whole = torch.randn(sum(counts), 3, 4, 4, generator=torch.Generator().manual_seed(0)) * 2 + 5
     mine = whole.split(counts)[rank].clone().requires_grad_()
     whole = whole.requires_grad_()
-    shared, plain = BatchNorm(3), nn.BatchNorm2d(3)
+    shared, plain = BatchNorm2d(3), nn.BatchNorm2d(3)
     synchronize(shared)
     functional.silu(plain(whole)).sum().backward()
     functional.silu(shared(mine)).sum().backward()

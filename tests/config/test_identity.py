@@ -12,7 +12,7 @@ from vggexp.config.read import Problems, plain, read, schema_keys
 
 ASIDE = {"run.root", "run.name", "resume", "train.rest_minutes"} | {key for key in schema_keys() if "sweep." in key}
 ASIDE |= {"train.checkpoint_minutes", "train.keep", "train.init_from", "train.probe_steps", "train.stop_if_dead"}
-ASIDE |= {"data.root", "data.download", "data.workers", "data.cache"}
+ASIDE |= {"device.timeout_minutes", "data.root", "data.download", "data.workers", "data.cache"}
 FILES = ["arch=alexnet", "arch=lenet", "data=synthetic", "data=image_folder data.classes=3", "optimizer=adam"]
 FILES += ["scheduler=step", "scheduler=cosine", "scheduler=onecycle", "scheduler=plateau", "augment=strong", ""]
 CLASSES = {"arch.name", "data.name", "scheduler.name", "optimizer.arguments"}  # another value takes other keys
@@ -22,6 +22,7 @@ OTHER = {
     "train.keep": "all", "optimizer.name": "NAdam", "device.name": "mps", "data.resize": 64,
     "optimizer.betas": [0.8, 0.9], "scheduler.milestones": [3], "augment.scale": [1, 2], "data.cache": "ram",
     "data.classes": 4, "data.limit": 5000, "data.root": "/elsewhere", "device.precision": "fp32", "device.threads": 3,
+    "device.processes": 2, "device.sync_batch_norm": False, "device.timeout_minutes": 3,
     "train.ema": 0.5, "train.clip_norm": 1, "train.patience": 2, "train.test_weights": "best",
     "train.init_from": "outputs/a", "train.init_sha256": "0" * 64, "train.freeze": 2,
     "run.root": "elsewhere", "run.name": "mine", "resume": "never", "sweep.objective": "val/loss",

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from vggexp import dist
 
 
-class BatchNorm(nn.BatchNorm2d):
+class BatchNorm2d(nn.BatchNorm2d):
     """nn.BatchNorm2d; once `synchronize` was called, in training, over the whole batch and not over a rank's part.
 
     torch's own SyncBatchNorm takes no images on a CPU, and a frozen layer or a fused block would not know it as a batch
@@ -41,7 +41,7 @@ class BatchNorm(nn.BatchNorm2d):
 
 def synchronize(net: nn.Module) -> None:
     for module in net.modules():
-        if isinstance(module, BatchNorm):
+        if isinstance(module, BatchNorm2d):
             module.on = True
 
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vggexp.models.norm import BatchNorm
+from vggexp.models.norm import BatchNorm2d
 from vggexp.shapes import Block, widen
 
 Norm = str  # "none", "batch" or "lrn"
@@ -59,7 +59,7 @@ def vgg_block(convs: int, channels: int, in_channels: int, pointwise: int = 0, n
         kernel = 1 if index >= convs - pointwise else 3
         layers.append(nn.Conv2d(in_channels, channels, kernel, padding=kernel // 2))
         if norm == "batch":
-            layers.append(BatchNorm(channels))
+            layers.append(BatchNorm2d(channels))
         layers.append(nn.ReLU(inplace=True))
         if norm == "lrn" and index == 0:
             # Krizhevsky et al. 2012, section 3.3: n=5, alpha=1e-4, beta=0.75, k=2; torch divides alpha by n.
