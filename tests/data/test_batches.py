@@ -132,6 +132,7 @@ def test_workers_change_nothing(streaming):
 
 
 def test_streaming_equals_decoded(streaming, paths):
+    assert decode([], SIZE, 2).shape == (0, 3, SIZE, SIZE)
     images = decode(paths, SIZE, 2)
     kept = Resident(images, torch.arange(COUNT), streaming().preprocess, batch_size=4, device=CPU)
     assert same(streaming().evaluate(), kept.evaluate())

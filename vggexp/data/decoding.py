@@ -213,7 +213,9 @@ def decode(paths: Sequence[Path], size: int, workers: int, batch_size: int = 64)
     """uint8 [N, 3, size, size]: the middle square of each file. Raises DataError, ResourceError."""
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
     requests: list[Request] = [(None, part.tolist()) for part in torch.arange(len(paths)).split(batch_size)]
-    decoded = Decoders(Decoder(paths, size), workers).decode(requests if len(paths) else [])
+    if not paths:
+        return images
+    decoded = Decoders(Decoder(paths, size), workers).decode(requests)
     for (pictures, _), part in zip(decoded, images.split(batch_size), strict=True):
         part.copy_(pictures)
     return images
