@@ -8,7 +8,7 @@ there. The fences of a page share a folder and their names.
 
 import contextlib
 import glob
-import importlib
+import importlib.util
 import io
 import re
 import runpy
@@ -204,6 +204,8 @@ def composes(command: str) -> None:
     arguments = [word for word in arguments if word != "..."]
     if door in ("vggexp", "vggexp.plan", "vggexp.bench"):
         own = [word for word in arguments if word not in ("--json", "--help")]
+        if "hydra/launcher=ray" in own and importlib.util.find_spec("ray") is None:  # it wants its own environment
+            own = [word for word in own if not re.match(r"hydra[./]launcher", word)]
         load(parse(own))
     elif door:
         assert [flag for flag in arguments if flag.startswith("--") and flag.split("=")[0] not in flags(door)] == []

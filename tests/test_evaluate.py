@@ -1,7 +1,6 @@
 """The door: the run's own test again, fusion against numpy, what is written and where, and what is refused."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
@@ -182,7 +181,7 @@ def test_a_diverged_network_is_told(command, capfd, monkeypatch):
 
 def test_stopped(command, capfd, monkeypatch):
     command(*TINY, "run.name=a")
-    monkeypatch.setattr("vggexp.views.Viewer._forward", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    monkeypatch.setattr("vggexp.views.Viewer._forward", lambda *_: signal.raise_signal(signal.SIGINT))
     assert main(["outputs/a"]) == 130
     assert capfd.readouterr().err == "vggexp: error: stopped by Ctrl-C: nothing was written\n"
     assert not Path("outputs/a/evaluations").exists()

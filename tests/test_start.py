@@ -15,7 +15,7 @@ from PIL import Image
 import vggexp
 from tests.conftest import TINY, result
 from vggexp import checkpoint
-from vggexp import run as running
+from vggexp import job as running
 from vggexp.models.torchvision_names import save_torchvision_weights
 from vggexp.models.transfer import named_layers
 

@@ -31,7 +31,7 @@ arch.hidden=4096 -> arch.hidden=4096: must be a list; write arch.hidden=[4096]
 arch.norm=Batch -> arch.norm=Batch: nearest batch; allowed none, batch, lrn
 arch.bn=true -> arch.bn: unknown key; keys of arch: name, blocks, norm, hidden, dropout, width, init
 arch=lenet arch.norm=lrn -> arch.norm: not a key of arch lenet; keys of arch: name, init
-optimizer=adma -> optimizer=adma: unknown; nearest adam, adamw; allowed adam, adamw, momentum, nesterov, rmsprop, sgd
+optimizer=adma -> optimizer=adma: unknown; nearest adam, adamw; allowed adam, adamw, momentum, ...
 optimizer.lr=-1 -> optimizer.lr=-1: must be > 0 and <= 100
 optimizer.lr=nan -> optimizer.lr=nan: must be a finite number, > 0 and <= 100
 optimizer.lr='"0.1"' -> optimizer.lr="0.1": must be a finite number, > 0 and <= 100

@@ -167,7 +167,7 @@ def cut(images: Tensor, window: Sequence[int], size: int) -> Tensor:
 
 def windowed(images: Tensor, window: Tensor, size: int) -> Tensor:
     """A window [B, 5] for each image. Pictures only moved are copied on the CPU, with the bits of `resample`."""
-    if images.device.type == "cpu" and (window[:, :2] == torch.tensor(images.shape[2:])).all():
+    if len(images) and images.device.type == "cpu" and (window[:, :2] == torch.tensor(images.shape[2:])).all():
         return torch.cat([cut(image[None], frame, size) for image, frame in zip(images, window.tolist(), strict=True)])
     return resample(images, window, size)
 
