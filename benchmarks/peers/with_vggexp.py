@@ -11,8 +11,10 @@ from benchmarks.peers.common import SYSTEM, Report, count, work
 def main() -> None:
     asked, report = work(), Report()
     sys.stdout = sys.stderr  # the run's own lines
+    from vggexp import processor
     from vggexp.config import compose
 
+    processor.ask_for_huge_pages()  # as the door does
     config = compose.load_run(compose.parse([
         "experiment=gluon_vgg11", f"data.limit={asked.images}", f"data.resize={asked.size}",
         f"data.batch_size={asked.batch_size}", f"train.epochs={asked.epochs}", "train.test_each_epoch=false",
@@ -22,7 +24,8 @@ def main() -> None:
     import vggexp.train
     from vggexp import build, keep
     from vggexp.clock import Clock
-    from vggexp.run import built, scores_of
+    from vggexp.job import scores_of
+    from vggexp.run import built
     from vggexp.signals import Stop
     from vggexp.sinks.console import Console
     from vggexp.watch import Watch
