@@ -1,4 +1,4 @@
-.PHONY: help check test test-all faults peers growth folders startup report-growth memory dead gpu slurm ranks docs release-check
+.PHONY: help check test test-all faults peers growth folders startup report-growth memory dead gpu slurm ranks docs release-check scaling
 
 help:  ## this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -24,6 +24,9 @@ peers:  ## the same work through vggexp and its peers (pip install -e '.[bench]'
 
 growth:  ## cost against the number of images; three minutes
 	python -m benchmarks.growth
+
+scaling:  ## what a second rank costs, and many; ten minutes
+	python -m benchmarks.scaling
 
 folders:  ## folders of pictures beside torchvision's loader; five minutes
 	python -m benchmarks.folders

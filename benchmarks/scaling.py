@@ -3,7 +3,7 @@
 Each rank has one thread and 64 images a step, so that two ranks do twice the work of one in the same time, but for what
 they tell one another. In turn: two runs of one rank, side by side, which tell one another nothing; one run of two
 ranks; and the all-reduce of the same gradients alone. Then, by arithmetic, the share that is left of each device's rate
-at 1 to 64 devices. Prints and writes benchmarks/scaling.md. About five minutes on two cores.
+at 1 to 64 devices. Prints and writes benchmarks/scaling.md. About ten minutes on two cores.
 """
 
 import argparse

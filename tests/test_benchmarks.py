@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import memory
+from benchmarks import memory, scaling
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.rows import Setting
@@ -147,3 +147,12 @@ def test_gpu_without_one(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["gpu"])
     assert gpu.main() == 2 and "--device cpu --small" in capsys.readouterr().err
+
+
+def test_what_more_devices_cost():
+    device = scaling.Device("", step_seconds=3.0, gradient_bytes=100, bytes_per_second=100)
+    assert [scaling.volume(count, 100) for count in (1, 2, 4)] == [0, 100, 150]  # each byte goes around but once
+    assert scaling.left(1, device) == (1, 1)
+    assert scaling.left(2, device) == (1, 3 / 4)  # a second hides in two of backward; or comes on top
+    assert scaling.left(2, device._replace(bytes_per_second=25)) == (3 / 5, 3 / 7)
+    assert list(scaling.kept(device._replace(most=2)))[1:3] == ["0.75 to 1.00", "-"]

@@ -83,8 +83,8 @@ their range. Every contender does the same number of steps. The ratio is taken w
 |---|---:|---:|---:|---:|---:|---:|
 {table}
 
-`python -m benchmarks.peers --rounds {asked.rounds} --images {asked.images}` ({date.today()}), {os.cpu_count()} virtual
-cores of {processor.model()}, {instructions}; Python {platform.python_version()}, {versions}.
+`python -m benchmarks.peers --rounds {asked.rounds} --images {asked.images}{" --best" * asked.best}` ({date.today()}),
+{os.cpu_count()} virtual cores of {processor.model()}, {instructions}; Python {platform.python_version()}, {versions}.
 The seconds in all of vggexp hold its checkpoints and TensorBoard events. timm's training script is not in its package;
 "timm's parts" are its loader, optimizer factory and meters in the loop of its documentation. The memory is that of the
 main process; the peers' loaders have two worker processes besides.
