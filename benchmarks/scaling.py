@@ -155,7 +155,7 @@ def kept(device: Device) -> Iterator[str]:
 def record(found: dict[str, Measured], rounds: int) -> str:
     here = "\n".join(row for name, many in found.items() for row in rows(name, many))
     head = " | ".join(str(count) for count in COUNTS)
-    volumes = " | ".join(f"{volume(count, 4 * 44_920_074) / 1e6:.0f}" for count in COUNTS)
+    volumes = ", ".join(f"{volume(count, 4 * 44_920_074) / 1e6:.0f}" for count in COUNTS)
     table = "\n".join(f"| {device.name} | {' | '.join(kept(device))} |" for device in ELSEWHERE)
     return f"""# What more ranks cost
 
