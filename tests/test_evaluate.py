@@ -182,7 +182,9 @@ def test_a_diverged_network_is_told(command, capfd, monkeypatch):
 def test_stopped(command, capfd, monkeypatch):
     command(*TINY, "run.name=a")
     monkeypatch.setattr("vggexp.views.Viewer._forward", lambda *_: signal.raise_signal(signal.SIGINT))
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     assert main(["outputs/a"]) == 130
+    signal.signal(signal.SIGINT, before)
     assert capfd.readouterr().err == "vggexp: error: stopped by Ctrl-C: nothing was written\n"
     assert not Path("outputs/a/evaluations").exists()
 
