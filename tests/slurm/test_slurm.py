@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -261,7 +260,6 @@ def test_the_batch_file_of_an_array(slurm):
     assert code == 0 and "4 of 4 jobs finished" in output and len(slurm.runs()) == 4, output
 
 
-@pytest.mark.skipif(find_spec("vggexp.dist") is None, reason="vggexp.dist is not there yet: a run of several processes")
 def test_the_batch_file_of_torchrun(slurm):
     """Two tasks on one node in place of two nodes: undisturbed, and back to the queue when its time is up."""
     slurm.slurm.variables["PROCESSES"] = "1"
