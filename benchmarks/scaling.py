@@ -57,22 +57,22 @@ def left(count: int, device: Device) -> tuple[float, float]:
     return device.step_seconds / (device.step_seconds + hidden), device.step_seconds / (device.step_seconds + seconds)
 
 
-def run(words: str, ranks: int, seed: int) -> subprocess.Popen[bytes]:
+def run(words: str, ranks: int, seed: int, root: str) -> subprocess.Popen[bytes]:
     batch = IMAGES * ranks
     command = [sys.executable, "-m", "vggexp", *words.split(), "device=cpu", "device.threads=1", f"seed={seed}"]
     command += [f"data.batch_size={batch}", f"data.limit={batch * STEPS}", "data.val_fraction=0", "train.epochs=2"]
-    command += ["sweep.objective=test/accuracy", "run.name=run", f"run.root={mkdtemp()}", f"device.processes={ranks}"]
+    command += ["sweep.objective=test/accuracy", "run.name=run", f"run.root={root}", f"device.processes={ranks}"]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def step_seconds(words: str, ranks: int) -> float:
     """Of the faster epoch, forward and backward with what is sent. One rank: the slower of two side by side."""
-    processes = [run(words, ranks, seed) for seed in range(2 // ranks)]
+    roots = [mkdtemp() for _ in range(2 // ranks)]
+    processes = [run(words, ranks, seed, root) for seed, root in enumerate(roots)]
+    if any([process.wait() for process in processes]):
+        raise SystemExit(f"failed: {words}; {' '.join(roots)} hold why")
     seconds = []
-    for process in processes:
-        if process.wait():
-            raise SystemExit(f"failed: {' '.join(map(str, process.args))}")  # type: ignore[arg-type]
-        root = next(word.partition("=")[2] for word in process.args if str(word).startswith("run.root="))  # type: ignore[union-attr]
+    for root in roots:
         rows = map(json.loads, (Path(root) / "run" / "metrics.jsonl").read_text().splitlines())
         seconds.append(min(row["time/compute_seconds"] for row in rows) / STEPS)
     return max(seconds)

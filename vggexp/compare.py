@@ -25,18 +25,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vggexp.config import run_door
-from vggexp.errors import VggexpError
-from vggexp.sinks.console import Console, error_line
+from vggexp.sinks.console import answered
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        text = _answer(sys.argv[1:] if argv is None else argv)
-    except VggexpError as error:
-        print(error_line(str(error)), file=sys.stderr)
-        return error.exit_code
-    Console(None).line(text)
-    return 0
+    return answered(lambda: _answer(sys.argv[1:] if argv is None else argv))
 
 
 def _answer(argv: Sequence[str]) -> str:

@@ -19,7 +19,6 @@ Written into RUN/evaluations: a JSON file, and events that TensorBoard shows bel
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,9 +27,9 @@ from vggexp import shapes
 from vggexp.config import run_door
 from vggexp.config.rules import inputs, windows
 from vggexp.differing import test_fingerprint
-from vggexp.errors import CheckpointError, ConfigError, VggexpError
+from vggexp.errors import CheckpointError, ConfigError
 from vggexp.runs import Run, configuration, read_run
-from vggexp.sinks.console import Console, error_line
+from vggexp.sinks.console import NOTHING_WRITTEN, answered
 
 MODES = ("single", "dense", "crops", "both")
 LARGEST = 4096  # pixels, as data.resize
@@ -38,16 +37,7 @@ MOST = 32  # scales
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        text = _answer(sys.argv[1:] if argv is None else argv)
-    except VggexpError as error:
-        print(error_line(str(error)), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(error_line("stopped by Ctrl-C: nothing was written"), file=sys.stderr)
-        return 128 + signal.SIGINT
-    Console(None).line(text)
-    return 0
+    return answered(lambda: _answer(sys.argv[1:] if argv is None else argv), NOTHING_WRITTEN)
 
 
 def _answer(argv: Sequence[str]) -> str:

@@ -21,17 +21,16 @@ does not answer as the run did. 6: memory or disk. 130: stopped by Ctrl-C; nothi
 import argparse
 import json
 import os
-import signal
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from vggexp.config import run_door, twin
-from vggexp.errors import CheckpointError, ConfigError, ResourceError, VggexpError
+from vggexp.errors import CheckpointError, ConfigError, ResourceError
 from vggexp.predictions import read
 from vggexp.runs import configuration, read_run
-from vggexp.sinks.console import Console, error_line
+from vggexp.sinks.console import NOTHING_WRITTEN, answered
 
 SUFFIX = {"torch": ".pt2", "onnx": ".onnx", "torchvision": ".pth"}
 PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # beyond what every installation has
@@ -39,16 +38,7 @@ FOLDER = "exports"  # in the run directory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        text = _answer(sys.argv[1:] if argv is None else argv)
-    except VggexpError as error:
-        print(error_line(str(error)), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(error_line("stopped by Ctrl-C: nothing was written"), file=sys.stderr)
-        return 128 + signal.SIGINT
-    Console(None).line(text)
-    return 0
+    return answered(lambda: _answer(sys.argv[1:] if argv is None else argv), NOTHING_WRITTEN)
 
 
 def _answer(argv: Sequence[str]) -> str:

@@ -10,27 +10,27 @@ def replace(path: Path, content: bytes) -> None:
     """At every instant the path holds the old content or the new, also after a power cut."""
     part = path.with_name(path.name + ".tmp")
     part.unlink(missing_ok=True)  # left by a crash; may be a link, which must not be followed
-    try:
-        with open(part, "xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise
-    sync_folder(path.parent)
+    with in_place_of(path, part), open(part, "xb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
 def written(path: Path) -> Iterator[Path]:
     """Yields where to write what is too large to be held: after the block the path holds it, after an error the old."""
     part = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")  # libraries want their own suffix
-    try:
+    with in_place_of(path, part):
         yield part
         with open(part, "rb") as file:
             os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def in_place_of(path: Path, part: Path) -> Iterator[None]:
+    """The part, which the block writes and syncs, becomes the path; after an error it is gone."""
+    try:
+        yield
         os.replace(part, path)
     except BaseException:
         with contextlib.suppress(OSError):

@@ -19,9 +19,8 @@ from vggexp.config import compose
 from vggexp.config.hints import Hint, hints
 from vggexp.config.rules import disk_bytes, inputs, layers, likely_precision, memory_bytes
 from vggexp.config.schema import Config
-from vggexp.errors import VggexpError
 from vggexp.shapes import Layer
-from vggexp.sinks.console import Console, error_line
+from vggexp.sinks.console import answered
 
 
 @dataclass(frozen=True)
@@ -150,19 +149,15 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; an expected end prints one line on stderr."""
-    try:
-        command = compose.parse(sys.argv[1:] if argv is None else argv, "--json")
-        text = __doc__ if command.arguments.help else _answer(compose.load_run(command), command.arguments.json)
-    except VggexpError as error:
-        print(error_line(str(error)), file=sys.stderr)
-        return error.exit_code
-    Console(None).line(text)
-    return 0
+    return answered(lambda: _answer(sys.argv[1:] if argv is None else argv))
 
 
-def _answer(config: Config, as_json: bool) -> str:
-    made = plan(config)
-    return json.dumps(asdict(made)) if as_json else table(made)
+def _answer(argv: Sequence[str]) -> str:
+    command = compose.parse(argv, "--json")
+    if command.arguments.help:
+        return __doc__
+    made = plan(compose.load_run(command))
+    return json.dumps(asdict(made)) if command.arguments.json else table(made)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ that cannot be read. 5: scores that are not finite. 6: memory. 130: stopped by C
 
 import argparse
 import json
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -22,23 +21,15 @@ from typing import Any
 
 from vggexp.config import run_door
 from vggexp.data.pictures import named
-from vggexp.errors import CheckpointError, ConfigError, DataError, VggexpError
+from vggexp.errors import CheckpointError, ConfigError, DataError
 from vggexp.runs import read_run
-from vggexp.sinks.console import Console, error_line
+from vggexp.sinks.console import Console, answered
 
 FILES = (".onnx", ".pt2")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        _answer(sys.argv[1:] if argv is None else argv)
-    except VggexpError as error:
-        print(error_line(str(error)), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        print(error_line("stopped by Ctrl-C"), file=sys.stderr)
-        return 128 + signal.SIGINT
-    return 0
+    return answered(lambda: _answer(sys.argv[1:] if argv is None else argv), "stopped by Ctrl-C")
 
 
 def _answer(argv: Sequence[str]) -> None:

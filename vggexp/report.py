@@ -12,26 +12,24 @@ from pathlib import Path
 from typing import Any
 
 from vggexp.config import run_door
-from vggexp.errors import CheckpointError, ConfigError, DataError, ResourceError, VggexpError
+from vggexp.errors import CheckpointError, ConfigError, DataError, ResourceError
 from vggexp.files import replace
 from vggexp.reporting.page import page
 from vggexp.reporting.table import Row, Table, as_csv, as_markdown, repeats, tabulated
 from vggexp.runs import Run, find_runs, read_run
-from vggexp.sinks.console import Console, error_line, printable
+from vggexp.sinks.console import answered, printable
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        parser = run_door.parser(__doc__)
-        parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run directory, or a folder of them")
-        parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
-        arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
-        text = reported(arguments.folders, arguments.out, arguments.json)
-    except VggexpError as error:
-        print(error_line(str(error)), file=sys.stderr)
-        return error.exit_code
-    Console(None).line(text)
-    return 0
+    return answered(lambda: _answer(sys.argv[1:] if argv is None else argv))
+
+
+def _answer(argv: Sequence[str]) -> str:
+    parser = run_door.parser(__doc__)
+    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run directory, or a folder of them")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
+    arguments = parser.parse_intermixed_args(argv)
+    return reported(arguments.folders, arguments.out, arguments.json)
 
 
 def reported(folders: Sequence[Path], out: Path | None, as_json: bool) -> str:

@@ -17,6 +17,7 @@ from vggexp.data.transforms import (
     boxes,
     color_basis,
     cut,
+    cut_each,
     draw,
     fit,
     fitting,
@@ -24,7 +25,6 @@ from vggexp.data.transforms import (
     spread,
     statistics,
     whole,
-    windowed,
     windows,
 )  # fmt: skip
 from vggexp.rng import generator
@@ -124,7 +124,7 @@ def test_shift_and_flip_without_resize_are_exact():
 def test_pictures_that_are_only_moved_keep_their_bits(height, width, size):
     images = pictures(40, 3, height, width)
     frames = windows(torch.rand(40, 11, generator=generator(0, "moved")), height, width, size, Augment(0.5, 4))
-    moved = windowed(images, frames, size)
+    moved = cut_each(images, frames, size)
     assert torch.equal(moved.float(), resample(images, frames, size))
     assert moved.dtype == (torch.uint8 if size == height else torch.float32)  # only these are not scaled
 

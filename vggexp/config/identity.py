@@ -42,7 +42,9 @@ def nested(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """The keys of a plain configuration that make a run what it is."""
-    keys = flat(values) | ({"device.processes": None} if flat(values).get("device.processes") == 1 else {})
+    keys = flat(values)
+    if keys.get("device.processes") == 1:  # as if it were not given
+        keys["device.processes"] = None
     kept = {key: value for key, value in keys.items() if value is not None and not key.startswith(ASIDE)}
     return {key: _canonical(value) for key, value in sorted(kept.items())}
 

@@ -58,7 +58,7 @@ class Preprocess:
     def __call__(self, images: Tensor, changes: Changes = UNCHANGED) -> Tensor:
         if changes.window is None:
             return self.finish(fit(images, self.size), changes)
-        return self.finish(windowed(images, changes.window, self.size), changes)
+        return self.finish(cut_each(images, changes.window, self.size), changes)
 
     def finish(self, images: Tensor, changes: Changes = UNCHANGED) -> Tensor:
         """All that needs no neighbours: shift, normalise, blank. images: of 0..255, of any size unless blanked."""
@@ -165,7 +165,7 @@ def cut(images: Tensor, window: Sequence[int], size: int) -> Tensor:
     return images.flip(-1) if mirrored else images
 
 
-def windowed(images: Tensor, window: Tensor, size: int) -> Tensor:
+def cut_each(images: Tensor, window: Tensor, size: int) -> Tensor:
     """A window [B, 5] for each image. Pictures only moved are copied on the CPU, with the bits of `resample`."""
     if len(images) and images.device.type == "cpu" and (window[:, :2] == torch.tensor(images.shape[2:])).all():
         return torch.cat([cut(image[None], frame, size) for image, frame in zip(images, window.tolist(), strict=True)])

@@ -2,8 +2,9 @@
 
 import contextlib
 import os
+import signal
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic
 from typing import Any, TextIO
@@ -12,6 +13,7 @@ from vggexp.errors import StoppedError, VggexpError
 from vggexp.place import place
 
 MINUTE = 60.0
+NOTHING_WRITTEN = "stopped by Ctrl-C: nothing was written"
 
 Batch = tuple[Any, Any]  # images, labels
 
@@ -29,6 +31,26 @@ def clipped(text: str, longest: int) -> str:
 
 def error_line(message: str) -> str:
     return f"vggexp: error: {printable(message)}"
+
+
+def answered(answer: Callable[[], str | None], stopped: str | None = None) -> int:
+    """Prints what a door answers, or its expected end in one line; the exit code.
+
+    stopped: what is told after Ctrl-C; None leaves that to Python.
+    """
+    try:
+        text = answer()
+    except VggexpError as error:
+        print(error_line(str(error)), file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        if stopped is None:
+            raise
+        print(error_line(stopped), file=sys.stderr)
+        return 128 + signal.SIGINT
+    if text is not None:
+        Console(None).line(text)
+    return 0
 
 
 def failed(error: VggexpError) -> int:
