@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vggexp.errors import CheckpointError, ResourceError
-from vggexp.files import sync_folder
+from vggexp.files import in_place_of
 
 MAGIC = b"VGGEXP01"
 TRAILER_BYTES = len(MAGIC) + 32
@@ -51,15 +51,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
     """Writes tensors and plain values, durably. Raises ResourceError and leaves no file when the disk refuses."""
     part = path.with_name(path.name + ".tmp")
     try:
-        with open(part, "wb", buffering=0) as file:
+        with in_place_of(path, part), open(part, "wb", buffering=0) as file:
             hashing = _Hashing(file)
             torch.save(content, cast(IO[bytes], hashing))
             hashing.write(MAGIC + hashing.digest.digest())
             os.fsync(file.fileno())
-        os.replace(part, path)
-        sync_folder(path.parent)
     except (OSError, RuntimeError) as error:
-        part.unlink(missing_ok=True)
         raise ResourceError(f"{path}: cannot be written: {error}") from error
 
 
