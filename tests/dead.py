@@ -40,6 +40,7 @@ HEALTHY = (
     "arch=vgg16c",
     "arch=vgg11_lrn",
     "arch=vgg11_bn",
+    "arch=vgg13_bn",
     "arch=vgg16_bn",
     "arch=vgg19_bn",
     "arch=vgg11 optimizer.lr=0.05",

@@ -39,7 +39,7 @@ def test_weights_and_gradients_at_the_fullest_instant(precision_bytes, accumulat
 def test_activations_by_hand(precision_bytes):
     memory = memory_bytes(layers_of(), batch_size=3, precision_bytes=precision_bytes, optimizer_states=0, ema=False)
     image, convolved, pooled = 16, 128, 32
-    fullest = image + convolved + pooled + (convolved + pooled)  # kept, and the two gradients around the pooling
+    fullest = image + pooled + (convolved + pooled)  # kept, and the two gradients around the pooling
     assert memory["activations"] == 3 * (fullest * precision_bytes + 8 * pooled)
 
 

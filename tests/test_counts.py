@@ -103,4 +103,4 @@ def test_a_run_loads_nothing_that_it_does_not_use(tmp_path):
     ended = subprocess.run([sys.executable, "-c", code, *TINY], capture_output=True, text=True, cwd=tmp_path)
     loaded = set(ended.stdout.splitlines()[-1].split())
     assert ended.returncode == 0 and "torch" in loaded
-    assert not loaded & {"torchvision", "sklearn", "scipy", "matplotlib", "pandas", "tensorflow"}
+    assert not loaded & {"torchvision", "sklearn", "scipy", "matplotlib", "pandas", "tensorflow", "torch._dynamo"}

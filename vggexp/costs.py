@@ -85,7 +85,8 @@ def _activations(layers: Sequence[Layer], precision_bytes: int, fused: bool, fro
 
     A fused bias, pooling and ReLU keeps a byte for each of its results, and not what it was given.
     """
-    image = layers[0].activations - prod(layers[0].output) if frozen else 0  # else kept by its convolution
+    first, second = layers[:2]
+    image = first.activations - prod(first.output) * (second.kind != "pool") if frozen else 0  # else its convolution's
     kept = image * precision_bytes
     before, tail = 0, False  # the image needs no gradient
     for layer, following in pairwise([*layers, None]):
@@ -101,7 +102,7 @@ def _activations(layers: Sequence[Layer], precision_bytes: int, fused: bool, fro
         if layer.kind == "pool":
             kept += after * (1 if tail else INDEX)
         tail = fused and layer.kind in ("conv", "batch") and kind in ("conv", "pool")
-        kept += layer.activations * number + tail * after * (-number if kind == "pool" else 1)
+        kept += layer.activations * number + after * (tail and kind != "pool")
         if tail and kind == "pool" and layer is layers[0]:
             yield kept  # its kernel multiplies too: only the pooled result is ever there
             continue

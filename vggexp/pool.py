@@ -226,7 +226,6 @@ def warm(configs: Sequence[Config | VggexpError]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    import torch._dynamo  # which the first optimizer of a process imports: two seconds
     import torch.utils.tensorboard._pytorch_graph
 
     import vggexp.run

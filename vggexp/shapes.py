@@ -1,7 +1,7 @@
 """Shapes, parameters, multiply-adds and activations of every network, by arithmetic alone."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import groupby, pairwise
 from math import prod
 from typing import NamedTuple
@@ -143,7 +143,7 @@ def _layers(
 ) -> list[Layer]:
     if problem := too_small(size, windows):
         raise ValueError(f"{size} pixels: {problem}")
-    features = list(_features(windows, norm, in_channels, size))
+    features = list(_pooled(_features(windows, norm, in_channels, size)))
     return features + list(_classifier(prod(features[-1].output), hidden, classes))
 
 
@@ -164,7 +164,15 @@ def _features(windows: Iterable[Window], norm: str, channels: int, side: int) ->
 
 # What autograd keeps, each tensor counted once, at the layer that makes it (the image at the first convolution). ReLU
 # works in place and the pooling stands before it, so a convolution leaves one tensor: its own ReLU's result, which the
-# next convolution reads, or the input of its normalisation or pooling. Tested against autograd's own saved tensors.
+# next convolution reads, or the input of its normalisation. Tested against autograd's own saved tensors.
+
+
+def _pooled(layers: Iterable[Layer]) -> Iterator[Layer]:
+    """What goes straight into a pooling is not kept: vggexp.models.pooling."""
+    for layer, following in pairwise([*layers, None]):
+        assert layer is not None
+        passed = following is not None and following.kind == "pool"
+        yield replace(layer, activations=layer.activations - prod(layer.output) * passed)
 
 
 def _conv(window: Window, index: int, source: int, output: tuple[int, int, int], image: int) -> Layer:

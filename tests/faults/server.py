@@ -17,7 +17,6 @@ from typing import NamedTuple
 
 import numpy
 import torch
-import torch._dynamo
 import torch.utils.tensorboard._pytorch_graph
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

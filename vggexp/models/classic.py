@@ -2,6 +2,7 @@
 
 from torch import nn
 
+from vggexp.models.pooling import MaxPool2d
 from vggexp.models.vgg import classifier
 from vggexp.shapes import alexnet_side, lenet_side
 
@@ -16,10 +17,10 @@ def lenet(*, in_channels: int, size: int, classes: int) -> nn.Sequential:
     side = lenet_side(size)
     features = nn.Sequential(
         nn.Conv2d(in_channels, 6, 5, padding=2),
-        nn.MaxPool2d(2),
+        MaxPool2d(2),
         nn.ReLU(inplace=True),
         nn.Conv2d(6, 16, 5),
-        nn.MaxPool2d(2),
+        MaxPool2d(2),
         nn.ReLU(inplace=True),
     )
     return nn.Sequential(features, nn.Flatten(), classifier(16 * side * side, (120, 84), 0.0, classes))
@@ -34,17 +35,17 @@ def alexnet(*, dropout: float, in_channels: int, size: int, classes: int) -> nn.
     side = alexnet_side(size)
     features = nn.Sequential(
         nn.Conv2d(in_channels, 64, 11, stride=4, padding=2),
-        nn.MaxPool2d(3, 2),
+        MaxPool2d(3, 2),
         nn.ReLU(inplace=True),
         nn.Conv2d(64, 192, 5, padding=2),
-        nn.MaxPool2d(3, 2),
+        MaxPool2d(3, 2),
         nn.ReLU(inplace=True),
         nn.Conv2d(192, 384, 3, padding=1),
         nn.ReLU(inplace=True),
         nn.Conv2d(384, 256, 3, padding=1),
         nn.ReLU(inplace=True),
         nn.Conv2d(256, 256, 3, padding=1),
-        nn.MaxPool2d(3, 2),
+        MaxPool2d(3, 2),
         nn.ReLU(inplace=True),
     )
     return nn.Sequential(features, nn.Flatten(), classifier(256 * side * side, (4096, 4096), dropout, classes))

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vggexp.models.norm import BatchNorm2d
+from vggexp.models.pooling import MaxPool2d
 from vggexp.shapes import Block, widen
 
 Norm = str  # "none", "batch" or "lrn"
@@ -65,7 +66,7 @@ def vgg_block(convs: int, channels: int, in_channels: int, pointwise: int = 0, n
             # Krizhevsky et al. 2012, section 3.3: n=5, alpha=1e-4, beta=0.75, k=2; torch divides alpha by n.
             layers.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))
         in_channels = channels
-    pool = nn.MaxPool2d(2)
+    pool = MaxPool2d(2)
     if isinstance(layers[-1], nn.ReLU):
         layers.insert(len(layers) - 1, pool)
     else:  # response normalisation looks across channels, so the pooling cannot pass it

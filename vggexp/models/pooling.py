@@ -1,0 +1,45 @@
+"""Max-pooling that keeps where its maxima were, and not the map it chose them from."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+
+class MaxPool2d(nn.MaxPool2d):
+    """nn.MaxPool2d, bit for bit. torch's own also keeps its input until the backward pass, which only asks for its shape.
+
+    Nothing else needs those inputs where the ReLU stands behind the pooling, and they are the largest tensors of a VGG.
+    """
+
+    def forward(self, images: Tensor) -> Tensor:
+        """[N, C, H, W]; an unbatched map is not taken."""
+        # Metal's backward pass reads its input, and a compiler decides itself what is kept.
+        if not images.requires_grad or images.device.type == "mps" or torch.compiler.is_compiling():
+            return super().forward(images)
+        return _Pool.apply(images, self.kernel_size, self.stride)
+
+
+class _Pool(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, kernel: int, stride: int) -> Tensor:
+        maxima, places = torch.ops.aten.max_pool2d_with_indices(images, [kernel] * 2, [stride] * 2)
+        ctx.save_for_backward(places)
+        ctx.window, ctx.like = ([kernel] * 2, [stride] * 2, [0, 0], [1, 1], False), _form(images)
+        return maxima
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        shape, memory_format = ctx.like
+        before = torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=memory_format)
+        # The input is asked for its shape and layout alone, which the place for the result has too.
+        operator = torch.ops.aten.max_pool2d_with_indices_backward.grad_input
+        operator(gradient, before, *ctx.window, *ctx.saved_tensors, grad_input=before)
+        return before, None, None
+
+
+def _form(images: Tensor) -> tuple[torch.Size, torch.memory_format]:
+    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+    return images.shape, torch.channels_last if last else torch.contiguous_format
