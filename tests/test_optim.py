@@ -41,6 +41,22 @@ def test_a_step(name, own):
     assert [group["lr"] for group in made.param_groups] == [0.02]
 
 
+@pytest.mark.parametrize("name", sorted(set(optimizers()) - set(UNFIT)))
+def test_it_is_torchs_to_the_bit(name):
+    nets = network(), network()
+    ours = optimizer(name, nets[0], 0.01, 0.0, {})
+    given = {key: ours.defaults[key] for key in ("weight_decay", "fused") if key in ours.defaults}
+    theirs = getattr(torch.optim, name)(nets[1].parameters(), lr=0.01, **given)
+    for net, made in zip(nets, (ours, theirs), strict=True):
+        for step in range(3):
+            images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(step))
+            nn.functional.cross_entropy(net(images), torch.arange(6) % 3).backward()
+            made.step()
+            made.zero_grad()
+            made.load_state_dict(made.state_dict())
+    assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
+
+
 @pytest.mark.parametrize(
     ("name", "own", "told"),
     [

@@ -142,7 +142,7 @@ def test_time_that_is_up(slurm):
 
 
 def test_a_job_that_may_not_return_is_told(slurm, undisturbed):
-    """submitit's own defaults: no time-out, and with less than ten minutes any signal is one."""
+    """submitit's own defaults: no time-out, and with ten minutes or less any signal is one."""
     plain = [*SWEEP, "hydra/launcher=submitit_slurm", "hydra.launcher.timeout_min=5"]
 
     def warn() -> None:
