@@ -8,9 +8,9 @@ from torch.autograd.function import once_differentiable
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """nn.MaxPool2d, bit for bit. torch's own also keeps its input until the backward pass, which only asks for its shape.
+    """nn.MaxPool2d, bit for bit. torch's own also keeps its input for the backward pass, which only asks for its shape.
 
-    Nothing else needs those inputs where the ReLU stands behind the pooling, and they are the largest tensors of a VGG.
+    Nothing else needs that input where the ReLU stands behind the pooling, and in a VGG it is a block's largest tensor.
     """
 
     def forward(self, images: Tensor) -> Tensor:
