@@ -92,7 +92,7 @@ def _activations(layers: Sequence[Layer], precision_bytes: int, fused: bool, fro
     for layer, following in pairwise([*layers, None]):
         assert layer is not None
         after, kind = prod(layer.output), following.kind if following is not None else None
-        response = layer.kind == "lrn"  # computed in fp32 under autocast, and its steps have gradients too
+        response = layer.kind == "lrn"  # computed in fp32 under autocast, by steps of which three have gradients too
         number = FLOAT if response else precision_bytes
         if layer.block is not None and layer.block <= frozen:  # passed through: only image and last result stay
             aside = {"pool": 1 if fused else INDEX, "lrn": 2 * FLOAT}.get(layer.kind, 0)
@@ -106,7 +106,7 @@ def _activations(layers: Sequence[Layer], precision_bytes: int, fused: bool, fro
         if tail and kind == "pool" and layer is layers[0]:
             yield kept  # its kernel multiplies too: only the pooled result is ever there
             continue
-        yield kept + (before + after) * number * (2 if response else 1)
+        yield kept + (before + after + 3 * after * response) * number
         before = after
 
 
