@@ -14,7 +14,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from vggexp import process, processor, runs, slurm
+from vggexp import process, runs, slurm
 from vggexp.config import compose, identity
 from vggexp.config.schema import Config
 from vggexp.config.search import Search
@@ -31,7 +31,6 @@ SHARING = ("basic", "joblib", "submitit_local")  # launchers of which a job that
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; an expected end prints one line on stderr, a bug its traceback."""
-    processor.ask_for_huge_pages()
     try:
         return _command(compose.parse(sys.argv[1:] if argv is None else argv))
     except VggexpError as error:

@@ -9,14 +9,12 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from vggexp import processor
 from vggexp.config import compose
 from vggexp.errors import ConfigError, VggexpError
 from vggexp.sinks.console import error_line
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    processor.ask_for_huge_pages()
     try:
         command = compose.parse(sys.argv[1:] if argv is None else argv, "--json")
         if command.arguments.help:

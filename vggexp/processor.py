@@ -2,13 +2,10 @@
 
 import os
 import platform
-import sys
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
 LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
-HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")  # always [madvise] never: the one that holds
-ASKS = "THP_MEM_ALLOC_ENABLE"  # torch reads it at its first tensor, and asks the kernel for huge pages
 
 
 def model() -> str:
@@ -20,18 +17,6 @@ def model() -> str:
 def multiplies_bf16() -> bool:
     words = set(CPUINFO.read_text().split()) if CPUINFO.is_file() else set()
     return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
-
-
-def ask_for_huge_pages() -> None:
-    """To be called before torch is imported, which then takes large tensors in pages of 2 MiB."""
-    if "torch" not in sys.modules:
-        os.environ.setdefault(ASKS, "1")
-
-
-def gives_huge_pages() -> bool:
-    """Whether torch has asked and the kernel grants it."""
-    granted = HUGE_PAGES.is_file() and "[never]" not in HUGE_PAGES.read_text()
-    return granted and os.environ.get(ASKS) == "1"
 
 
 def ram_bytes() -> int | None:

@@ -160,6 +160,7 @@ def train(
         stop.rest(rest_minutes * 60)
         clock.leave_out()
         stop.check(f"after epoch {state.epoch}")
+    memory.give_back()
 
 
 def one_epoch(

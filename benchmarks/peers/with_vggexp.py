@@ -5,16 +5,14 @@ from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 
-from vggexp import processor
+from benchmarks.peers.common import SYSTEM, Report, count, work
 
 
 def main() -> None:
-    processor.ask_for_huge_pages()  # as the door does, before torch is imported
-    from benchmarks.peers.common import SYSTEM, Report, count, work
-    from vggexp.config import compose
-
     asked, report = work(), Report()
     sys.stdout = sys.stderr  # the run's own lines
+    from vggexp.config import compose
+
     config = compose.load_run(compose.parse([
         "experiment=gluon_vgg11", f"data.limit={asked.images}", f"data.resize={asked.size}",
         f"data.batch_size={asked.batch_size}", f"train.epochs={asked.epochs}", "train.test_each_epoch=false",
