@@ -4,7 +4,7 @@
 
 One fresh environment at a time, 6 GB each and gone afterwards: `pip` installs the wheel, every door answers, the
 quickstart runs from an empty folder, and the unpacked sdist's own quick tests pass. Interpreters that are not at hand
-are told and left out. Five minutes for each on two cores.
+are told and left out. Ten minutes for each on two cores.
 """
 
 import argparse

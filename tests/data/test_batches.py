@@ -223,6 +223,7 @@ def test_a_killed_worker_is_survived_once(taken, streaming, capsys):
     kill()
     with pytest.raises(ResourceError, match="killed for the second time"):
         list(batches.evaluate())
+    assert same(batches.evaluate(), streaming(0).evaluate())  # for who has let it pass
 
 
 def test_a_worker_killed_while_it_is_awaited(streaming):

@@ -191,6 +191,7 @@ class Decoders:
             raise ResourceError(told) from error
 
     def _replace(self) -> None:
+        self._end()  # also before the error: who lets it pass, as pictures do, goes on with new workers
         if self.replaced:
             raise ResourceError(
                 f"data.workers={self.workers}: a worker process was killed for the second time (fewer workers need "
@@ -198,7 +199,6 @@ class Decoders:
             )
         self.replaced = True
         self.warn("warning: a worker process was killed; the workers were replaced and nothing is lost")
-        self._end()
 
     def _end(self) -> None:
         for process in self._processes:
