@@ -226,6 +226,7 @@ def warm(configs: Sequence[Config | VggexpError]) -> None:
     import torch
 
     torch.set_num_threads(1)
+    import torch.distributed.tensor  # which torch loads where a graph is drawn: a second and more
     import torch.utils.tensorboard._pytorch_graph
 
     import vggexp.run

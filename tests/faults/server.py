@@ -17,6 +17,7 @@ from typing import NamedTuple
 
 import numpy
 import torch
+import torch.distributed.tensor
 import torch.utils.tensorboard._pytorch_graph
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
