@@ -23,7 +23,7 @@ def keep_freed() -> None:
     """Freed memory stays with the process for the next step. Does nothing where the C library is not glibc.
 
     glibc gives large blocks back at once, and each comes again as pages that the kernel fills with zeros when they are
-    first touched: 340,000 a step of the source run, a third of its time. Huge pages take less, but a twelfth of it still.
+    first touched: 340,000 a step of the source run, a third of its time. Huge pages still take a twelfth.
     """
     with contextlib.suppress(OSError, AttributeError):
         mallopt = ctypes.CDLL(None).mallopt
