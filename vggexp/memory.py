@@ -33,7 +33,7 @@ def keep_freed() -> None:
 
 
 def give_back() -> None:
-    """What was kept and is free goes back to the system, once no further step needs it."""
+    """What was kept and is free goes back to the system: at the end, and once an epoch lest the peak grow."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).malloc_trim(0)
 
