@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -272,3 +273,15 @@ def test_the_batch_file_of_torchrun(slurm):
     slurm.slurm.until(lambda: done(slurm))
     assert slurm.weights() == Here(slurm.slurm, slurm.folder / "alone").weights()
     assert slurm.results()[0]["state"] == "finished" and slurm.count("continued after step") == 1
+
+
+def test_srun_as_the_page_of_several_devices_shows_it(slurm):
+    """Two tasks of one node, without GPUs, end with the bits of two ranks that device.processes started."""
+    page = (ROOT / "docs" / "distributed.md").read_text("utf-8")
+    (shown,) = re.findall(r"^#!/bin/bash\n.*?(?=^```)", page, re.DOTALL | re.MULTILINE)
+    file = slurm.folder / "srun.sbatch"
+    file.write_text(shown.replace("--gpus-per-node=4 ", "").replace("...", " ".join(f"'{word}'" for word in RUN)))
+    batch(slurm, str(file), "--nodes=1", "--ntasks-per-node=2")
+    slurm.slurm.until(lambda: done(slurm))
+    code, output = slurm.command(*RUN, "device.processes=2", "run.root=alone/outputs")
+    assert code == 0 and slurm.weights() == Here(slurm.slurm, slurm.folder / "alone").weights(), output
