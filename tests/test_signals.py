@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 
@@ -47,3 +49,19 @@ def test_what_an_earlier_handler_refuses_is_told(handler, capsys):
     handler(refuse)
     stopped([])
     assert capsys.readouterr().err == "vggexp: SIGUSR2: timed-out too many times\n"
+
+
+INTERRUPTED = """
+from vggexp import __main__
+from vggexp.sinks.console import answered
+def late(*_): exec("raise KeyboardInterrupt")  # as a dataclass at import is made
+__main__._command = late
+raise SystemExit(__main__.main(["experiment=quickstart"]) + answered(late, "stopped"))
+"""
+
+
+def test_ctrl_c_at_an_import_ends_with_its_code_and_not_by_the_signal(tmp_path):
+    (tmp_path / "interrupted.py").write_text(INTERRUPTED)
+    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
+    assert ended.stderr == "vggexp: stopped at once\nvggexp: error: stopped\n"
+    assert ended.returncode == 130 + 130 - 256

@@ -21,7 +21,7 @@ from vggexp.config.search import Search
 from vggexp.errors import ConfigError, ResourceError, SweepError, VggexpError
 from vggexp.place import place
 from vggexp.rundir import METRICS, RESULT, claimed, result_of
-from vggexp.signals import stopping
+from vggexp.signals import stopping, taken
 from vggexp.sinks import jsonl
 from vggexp.sinks.console import error_line, failed
 from vggexp.table import repeats, sweep_table
@@ -36,6 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VggexpError as error:
         return failed(error)
     except KeyboardInterrupt:
+        taken()
         print("vggexp: stopped at once", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `--help | head`

@@ -34,6 +34,15 @@ class Stop:
             time.sleep(min(left, 0.2))
 
 
+def taken() -> None:
+    """Says that a KeyboardInterrupt has been dealt with.
+
+    CPython remembers one that came through an `exec` of text, as dataclasses do at import, and where it runs a module
+    (`python -m`) ends it by SIGINT, whatever exit code it has chosen. The next such `exec` makes it forget.
+    """
+    exec("")
+
+
 @contextmanager
 def stopping() -> Iterator[Stop]:
     """Listens to the stop signals; an ignored signal stays ignored, an earlier handler is called at the end.

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from vggexp.errors import StoppedError, VggexpError
 from vggexp.place import place
+from vggexp.signals import taken
 
 MINUTE = 60.0
 NOTHING_WRITTEN = "stopped by Ctrl-C: nothing was written"
@@ -46,6 +47,7 @@ def answered(answer: Callable[[], str | None], stopped: str | None = None) -> in
     except KeyboardInterrupt:
         if stopped is None:
             raise
+        taken()
         print(error_line(stopped), file=sys.stderr)
         return 128 + signal.SIGINT
     if text is not None:
