@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,9 @@ import pytest
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 TINY = ["data=synthetic", "data.images=96", "data.batch_size=32", "data.size=32", "arch.hidden=[16]", "arch.width=0.05"]
 TINY += ["train.epochs=2", "device.threads=1"]
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in `make test &` of a script; commands would inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
