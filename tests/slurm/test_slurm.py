@@ -276,12 +276,19 @@ def test_the_batch_file_of_torchrun(slurm):
 
 
 def test_srun_as_the_page_of_several_devices_shows_it(slurm):
-    """Two tasks of one node, without GPUs, end with the bits of two ranks that device.processes started."""
+    """Two tasks of one node, without GPUs. Warned and submitted again, they end with the bits of device.processes."""
     page = (ROOT / "docs" / "distributed.md").read_text("utf-8")
     (shown,) = re.findall(r"^#!/bin/bash\n.*?(?=^```)", page, re.DOTALL | re.MULTILINE)
+    words = " ".join(f"'{word}'" for word in [*RUN, RESTS])
     file = slurm.folder / "srun.sbatch"
-    file.write_text(shown.replace("--gpus-per-node=4 ", "").replace("...", " ".join(f"'{word}'" for word in RUN)))
+    file.write_text(shown.replace("--gpus-per-node=4 ", "").replace("...", words))
+    job = batch(slurm, str(file), "--nodes=1", "--ntasks-per-node=2")
+    slurm.training(1)
+    slurm.slurm.told("scancel", "--signal=TERM", job)  # as --signal sends it, to the tasks
+    slurm.slurm.until(lambda: done(slurm))
+    assert slurm.results()[0]["state"] == "interrupted"
     batch(slurm, str(file), "--nodes=1", "--ntasks-per-node=2")
     slurm.slurm.until(lambda: done(slurm))
     code, output = slurm.command(*RUN, "device.processes=2", "run.root=alone/outputs")
     assert code == 0 and slurm.weights() == Here(slurm.slurm, slurm.folder / "alone").weights(), output
+    assert slurm.count("continued after step") == 1
