@@ -190,7 +190,7 @@ def one_epoch(
             if not applied:
                 raise diverged(state, guard, batches.batches_per_epoch)
             state.step, state.batch = state.step + 1, state.batch + 1
-            if state.batch == 1:  # its holes lie otherwise than those that the steps after it leave and fill
+            if state.batch == 1:  # what the others free lies elsewhere, and would come on top of what it has left
                 memory.give_back()
             if state.ema is not None:
                 state.ema.update(state.net)
