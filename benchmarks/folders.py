@@ -105,7 +105,7 @@ network; medians of {asked.rounds} epochs in turn after one that does not count.
 
 `python -m benchmarks.folders --images {asked.images} --rounds {asked.rounds}` ({date.today()}), {os.cpu_count()}
 virtual cores of {processor.model()}; Python {platform.python_version()}, torch {version("torch")}, torchvision
-{version("torchvision")}, pillow {version("pillow")}. From memory, half of the time is the step to floats.
+{version("torchvision")}, pillow {version("pillow")}.
 """
 
 

@@ -52,16 +52,18 @@ def test_what_an_earlier_handler_refuses_is_told(handler, capsys):
 
 
 INTERRUPTED = """
+import sys
 from vggexp import __main__
 from vggexp.sinks.console import answered
 def late(*_): exec("raise KeyboardInterrupt")  # as a dataclass at import is made
 __main__._command = late
-raise SystemExit(__main__.main(["experiment=quickstart"]) + answered(late, "stopped"))
+raise SystemExit(__main__.main([]) if sys.argv[1] == "vggexp" else answered(late, "stopped"))
 """
 
 
-def test_ctrl_c_at_an_import_ends_with_its_code_and_not_by_the_signal(tmp_path):
+@pytest.mark.parametrize(("door", "told"), [("vggexp", "vggexp: stopped at once"), ("other", "vggexp: error: stopped")])
+def test_ctrl_c_at_an_import_ends_with_its_code_and_not_by_the_signal(tmp_path, door, told):
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)
-    ended = subprocess.run([sys.executable, "-m", "interrupted"], cwd=tmp_path, capture_output=True, text=True)
-    assert ended.stderr == "vggexp: stopped at once\nvggexp: error: stopped\n"
-    assert ended.returncode == 130 + 130 - 256
+    command = [sys.executable, "-m", "interrupted", door]
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (130, f"{told}\n")

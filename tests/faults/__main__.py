@@ -82,8 +82,9 @@ scores and TensorBoard points of an undisturbed run, or when what is wrong is re
 
 {table(ordered)}
 
-`make faults`, {sum(row.seconds for row in ordered) / 60:.0f} minutes on {os.cpu_count()} cores of
-{processor.model()}, beside other work; Python {platform.python_version()}, torch {version("torch")}.
+`make faults`, {sum(row.seconds for row in ordered) / 60:.0f} minutes in all. Each row is of the run of its day;
+those of {date.today()} on {os.cpu_count()} cores of {processor.model()};
+Python {platform.python_version()}, torch {version("torch")}.
 """
 
 

@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import subprocess
@@ -279,9 +280,8 @@ def test_srun_as_the_page_of_several_devices_shows_it(slurm):
     """Two tasks of one node, without GPUs. Warned and submitted again, they end with the bits of device.processes."""
     page = (ROOT / "docs" / "distributed.md").read_text("utf-8")
     (shown,) = re.findall(r"^#!/bin/bash\n.*?(?=^```)", page, re.DOTALL | re.MULTILINE)
-    words = " ".join(f"'{word}'" for word in [*RUN, RESTS])
     file = slurm.folder / "srun.sbatch"
-    file.write_text(shown.replace("--gpus-per-node=4 ", "").replace("...", words))
+    file.write_text(shown.replace("--gpus-per-node=4 ", "").replace("...", shlex.join([*RUN, RESTS])))
     job = batch(slurm, str(file), "--nodes=1", "--ntasks-per-node=2")
     slurm.training(1)
     slurm.slurm.told("scancel", "--signal=TERM", job)  # as --signal sends it, to the tasks
