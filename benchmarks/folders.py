@@ -20,8 +20,11 @@ import numpy
 import torch
 from PIL import Image
 
-from vggexp import build, processor
 from vggexp.config import compose
+from vggexp.runner import datasets
+from vggexp.runner.datasets import IMAGENET_MEAN, IMAGENET_STD
+from vggexp.sweep import expand
+from vggexp.system import cpu
 
 TARGET = Path(__file__).parent / "folders.md"
 SIZE, BATCH = 224, 64
@@ -69,7 +72,7 @@ def generated(count: int) -> Path:
 def ours(folder: Path, workers: int, cache: str):
     words = ["data=image_folder", f"data.root={folder}", f"data.workers={workers}", f"data.cache={cache}"]
     words += [f"data.resize={SIZE}", f"data.batch_size={BATCH}", "data.val_fraction=0", "augment=flip", "device=cpu"]
-    return build.data(compose.load_run(compose.parse(words)), torch.device("cpu")).train.train
+    return datasets.build_loaders(expand.compose_run(compose.parse_command(words)), torch.device("cpu")).train.train
 
 
 def torchvisions(folder: Path, workers: int):
@@ -77,7 +80,7 @@ def torchvisions(folder: Path, workers: int):
     from torchvision import datasets, transforms
 
     steps = [transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.RandomHorizontalFlip()]
-    steps += [transforms.ToTensor(), transforms.Normalize(build.IMAGENET_MEAN, build.IMAGENET_STD)]
+    steps += [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     pictures = datasets.ImageFolder(str(folder / "train"), transforms.Compose(steps))
     loader = DataLoader(pictures, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
 
@@ -104,7 +107,7 @@ network; medians of {asked.rounds} epochs in turn after one that does not count.
 {table}
 
 `python -m benchmarks.folders --images {asked.images} --rounds {asked.rounds}` ({date.today()}), {os.cpu_count()}
-virtual cores of {processor.model()}; Python {platform.python_version()}, torch {version("torch")}, torchvision
+virtual cores of {cpu.cpu_model()}; Python {platform.python_version()}, torch {version("torch")}, torchvision
 {version("torchvision")}, pillow {version("pillow")}.
 """
 

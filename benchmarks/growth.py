@@ -18,7 +18,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 from typing import NamedTuple
 
-from vggexp import processor
+from vggexp.system import cpu
 
 COUNTS = (1_000, 5_000, 20_000, 60_000)
 SETTING = ["data.resize=28", "arch.blocks=[[1,8],[1,16]]", "arch.hidden=[32]", "data.val_fraction=0", "train.epochs=2"]
@@ -75,7 +75,7 @@ Training images of Fashion-MNIST at 28 px, all 10,000 of the test set; two small
 {table}
 
 `python -m benchmarks.growth --rounds {rounds}` ({date.today()}), {os.cpu_count()} virtual cores of
-{processor.model()}; Python {platform.python_version()}, torch {version("torch")}. All four files are read and hashed
+{cpu.cpu_model()}; Python {platform.python_version()}, torch {version("torch")}. All four files are read and hashed
 whatever `data.limit` says, so only what is trained on grows.
 """
 

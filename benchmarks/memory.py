@@ -24,11 +24,15 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vggexp import build, plan, processor
+from vggexp import plan
 from vggexp.config import compose
-from vggexp.config.rules import inputs
+from vggexp.config.derived import input_spec
 from vggexp.config.schema import Config
-from vggexp.step import Guard, update
+from vggexp.runner import build
+from vggexp.runner.hardware import setup_device
+from vggexp.sweep import expand
+from vggexp.system import cpu
+from vggexp.training.step import NonFiniteGuard, optimizer_step
 
 CASES = (
     "",
@@ -85,22 +89,26 @@ class Tensors(TorchDispatchMode):
 
 def stepping(config: Config) -> tuple[Callable[[], None], Callable[[], int]]:
     """A call that makes one training step, and one that tells the bytes held between two steps, with the batch."""
-    hardware = build.hardware(config)
-    state, fixed, given = build.state(config, hardware, 1), build.plan(config, hardware), inputs(config)
+    hardware = setup_device(config)
+    state, fixed, given = (
+        build.build_state(config, hardware, 1),
+        build.train_settings(config, hardware),
+        input_spec(config),
+    )
     images = torch.zeros(config.data.batch_size, given.channels, given.size, given.size)
-    labels, guard = torch.zeros(len(images), dtype=torch.int64), Guard(fixed.device)
+    labels, guard = torch.zeros(len(images), dtype=torch.int64), NonFiniteGuard(fixed.device)
 
     def step() -> None:
         loss, _ = fixed.gradients(
-            state.net, state.scaler, guard, images, labels, batch_size=fixed.batch_size,
+            state.model, state.scaler, guard, images, labels, batch_size=fixed.batch_size,
             micro_batches=state.micro_batches, label_smoothing=fixed.label_smoothing, autocast=fixed.autocast,
         )  # fmt: skip
-        update(state.net, state.optimizer, state.scaler, guard, 0, loss, fixed.clip_norm)
+        optimizer_step(state.model, state.optimizer, state.scaler, guard, 0, loss, fixed.clip_norm)
         if state.ema is not None:
-            state.ema.update(state.net)
+            state.ema.update(state.model)
 
     def held() -> int:
-        parts = tree_leaves([state.net.state_dict(), state.optimizer.state_dict(), images, labels])
+        parts = tree_leaves([state.model.state_dict(), state.optimizer.state_dict(), images, labels])
         parts += tree_leaves(state.ema.state_dict()) if state.ema is not None else []
         return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
@@ -110,7 +118,7 @@ def stepping(config: Config) -> tuple[Callable[[], None], Callable[[], int]]:
 def measured(config: Config) -> Peak:
     step, held = stepping(config)
     step()  # makes the optimizer's state
-    estimate = plan.plan(config).memory_bytes["total"] or 0
+    estimate = plan.plan_costs(config).memory_bytes["total"] or 0
     return Peak(estimate, of_tensors(step, held()), held() + of_allocator(step))
 
 
@@ -133,7 +141,7 @@ def of_allocator(step: Callable[[], None]) -> int:
 
 
 def configured(words: str) -> Config:
-    return compose.load_run(compose.parse(["device=cpu", *words.split()]))
+    return expand.compose_run(compose.parse_command(["device=cpu", *words.split()]))
 
 
 def rows(cases: tuple[str, ...]) -> Iterator[str]:
@@ -141,7 +149,7 @@ def rows(cases: tuple[str, ...]) -> Iterator[str]:
         config = configured(words)
         peak = measured(config)
         print(words or "the default run", file=sys.stderr, flush=True)
-        cells = [words or "the default run", plan.plan(config).precision, f"{peak.estimate / 1e6:,.0f}"]
+        cells = [words or "the default run", plan.plan_costs(config).precision, f"{peak.estimate / 1e6:,.0f}"]
         for found in (peak.tensors, peak.allocator):
             cells += [f"{found / 1e6:,.0f}", f"{100 * (peak.estimate / found - 1):+.0f} %"]
         yield "| " + " | ".join(cells) + " |"
@@ -158,7 +166,7 @@ workspaces: all that torch's allocator gives out, also inside an operator. Besid
 |---|---|---:|---:|---:|---:|---:|
 {table}
 
-`python -m benchmarks.memory` ({date.today()}), {os.cpu_count()} virtual cores of {processor.model()}; Python
+`python -m benchmarks.memory` ({date.today()}), {os.cpu_count()} virtual cores of {cpu.cpu_model()}; Python
 {platform.python_version()}, torch {version("torch")}. The default run is VGG-11 at 96 px, batch 128.
 """
 

@@ -23,13 +23,15 @@ from typing import NamedTuple
 
 import numpy
 
-from vggexp import processor, shapes
 from vggexp.config import compose
-from vggexp.config.read import plain
-from vggexp.config.rules import layers
+from vggexp.config.derived import layers
+from vggexp.config.keys import to_plain
 from vggexp.config.schema import Config
-from vggexp.rundir import METRICS, describe, set_state
-from vggexp.sinks import jsonl
+from vggexp.models import shapes
+from vggexp.runs import jsonl
+from vggexp.runs.directory import METRICS, write_metadata, write_result
+from vggexp.sweep import expand
+from vggexp.system import cpu
 
 COUNTS = (10, 100, 1_000)
 BLOCKS = (1, 3, 6, 12)  # of 16 convolutions, on images that 12 poolings leave a pixel of
@@ -57,7 +59,7 @@ def main() -> None:
 def made_runs(root: Path, count: int) -> None:
     """Run directories as a sweep over networks, learning rates and seeds leaves them; one in fifty has failed."""
     sweep = [(network, rate) for network in NETWORKS for rate in RATES]
-    configs = {network: compose.load_run(compose.parse([f"arch={network}"])) for network in NETWORKS}
+    configs = {network: expand.compose_run(compose.parse_command([f"arch={network}"])) for network in NETWORKS}
     draws = random.Random(0)
     for number in range(count):
         seed, job = divmod(number, len(sweep))
@@ -66,13 +68,13 @@ def made_runs(root: Path, count: int) -> None:
         config = replace(config, seed=seed, optimizer=replace(config.optimizer, lr=rate))
         folder = root / f"{network}-fashion_mnist-96px-lr{rate:g}-seed{seed}-{number:08x}"
         folder.mkdir(parents=True)
-        describe(folder, plain(config), [], _environment())
+        write_metadata(folder, to_plain(config), [], _environment())
         _train(folder, config, NETWORKS.index(network), failed=number % 50 == 49, draws=draws)
 
 
 def _environment() -> dict[str, object]:
     versions = {"python": "3.11.7", "vggexp": "0.1.0", "torch": "2.14.1", "numpy": "2.4.6"}
-    return {"versions": versions, "host": "bench", "processor": processor.model(), "device": "cpu", "threads": 2}
+    return {"versions": versions, "host": "bench", "processor": cpu.cpu_model(), "device": "cpu", "threads": 2}
 
 
 def _train(folder: Path, config: Config, depth: int, failed: bool, draws: random.Random) -> None:
@@ -88,12 +90,12 @@ def _train(folder: Path, config: Config, depth: int, failed: bool, draws: random
         rows.append({"epoch": epoch, "step": 422 * epoch, "lr": rate, **scores, "time/epoch_seconds": seconds})
     jsonl.rewrite(folder / METRICS, rows)
     if failed:
-        set_state(folder, "failed", error="epoch 5: the loss is not finite", exit_code=5)
+        write_result(folder, "failed", error="epoch 5: the loss is not finite", exit_code=5)
         return
     scores = {key: value for key, value in rows[-1].items() if key.startswith(("train/", "val/"))}
     seconds, test = sum(row["time/epoch_seconds"] for row in rows), accuracy - 0.01
     facts = {"epoch": EPOCHS, "test/accuracy": test, "seconds": seconds}
-    set_state(folder, "finished", **scores, **facts, parameters=shapes.parameters(layers(config)))
+    write_result(folder, "finished", **scores, **facts, parameters=shapes.parameters(layers(config)))
     _predict(folder, test)
 
 
@@ -150,11 +152,11 @@ def _plan(blocks: int, rounds: int) -> tuple[int, Seconds]:
 
 def record(reports: dict[int, tuple[Seconds, float]], plans: dict[int, tuple[int, Seconds]], rounds: int) -> str:
     first = "\n".join(
-        f"| {count:,} | {seconds.whole:.2f} | {seconds.processor:.2f} | {size:.2f} |"
+        f"| {count:,} | {seconds.full_images:.2f} | {seconds.processor:.2f} | {size:.2f} |"
         for count, (seconds, size) in reports.items()
     )
     second = "\n".join(
-        f"| {blocks} | {depth} | {seconds.whole:.2f} | {seconds.processor:.2f} |"
+        f"| {blocks} | {depth} | {seconds.full_images:.2f} | {seconds.processor:.2f} |"
         for blocks, (depth, seconds) in plans.items()
     )
     return f"""# What a report and a plan cost
@@ -176,7 +178,7 @@ A plan of blocks of 16 convolutions:
 {second}
 
 `python -m benchmarks.report --rounds {rounds}` ({date.today()}), {os.cpu_count()} virtual cores of
-{processor.model()}; Python {platform.python_version()}.
+{cpu.cpu_model()}; Python {platform.python_version()}.
 """
 
 

@@ -25,8 +25,10 @@ from typing import NamedTuple
 import torch
 from torch import distributed
 
-from vggexp import plan, processor
+from vggexp import plan
 from vggexp.config import compose
+from vggexp.sweep import expand
+from vggexp.system import cpu
 
 TARGET = Path(__file__).parent / "scaling.md"
 IMAGES, STEPS = 64, 12  # of a rank in a step; of an epoch
@@ -114,7 +116,9 @@ class Measured(NamedTuple):
 
 
 def measured(words: str, rounds: int) -> Measured:
-    gradient_bytes = 4 * plan.plan(compose.load_run(compose.parse(["device=cpu", *words.split()]))).parameters
+    gradient_bytes = (
+        4 * plan.plan_costs(expand.compose_run(compose.parse_command(["device=cpu", *words.split()]))).parameters
+    )
     found = Measured(gradient_bytes, [], [], [])
     for turn in range(rounds):
         found.one.append(step_seconds(words, 1))
@@ -169,7 +173,7 @@ by side and tell one another nothing. Medians of {rounds} rounds in turn; second
 {here}
 
 `python -m benchmarks.scaling --rounds {rounds}` ({date.today()}), {os.cpu_count()} virtual cores of
-{processor.model()}; Python {platform.python_version()}, torch {version("torch")}. By arithmetic: from where the
+{cpu.cpu_model()}; Python {platform.python_version()}, torch {version("torch")}. By arithmetic: from where the
 all-reduce comes wholly after the step, to where it hides behind the backward pass, two thirds of it.
 
 ## By arithmetic: 1 to {COUNTS[-1]} devices

@@ -17,10 +17,10 @@ import os, sys
 import vggexp.__main__ as door
 class Ends:
     def find_spec(self, name, path=None, target=None):
-        if name == "vggexp.run":
-            import vggexp.train
-            update = vggexp.train.update
-            vggexp.train.update = lambda *arguments: (update(*arguments), os._exit(0))
+        if name == "vggexp.runner.run":
+            import vggexp.training.loop
+            update = vggexp.training.loop.optimizer_step
+            vggexp.training.loop.optimizer_step = lambda *arguments: (update(*arguments), os._exit(0))
 sys.meta_path.insert(0, Ends())
 door.main(sys.argv[1:])
 """

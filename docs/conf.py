@@ -4,12 +4,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import keys
+
+from vggexp import __version__ as release
+
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
-
-import keys  # noqa: E402
-
-from vggexp import __version__ as release  # noqa: E402
 
 project, author, version, language = "vggexp", "the authors of vggexp", release, "en"
 copyright = "the authors of vggexp, MIT licence"

@@ -15,9 +15,10 @@ from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_ori
 import yaml
 
 from vggexp.config import schema
-from vggexp.config.compose import conf_dir
-from vggexp.config.read import GROUP_CLASSES, shown
-from vggexp.shapes import Block
+from vggexp.config.device import conf_dir
+from vggexp.config.parse import GROUP_CLASSES
+from vggexp.formatting import format_value
+from vggexp.models.shapes import Block
 
 CONF = Path(conf_dir())
 PAGE = Path(__file__).parent / "keys.md"
@@ -147,9 +148,9 @@ def rows(found: dict[str, list[Entry]]) -> Iterator[tuple[str, ...]]:
 def row(name: str, text: str, own: list[Entry], of: list[Entry]) -> tuple[str, ...]:
     """own: as its member's files give it. A value that another file lends is left to that file."""
     told, key = meaning(own) or meaning(of), name.split("`")[1]
-    given = next((entry for entry in own if "${" not in shown(entry.value)), None)
+    given = next((entry for entry in own if "${" not in format_value(entry.value)), None)
     elsewhere = given and given.file not in ("config", DEFAULTS.get(key.partition(".")[0])) and "(" not in name
-    default = f"`{shown(given.value)}`" + f" ({given.file})" * bool(elsewhere) if given else ""
+    default = f"`{format_value(given.value)}`" + f" ({given.file})" * bool(elsewhere) if given else ""
     return name, text, default, unit(key, text, told), told
 
 
@@ -163,7 +164,7 @@ def files(group: str) -> Iterator[tuple[str, ...]]:
     for path in sorted((CONF / group).glob("*.yaml")):
         head = re.match(r"(?:#.*\n)+", path.read_text("utf-8"))[0].replace("# @package _global_\n", "")  # type: ignore[index]
         told = re.split(r"\b(?:Source|Command):", " ".join(re.findall(r"# *(.*)", head)))[0].strip()
-        given = {key: shown(entry.value) for key, entry in lines(path) if key != "name"}
+        given = {key: format_value(entry.value) for key, entry in lines(path) if key != "name"}
         sets = ", ".join(f"{key}: {value}" for key, value in given.items() if "${" not in value)
         yield f"`{group}={path.stem}`", told, f"`{sets}`" if sets else ""
 
@@ -177,7 +178,7 @@ def settings() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
             yield (
                 f"hydra/{place['group']}={place['name']}",
                 [
-                    (f"`hydra.{place['group']}.{key}`", f"`{shown(ast.literal_eval(value))}`", comment)
+                    (f"`hydra.{place['group']}.{key}`", f"`{format_value(ast.literal_eval(value))}`", comment)
                     for key, value, comment in SETTING.findall(body)
                 ],
             )

@@ -9,13 +9,15 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vggexp import build
-from vggexp.clock import Clock
+from vggexp.bench.measure import NullCheckpointer
 from vggexp.config import compose
-from vggexp.repeat import Silence
-from vggexp.signals import Stop
-from vggexp.speed import Never
-from vggexp.train import State, train
+from vggexp.loggers.run_logger import NullLogger
+from vggexp.runner import build, datasets
+from vggexp.runner.hardware import setup_device
+from vggexp.sweep import expand
+from vggexp.system.signals import StopFlag
+from vggexp.training.loop import TrainState, train
+from vggexp.training.timer import PhaseTimer
 
 GUESS = math.log(10)
 LEARNT = GUESS - 0.3  # nats: the mean loss of an epoch below which a set-up has learnt
@@ -73,26 +75,29 @@ class Trial(NamedTuple):
         return self.warning[1].removeprefix("advice   try ").split(", or ")
 
 
-class Listener(Silence):
+class Listener(NullLogger):
     def __init__(self) -> None:
         self.notes: list[str] = []
 
-    def note(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.notes.append(text)
 
 
-class Unkept(Never):
-    def save(self, state: State) -> None: ...
+class Unkept(NullCheckpointer):
+    def save(self, state: TrainState) -> None: ...
 
 
 def trial(words: Sequence[str], epochs: int) -> Trial:
     """Trains without a run directory."""
-    config = compose.load_run(compose.parse([*SMALL, *words, f"train.epochs={epochs}"]))
-    hardware = build.hardware(config)
-    data = build.data(config, hardware.device)
-    state, plan = build.state(config, hardware, data.train.batches_per_epoch), build.plan(config, hardware)
+    config = expand.compose_run(compose.parse_command([*SMALL, *words, f"train.epochs={epochs}"]))
+    hardware = setup_device(config)
+    data = datasets.build_loaders(config, hardware.device)
+    state, plan = (
+        build.build_state(config, hardware, data.train.batches_per_epoch),
+        build.train_settings(config, hardware),
+    )
     heard = Listener()
-    train(state, data.train, plan, Clock(hardware.device), lambda net: {}, heard, Unkept(), Stop())
+    train(state, data.train, plan, PhaseTimer(hardware.device), lambda model: {}, heard, Unkept(), StopFlag())
     lines = [line for note in heard.notes for line in note.splitlines()]
     return Trial(lines, [row["train/loss"] for row in state.history])
 

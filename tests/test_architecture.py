@@ -82,13 +82,13 @@ def test_who_imports_what():
     hydra = users("hydra", "omegaconf")
     assert {name for name in hydra if not name.startswith(("vggexp.config.", "hydra_plugins."))} == door
     tensorboard = {name for name, tree in TREES.items() if any("tensorboard" in p.split(".") for p in imported(tree))}
-    assert tensorboard - {"vggexp.watch", "vggexp.pool"} <= {
+    assert tensorboard - {"vggexp.loggers.run_logger", "vggexp.sweep.pool"} <= {
         f"vggexp.sinks.{sink}" for sink in ("tensorboard", "means", "evaluations", "events")
     }
-    assert users("pickle", "subprocess") <= {"vggexp.data.sources", "vggexp.environment", "vggexp.slurm"}
+    assert users("pickle", "subprocess") <= {"vggexp.data.datasets", "vggexp.runs.environment", "vggexp.sweep.task"}
     lines = {name: path.read_text("utf-8") for name, path in SOURCES.items()}
     apart = {name for name, text in lines.items() if re.search(r"^(from|import) .*\bdistributed\b", text, re.MULTILINE)}
-    assert apart == {"vggexp.dist", "vggexp.ddp", "vggexp.ranks"}
+    assert apart == {"vggexp.distributed.collectives", "vggexp.training.ddp", "vggexp.runner.launch"}
     for name, tree in TREES.items():
         assert not [p for p in imported(tree) if p.startswith("hydra.utils")], name
 

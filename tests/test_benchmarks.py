@@ -12,7 +12,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.rows import Setting
 from benchmarks.peers.contender import contenders
-from vggexp.processor import multiplies_bf16
+from vggexp.system.cpu import supports_bf16
 
 
 def page_of(tmp_path, module, *small) -> list[list[str]]:
@@ -49,7 +49,7 @@ def test_every_contender_does_the_same_work(tmp_path):
     for peer in ("lightning", "timm"):
         pytest.importorskip(peer)
     rows = page_of(tmp_path, "peers", "--rounds=1", "--images=128", "--epochs=1", "--size=32")
-    assert [row[0] for row in rows] == list(contenders(multiplies_bf16()))
+    assert [row[0] for row in rows] == list(contenders(supports_bf16()))
     assert all(float(row[1]) > 0 for row in rows)
 
 
@@ -107,7 +107,9 @@ GPU_ROWS = {
     "waits": ["waits of the host for the device, a step", "waits of the host for the device, an epoch besides"],
     "peer": ["vggexp over a loop with a DataLoader", "their rates"],
     "deterministic": ["runs with the same weights", "device.deterministic=true over false"],
-    "memory": [f"memory of {net}" for net in ("the source run", "vgg16", "vgg11 with batch", "vgg11 with adam") * 2],
+    "memory": [
+        f"memory of {model}" for model in ("the source run", "vgg16", "vgg11 with batch", "vgg11 with adam") * 2
+    ],
     "channels_last": ["device.channels_last=true over false"],
     "compile": ["device.compile=true over", "device.compile=true: a first", "device.compile=true: a second"],
 }

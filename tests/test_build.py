@@ -7,7 +7,7 @@ import torch
 
 import vggexp
 from tests.conftest import TINY, write_pictures
-from vggexp.config.compose import conf_dir
+from vggexp.config.device import conf_dir
 
 CONF = Path(conf_dir())
 
@@ -46,7 +46,7 @@ def test_a_folder_of_pictures(command, tmp_path, cache):
     assert (code, err) == (0, "") and "18 images, 2 for validation, 6 for the test" in out
     (tmp_path / "pictures").rename(tmp_path / "elsewhere")
     run = vggexp.load_run(next((tmp_path / "outputs").glob("vgg*")))
-    assert run.classes == ("cat", "dog") and run.net(run.preprocess(torch.zeros(1, 3, 50, 40))).shape == (1, 2)
+    assert run.classes == ("cat", "dog") and run.model(run.preprocess(torch.zeros(1, 3, 50, 40))).shape == (1, 2)
     moved = [key.replace("pictures", "elsewhere") for key in own]
     code, _, err = command(*moved, "data.classes=3", "arch=vgg_digits")
     assert code == 3 and "2 classes, but data.classes=3" in err

@@ -12,9 +12,9 @@ import zipfile
 import pytest
 import torch
 
-from vggexp import checkpoint
-from vggexp.checkpoint import TRAILER_BYTES
 from vggexp.errors import CheckpointError, ResourceError
+from vggexp.training import checkpoint
+from vggexp.training.checkpoint import TRAILER_BYTES
 
 DRAWS = torch.Generator().manual_seed(0)
 WEIGHTS = {

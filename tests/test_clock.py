@@ -5,13 +5,13 @@ import time
 import pytest
 import torch
 
-from vggexp.clock import PARTS, Clock
+from vggexp.training.timer import PARTS, PhaseTimer
 
 SLEEPS = [("data", 0.02), ("compute", 0.03), ("data", 0.02), ("evaluation", 0.05)]
 
 
 def test_laps_book_time_to_their_parts():
-    clock = Clock(torch.device("cpu"))
+    clock = PhaseTimer(torch.device("cpu"))
     clock.lap("logging")
     clock.start()  # what was before is forgotten
     for part, seconds in SLEEPS:
@@ -48,13 +48,13 @@ class Event:
 
 def test_on_a_device_its_own_time_is_divided(monkeypatch):
     stream = Stream()
-    monkeypatch.setattr(Clock, "_event", lambda clock: stream.event())
-    clock = Clock(torch.device("cuda"))
+    monkeypatch.setattr(PhaseTimer, "_event", lambda clock: stream.event())
+    clock = PhaseTimer(torch.device("cuda"))
     for part, milliseconds in (("data", 10), ("compute", 300), ("logging", 1), ("compute", 200), ("evaluation", 50)):
         stream.milliseconds += milliseconds
         clock.lap(part)
     stream.milliseconds += 9000
-    clock.leave_out()
+    clock.exclude_elapsed()
     stream.milliseconds += 7
     clock.lap("checkpoint")
     expected = {"data": 0.01, "compute": 0.5, "logging": 0.001, "evaluation": 0.05, "checkpoint": 0.007}
@@ -67,10 +67,10 @@ def test_on_a_device_its_own_time_is_divided(monkeypatch):
 
 def test_an_epoch_of_two_processes_has_the_times_of_both():
     earlier = {"time/epoch_seconds": 100.0, "time/data_seconds": 30.0, "time/compute_seconds": 70.0}
-    clock = Clock(torch.device("cpu"))
+    clock = PhaseTimer(torch.device("cpu"))
     clock.start(earlier)
     clock.lap("data")
-    clock.leave_out()
+    clock.exclude_elapsed()
     times = clock.read()
     assert 100 < times["time/epoch_seconds"] < 101 and 30 < times["time/data_seconds"] < 31
     assert times["time/compute_seconds"] == 70

@@ -12,9 +12,9 @@ import yaml
 from scipy import stats
 
 from tests.conftest import TINY
-from vggexp.compare import main
-from vggexp.rundir import set_state
-from vggexp.sinks.jsonl import write_json
+from vggexp.compare.__main__ import main
+from vggexp.runs.directory import write_result
+from vggexp.runs.jsonl import write_json
 
 IMAGES = 200
 LABELS = numpy.arange(IMAGES) % 4
@@ -37,7 +37,7 @@ def made(tmp_path, monkeypatch):
         hits = numpy.roll(numpy.arange(len(labels)) < right, seed)
         scores = numpy.eye(4, dtype=numpy.float32)[numpy.where(hits, labels, (labels + 1) % 4)]
         numpy.savez_compressed(folder / "predictions.npz", scores=scores, labels=labels)
-        set_state(folder, state, **{"test/accuracy": right / len(labels), "val/accuracy": val})
+        write_result(folder, state, **{"test/accuracy": right / len(labels), "val/accuracy": val})
         return name
 
     return make

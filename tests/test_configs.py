@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vggexp.config.compose import conf_dir, load, load_run, parse
-from vggexp.config.rules import layers
-from vggexp.shapes import parameters
+from vggexp.config.compose import parse_command
+from vggexp.config.derived import layers
+from vggexp.config.device import conf_dir
+from vggexp.models.shapes import parameters
+from vggexp.sweep.expand import compose_run, load_command
 
 CONF = Path(conf_dir())
 FILES = {str(path.relative_to(CONF).with_suffix("")): path for path in sorted(CONF.rglob("*.yaml"))}
@@ -39,7 +41,7 @@ def test_opens_with_what_it_is(name):
 @pytest.mark.parametrize("name", [*GROUPS, "config"])
 def test_composes_and_describes_a_network(name):
     chosen = [name.replace("/", "=")] if name in GROUPS else []
-    loaded = load(parse([*chosen, *NEEDS.get(name, [])]))
+    loaded = load_command(parse_command([*chosen, *NEEDS.get(name, [])]))
     jobs = [job.config for job in loaded] if isinstance(loaded, list) else [getattr(loaded, "config", loaded)]
     assert jobs and all(parameters(layers(config)) > 0 for config in jobs)
 
@@ -47,8 +49,8 @@ def test_composes_and_describes_a_network(name):
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_leaves_the_choice_of_a_network_open(name):
     needs = NEEDS.get(f"experiment/{name}", [])
-    there = load_run(parse([f"experiment={name}", "arch=vgg16", "data.resize=32", *needs])).arch
-    alone = load_run(parse(["arch=vgg16", f"arch.init={there.init}"])).arch
+    there = compose_run(parse_command([f"experiment={name}", "arch=vgg16", "data.resize=32", *needs])).arch
+    alone = compose_run(parse_command(["arch=vgg16", f"arch.init={there.init}"])).arch
     assert there == alone and sum(block.convs for block in there.blocks) == 13
 
 

@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from vggexp.costs import disk_bytes, memory_bytes, optimizer_states
-from vggexp.shapes import Block, vgg_layers
+from vggexp.models.costs import disk_bytes, memory_bytes, optimizer_states
+from vggexp.models.shapes import Block, vgg_layers
 
 
 def layers_of(*hidden):

@@ -11,20 +11,20 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.memory import Tensors
 from tests.conftest import TINY
-from vggexp import precision
-from vggexp.clock import Clock
-from vggexp.data.batches import Resident
+from vggexp.bench.measure import NullCheckpointer
+from vggexp.data.loaders import InMemoryLoader
 from vggexp.data.transforms import Preprocess
-from vggexp.ema import Ema
-from vggexp.metrics import Sums
+from vggexp.loggers.run_logger import NullLogger
+from vggexp.models.shapes import Block
 from vggexp.models.vgg import vgg
-from vggexp.repeat import Silence
-from vggexp.schedules import schedule
-from vggexp.shapes import Block
-from vggexp.signals import Stop
-from vggexp.speed import Never
-from vggexp.step import Guard
-from vggexp.train import Plan, State, one_epoch
+from vggexp.system.signals import StopFlag
+from vggexp.training import precision
+from vggexp.training.ema import EMA
+from vggexp.training.loop import TrainSettings, TrainState, train_epoch
+from vggexp.training.metrics import MetricSums
+from vggexp.training.schedules import build_schedule
+from vggexp.training.step import NonFiniteGuard
+from vggexp.training.timer import PhaseTimer
 
 CPU = torch.device("cpu")
 READS = "aten._local_scalar_dense.default"  # the host waits for a number of the device
@@ -44,20 +44,20 @@ class Calls(TorchDispatchMode):
 
 def loop(kind: str, images: int, fused: bool = True):
     """A call that makes an epoch in batches of 32, as on an accelerator, with all that the loop does around a step."""
-    net = vgg(
+    model = vgg(
         [Block(1, 4), Block(2, 8)], norm="none", hidden=(16,), dropout=0.5, width=1, in_channels=1, size=8, classes=4
     )
-    optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, fused=fused)
-    guard, course = Guard(CPU), schedule("constant", 0.1, 0, epochs=9, steps_per_epoch=9)
+    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9, fused=fused)
+    guard, course = NonFiniteGuard(CPU), build_schedule("constant", 0.1, 0, epochs=9, steps_per_epoch=9)
     guard.on_cpu = False  # there the flag is read at once
-    state = State(net, optimizer, course, precision.scaler(kind, CPU), Ema(net, 0.9), Sums(CPU))
-    plan = Plan(CPU, 0, 9, 32, 0.0, None, None, 0.0, partial(precision.autocast, kind, CPU))
+    state = TrainState(model, optimizer, course, precision.scaler(kind, CPU), EMA(model, 0.9), MetricSums(CPU))
+    plan = TrainSettings(CPU, 0, 9, 32, 0.0, None, None, 0.0, partial(precision.autocast_context, kind, CPU))
     pictures, labels = torch.zeros(images, 1, 8, 8, dtype=torch.uint8), torch.zeros(images, dtype=torch.int64)
-    batches = Resident(pictures, labels, Preprocess(8, None, None), batch_size=32, device=CPU)
+    batches = InMemoryLoader(pictures, labels, Preprocess(8, None, None), batch_size=32, device=CPU)
 
     def epoch() -> None:
         state.batch = 0
-        one_epoch(state, batches, plan, Clock(CPU), guard, Silence(), Never(), Stop())
+        train_epoch(state, batches, plan, PhaseTimer(CPU), guard, NullLogger(), NullCheckpointer(), StopFlag())
 
     epoch()  # makes the optimizer's state
     return epoch

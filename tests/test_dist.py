@@ -15,17 +15,19 @@ from torch import multiprocessing, nn
 from torch.nn import functional
 
 from tests.conftest import TINY, write_pictures
-from vggexp import checkpoint, dist, keep
-from vggexp.config.compose import load_run, parse
-from vggexp.config.identity import run_name
-from vggexp.data.batches import Resident, Streaming
+from vggexp.config.compose import parse_command
+from vggexp.config.run_id import run_name
+from vggexp.data.loaders import InMemoryLoader, StreamingLoader
 from vggexp.data.transforms import Augment, Preprocess
+from vggexp.distributed import collectives, stop
+from vggexp.distributed.rank import RankInfo, rank_info, slurm_env
 from vggexp.errors import ConfigError, RankError
-from vggexp.metrics import Sums
-from vggexp.models.norm import BatchNorm2d, synchronize
-from vggexp.place import Place, from_slurm, place
-from vggexp.signals import Stop
-from vggexp.train import State
+from vggexp.models.layers import BatchNorm2d, synchronize
+from vggexp.sweep.expand import compose_run
+from vggexp.system.signals import StopFlag
+from vggexp.training import checkpoint, checkpoint_manager
+from vggexp.training.loop import TrainState
+from vggexp.training.metrics import MetricSums
 
 ROOT = Path(__file__).parents[1]
 ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -44,13 +46,13 @@ DOOR = [sys.executable, "-m", "vggexp"]
 @pytest.mark.parametrize(
     ("variables", "expected"),
     [
-        ({}, Place()),
-        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, Place(3, 4, 1)),
-        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, Place()),  # an sbatch script, not a task of srun
-        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, Place()),
+        ({}, RankInfo()),
+        ({"RANK": "3", "WORLD_SIZE": "4", "LOCAL_RANK": "1"}, RankInfo(3, 4, 1)),
+        ({"SLURM_NTASKS": "2", "SLURM_PROCID": "0"}, RankInfo()),  # an sbatch script, not a task of srun
+        ({"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, RankInfo()),
         (
             {"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "3", "SLURM_LOCALID": "1", "SLURM_STEP_NODELIST": "n[07-08]"},
-            Place(3, 4, 1),
+            RankInfo(3, 4, 1),
         ),
     ],
 )
@@ -59,7 +61,7 @@ def test_a_rank_knows_its_place(variables, expected, monkeypatch):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert place() == expected
+    assert rank_info() == expected
 
 
 @pytest.mark.parametrize(
@@ -72,9 +74,9 @@ def test_a_rank_knows_its_place(variables, expected, monkeypatch):
 )
 def test_srun_is_understood(nodes, tasks, own, host, threads):
     step = {"SLURM_STEP_NUM_TASKS": "6", "SLURM_PROCID": "5", "SLURM_LOCALID": "1", "SLURM_JOB_ID": "12", **own}
-    told = from_slurm({**step, "SLURM_STEP_NODELIST": nodes, "SLURM_STEP_TASKS_PER_NODE": tasks})
+    told = slurm_env({**step, "SLURM_STEP_NODELIST": nodes, "SLURM_STEP_TASKS_PER_NODE": tasks})
     assert (told["MASTER_ADDR"], told["OMP_NUM_THREADS"]) == (host, threads)
-    others = [from_slurm({**step, "SLURM_STEP_NODELIST": nodes, "SLURM_STEP_ID": number}) for number in ("0", "1")]
+    others = [slurm_env({**step, "SLURM_STEP_NODELIST": nodes, "SLURM_STEP_ID": number}) for number in ("0", "1")]
     assert len({told["MASTER_PORT"] for told in others}) == 2  # two steps of a job do not meet
 
 
@@ -82,7 +84,7 @@ def of_all_ranks(size, take, monkeypatch):
     """What each rank takes, in the order of the ranks."""
     taken = []
     for rank in range(size):
-        monkeypatch.setattr(dist, "GROUP", dist.Group(Place(rank, size)))
+        monkeypatch.setattr(collectives, "_STATE", collectives.ProcessGroupState(RankInfo(rank, size)))
         taken.append(list(take()))
     return taken
 
@@ -95,11 +97,11 @@ def test_the_ranks_share_each_batch(kind, size, monkeypatch, tmp_path):
     preprocess = Preprocess(16, torch.tensor([0.5] * 3), torch.tensor([0.2] * 3))
     if kind == "resident":
         images = torch.randint(0, 256, (41, 3, 20, 20), dtype=torch.uint8)
-        batches = Resident(images, torch.arange(41), preprocess, **facts)
+        batches = InMemoryLoader(images, torch.arange(41), preprocess, **facts)
     else:
         write_pictures(tmp_path, {"train": 20, "test": 1}, lambda index: (20, 20 + index), "png")
         paths = sorted(tmp_path.rglob("*.png"))[:41]
-        batches = Streaming(paths, range(len(paths)), preprocess, workers=0, **facts)
+        batches = StreamingLoader(paths, range(len(paths)), preprocess, workers=0, **facts)
     alone = list(batches.train(1, start=2))
     ranks = of_all_ranks(size, lambda: batches.train(1, start=2), monkeypatch)
     for (images, labels), *parts in zip(alone, *ranks, strict=True):
@@ -111,7 +113,7 @@ def test_the_ranks_share_each_batch(kind, size, monkeypatch, tmp_path):
 
 def test_the_name_of_a_run_knows_typed_processes_only():
     def name(*words):
-        return run_name(load_run(parse([*TINY, *words])))
+        return run_name(compose_run(parse_command([*TINY, *words])))
 
     assert name() == name("device.processes=1") == name("device.timeout_minutes=3")
     assert len({name(), name("device.processes=2"), name("device.processes=2", "device.sync_batch_norm=false")}) == 3
@@ -123,30 +125,32 @@ def test_the_name_of_a_run_knows_typed_processes_only():
 def agree(rank, port, folder):
     """One of two ranks; a failed assertion fails the test."""
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="localhost", MASTER_PORT=str(port))
-    with dist.joined("cpu", 1):
-        assert (dist.rank(), dist.size()) == (rank, 2)
-        assert dist.first(lambda: rank + 7) == 7 and dist.largest(rank) == 1
-        assert dist.total(torch.tensor([1.0, rank])).tolist() == [2, 1]
+    with collectives.process_group("cpu", 1):
+        assert (collectives.rank(), collectives.world_size()) == (rank, 2)
+        assert collectives.run_on_rank_zero(lambda: rank + 7) == 7 and collectives.all_reduce_max(rank) == 1
+        assert collectives.all_reduce_sum(torch.tensor([1.0, rank])).tolist() == [2, 1]
         whole = [(torch.tensor([number]),) for number in range(5)]
-        assert dist.woven(whole[dist.share()]) == whole
-        dist.same({"seed": 1}, "")
+        assert collectives.gather_interleaved(whole[collectives.rank_slice()]) == whole
+        collectives.assert_same_on_all_ranks({"seed": 1}, "")
         with pytest.raises(RankError, match=r"rank 1 is not as rank 0: seed 0 -> 1; give one"):
-            dist.same({"seed": rank, "lr": 1}, "give one")
+            collectives.assert_same_on_all_ranks({"seed": rank, "lr": 1}, "give one")
         with pytest.raises(ConfigError, match="only rank 0 knows"):
-            dist.first(refuse)
+            collectives.run_on_rank_zero(refuse)
         with pytest.raises(RankError, match=r"rank 1 is not as rank 0: weights .*; they have drifted apart"):
-            keep.Shared(dist.SharedStop(Stop()), None).save(state_of(nn.Linear(1, 1).requires_grad_(False), rank))
+            checkpoint_manager.DistributedCheckpointManager(stop.DistributedStop(StopFlag()), None).save(
+                state_of(nn.Linear(1, 1).requires_grad_(False), rank)
+            )
         for counts in ((5, 3), (4, 0)):
             norm_is_that_of_the_whole_batch(rank, counts)
-        assert dist.tells("one") is (rank == 0)
-        dist.largest(0)  # rank 0 keeps the store
+        assert collectives.should_report_error("one") is (rank == 0)
+        collectives.all_reduce_max(0)  # rank 0 keeps the store
     Path(folder, str(rank)).touch()
 
 
-def state_of(net, weight):
+def state_of(model, weight):
     """Of a run whose only weight is this."""
-    net.weight.fill_(weight), net.bias.zero_()
-    return State(net, None, None, None, None, Sums(CPU))
+    model.weight.fill_(weight), model.bias.zero_()
+    return TrainState(model, None, None, None, None, MetricSums(CPU))
 
 
 def refuse():
@@ -162,7 +166,7 @@ def norm_is_that_of_the_whole_batch(rank, counts):
     functional.silu(plain(whole)).sum().backward()
     functional.silu(shared(mine)).sum().backward()
     assert torch.allclose(mine.grad, whole.grad.split(counts)[rank], atol=1e-5)
-    assert torch.allclose(dist.total(shared.weight.grad), plain.weight.grad, rtol=1e-4)
+    assert torch.allclose(collectives.all_reduce_sum(shared.weight.grad), plain.weight.grad, rtol=1e-4)
     for name, buffer in plain.named_buffers():
         assert torch.allclose(shared.get_buffer(name), buffer, atol=1e-5), name
 

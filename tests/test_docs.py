@@ -24,7 +24,8 @@ from typing import NamedTuple
 import pytest
 
 from tests.conftest import write_pictures
-from vggexp.config.compose import load, parse
+from vggexp.config.compose import parse_command
+from vggexp.sweep.expand import load_command
 
 ROOT = Path(__file__).parents[1]
 DOCS = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name != "keys.md"]  # which is made
@@ -206,7 +207,7 @@ def composes(command: str) -> None:
         own = [word for word in arguments if word not in ("--json", "--help")]
         if "hydra/launcher=ray" in own and importlib.util.find_spec("ray") is None:  # it wants its own environment
             own = [word for word in own if not re.match(r"hydra[./]launcher", word)]
-        load(parse(own))
+        load_command(parse_command(own))
     elif door:
         assert [flag for flag in arguments if flag.startswith("--") and flag.split("=")[0] not in flags(door)] == []
 

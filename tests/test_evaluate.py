@@ -14,10 +14,10 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 
 from tests.conftest import TINY, result, write_pictures
-from vggexp.evaluate import main
-from vggexp.predictions import read
-from vggexp.rundir import set_state
-from vggexp.sinks.events import picture
+from vggexp.evaluate.__main__ import main
+from vggexp.report.mistakes import read_image_summary
+from vggexp.runs.directory import write_result
+from vggexp.runs.predictions import read
 
 COLOUR = ["data.channels=3", "data.classes=4"]
 OWN = {
@@ -143,7 +143,7 @@ def test_tensorboard_shows_it_below_the_run(command, evaluated):
     assert points == {tag: [(2, pytest.approx(value))] for tag, value in numbers(found).items()}
     (text,) = events.Tensors("evaluation")
     assert text.tensor_proto.string_val[0].decode().startswith("dense at 48 px: 19 images seen once, cpu ")
-    assert picture(below, "test/confusion")
+    assert read_image_summary(below, "test/confusion")
 
 
 def test_a_folder_of_pictures_is_seen_whole(command, evaluated, tmp_path):
@@ -174,14 +174,16 @@ def test_on_a_machine_without_the_runs_device(command, capfd):
 
 def test_a_diverged_network_is_told(command, capfd, monkeypatch):
     command(*TINY, "run.name=a")
-    monkeypatch.setattr("vggexp.views.Viewer._forward", lambda *_: torch.full((19, 10), torch.nan))
+    monkeypatch.setattr("vggexp.evaluate.views.MultiViewPredictor._forward", lambda *_: torch.full((19, 10), torch.nan))
     assert main(["outputs/a"]) == 5
     assert "at 32 px not all scores are finite in" in capfd.readouterr().err
 
 
 def test_stopped(command, capfd, monkeypatch):
     command(*TINY, "run.name=a")
-    monkeypatch.setattr("vggexp.views.Viewer._forward", lambda *_: signal.raise_signal(signal.SIGINT))
+    monkeypatch.setattr(
+        "vggexp.evaluate.views.MultiViewPredictor._forward", lambda *_: signal.raise_signal(signal.SIGINT)
+    )
     before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where tests run in the background
     assert main(["outputs/a"]) == 130
     signal.signal(signal.SIGINT, before)
@@ -213,7 +215,7 @@ def runs(tmp_path_factory):
             patch.setattr("sys.argv", ["vggexp"])
             assert trains([*tiny, *own, "data.resize=32", "train.epochs=1", f"run.name={name}"]) == 0
     shutil.copytree(folder / "outputs/a", folder / "outputs/stopped")
-    set_state(folder / "outputs/stopped", "interrupted")
+    write_result(folder / "outputs/stopped", "interrupted")
     shutil.copytree(folder / "outputs/a", folder / "outputs/empty")
     shutil.rmtree(folder / "outputs/empty/checkpoints")
     shutil.copytree(folder / "outputs/a", folder / "outputs/other")

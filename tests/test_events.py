@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from vggexp.sinks.events import PNG, picture
-from vggexp.sinks.tensorboard import TensorBoard
+from vggexp.loggers.tensorboard import TensorBoardLogger
+from vggexp.report.mistakes import PNG, read_image_summary
 
 
 @pytest.fixture
 def folder(tmp_path):
-    sink = TensorBoard(tmp_path, {"seed": 0}, [], warn=pytest.fail)
+    sink = TensorBoardLogger(tmp_path, {"seed": 0}, [], warn=pytest.fail)
     for step, side in enumerate((4, 6)):
         sink.images("a/b", np.zeros((side, side, 3), np.uint8), step)
     sink.images("c", np.zeros((8, 8, 3), np.uint8), 0)
@@ -23,7 +23,11 @@ def side(png):
 
 
 def test_the_last_picture_of_a_tag(folder):
-    assert (side(picture(folder, "a/b")), side(picture(folder, "c")), picture(folder, "d")) == (6, 8, None)
+    assert (
+        side(read_image_summary(folder, "a/b")),
+        side(read_image_summary(folder, "c")),
+        read_image_summary(folder, "d"),
+    ) == (6, 8, None)
 
 
 def test_a_file_cut_short_gives_what_it_holds(folder):
@@ -32,7 +36,7 @@ def test_a_file_cut_short_gives_what_it_holds(folder):
     found = set()
     for length in range(0, len(content), 7):
         path.write_bytes(content[:length])
-        png = picture(folder, "a/b")
+        png = read_image_summary(folder, "a/b")
         found.add(png and side(png))
     assert found == {None, 4, 6}
 
@@ -41,4 +45,4 @@ def test_what_is_no_event_file_has_no_pictures(folder):
     (path,) = folder.glob("events*")
     for content in (b"\xff" * 100, bytes(12) + b"\xff" * 90, b"\x08" + bytes(11) + b"\xff" * 20):
         path.write_bytes(content)
-        assert picture(folder, "a/b") is None
+        assert read_image_summary(folder, "a/b") is None

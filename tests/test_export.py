@@ -15,12 +15,13 @@ from torch import nn
 
 import vggexp
 from tests.conftest import TINY, write_pictures
-from vggexp import build
-from vggexp.config.compose import load_run, parse
-from vggexp.config.twin import lines
-from vggexp.export import main
-from vggexp.models.torchvision_names import save_torchvision_weights
-from vggexp.rundir import set_state
+from vggexp.config.compose import parse_command
+from vggexp.export.__main__ import main
+from vggexp.export.torchvision_code import torchvision_code
+from vggexp.models.torchvision import save_torchvision_weights
+from vggexp.runner import build
+from vggexp.runs.directory import write_result
+from vggexp.sweep.expand import compose_run
 
 ROOT = Path(__file__).parents[1]
 SMALL = [*TINY, "data.size=20", "data.resize=32", "device.precision=fp32"]
@@ -52,11 +53,11 @@ def exports(trained):
     run = trained("a", *SMALL, "data.channels=3", "arch.norm=batch")
     found = {}
     for kind, suffix, inside in KINDS:
-        from vggexp.exporting import exported
-        from vggexp.predictions import read
+        from vggexp.export.writers import export_run
+        from vggexp.runs.predictions import read
 
         path = run / "exports" / f"a{'-preprocess' * inside}{suffix}"
-        found[path.name] = exported(run, kind, inside, path, read(run))
+        found[path.name] = export_run(run, kind, inside, path, read(run))
     return run, found
 
 
@@ -90,7 +91,7 @@ def test_each_file_answers_where_vggexp_is_not(exports, tmp_path):
     assert ended.returncode == 0, ended.stderr
     answers = numpy.load(tmp_path / "given.npz")
     with torch.inference_mode():
-        wanted = run.net(run.preprocess(pixels)).numpy()
+        wanted = run.model(run.preprocess(pixels)).numpy()
     assert len(answers) == 6
     for name, logits in answers.items():
         count = int(name.split()[1])
@@ -203,7 +204,7 @@ def test_torchvision_by_the_lines_that_are_printed(trained, capfd):
     loaded, images = vggexp.load_run(run), torch.randn(5, 1, 32, 32)
     scope = {"images": images}
     exec("\n".join(code), scope)
-    torch.testing.assert_close(scope["logits"], loaded.net(images), atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(scope["logits"], loaded.model(images), atol=1e-5, rtol=1e-5)
     facts = torch.load(run / "exports/twin.pth", weights_only=True)._metadata["vggexp"]
     assert facts["classes"] == list(loaded.classes) and facts["mean"] == loaded.preprocess.mean.tolist()
 
@@ -223,21 +224,21 @@ def test_torchvision_by_the_lines_that_are_printed(trained, capfd):
     ],
 )
 def test_the_twin_has_the_same_logits(arch, own, tmp_path):
-    config = load_run(parse([f"arch={arch}", *own]))
-    net = build.network(config).eval()
-    for module in net.modules():  # a batch norm at its start could be any
+    config = compose_run(parse_command([f"arch={arch}", *own]))
+    model = build.build_model(config).eval()
+    for module in model.modules():  # a batch norm at its start could be any
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.running_mean, -0.1, 0.1)
             nn.init.uniform_(module.running_var, 0.5, 1.5)
-    torch.save(save_torchvision_weights(net), tmp_path / "twin.pth")
-    code, scope = lines(config, str(tmp_path / "twin.pth")), {}
+    torch.save(save_torchvision_weights(model), tmp_path / "twin.pth")
+    code, scope = torchvision_code(config, str(tmp_path / "twin.pth")), {}
     exec("\n".join(code), scope)
     plain = arch in ("vgg16", "vgg19_bn")  # colour at 224 px: torchvision's network as it is
     assert len(code) == 4 if plain else len(code) > 4
-    given = build.inputs(config)
+    given = build.input_spec(config)
     images = torch.randn(2, given.channels, given.size, given.size)
     with torch.inference_mode():
-        torch.testing.assert_close(scope["net"](images), net(images), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(scope["net"](images), model(images), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.slow
@@ -322,7 +323,7 @@ def test_refused_before_torch_is_imported(exports, trained):
     outputs = exports[0].parent
     for name in ("stopped", "blind"):
         shutil.copytree(exports[0], outputs / name)
-    set_state(outputs / "stopped", "interrupted")
+    write_result(outputs / "stopped", "interrupted")
     (outputs / "blind/predictions.npz").unlink()
     (trained.folder / "is.pt2").mkdir()
     for (argv, code, told), found in zip(REFUSED, in_turn("export", "script", REFUSED, trained.folder), strict=True):
@@ -343,6 +344,6 @@ def test_refused_before_torch_is_imported(exports, trained):
     ],
 )
 def test_networks_that_torchvision_does_not_have(own, why):
-    from vggexp.config.twin import why_none
+    from vggexp.export.torchvision_code import unsupported_reason
 
-    assert why in why_none(load_run(parse(own)).arch)
+    assert why in unsupported_reason(compose_run(parse_command(own)).arch)

@@ -3,20 +3,21 @@
 import pytest
 
 from tests.conftest import TINY
-from vggexp.config.compose import load_run, parse
-from vggexp.config.identity import network_name
-from vggexp.config.rules import layers, training_macs
-from vggexp.forecast import ALIKE, Cost, expected_seconds
-from vggexp.shapes import macs
+from vggexp.config.compose import parse_command
+from vggexp.config.derived import layers, training_macs
+from vggexp.config.run_id import network_name
+from vggexp.models.shapes import macs
+from vggexp.sweep.dry_run import SIMILAR_MACS_FACTOR, RunCost, expected_seconds
+from vggexp.sweep.expand import compose_run
 
 
 @pytest.fixture(scope="module")
 def config():
-    return load_run(parse(["device=cpu", *TINY]))
+    return compose_run(parse_command(["device=cpu", *TINY]))
 
 
 def own(config, **other):
-    return Cost(network_name(config), "cpu", macs(layers(config)), 3.0)._replace(**other)
+    return RunCost(network_name(config), "cpu", macs(layers(config)), 3.0)._replace(**other)
 
 
 @pytest.mark.parametrize(
@@ -36,7 +37,10 @@ def test_time_is_that_of_runs_on_this_device(config, others, rate):
     assert expected_seconds(config, costs) == expected
 
 
-@pytest.mark.parametrize(("factor", "known"), [(1 / ALIKE, True), (ALIKE, True), (0.9 / ALIKE, False), (10, False)])
+@pytest.mark.parametrize(
+    ("factor", "known"),
+    [(1 / SIMILAR_MACS_FACTOR, True), (SIMILAR_MACS_FACTOR, True), (0.9 / SIMILAR_MACS_FACTOR, False), (10, False)],
+)
 def test_a_network_of_another_size_tells_no_time(config, factor, known):
     cost = own(config, macs=own(config).macs * factor)
     assert (expected_seconds(config, [cost]) is not None) == known

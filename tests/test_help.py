@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vggexp.config.compose import load_run, parse
+from vggexp.config.compose import parse_command
+from vggexp.sweep.expand import compose_run
 
 ROOT = Path(__file__).parents[1]
 AS_SCRIPT = """
@@ -65,7 +66,7 @@ def test_help_names_keys_and_values_that_exist(ran):
     offered = {key: values.split("|") for key, values in (word.split("=", 1) for word in words) if key != "arch.blocks"}
     assert len(offered) > 20
     for turn in range(max(map(len, offered.values()))):
-        load_run(parse([f"{key}={values[turn % len(values)]}" for key, values in offered.items()]))
+        compose_run(parse_command([f"{key}={values[turn % len(values)]}" for key, values in offered.items()]))
 
 
 def test_the_whole_configuration(ran):

@@ -6,16 +6,18 @@ from pathlib import Path
 
 import yaml
 
-from vggexp.config.compose import load_run, parse
-from vggexp.config.identity import flat
-from vggexp.config.read import plain, schema_keys, shown
+from vggexp.config.compose import parse_command
+from vggexp.config.keys import flatten, to_plain
+from vggexp.config.parse import schema_keys
+from vggexp.formatting import format_value
+from vggexp.sweep.expand import compose_run
 
 KEYS = runpy.run_path(str(Path(__file__).parents[1] / "docs/keys.py"))
 
 
 def given(path: Path) -> dict:
     node = yaml.safe_load(path.read_text("utf-8"))
-    return flat({key: value for key, value in node.items() if key not in ("defaults", "hydra")})
+    return flatten({key: value for key, value in node.items() if key not in ("defaults", "hydra")})
 
 
 def test_values_of_the_page_of_keys_are_those_of_the_files():
@@ -51,10 +53,10 @@ def test_every_key_of_the_schema_has_its_row():
 
 
 def test_the_defaults_are_those_of_the_default_run():
-    for key, value in flat(plain(load_run(parse(["device=cpu"])))).items():
+    for key, value in flatten(to_plain(compose_run(parse_command(["device=cpu"])))).items():
         told = table()[key][0][2].split("`")[1]
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        assert float(told) == value if number else told == shown(value), key
+        assert float(told) == value if number else told == format_value(value), key
 
 
 def test_a_number_has_its_unit_or_none():

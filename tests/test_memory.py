@@ -5,7 +5,7 @@ import sys
 
 MADE_AGAIN = """
 import resource, torch
-from vggexp.memory import give_back, keep_freed
+from vggexp.system.memory import give_back, keep_freed
 keep_freed()
 def faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt

@@ -6,14 +6,14 @@ import numpy
 import pytest
 import torch
 
-from vggexp.metrics import LEAST, calibration_error, quality, within_best
+from vggexp.training.metrics import MIN_PROB, calibration_error, classification_metrics, top_k_accuracy
 
 SCORES = torch.tensor([[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.05, 0.9, 0.05]], dtype=torch.float64)
 LABELS = torch.tensor([0, 1, 0, 1])
 
 
 def test_quality():
-    assert quality(SCORES, LABELS, "test") == {
+    assert classification_metrics(SCORES, LABELS, "test") == {
         "test/accuracy": 0.5,
         "test/top5_accuracy": 1.0,
         "test/loss": pytest.approx(-(log(0.7) + log(0.3) + log(0.1) + log(0.9)) / 4),
@@ -23,11 +23,13 @@ def test_quality():
 
 @pytest.mark.parametrize(("count", "share"), [(1, 0.5), (2, 0.75), (3, 1), (9, 1)])
 def test_within_best(count, share):
-    assert within_best(SCORES, LABELS, count) == share
+    assert top_k_accuracy(SCORES, LABELS, count) == share
 
 
 def test_a_loss_stays_finite():
-    assert quality(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), "x")["x/loss"] == pytest.approx(-log(LEAST))
+    assert classification_metrics(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), "x")["x/loss"] == pytest.approx(
+        -log(MIN_PROB)
+    )
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])

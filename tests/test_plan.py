@@ -6,14 +6,15 @@ import sys
 
 import pytest
 
-from vggexp import plan as door
-from vggexp import processor
 from vggexp.config import compose
-from vggexp.plan import plan, quantity, table
+from vggexp.formatting import format_bytes
+from vggexp.plan import CostPlan, cost_table, main, plan_costs
+from vggexp.sweep import expand
+from vggexp.system import cpu
 
 
-def planned(*overrides: str) -> door.Plan:
-    return plan(compose.load_run(compose.parse(["device=cpu", "device.precision=fp32", *overrides])))
+def planned(*overrides: str) -> CostPlan:
+    return plan_costs(expand.compose_run(compose.parse_command(["device=cpu", "device.precision=fp32", *overrides])))
 
 
 def test_the_default_run():
@@ -39,14 +40,14 @@ def test_memory_follows_the_configuration(overrides, key, factor):
 
 @pytest.mark.parametrize(("words", "precision"), [("fma avx512_bf16", "bf16"), ("fma avx2", "fp32")])
 def test_automatic_precision_is_the_processors(words, precision, tmp_path, monkeypatch):
-    monkeypatch.setattr(processor, "CPUINFO", tmp_path / "cpuinfo")
-    processor.CPUINFO.write_text(f"flags : {words}")
+    monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
+    cpu.CPUINFO.write_text(f"flags : {words}")
     assert planned("device.precision=auto").precision == precision
     assert planned("device=cuda", "device.precision=auto").precision == "bf16"
 
 
 def test_table():
-    lines = table(planned("arch=vgg16c", "data.resize=224", "train.ema=0.99")).splitlines()
+    lines = cost_table(planned("arch=vgg16c", "data.resize=224", "train.ema=0.99")).splitlines()
     assert lines[0] == "vgg, 16 weight layers, 1x224x224 -> 10 classes: 129,581,770 parameters, 11.71 GMAC an image"
     rows = {line.split()[0]: " ".join(line.split()) for line in lines[3:] if line}
     assert rows["block3"].startswith("block3 2 conv 3x3, 1 conv 1x1, pool 2x2 128x56x56 -> 256x28x28 ")
@@ -57,17 +58,17 @@ def test_table():
 
 
 def test_hints_stand_under_the_table_and_in_json(capsys):
-    assert [line for line in table(planned()).splitlines() if line.startswith("hint")] == [
+    assert [line for line in cost_table(planned()).splitlines() if line.startswith("hint")] == [
         "hint    data.resize=96: pictures of 28 px hold no more; 32 takes 0.12 of the multiply-adds (arithmetic)"
     ]
-    assert door.main(["device=cpu", "--json"]) == 0
+    assert main(["device=cpu", "--json"]) == 0
     (hint,) = json.loads(capsys.readouterr().out)["hints"]
     assert hint.keys() == {"key", "text", "source"} and hint["key"] == "data.resize"
 
 
 def test_what_is_not_known_is_said():
     made = planned("data=image_folder", "data.classes=7", "optimizer=sgd", "optimizer.name=Adafactor")
-    text = table(made)
+    text = cost_table(made)
     assert made.memory_bytes["optimizer"] is None and text.count("at least ") == 2 and "optimizer unknown" in text
     assert "unknown training" in text and "unknown steps" in text
 
@@ -84,18 +85,18 @@ def test_what_is_not_known_is_said():
     ],
 )
 def test_quantity(number, text):
-    assert quantity(number, "B") == text
+    assert format_bytes(number, "B") == text
 
 
 def test_json_is_one_object_with_the_contract_s_keys(capsys):
-    assert door.main(["arch=lenet", "--json", "data.resize=28"]) == 0
+    assert main(["arch=lenet", "--json", "data.resize=28"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {"parameters", "macs", "weight_layers", "layers", "memory_bytes", "disk_bytes"} <= found.keys()
     assert found["parameters"] == sum(layer["parameters"] for layer in found["layers"]) == 61_706
 
 
 def test_an_error_is_one_line(capsys):
-    assert door.main(["data.resize=16"]) == door.main(["arch=vgg16,vgg19"]) == door.main(["--jason"]) == 2
+    assert main(["data.resize=16"]) == main(["arch=vgg16,vgg19"]) == main(["--jason"]) == 2
     lines = capsys.readouterr().err.splitlines()
     too_small = "data.resize=16: too small for 5 poolings (16->8->4->2->1->0); at least 32"
     assert len(lines) == 3 and lines[0] == f"vggexp: error: {too_small}"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, result
-from vggexp import pool
-from vggexp.processor import default_threads
+from vggexp.sweep import pool
+from vggexp.system.cpu import default_threads
 
 ROOT = Path(__file__).parents[1]
 SMALL = [*(word for word in TINY if word != "device.threads=1"), "train.epochs=1"]
@@ -43,7 +43,7 @@ def environments(folder):
 def test_the_machine_is_divided(cores, wanted, per_gpu, gpus, count, threads, visible, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", str(cores))
     assert default_threads() == cores
-    slots = pool.slots(wanted, per_gpu, gpus, "cpu")
+    slots = pool.make_slots(wanted, per_gpu, gpus, "cpu")
     assert [slot.variables.get("CUDA_VISIBLE_DEVICES") for slot in slots] == visible
     assert [slot.variables["OMP_NUM_THREADS"] for slot in slots] == [str(threads)] * count
 
@@ -51,7 +51,7 @@ def test_the_machine_is_divided(cores, wanted, per_gpu, gpus, count, threads, vi
 @pytest.mark.parametrize(("ranks", "visible"), [(2, ["0,1", "2,3"]), (3, ["0,1,2"]), (6, [None])])
 def test_a_job_of_several_ranks_gets_as_many_gpus(ranks, visible, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
-    slots = pool.slots("auto", 1, range(5), "cpu", ranks)
+    slots = pool.make_slots("auto", 1, range(5), "cpu", ranks)
     assert [slot.variables.get("CUDA_VISIBLE_DEVICES") for slot in slots] == visible
 
 
@@ -111,11 +111,11 @@ def test_the_failure_has_its_line_its_log_and_its_row(tmp_path):
 
 def test_last_words(tmp_path):
     log = tmp_path / "log"
-    assert pool.last_words(log) == ""
+    assert pool.last_error_line(log) == ""
     log.write_text("epoch 1/2\n\n")
-    assert pool.last_words(log) == "epoch 1/2"
+    assert pool.last_error_line(log) == "epoch 1/2"
     log.write_text("vggexp: error: first\nvggexp: stopped by SIGTERM\nclosing\n")
-    assert pool.last_words(log) == "stopped by SIGTERM"
+    assert pool.last_error_line(log) == "stopped by SIGTERM"
 
 
 def test_repeats_have_a_mean_and_are_one_run_in_tensorboard(tmp_path, monkeypatch):

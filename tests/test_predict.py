@@ -11,10 +11,10 @@ from PIL import Image
 import vggexp
 from tests.conftest import TINY
 from tests.test_export import in_turn
-from vggexp.data.sources import load
-from vggexp.export import main as export
-from vggexp.predict import main
-from vggexp.rundir import set_state
+from vggexp.data.datasets import load_dataset
+from vggexp.export.__main__ import main as export
+from vggexp.predict.__main__ import main
+from vggexp.runs.directory import write_result
 
 GREY = ["data=digits", *[key for key in TINY if not key.startswith("data")], "data.resize=32"]
 COLOUR = [*TINY, "data.channels=3", "arch.norm=batch"]
@@ -41,7 +41,7 @@ def place(tmp_path_factory):
 
 
 def _digits(count):
-    return load("digits", None, False).test.images[:count]
+    return load_dataset("digits", None, False).test.images[:count]
 
 
 @pytest.fixture
@@ -63,7 +63,7 @@ def test_the_probabilities_are_those_of_load_run(model, asked):
     assert (code, error, found["run"]) == (0, "", model)
     run = vggexp.load_run("outputs/grey")
     with torch.inference_mode():
-        best = run.net(run.preprocess(_digits(70))).softmax(1).topk(3)
+        best = run.model(run.preprocess(_digits(70))).softmax(1).topk(3)
     assert [one["image"] for one in found["predictions"]] == [f"digits/{number:02}.png" for number in range(70)]
     for one, values, places in zip(found["predictions"], best.values.tolist(), best.indices.tolist(), strict=True):
         assert [guess["label"] for guess in one["top"]] == [run.classes[place] for place in places]
@@ -113,7 +113,7 @@ def test_damaged_pictures_are_all_named_at_the_end(asked, place):
 
 def test_an_unfinished_run_is_asked_with_a_warning(asked, place):
     shutil.copytree(place / "outputs/grey", place / "outputs/stopped")
-    set_state(place / "outputs/stopped", "interrupted")
+    write_result(place / "outputs/stopped", "interrupted")
     code, out, error = asked("outputs/stopped", "digits/00.png")
     assert code == 0 and error == "warning: outputs/stopped is interrupted: its newest checkpoint is asked\n"
     assert out == asked("outputs/grey", "digits/00.png")[1]

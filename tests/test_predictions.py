@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from vggexp.errors import CheckpointError
-from vggexp.predictions import read
+from vggexp.runs.predictions import read
 
 SCORES = numpy.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], numpy.float32)
 LABELS = numpy.array([0, 1, 1])
@@ -60,7 +60,7 @@ def test_damage_of_any_kind(tmp_path, monkeypatch):
             refused += "\n" not in str(error)
     assert refused > 200
     path.write_bytes(whole)
-    monkeypatch.setattr("vggexp.predictions.MOST_BYTES", 100)
+    monkeypatch.setattr("vggexp.runs.predictions.MOST_BYTES", 100)
     with pytest.raises(CheckpointError, match="scores takes 152 bytes, more than 100"):
         read(tmp_path)
 
@@ -74,7 +74,7 @@ def _archive(path: Path, scores: bytes) -> None:
 
 
 def test_a_header_reserves_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("vggexp.predictions.MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("vggexp.runs.predictions.MOST_BYTES", 1 << 20)
     file = io.BytesIO()
     numpy.lib.format.write_array_header_1_0(file, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 3)})
     path = tmp_path / "predictions.npz"

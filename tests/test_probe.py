@@ -10,11 +10,11 @@ from tests.conftest import TINY, result
 from tests.dead import DEAD, EPOCHS, HEALTHY, SLOW, trial
 from vggexp.models.classic import alexnet, lenet
 from vggexp.models.init import initialize
+from vggexp.models.shapes import Block, alexnet_layers, lenet_layers, vgg_layers
 from vggexp.models.transfer import freeze
 from vggexp.models.vgg import fuse, vgg
-from vggexp.probe import Probe, Reading, first_dead, readings
 from vggexp.rng import generator
-from vggexp.shapes import Block, alexnet_layers, lenet_layers, vgg_layers
+from vggexp.training.dead_layers import DeadLayerCheck, LayerStats, first_dead, layer_stats
 
 FACTS = {"in_channels": 3, "size": 16, "classes": 10}
 BLOCKS = [Block(2, 8), Block(3, 12, 1)]
@@ -22,9 +22,9 @@ NAMES = ["block1.conv1", "block1.conv2", "block2.conv1", "block2.conv2", "block2
 
 
 def made(norm="none", dropout=0.5):
-    net = vgg(BLOCKS, norm=norm, hidden=(16,), dropout=dropout, width=1, **FACTS)
-    initialize(net, "kaiming", 0)
-    return net, vgg_layers(BLOCKS, norm, (16,), 1, **FACTS)
+    model = vgg(BLOCKS, norm=norm, hidden=(16,), dropout=dropout, width=1, **FACTS)
+    initialize(model, "kaiming", 0)
+    return model, vgg_layers(BLOCKS, norm, (16,), 1, **FACTS)
 
 
 def batch(size=16, count=8):
@@ -34,35 +34,35 @@ def batch(size=16, count=8):
 
 @pytest.mark.parametrize("norm", ["none", "batch", "lrn"])
 def test_a_reading_for_each_layer_with_weights(norm):
-    net, layers = made(norm)
+    model, layers = made(norm)
     images, labels = batch()
-    found, loss = readings(net, images, labels, layers)
+    found, loss = layer_stats(model, images, labels, layers)
     assert [reading.layer for reading in found] == NAMES
     assert loss > 0 and all(reading.signal > 0.01 and reading.gradient > 0 for reading in found)
     assert all(0.05 < reading.open < 0.95 for reading in found[:-1])
 
 
 def test_the_numbers_are_those_of_the_layers():
-    net, layers = made(dropout=0)
+    model, layers = made(dropout=0)
     images, labels = batch()
-    block, logits = net[0][0](images), net(images)
+    block, logits = model[0][0](images), model(images)
     torch.nn.functional.cross_entropy(logits, labels).backward()
-    found, _ = readings(copy.deepcopy(net), images, labels, layers)
+    found, _ = layer_stats(copy.deepcopy(model), images, labels, layers)
     spread = (images - images.mean(0)).square().mean().sqrt()
     for reading, answer in ((found[1], block), (found[-1], logits)):
         expected = (answer - answer.mean(0)).square().mean().sqrt() / spread
         assert reading.signal == pytest.approx(expected.item(), rel=1e-5)
         assert reading.open == pytest.approx((answer > 0).float().mean().item())
-    weight = net[2][-1].weight
+    weight = model[2][-1].weight
     assert found[-1].gradient == pytest.approx((weight.grad.norm() / weight.norm()).item(), rel=1e-4)
 
 
 def test_frozen_layers_are_read_too():
-    net, layers = made("batch")
-    freeze(net, 1)
-    found, _ = readings(net, *batch(), layers)
+    model, layers = made("batch")
+    freeze(model, 1)
+    found, _ = layer_stats(model, *batch(), layers)
     assert all(reading.gradient > 0 for reading in found)
-    assert not net[0][0][0].weight.requires_grad
+    assert not model[0][0][0].weight.requires_grad
 
 
 @pytest.mark.parametrize(
@@ -70,31 +70,31 @@ def test_frozen_layers_are_read_too():
 )
 def test_the_nets_before_vgg(build, rows, size):
     facts = FACTS | {"size": size}
-    net = build(**facts, **({"dropout": 0.5} if build is alexnet else {}))
-    found, _ = readings(net, *batch(size), rows(**facts))
+    model = build(**facts, **({"dropout": 0.5} if build is alexnet else {}))
+    found, _ = layer_stats(model, *batch(size), rows(**facts))
     assert [reading.layer for reading in found][-2:] == ["hidden2", "output"]
 
 
 def test_the_net_is_left_as_it_was():
-    net, layers = made("batch")
-    net(batch()[0]).sum().backward()
-    before = copy.deepcopy([net.state_dict(), [weight.grad for weight in net.parameters()], torch.get_rng_state()])
-    net.eval()
-    readings(net, *batch(), layers)
-    after = [net.state_dict(), [weight.grad for weight in net.parameters()], torch.get_rng_state()]
+    model, layers = made("batch")
+    model(batch()[0]).sum().backward()
+    before = copy.deepcopy([model.state_dict(), [weight.grad for weight in model.parameters()], torch.get_rng_state()])
+    model.eval()
+    layer_stats(model, *batch(), layers)
+    after = [model.state_dict(), [weight.grad for weight in model.parameters()], torch.get_rng_state()]
     assert all(torch.equal(before[0][key], after[0][key]) for key in before[0])
     assert all(torch.equal(one, other) for one, other in zip(before[1], after[1], strict=True))
     assert torch.equal(before[2], after[2])
-    assert not net.training and not any(module._forward_hooks for module in net.modules())
+    assert not model.training and not any(module._forward_hooks for module in model.modules())
 
 
 def test_it_reads_the_layers_themselves_in_fp32():
-    net, layers = made()
-    expected = readings(net, *batch(), layers)
-    fuse(net)
-    net.compile()
+    model, layers = made()
+    expected = layer_stats(model, *batch(), layers)
+    fuse(model)
+    model.compile()
     with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
-        assert readings(net, *batch(), layers) == expected
+        assert layer_stats(model, *batch(), layers) == expected
 
 
 @pytest.mark.parametrize(
@@ -109,31 +109,31 @@ def test_it_reads_the_layers_themselves_in_fp32():
     ],
 )
 def test_the_first_dead_layer(signals, layer):
-    dead = first_dead([Reading(str(index), signal, 0.5, 1) for index, signal in enumerate(signals)])
+    dead = first_dead([LayerStats(str(index), signal, 0.5, 1) for index, signal in enumerate(signals)])
     assert (dead and dead.layer) == layer
 
 
-def killed(net, block, conv):
+def killed(model, block, conv):
     """Its ReLU lets nothing through."""
-    weighted = [module for module in net[0][block] if isinstance(module, torch.nn.Conv2d)][conv]
+    weighted = [module for module in model[0][block] if isinstance(module, torch.nn.Conv2d)][conv]
     torch.nn.init.zeros_(weighted.weight)
     torch.nn.init.constant_(weighted.bias, -1)
 
 
 def probe(layers, stop=False):
-    return Probe(150, layers, ["a=1", "b=2 c=3"], stop)
+    return DeadLayerCheck(150, layers, ["a=1", "b=2 c=3"], stop)
 
 
 def test_what_it_says():
-    net, layers = made()
-    assert probe(layers).finding(net, *batch(), math.log(10)) is None
-    torch.nn.init.zeros_(net[2][-1].weight)
-    assert probe(layers).finding(net, *batch(), 2.3) == (
+    model, layers = made()
+    assert probe(layers).diagnose(model, *batch(), math.log(10)) is None
+    torch.nn.init.zeros_(model[2][-1].weight)
+    assert probe(layers).diagnose(model, *batch(), 2.3) == (
         "after 150 steps the net only guesses (loss 2.3026, ln 10 = 2.3026): output is dead, "
         "0 of what tells images apart is left\nadvice   try a=1, or b=2 c=3"
     )
-    killed(net, 1, 1)
-    assert probe(layers).finding(net, *batch(), 2.3).partition(": ")[2] == (
+    killed(model, 1, 1)
+    assert probe(layers).diagnose(model, *batch(), 2.3).partition(": ")[2] == (
         "block2.conv2 is dead, its ReLU is zero for all images\nadvice   try a=1, or b=2 c=3"
     )
 
@@ -141,16 +141,16 @@ def test_what_it_says():
 def test_a_net_that_does_more_than_guess_is_not_touched():
     _, layers = made()
     for loss in (2.2, 0.1, math.nan):
-        assert probe(layers).finding(None, *batch(), loss) is None
+        assert probe(layers).diagnose(None, *batch(), loss) is None
 
 
 def test_a_probe_without_memory_says_nothing():
-    net, layers = made()
-    killed(net, 0, 0)
-    net[0].register_forward_hook(lambda *_: torch.empty(1 << 60))
-    assert probe(layers).finding(net, *batch(), 2.3) is None
+    model, layers = made()
+    killed(model, 0, 0)
+    model[0].register_forward_hook(lambda *_: torch.empty(1 << 60))
+    assert probe(layers).diagnose(model, *batch(), 2.3) is None
     with pytest.raises(RuntimeError, match="shape"):  # any other error is one
-        probe(layers).finding(made()[0], *batch(size=32), 2.3)
+        probe(layers).diagnose(made()[0], *batch(size=32), 2.3)
 
 
 FADED = [*TINY, "arch=vgg19", "arch.width=0.02", "arch.init=paper", "train.probe_steps=2"]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vggexp.processor import default_threads, physical_cores
+from vggexp.system.cpu import default_threads, physical_cores
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,10 @@ import numpy as np
 import pytest
 
 from benchmarks.report import made_runs
-from vggexp.report import main
-from vggexp.rundir import claimed, set_state
-from vggexp.sinks import jsonl
+from vggexp.report.__main__ import main
+from vggexp.runs import jsonl
+from vggexp.runs.directory import write_result
+from vggexp.system.locks import lock_run_dir
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "</script><script>alert(1)</script><!--<img src=x onerror=alert(2)>\"'&|\x1b[2J\n\u2028"
@@ -118,7 +119,7 @@ def hostile(folder: Path, state: str, **values: object) -> Path:
     (folder / "config.yaml").write_text(json.dumps(config))
     jsonl.rewrite(folder / "metrics.jsonl", [{"epoch": 1, "val/accuracy": HOSTILE, "train/loss": 1e999}])
     (folder / "env.json").write_text(json.dumps({HOSTILE: HOSTILE + state, "versions": {"torch": HOSTILE}}))
-    set_state(folder, state, error=HOSTILE, **values)
+    write_result(folder, state, error=HOSTILE, **values)
     return folder
 
 
@@ -145,14 +146,14 @@ def test_runs_in_every_state(tmp_path, capsys):
     made_runs(tmp_path, 6)
     folders = sorted(tmp_path.iterdir())
     going, killed, broken, odd, bare = folders[:5]
-    set_state(going, "running")
-    set_state(killed, "running")
+    write_result(going, "running")
+    write_result(killed, "running")
     (broken / "metrics.jsonl").write_text("{}\n" + "x\n" * 2)
     (odd / "config.yaml").write_text("a: &a [*a]")
     (bare / "metrics.jsonl").unlink()
     (bare / "env.json").unlink()
     (bare / "predictions.npz").write_bytes(b"PK")
-    with claimed(going):
+    with lock_run_dir(going):
         assert main([str(tmp_path)]) == 0
     warnings = capsys.readouterr().err.splitlines()
     assert all(line.startswith("vggexp: warning: ") and line.endswith(" (left out)") for line in warnings)

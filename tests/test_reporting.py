@@ -8,24 +8,26 @@ import numpy as np
 import pytest
 
 from vggexp.config import compose
-from vggexp.config.identity import flat, nested
-from vggexp.config.read import plain
-from vggexp.predictions import read
-from vggexp.reporting.grids import axes, heat_map, natural
-from vggexp.reporting.predictions import class_names, confusion, worst_mistakes
-from vggexp.reporting.table import as_csv, as_markdown, repeats, tabulated
-from vggexp.runs import Run
+from vggexp.config.keys import flatten, to_plain, unflatten
+from vggexp.report.heatmaps import axes, heat_map, natural_sort_key
+from vggexp.report.mistakes import class_names, confusion, worst_mistakes
+from vggexp.report.table import as_csv, as_markdown, build_table, repeats
+from vggexp.runs.predictions import read
+from vggexp.runs.records import RunRecord
+from vggexp.sweep import expand
 
 
 @cache
 def composed(*groups):
-    return flat(plain(compose.load_run(compose.parse(list(groups)))))
+    return flatten(to_plain(expand.compose_run(compose.parse_command(list(groups)))))
 
 
 def run(name, *groups, keys=(), state="finished", rows=(), **result):
     """keys: what its configuration has instead, as ("optimizer.lr", 0.1). val_accuracy=0.5: of result.json."""
     result = {key.replace("_", "/"): value for key, value in result.items()}
-    return Run(Path("outputs") / name, state, composed(*groups) | dict(keys), {"epoch": 5, **result}, list(rows), {})
+    return RunRecord(
+        Path("outputs") / name, state, composed(*groups) | dict(keys), {"epoch": 5, **result}, list(rows), {}
+    )
 
 
 def test_only_what_differs_has_a_column():
@@ -35,7 +37,7 @@ def test_only_what_differs_has_a_column():
         run("c", "arch=vgg16", keys={"optimizer.lr": 0.05, "arch.dropout": 0.1}),
         run("d", "arch=vgg16_bn", "scheduler=cosine"),
     ]
-    table = tabulated(runs)
+    table = build_table(runs)
     assert table.settings[:2] == ["network", "optimizer.lr"] and table.settings[-1] == "seed"
     assert {"arch.dropout", "scheduler.name"} <= set(table.settings)
     told = {"arch.blocks", "arch.norm", "data.root", "train.keep", "train.epochs"}
@@ -43,24 +45,24 @@ def test_only_what_differs_has_a_column():
     row = table.rows[[row["run"] for row in table.rows].index("c")]
     assert (row["network"], row["optimizer.lr"], row["arch.dropout"]) == ("vgg16", 0.05, 0.1)
     assert row["parameters"] > 30_000_000  # told by arithmetic where result.json does not
-    assert tabulated(runs[:1]).settings == []
-    assert nested(runs[0].config)["optimizer"]["lr"] == runs[0].config["optimizer.lr"]
+    assert build_table(runs[:1]).settings == []
+    assert unflatten(runs[0].config)["optimizer"]["lr"] == runs[0].config["optimizer.lr"]
 
 
 def test_networks_of_one_name_are_told_by_their_rows():
-    table = tabulated([run(str(width), keys={"arch.blocks": [[1, width], [1, 32]]}) for width in (8, 16)])
+    table = build_table([run(str(width), keys={"arch.blocks": [[1, width], [1, 32]]}) for width in (8, 16)])
     assert table.settings == ["arch.blocks"]
     assert as_csv(["arch.blocks", "parameters"], table.rows).splitlines()[1].startswith('"[[1,8],[1,32]]",')
 
 
 def test_a_folder_of_pictures_need_not_be_there():
     keys = {"data.root": "/gone", "data.classes": None}
-    (row,) = tabulated([run("a", "data=image_folder", "data.classes=5", keys=keys)]).rows
+    (row,) = build_table([run("a", "data=image_folder", "data.classes=5", keys=keys)]).rows
     assert row["parameters"] is None and row["epochs"] == 5
     many = [
         run("b", f"arch={arch}", "data=image_folder", "data.classes=5", keys=keys) for arch in ("vgg11", "vgg13_bn")
     ]
-    assert {row["network"] for row in tabulated(many).rows} == {"vgg11", "vgg13_bn"}
+    assert {row["network"] for row in build_table(many).rows} == {"vgg11", "vgg13_bn"}
 
 
 def test_best_first_and_failed_last():
@@ -74,7 +76,7 @@ def test_best_first_and_failed_last():
         run("r", state="running", epoch=None),
         run("s", state="not started", epoch=None),
     ]
-    table = tabulated(runs)
+    table = build_table(runs)
     assert "".join(row["run"] for row in table.rows) == "abnrisf"
     values = {row["run"]: row for row in table.rows}
     assert (values["i"]["val/accuracy"], values["i"]["epochs"], values["i"]["seconds"]) == (0.95, 3, 7.0)
@@ -82,19 +84,19 @@ def test_best_first_and_failed_last():
 
 
 def test_without_held_out_images_the_test_ranks():
-    table = tabulated([run("b", test_accuracy=0.7), run("a", test_accuracy=0.8)])
+    table = build_table([run("b", test_accuracy=0.7), run("a", test_accuracy=0.8)])
     assert (table.score, [row["run"] for row in table.rows]) == ("test/accuracy", ["a", "b"])
 
 
 @pytest.mark.parametrize("value", ["0.9", True, [1], {}, float("nan"), float("inf"), 10**400, None])
 def test_what_is_no_number_is_unknown(value):
-    (row,) = tabulated([run("a", val_accuracy=value, seconds=value, rows=[{"time/epoch_seconds": value}])]).rows
+    (row,) = build_table([run("a", val_accuracy=value, seconds=value, rows=[{"time/epoch_seconds": value}])]).rows
     assert row["val/accuracy"] is None and row["seconds"] in (None, 0)
 
 
 def test_configurations_of_another_version_are_shown_as_they_are():
     odd = [{"arch.blocks": [[1, 8]], "seed": 0}, {"arch": 1, "arch.name": "x", "run": "y", "seed": 0}, {}]
-    table = tabulated([Run(Path(f"{i}"), "finished", config, {}, [], {}) for i, config in enumerate(odd)])
+    table = build_table([RunRecord(Path(f"{i}"), "finished", config, {}, [], {}) for i, config in enumerate(odd)])
     assert [(row["run"], row["network"]) for row in table.rows] == [("0", "[[1,8]]"), ("1", "x"), ("2", "null")]
 
 
@@ -106,14 +108,14 @@ def test_repeats_are_runs_that_differ_in_the_seed():
         for seed, score in enumerate(many)
     ]
     failed = run("f", keys={"optimizer.lr": 0.05, "seed": 1}, state="failed", val_accuracy=0.1)
-    one, other = repeats(tabulated([*runs, failed]))
+    one, other = repeats(build_table([*runs, failed]))
     assert one == {
         "optimizer.lr": 0.05, "val/accuracy mean": 0.95, "val/accuracy deviation": None,
         "test/accuracy mean": 0.475, "test/accuracy deviation": None, "runs": 1, "not finished": 1,
     }  # fmt: skip
     assert other["val/accuracy mean"] == pytest.approx(mean(scores[0.01])) and other["runs"] == 3
     assert other["test/accuracy deviation"] == pytest.approx(stdev(scores[0.01]) / 2)
-    assert repeats(tabulated([runs[0], runs[3]])) == []
+    assert repeats(build_table([runs[0], runs[3]])) == []
 
 
 def test_texts_do_not_break_a_markdown_table():
@@ -129,18 +131,18 @@ def test_heat_map():
             state="finished" if score else "failed")
         for (arch, rate), many in scores.items() for seed, score in enumerate(many)
     ]  # fmt: skip
-    table = tabulated(runs)
+    table = build_table(runs)
     assert axes(table) == ("network", "optimizer.lr")
     text = heat_map(table, repeats(table))
     assert text.index("0.8500</td><td>✕</td>") < text.index("0.9500</td><td></td>")
-    assert axes(tabulated(runs[:1])) is None and heat_map(tabulated(runs[:1]), []) == ""
+    assert axes(build_table(runs[:1])) is None and heat_map(build_table(runs[:1]), []) == ""
     others = [run("", keys={"data.batch_size": a, "arch.hidden": [b]}) for a in (1, 2, 3) for b in (4, 5)]
-    assert axes(tabulated(others)) == ("arch.hidden", "data.batch_size")
+    assert axes(build_table(others)) == ("arch.hidden", "data.batch_size")
 
 
 def test_names_sort_by_their_numbers():
     names = ["vgg16", "0.1", "vgg9_bn", "0.05", "vgg9", "1e-3", "null"]
-    assert sorted(names, key=natural) == ["1e-3", "0.05", "0.1", "null", "vgg9", "vgg9_bn", "vgg16"]
+    assert sorted(names, key=natural_sort_key) == ["1e-3", "0.05", "0.1", "null", "vgg9", "vgg9_bn", "vgg16"]
 
 
 SCORES = np.array([[0.7, 0.2, 0.1], [0.1, 0.9, 0.0], [0.3, 0.3, 0.4], [0.6, 0.3, 0.1]], np.float32)

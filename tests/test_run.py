@@ -15,7 +15,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 import vggexp
 from tests.conftest import TINY, result
-from vggexp import checkpoint
+from vggexp.training import checkpoint
 
 EVERYTHING = [
     *TINY, "arch.norm=batch", "augment=strong", "train.ema=0.9", "train.clip_norm=1", "train.accumulate=2",
@@ -112,7 +112,7 @@ def test_what_a_run_keeps(command):
     for keep, names in kept.items():
         command(*TINY, f"train.keep={keep}", f"run.name={keep}")
         assert sorted(path.stem for path in Path("outputs", keep, "checkpoints").iterdir()) == names
-        assert vggexp.load_run(Path("outputs", keep)).net is not None
+        assert vggexp.load_run(Path("outputs", keep)).model is not None
     code, _, err = command(*TINY, "train.keep=weights", "run.name=weights", "train.epochs=3")
     assert code == 4 and "kept only its weights" in err
 
@@ -224,14 +224,14 @@ def test_a_sweep_runs_all_and_ends_with_a_table(command, launcher):
 def test_a_run_in_a_notebook_gives_the_recorded_scores(command):
     command(*TINY, "run.name=a", "device.precision=fp32", "train.test_weights=best")
     run = vggexp.load_run("outputs/a")
-    from vggexp.data.sources import synthetic
+    from vggexp.data.datasets import synthetic_dataset
 
-    images = synthetic(96, 10, 1, 32).test.images
+    images = synthetic_dataset(96, 10, 1, 32).test.images
     with torch.inference_mode():
-        scores = run.net(run.preprocess(images)).softmax(1).numpy()
+        scores = run.model(run.preprocess(images)).softmax(1).numpy()
     kept = max(rows("a"), key=lambda row: row["val/accuracy"])
     assert result("a")["val/accuracy"] == kept["val/accuracy"] and result("a")["best/epoch"] == kept["epoch"]
-    assert not run.net.training and run.config.data.images == 96 and run.classes == tuple("0123456789")
+    assert not run.model.training and run.config.data.images == 96 and run.classes == tuple("0123456789")
     numpy.testing.assert_allclose(scores, numpy.load("outputs/a/predictions.npz")["scores"], atol=1e-5)
 
 

@@ -6,14 +6,15 @@ import pytest
 import yaml
 
 from vggexp.errors import CheckpointError
-from vggexp.rundir import claimed, set_state
-from vggexp.runs import find_runs, read_run
+from vggexp.runs.directory import write_result
+from vggexp.runs.records import find_runs, read_run
+from vggexp.system.locks import lock_run_dir
 
 
 def made(folder, state="finished"):
     folder.mkdir(parents=True)
     (folder / "config.yaml").write_text(yaml.safe_dump({"optimizer": {"lr": 0.1}, "seed": 3}))
-    set_state(folder, state)
+    write_result(folder, state)
     return folder
 
 
@@ -31,7 +32,7 @@ def test_the_state_is_that_of_now(tmp_path, state):
     run = read_run(folder)
     assert (run.name, run.config, run.rows) == ("a", {"optimizer.lr": 0.1, "seed": 3}, [])
     assert run.state == ("interrupted" if state == "running" else state)
-    with claimed(folder):
+    with lock_run_dir(folder):
         assert read_run(folder).state == state
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vggexp.schedules import Plateau, schedule
+from vggexp.training.schedules import Plateau, build_schedule
 
 STEPS = 10  # an epoch; the run has 8 epochs
 ONECYCLE = {"peak_fraction": 0.25, "initial_factor": 0.1, "final_factor": 0.02}
@@ -10,7 +10,7 @@ PLATEAU = {"gamma": 0.1, "patience": 2, "threshold": 0.001}
 
 
 def rates(name, steps, warmup_epochs=0.0, **own):
-    made = schedule(name, 0.5, warmup_epochs, epochs=8, steps_per_epoch=STEPS, **own)
+    made = build_schedule(name, 0.5, warmup_epochs, epochs=8, steps_per_epoch=STEPS, **own)
     return [made.at(step) / 0.5 for step in steps]
 
 
@@ -43,7 +43,7 @@ SEQUENCE = [(0.3, 1), (0.5, 1), (0.5005, 1), (0.4, 1), (0.5, 0.1), (0.6, 0.1), (
 
 @pytest.mark.parametrize("stop", range(len(SEQUENCE)))
 def test_plateau_and_its_continuation(stop):
-    made = schedule("plateau", 2.0, 0, epochs=8, steps_per_epoch=STEPS, **PLATEAU)
+    made = build_schedule("plateau", 2.0, 0, epochs=8, steps_per_epoch=STEPS, **PLATEAU)
     for epoch, (accuracy, factor) in enumerate(SEQUENCE):
         if epoch == stop:
             kept, made.factor = made.factor.state_dict(), Plateau(**PLATEAU)

@@ -15,10 +15,12 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tests.conftest import TINY
-from vggexp import search
-from vggexp.config.compose import load, parse
-from vggexp.config.search import Axis, Settings
-from vggexp.rundir import claimed, result_of
+from vggexp.config.compose import parse_command
+from vggexp.runs.directory import read_result
+from vggexp.sweep.expand import load_command
+from vggexp.sweep.search_space import SearchAxis, SearchSettings
+from vggexp.sweep.study import RUN, _distribution, finished_trials, next_trials, open_study, tell
+from vggexp.system.locks import lock_run_dir
 
 ROOT = Path(__file__).parents[1]
 SEARCH = ["-m", "hydra/sweeper=optuna", *TINY, "train.epochs=1"]
@@ -32,11 +34,11 @@ def trials(count: int, *more: str) -> list[str]:
 
 def study(root: str = "outputs"):
     (folder,) = Path(root).glob("sweeps/*")
-    return search.opened(folder)
+    return open_study(folder)
 
 
 def states(found) -> list[str]:
-    return [trial.state.name for trial in search.trials(found)]
+    return [trial.state.name for trial in finished_trials(found)]
 
 
 @pytest.mark.parametrize(
@@ -56,12 +58,12 @@ def states(found) -> list[str]:
     ],
 )
 def test_axes_are_distributions(axis, expected):
-    (only,) = load(parse(["-m", "hydra/sweeper=optuna", axis])).axes.values()
-    assert search._distribution(only) == expected
+    (only,) = load_command(parse_command(["-m", "hydra/sweeper=optuna", axis])).axes.values()
+    assert _distribution(only) == expected
 
 
 def test_a_fraction_of_a_range_is_written_as_a_grid_has_it():
-    (axis,) = load(parse([*SEARCH, "arch.dropout=range(0.1,0.5,0.1)"])).axes.values()
+    (axis,) = load_command(parse_command([*SEARCH, "arch.dropout=range(0.1,0.5,0.1)"])).axes.values()
     assert [axis.text(value) for value in (0.1, 0.1 + 0.1 + 0.1, 0.4)] == [axis.values[0], *axis.values[2:]]
     assert [float(value) for value in axis.values] == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=1e-15)
 
@@ -104,7 +106,7 @@ def test_refused(command, tmp_path, more, expected):
 
 
 def test_without_optuna(command, monkeypatch):
-    monkeypatch.setattr("vggexp.config.search.find_spec", lambda name: None)
+    monkeypatch.setattr("vggexp.sweep.search_space.find_spec", lambda name: None)
     advice = "hydra/sweeper=optuna: Optuna is not installed; pip install 'vggexp[search]'"
     assert command(*SEARCH, LR) == (2, "", f"vggexp: error: {advice}\n")
 
@@ -116,25 +118,25 @@ def test_refusing_imports_neither_torch_nor_optuna(tmp_path):
     assert (ended.stdout, ended.stderr.count("\n")) == ("set()\n", 1)
 
 
-def driven(folder: Path, settings: Settings, *ends: int) -> list[dict]:
+def driven(folder: Path, settings: SearchSettings, *ends: int) -> list[dict]:
     """The values that a search asks for, without runs; killed when it has asked for its trial of each number in `ends`,
     with nothing told of that batch."""
-    axes = {"x": Axis(low=0.0, high=1.0), "y": Axis(("a", "b")), "z": Axis(low=1, high=9, step=1)}
+    axes = {"x": SearchAxis(low=0.0, high=1.0), "y": SearchAxis(("a", "b")), "z": SearchAxis(low=1, high=9, step=1)}
     folder.mkdir()
     for end in (*ends, settings.n_trials + 1):
-        found = search.opened(folder, "name", "val/accuracy")
-        while batch := search.asked(found, axes, settings, repr):
+        found = open_study(folder, "name", "val/accuracy")
+        while batch := next_trials(found, axes, settings, repr):
             if batch[-1].number + 1 >= end:
                 break
             for trial in batch:
-                search.tell(found, trial, trial.params["x"] - (trial.params["y"] == "a"))
-    return [trial.params for trial in search.trials(found)]
+                tell(found, trial, trial.params["x"] - (trial.params["y"] == "a"))
+    return [trial.params for trial in finished_trials(found)]
 
 
 @pytest.mark.parametrize("sampler", ["tpe", "random"])
 @pytest.mark.parametrize("parallel", [1, 4])
 def test_a_search_that_was_killed_asks_what_one_in_a_piece_asks(tmp_path, sampler, parallel):
-    settings = Settings(24, sampler, 0, parallel)
+    settings = SearchSettings(24, sampler, 0, parallel)
     whole = driven(tmp_path / "a", settings)
     assert len(whole) == 24 == len({tuple(values.values()) for values in whole})
     assert driven(tmp_path / "b", settings, 5, 12, 13, 24) == whole
@@ -148,7 +150,7 @@ def test_more_trials_are_added_to_those_that_are_there(command):
         code, out, err = command(*trials(count, LR))
         assert (code, err, out.count("\nstarted ")) == (0, "", new)
         assert len([line for line in out.splitlines() if "| finished |" in line]) == count
-    assert len({trial.params["optimizer.lr"] for trial in search.trials(study())}) == 2
+    assert len({trial.params["optimizer.lr"] for trial in finished_trials(study())}) == 2
 
 
 @pytest.mark.parametrize(("objective", "best"), [("val/loss", min), ("train/accuracy", max)])
@@ -158,15 +160,15 @@ def test_it_seeks_what_the_objective_calls_better(command, objective, best):
     with open(next(Path("outputs/sweeps").glob("*/results.csv"))) as file:
         kept = list(csv.DictReader(file))
     assert code == 0 and len(kept) == 2, "a setting that comes again is not run again"
-    assert out.count("\nstarted ") == 2 and len(search.trials(found)) == 4
+    assert out.count("\nstarted ") == 2 and len(finished_trials(found)) == 4
     values = {row["optimizer.lr"]: float(row[objective]) for row in kept}
     assert kept[0]["optimizer.lr"] == found.best_params["optimizer.lr"] == "0.05"
-    assert found.best_value == values["0.05"] == best(values.values()) == result_of(_run(found.best_trial))[objective]
+    assert found.best_value == values["0.05"] == best(values.values()) == read_result(_run(found.best_trial))[objective]
     assert (next(Path("outputs/sweeps").glob("*")) / "results.md").read_text().count("\n") == 4
 
 
 def _run(trial) -> Path:
-    return Path(trial.user_attrs[search.RUN])
+    return Path(trial.user_attrs[RUN])
 
 
 def attempts(trial) -> int:
@@ -181,8 +183,8 @@ def test_a_failed_trial_does_not_end_the_search(command):
         "arch.init=paper",
     ]
     code, out, err = command(*trials(8, *axes))
-    told = search.trials(study())
-    apart = [trial for trial in told if not trial.user_attrs[search.RUN]]  # more micro-batches than images in a batch
+    told = finished_trials(study())
+    apart = [trial for trial in told if not trial.user_attrs[RUN]]  # more micro-batches than images in a batch
     diverged = [trial for trial in told if trial.params["optimizer.lr"] == "100" and trial not in apart]
     failed = [*apart, *diverged]
     assert len(told) == 8 and apart and diverged and len(failed) < 8
@@ -208,12 +210,12 @@ def test_a_search_ended_by_a_signal_goes_on(command, tmp_path, number):
     with open(next(Path("outputs/sweeps").glob("*/study.log")), "a") as file:
         file.write('{"op_code":4,"work')  # what a kill in the middle of a line leaves
     code, out, _ = command(*argv)
-    found = search.trials(study())
+    found = finished_trials(study())
     runs = {str(path.parent) for path in Path("outputs").glob("*/result.json")}
     assert code == 0 and states(study()) == ["COMPLETE"] * 3
     assert not out.startswith("trial 1 ") and [attempts(trial) for trial in found] == [1, 2, 1]
     assert {str(_run(trial)) for trial in found} == runs and len(runs) == 3
-    assert [trial.value for trial in found] == [result_of(_run(trial))["val/accuracy"] for trial in found]
+    assert [trial.value for trial in found] == [read_result(_run(trial))["val/accuracy"] for trial in found]
 
 
 def test_a_trial_that_a_kill_left_half_asked_never_counts(command):
@@ -230,7 +232,7 @@ def test_whose_folder_it_is(command):
     assert command(*here)[0] == 0 and command(*trials(2, LR), "hydra.sweep.dir=mine")[0] == 0
     code, _, err = command(*here, "optimizer.momentum=0.5")
     assert code == 4 and "mine: holds the search search-optimizer.lr-" in err
-    with claimed(Path("mine")):
+    with lock_run_dir(Path("mine")):
         assert command(*here)[0] == 8
     Path("mine/study.log").write_text('{"op_code":99}\n[]\n')
     assert command(*here)[0] == 4
@@ -246,7 +248,7 @@ def test_several_trials_at_once(tmp_path):
     argv = trials(5, LR, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     ended = subprocess.run([sys.executable, "-m", "vggexp", *argv], env=ENVIRONMENT, cwd=tmp_path, capture_output=True)
     (folder,) = tmp_path.glob("outputs/sweeps/*")
-    found = search.trials(search.opened(folder))
+    found = finished_trials(open_study(folder))
     assert ended.returncode == 0 and [trial.state.name for trial in found] == ["COMPLETE"] * 5
     assert found[1].datetime_start < found[0].datetime_complete <= found[2].datetime_start  # asked for in twos
     assert len({trial.params["optimizer.lr"] for trial in found}) == 5

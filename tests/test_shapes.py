@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from vggexp import shapes
+from vggexp.models import shapes
 from vggexp.models.classic import alexnet, lenet
+from vggexp.models.shapes import ALEXNET, LENET, Block, vgg_layers, vgg_spatial_ops
 from vggexp.models.vgg import vgg
-from vggexp.shapes import ALEXNET, LENET, Block, vgg_layers, vgg_windows
 
 HEAD = (4096, 4096)
 
@@ -87,12 +87,12 @@ def test_names_and_shapes():
 @pytest.mark.parametrize(
     ("windows", "size", "text"),
     [
-        (vgg_windows(PAPER["A"]), 16, "too small for 5 poolings (16->8->4->2->1->0); at least 32"),
-        (vgg_windows(PAPER["A"]), 28, "too small for 5 poolings (28->14->7->3->1->0); at least 32"),
-        (vgg_windows(PAPER["A"]), 8, "too small for 5 poolings (8->4->2->1->0); at least 32"),
+        (vgg_spatial_ops(PAPER["A"]), 16, "too small for 5 poolings (16->8->4->2->1->0); at least 32"),
+        (vgg_spatial_ops(PAPER["A"]), 28, "too small for 5 poolings (28->14->7->3->1->0); at least 32"),
+        (vgg_spatial_ops(PAPER["A"]), 8, "too small for 5 poolings (8->4->2->1->0); at least 32"),
         (LENET, 8, "too small for 2 poolings (8->4->0); at least 12"),
         (ALEXNET, 32, "too small for 3 poolings (32->7->3->1->0); at least 63"),
-        (vgg_windows([Block(1, 1)] * 40), 4096, None),
+        (vgg_spatial_ops([Block(1, 1)] * 40), 4096, None),
     ],
 )
 def test_too_small(windows, size, text):
@@ -102,7 +102,7 @@ def test_too_small(windows, size, text):
     assert text is None or shapes.too_small(size, windows) == text
     for side in (1, 2, 3, 7):
         least = shapes.minimum_size(windows, side)
-        assert shapes.sides(least, windows)[-1] == side > shapes.sides(least - 1, windows)[-1]
+        assert shapes.feature_map_sizes(least, windows)[-1] == side > shapes.feature_map_sizes(least - 1, windows)[-1]
 
 
 def test_too_small_is_refused():
@@ -120,13 +120,13 @@ def measured(build, shape) -> tuple[int, int, int]:
         return tensor
 
     with torch.device("meta"):
-        net = build()
+        model = build()
         image, label = torch.empty(1, *shape), torch.zeros(1, dtype=torch.int64)
         with FlopCounterMode(display=False) as counter, torch.autograd.graph.saved_tensors_hooks(keep, lambda x: x):
-            torch.nn.functional.cross_entropy(net(image), label)
-    weights = {tensor.untyped_storage()._cdata for tensor in (*net.parameters(), *net.buffers())}
+            torch.nn.functional.cross_entropy(model(image), label)
+    weights = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *model.buffers())}
     elements = sum(t.untyped_storage().nbytes() // t.element_size() for key, t in kept.items() if key not in weights)
-    return sum(weight.numel() for weight in net.parameters()), counter.get_total_flops() // 2, elements
+    return sum(weight.numel() for weight in model.parameters()), counter.get_total_flops() // 2, elements
 
 
 def architecture(draw: random.Random) -> dict:

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from vggexp.errors import StoppedError
-from vggexp.signals import stopping
+from vggexp.system.signals import handle_stop_signals
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def handler():
 
 
 def stopped(done: list[str]) -> None:
-    with pytest.raises(StoppedError, match="stopped by SIGUSR2 here"), stopping() as stop:
+    with pytest.raises(StoppedError, match="stopped by SIGUSR2 here"), handle_stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGUSR2)
         done.append("saved")
@@ -37,7 +37,7 @@ def test_an_earlier_handler_comes_after_the_save(handler):
 def test_an_earlier_handler_may_end_the_process(handler):
     """As submitit's does, once it has asked Slurm for the job's return."""
     handler(lambda: exit(-1))
-    with pytest.raises(SystemExit), stopping() as stop:
+    with pytest.raises(SystemExit), handle_stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGUSR2)
         stop.check("here")
 
@@ -54,7 +54,7 @@ def test_what_an_earlier_handler_refuses_is_told(handler, capsys):
 INTERRUPTED = """
 import sys
 from vggexp import __main__
-from vggexp.sinks.console import answered
+from vggexp.loggers.console import answered
 def late(*_): exec("raise KeyboardInterrupt")  # as a dataclass at import is made
 __main__._command = late
 raise SystemExit(__main__.main([]) if sys.argv[1] == "vggexp" else answered(late, "stopped"))

@@ -14,10 +14,10 @@ from PIL import Image
 
 import vggexp
 from tests.conftest import TINY, result
-from vggexp import checkpoint
-from vggexp import job as running
-from vggexp.models.torchvision_names import save_torchvision_weights
+from vggexp.models.torchvision import save_torchvision_weights
 from vggexp.models.transfer import named_layers
+from vggexp.runner import job
+from vggexp.training import checkpoint
 
 PAPER = ["block1.conv1", "block2.conv1", "block3.conv1", "block3.conv2", "hidden1", "hidden2", "output"]
 SMALL = ["data.resize=32", "data.batch_size=8", "data.val_fraction=0.25", "data.workers=0", "device.threads=1"]
@@ -47,21 +47,21 @@ def pictures(tmp_path_factory):
 @pytest.fixture
 def beginnings(monkeypatch):
     """The weights of each run before its first step."""
-    seen, real = [], running.train
+    seen, real = [], job.train
 
     def spy(state, *others):
-        seen.append({name: tensor.clone() for name, tensor in state.net.state_dict().items()})
+        seen.append({name: tensor.clone() for name, tensor in state.model.state_dict().items()})
         real(state, *others)
 
-    monkeypatch.setattr(running, "train", spy)
+    monkeypatch.setattr(job, "train", spy)
     return seen
 
 
 def layers(name, weights=None):
     """The layers of a finished run, or of its network with other weights."""
-    net = vggexp.load_run(Path("outputs") / name).net
-    net.load_state_dict(weights or net.state_dict())
-    return named_layers(net)
+    model = vggexp.load_run(Path("outputs") / name).model
+    model.load_state_dict(weights or model.state_dict())
+    return named_layers(model)
 
 
 def same(one, other):
@@ -111,7 +111,7 @@ def test_frozen_blocks_stay_as_they_came(command):
     whole = result("b")["weights_sha256"]
     interrupted("b")
     assert command(*begin)[0] == 0 and result("b")["weights_sha256"] == whole
-    from vggexp.verify import main
+    from vggexp.verify.__main__ import main
 
     assert main(["outputs/b"]) == 0
 
@@ -161,15 +161,15 @@ def test_a_run_that_was_begun_needs_its_source_no_more(command, name):
 @pytest.mark.parametrize("old", [False, True], ids=["zip", "before 2020"])
 def test_a_file_in_torchvisions_naming(command, beginnings, old):
     assert command(*TINY, "data.channels=3", "run.name=a")[0] == 0
-    net = vggexp.load_run("outputs/a").net
-    torch.save(save_torchvision_weights(net), "w.pth", _use_new_zipfile_serialization=not old)
+    model = vggexp.load_run("outputs/a").model
+    torch.save(save_torchvision_weights(model), "w.pth", _use_new_zipfile_serialization=not old)
     code, out, err = command(*TINY, "train.init_from=w.pth", "run.name=b")
     assert (code, err) == (0, "") and "start    w.pth  (torchvision's naming, SHA-256 " in out
     assert "  block1      conv1 <- features.0 (its input channels summed)\n" in out
     assert "  classifier  hidden1 <- classifier.0, output <- classifier.3\n" in out
     begun = beginnings[-1]
-    torch.testing.assert_close(begun.pop("0.0.0.weight"), net.state_dict()["0.0.0.weight"].sum(1, keepdim=True))
-    assert all(torch.equal(tensor, net.state_dict()[name]) for name, tensor in begun.items())
+    torch.testing.assert_close(begun.pop("0.0.0.weight"), model.state_dict()["0.0.0.weight"].sum(1, keepdim=True))
+    assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in begun.items())
 
 
 class Planted:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from vggexp.metrics import Sums
+from vggexp.models.shapes import Block
 from vggexp.models.vgg import vgg
-from vggexp.precision import scaler
-from vggexp.shapes import Block
-from vggexp.step import Guard, gradients, update
+from vggexp.training.metrics import MetricSums
+from vggexp.training.precision import scaler
+from vggexp.training.step import NonFiniteGuard, forward_backward, optimizer_step
 
 CPU = torch.device("cpu")
 DRAWS = torch.Generator().manual_seed(0)
@@ -27,23 +27,23 @@ def network() -> nn.Module:
     return vgg([Block(2, 4)], norm="none", hidden=(5,), dropout=0, width=1, in_channels=1, size=4, classes=3)
 
 
-def flat_gradient(net: nn.Module) -> torch.Tensor:
-    return torch.cat([weight.grad.flatten() for weight in net.parameters()])
+def flat_gradient(model: nn.Module) -> torch.Tensor:
+    return torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
 
 class Setup:
     """A network, an optimizer whose gradients are recorded as it sees them, and what else a step takes."""
 
-    def __init__(self, net: nn.Module, optimizer=torch.optim.SGD, precision="fp32"):
+    def __init__(self, model: nn.Module, optimizer=torch.optim.SGD, precision="fp32"):
         self.scaler = scaler(precision, CPU)
-        self.net, self.guard, self.sums, self.gradients = net, Guard(CPU), Sums(CPU), []
-        self.optimizer = optimizer(net.parameters(), lr=0.1)
-        self.optimizer.register_step_pre_hook(lambda *_: self.gradients.append(flat_gradient(net)))
+        self.model, self.guard, self.sums, self.gradients = model, NonFiniteGuard(CPU), MetricSums(CPU), []
+        self.optimizer = optimizer(model.parameters(), lr=0.1)
+        self.optimizer.register_step_pre_hook(lambda *_: self.gradients.append(flat_gradient(model)))
 
     def step(self, images=IMAGES, labels=LABELS, step=0, clip_norm=None, **changed) -> bool:
-        loss, logits = gradients(self.net, self.scaler, self.guard, images, labels, **(USUAL | changed))
+        loss, logits = forward_backward(self.model, self.scaler, self.guard, images, labels, **(USUAL | changed))
         self.sums.add(loss, logits, labels)
-        return update(self.net, self.optimizer, self.scaler, self.guard, step, loss, clip_norm)
+        return optimizer_step(self.model, self.optimizer, self.scaler, self.guard, step, loss, clip_norm)
 
 
 def gradient(images=IMAGES, labels=LABELS, **changed) -> torch.Tensor:
@@ -54,9 +54,9 @@ def gradient(images=IMAGES, labels=LABELS, **changed) -> torch.Tensor:
 
 def by_torch(images=IMAGES, labels=LABELS, **key) -> torch.Tensor:
     """The gradient of the mean loss."""
-    net = network()
-    cross_entropy(net(images), labels, **key).backward()
-    return flat_gradient(net)
+    model = network()
+    cross_entropy(model(images), labels, **key).backward()
+    return flat_gradient(model)
 
 
 @pytest.mark.parametrize("micro_batches", [2, 3, 4, 100, 128])
@@ -80,14 +80,16 @@ def test_clipping(share):
 
 def test_a_good_step():
     setup = Setup(network())
-    logits = setup.net(IMAGES)
-    before = nn.utils.parameters_to_vector(setup.net.parameters()).detach().clone()
+    logits = setup.model(IMAGES)
+    before = nn.utils.parameters_to_vector(setup.model.parameters()).detach().clone()
     assert setup.step(step=7, micro_batches=3)
-    assert setup.guard.bad_step() is None
-    torch.testing.assert_close(nn.utils.parameters_to_vector(setup.net.parameters()), before - 0.1 * setup.gradients[0])
+    assert setup.guard.first_nonfinite_step() is None
+    torch.testing.assert_close(
+        nn.utils.parameters_to_vector(setup.model.parameters()), before - 0.1 * setup.gradients[0]
+    )
     loss, accuracy = cross_entropy(logits, LABELS).item(), (logits.argmax(1) == LABELS).double().mean().item()
     assert setup.sums.read("train") == pytest.approx({"train/loss": loss, "train/accuracy": accuracy}, rel=1e-6)
-    assert all(weight.grad is None for weight in setup.net.parameters())
+    assert all(weight.grad is None for weight in setup.model.parameters())
 
 
 class Root(nn.Module):
@@ -110,16 +112,16 @@ def broken(value: float) -> torch.Tensor:
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
 @pytest.mark.parametrize("changed", [{}, {"clip_norm": 1.0}, {"micro_batches": 4}])
 @pytest.mark.parametrize(("net", "value"), [(network, math.nan), (network, math.inf), (Root, 0)])
-def test_what_is_not_finite_changes_nothing(net, value, changed, optimizer):
-    setup, images = Setup(net(), optimizer), broken(value)
-    before = {name: tensor.clone() for name, tensor in setup.net.state_dict().items()}
-    assert cross_entropy(setup.net(images), LABELS).isfinite() == (net is Root)
+def test_what_is_not_finite_changes_nothing(model, value, changed, optimizer):
+    setup, images = Setup(model(), optimizer), broken(value)
+    before = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()}
+    assert cross_entropy(setup.model(images), LABELS).isfinite() == (model is Root)
     assert not setup.step(images, step=7, **changed)
     assert not setup.step(step=8)  # a good batch comes too late
-    assert setup.guard.bad_step() == 7
+    assert setup.guard.first_nonfinite_step() == 7
     assert not setup.gradients
     assert not setup.optimizer.state
-    assert all(torch.equal(tensor, before[name]) for name, tensor in setup.net.state_dict().items())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in setup.model.state_dict().items())
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
@@ -127,8 +129,8 @@ def test_what_is_not_finite_changes_nothing(net, value, changed, optimizer):
 def test_a_guard_that_is_read_late(name, precision):
     setup = Setup(network(), partial(getattr(torch.optim, name), fused=True), precision)
     setup.guard.on_cpu = False  # as on an accelerator: the fused kernels read the flag, the host does not
-    before = nn.utils.parameters_to_vector(setup.net.parameters()).detach().clone()
+    before = nn.utils.parameters_to_vector(setup.model.parameters()).detach().clone()
     assert setup.step(broken(math.nan), step=7)
     assert setup.step(step=8)
-    assert setup.guard.bad_step() == 7
-    assert torch.equal(nn.utils.parameters_to_vector(setup.net.parameters()), before)
+    assert setup.guard.first_nonfinite_step() == 7
+    assert torch.equal(nn.utils.parameters_to_vector(setup.model.parameters()), before)

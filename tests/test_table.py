@@ -4,8 +4,8 @@ import csv
 
 import pytest
 
-from vggexp.rundir import set_state
-from vggexp.table import sweep_table
+from vggexp.runs.directory import write_result
+from vggexp.sweep.results import write_sweep_table
 
 RUNS = {  # state, val/accuracy, val/loss: the loss ranks otherwise
     "a": ("finished", 0.7, 0.9),
@@ -25,8 +25,11 @@ def test_ranking(tmp_path, capsys, objective, order):
     for name, (state, accuracy, loss) in RUNS.items():
         (tmp_path / name).mkdir()
         facts = {"val/accuracy": accuracy, "val/loss": loss, "train/loss": loss and loss / 2, "seconds": 12.5}
-        set_state(tmp_path / name, state, **facts)
-    assert sweep_table([tmp_path / name for name in (*RUNS, "never")], SWEPT, objective, tmp_path / "sweeps" / "x") == 3
+        write_result(tmp_path / name, state, **facts)
+    assert (
+        write_sweep_table([tmp_path / name for name in (*RUNS, "never")], SWEPT, objective, tmp_path / "sweeps" / "x")
+        == 3
+    )
     with open(tmp_path / "sweeps" / "x" / "results.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["run"] for row in rows] == [*order, "never"]
@@ -46,7 +49,7 @@ def test_ranking(tmp_path, capsys, objective, order):
 
 def test_an_error_stays_one_line(tmp_path, capsys):
     (tmp_path / "a").mkdir()
-    set_state(tmp_path / "a", "failed", error="no\x1b[2J|room\n" + "x" * 100)
-    assert sweep_table([tmp_path / "a"], [["seed=1"]], "val/accuracy", tmp_path) == 1
+    write_result(tmp_path / "a", "failed", error="no\x1b[2J|room\n" + "x" * 100)
+    assert write_sweep_table([tmp_path / "a"], [["seed=1"]], "val/accuracy", tmp_path) == 1
     head, rule, row = capsys.readouterr().out.splitlines()
     assert "no\\x1b[2J\\|room\\nxxx" in row and "xxx... |" in row and len(head) == len(rule) == len(row)

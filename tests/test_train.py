@@ -9,20 +9,19 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from vggexp.clock import PARTS, Clock
-from vggexp.ema import Ema
 from vggexp.errors import DivergedError, ResourceError
-from vggexp.metrics import Sums
 from vggexp.models.init import initialize
+from vggexp.models.shapes import Block, vgg_layers
 from vggexp.models.vgg import vgg
-from vggexp.precision import scaler
-from vggexp.probe import Probe
 from vggexp.rng import generator
-from vggexp.schedules import schedule
-from vggexp.scoring import evaluate
-from vggexp.shapes import Block, vgg_layers
-from vggexp.signals import Stop
-from vggexp.train import Plan, State, train
+from vggexp.system.signals import StopFlag
+from vggexp.training.dead_layers import DeadLayerCheck
+from vggexp.training.ema import EMA
+from vggexp.training.loop import TrainSettings, TrainState, train
+from vggexp.training.metrics import MetricSums, evaluate
+from vggexp.training.precision import scaler
+from vggexp.training.schedules import build_schedule
+from vggexp.training.timer import PARTS, PhaseTimer
 
 CPU = torch.device("cpu")
 SCORES = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
@@ -59,50 +58,50 @@ class Recorder:
     def epoch(self, row) -> None:
         self.rows.append(row)
 
-    def note(self, text: str) -> None:
+    def log(self, text: str) -> None:
         self.notes.append(text)
 
 
 class Keeper:
     """Copies the state at the step `at`, and after every epoch."""
 
-    def __init__(self, state: State | None = None, at: int | None = None):
+    def __init__(self, state: TrainState | None = None, at: int | None = None):
         self.state, self.at, self.saved = state, at, {}
 
     def due(self) -> bool:
         return self.state is not None and self.state.step == self.at
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainState) -> None:
         self.saved[state.step] = copy.deepcopy(state.capture())
 
 
-def fresh(lr=0.05, seed=0, ema=None, course="constant", norm="batch", **own) -> State:
-    net = vgg([Block(1, 8)], norm=norm, hidden=(16,), dropout=0.3, width=1, in_channels=1, size=4, classes=4)
-    initialize(net, "kaiming", seed)
-    optimizer = torch.optim.SGD(net.parameters(), lr, momentum=0.9, fused=True)
-    average = Ema(net, ema) if ema else None
-    course = schedule(course, lr, 0, epochs=4, steps_per_epoch=3, **own)
-    return State(net, optimizer, course, scaler("fp32", CPU), average, Sums(CPU))
+def fresh(lr=0.05, seed=0, ema=None, course="constant", norm="batch", **own) -> TrainState:
+    model = vgg([Block(1, 8)], norm=norm, hidden=(16,), dropout=0.3, width=1, in_channels=1, size=4, classes=4)
+    initialize(model, "kaiming", seed)
+    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, fused=True)
+    average = EMA(model, ema) if ema else None
+    course = build_schedule(course, lr, 0, epochs=4, steps_per_epoch=3, **own)
+    return TrainState(model, optimizer, course, scaler("fp32", CPU), average, MetricSums(CPU))
 
 
-def scores(net):
-    return evaluate(net, [(Blobs().images, Blobs().labels)], CPU, contextlib.nullcontext, "val")
+def scores(model):
+    return evaluate(model, [(Blobs().images, Blobs().labels)], CPU, contextlib.nullcontext, "val")
 
 
 def trained(
-    state: State, epochs=4, seed=0, batches=None, measure=scores, patience=None, keeper=None, probe=None
+    state: TrainState, epochs=4, seed=0, batches=None, measure=scores, patience=None, keeper=None, probe=None
 ) -> Recorder:
-    plan = Plan(
+    plan = TrainSettings(
         device=CPU, seed=seed, epochs=epochs, batch_size=8, label_smoothing=0.0, clip_norm=None,
         patience=patience, rest_minutes=0.0, autocast=contextlib.nullcontext, probe=probe,
     )  # fmt: skip
     watcher = Recorder()
-    train(state, batches or Blobs(), plan, Clock(CPU), measure, watcher, keeper or Keeper(), Stop())
+    train(state, batches or Blobs(), plan, PhaseTimer(CPU), measure, watcher, keeper or Keeper(), StopFlag())
     return watcher
 
 
-def weights(state: State) -> Tensor:
-    return torch.cat([tensor.flatten().double() for tensor in state.net.state_dict().values()])
+def weights(state: TrainState) -> Tensor:
+    return torch.cat([tensor.flatten().double() for tensor in state.model.state_dict().values()])
 
 
 def test_the_same_run_is_the_same_to_the_last_bit():
@@ -139,12 +138,14 @@ def test_a_continued_run_ends_with_the_same_bits(own, at):
 def test_an_epoch_depends_on_nothing_but_the_state():
     whole, halved = (fresh(course="cosine", final_factor=0) for _ in range(2))
     seeds = []
-    whole.net.register_forward_pre_hook(lambda net, _: seeds.append(torch.initial_seed()) if net.training else None)
+    whole.model.register_forward_pre_hook(
+        lambda model, _: seeds.append(torch.initial_seed()) if model.training else None
+    )
     trained(whole)
     assert len(set(seeds)) == len(seeds) == 12  # every step has a dropout of its own
     for epochs in (2, 4, 4):  # the third finds nothing left to do
         trained(halved, epochs)
-        halved.net.eval()
+        halved.model.eval()
     assert torch.equal(weights(whole), weights(halved))
     assert (halved.epoch, halved.step, len(halved.history)) == (4, 12, 4)
 
@@ -157,7 +158,7 @@ def test_the_record_of_an_epoch():
     assert [(row["epoch"], row["step"], row["lr"]) for row in watcher.rows] == [(1, 3, 0.25), (2, 6, 0.125)]
     assert watcher.rows == state.history
     assert watcher.seen == [[1, 3, 22], [2, 3, 22]]
-    assert scores(state.net).items() <= watcher.rows[-1].items()
+    assert scores(state.model).items() <= watcher.rows[-1].items()
     seconds = {key: value for key, value in watcher.rows[-1].items() if key.startswith("time/")}
     whole = seconds.pop("time/epoch_seconds")
     assert 0 < sum(seconds.values()) <= whole
@@ -168,20 +169,20 @@ def test_the_record_of_an_epoch():
 class Hungry(nn.Module):
     """Asks the real allocator for what no machine has as soon as it gets more than `room` images."""
 
-    def __init__(self, net: nn.Module, room: int):
+    def __init__(self, model: nn.Module, room: int):
         super().__init__()
-        self.net, self.room = net, room
+        self.model, self.room = model, room
 
     def forward(self, images: Tensor) -> Tensor:
-        logits = self.net(images)
+        logits = self.model(images)
         if self.training and len(images) > self.room:
             torch.empty(1 << 60)
         return logits
 
 
-def hungry(room: int, norm: str) -> State:
+def hungry(room: int, norm: str) -> TrainState:
     state = fresh(norm=norm)
-    state.net = Hungry(state.net, room)
+    state.model = Hungry(state.model, room)
     return state
 
 
@@ -215,7 +216,7 @@ def test_divergence_names_its_place(epoch, batch, lr):
     with pytest.raises(DivergedError, match=rf"at epoch {epoch + 1} batch {batch + 1} with lr {lr}; .*lr={lr / 10} or"):
         trained(state, batches=Blobs(bad=(epoch, batch)))
     assert (state.epoch, state.step, len(state.history)) == (epoch, 3 * epoch + batch, epoch)
-    assert all(weight.isfinite().all() for weight in state.net.parameters())
+    assert all(weight.isfinite().all() for weight in state.model.parameters())
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(None, 7), (1, 3), (2, 6), (3, 7)])
@@ -223,7 +224,7 @@ def test_the_validation_accuracy_lowers_the_rate_and_stops(patience, epochs):
     accuracies = [0.1, 0.5, 0.5, 0.6, 0.4, 0.6, 0.7]
     told = iter([{"val/accuracy": accuracy} for accuracy in accuracies])
     state = fresh(lr=0.5, course="plateau", gamma=0.1, patience=1, threshold=0)
-    rows = trained(state, epochs=7, patience=patience, measure=lambda net: next(told)).rows
+    rows = trained(state, epochs=7, patience=patience, measure=lambda model: next(told)).rows
     assert [row["val/accuracy"] for row in rows] == accuracies[:epochs]
     assert [row["lr"] for row in rows] == pytest.approx([0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.05][:epochs])
 
@@ -231,15 +232,15 @@ def test_the_validation_accuracy_lowers_the_rate_and_stops(patience, epochs):
 def test_averaged_weights():
     after, measured, state, plain = [], [], fresh(ema=0.75), fresh()
     state.optimizer.register_step_post_hook(
-        lambda *_: after.append([weight.detach().clone() for weight in state.net.parameters()])
+        lambda *_: after.append([weight.detach().clone() for weight in state.model.parameters()])
     )
-    trained(state, epochs=2, measure=lambda net: measured.append(net) or {})
+    trained(state, epochs=2, measure=lambda model: measured.append(model) or {})
     trained(plain, epochs=2)
     assert measured == [state.ema.module] * 2
     by_hand = after[0]
     for step in after[1:]:
         by_hand = [0.75 * old + 0.25 * new for old, new in zip(by_hand, step, strict=True)]
-    for ours, expected in zip(state.evaluated().parameters(), by_hand, strict=True):
+    for ours, expected in zip(state.eval_model().parameters(), by_hand, strict=True):
         torch.testing.assert_close(ours.detach(), expected)
     assert torch.equal(weights(state), weights(plain))  # averaging changes nothing in the training
 
@@ -249,11 +250,11 @@ LAYERS = vgg_layers([Block(1, 8)], "batch", (16,), 1, in_channels=1, size=4, cla
 
 @pytest.mark.parametrize("at", [1, 3, 4, 11])  # in the middle of an epoch, and at its beginning
 def test_a_probe_changes_no_bit(at, monkeypatch):
-    monkeypatch.setattr("vggexp.probe.MARGIN", 100)  # whatever the loss
-    monkeypatch.setattr("vggexp.probe.SIGNAL", 100)
+    monkeypatch.setattr("vggexp.training.dead_layers.LOSS_MARGIN_NATS", 100)  # whatever the loss
+    monkeypatch.setattr("vggexp.training.dead_layers.MIN_SIGNAL_RATIO", 100)
     alone, probed = fresh(ema=0.8), fresh(ema=0.8)
     trained(alone)
-    watcher = trained(probed, probe=Probe(at, LAYERS, ["a=1"], stop=False))
+    watcher = trained(probed, probe=DeadLayerCheck(at, LAYERS, ["a=1"], stop=False))
     assert len(watcher.notes) == 1 and f"after {at} steps" in watcher.notes[0]
     assert torch.equal(weights(alone), weights(probed))
     assert [[row[key] for key in SCORES] for row in alone.history] == [
@@ -262,7 +263,7 @@ def test_a_probe_changes_no_bit(at, monkeypatch):
 
 
 def test_a_net_that_learns_is_told_nothing():
-    assert trained(fresh(), epochs=12, probe=Probe(30, LAYERS, [], stop=True)).notes == []
+    assert trained(fresh(), epochs=12, probe=DeadLayerCheck(30, LAYERS, [], stop=True)).notes == []
 
 
 class Slow:
@@ -281,14 +282,14 @@ class Slow:
             self.sleep("data")
             yield batch
 
-    def scores(self, net):
+    def scores(self, model):
         self.sleep("evaluation")
-        return scores(net)
+        return scores(model)
 
     def due(self) -> bool:
         return True
 
-    def save(self, state: State) -> None:
+    def save(self, state: TrainState) -> None:
         self.sleep("checkpoint")
 
     def progress(self, *_):
@@ -303,10 +304,10 @@ class Slow:
 @pytest.mark.parametrize("part", ["data", "compute", "optimizer", "evaluation", "checkpoint", "logging"])
 def test_a_sleep_is_booked_where_it_was(part):
     state, slow = fresh(), Slow(part)
-    state.net.register_full_backward_pre_hook(lambda *_: slow.sleep("compute"))
+    state.model.register_full_backward_pre_hook(lambda *_: slow.sleep("compute"))
     state.optimizer.register_step_pre_hook(lambda *_: slow.sleep("optimizer"))
-    plan = Plan(CPU, 0, 2, 8, 0.0, None, None, 0.0, contextlib.nullcontext)
-    train(state, slow, plan, Clock(CPU), slow.scores, slow, slow, Stop())
+    plan = TrainSettings(CPU, 0, 2, 8, 0.0, None, None, 0.0, contextlib.nullcontext)
+    train(state, slow, plan, PhaseTimer(CPU), slow.scores, slow, slow, StopFlag())
     times = [row[f"time/{part}_seconds"] for row in state.history]
     assert all(seconds >= slow.seconds * (1 if part == "evaluation" else 3) for seconds in times)
 
@@ -315,14 +316,14 @@ def test_a_sleep_is_booked_where_it_was(part):
 def test_a_sleep_is_booked_whole_and_nowhere_else(part, monkeypatch):
     """5 ms in each place, by a clock that goes on only there: nothing of the machine is in the figures."""
     ticks: list[float] = []
-    monkeypatch.setattr("vggexp.clock.time.perf_counter", lambda: sum(ticks))
+    monkeypatch.setattr("vggexp.training.timer.time.perf_counter", lambda: sum(ticks))
     monkeypatch.setattr(time, "sleep", lambda seconds: ticks.append(seconds))
     monkeypatch.setattr(Slow, "seconds", 0.005)
-    state, slow, clock = fresh(), Slow(part), Clock(CPU)
-    state.net.register_full_backward_pre_hook(lambda *_: slow.sleep("compute"))
+    state, slow, clock = fresh(), Slow(part), PhaseTimer(CPU)
+    state.model.register_full_backward_pre_hook(lambda *_: slow.sleep("compute"))
     state.optimizer.register_step_pre_hook(lambda *_: slow.sleep("optimizer"))
-    plan = Plan(CPU, 0, 2, 8, 0.0, None, None, 0.0, contextlib.nullcontext)
-    train(state, slow, plan, clock, slow.scores, slow, slow, Stop())
+    plan = TrainSettings(CPU, 0, 2, 8, 0.0, None, None, 0.0, contextlib.nullcontext)
+    train(state, slow, plan, clock, slow.scores, slow, slow, StopFlag())
     rows = [*state.history, clock.read()]  # what follows the last epoch is in no row
     booked = {other: sum(row[f"time/{other}_seconds"] for row in rows) for other in PARTS}
     assert booked == pytest.approx({other: sum(ticks) * (other == part) for other in PARTS})

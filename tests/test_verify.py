@@ -6,8 +6,8 @@ from pathlib import Path
 import torch
 
 from tests.conftest import TINY
-from vggexp import checkpoint
-from vggexp.verify import main
+from vggexp.training import checkpoint
+from vggexp.verify.__main__ import main
 
 OWN = ["arch.norm=batch", "train.ema=0.9", "augment=strong", "optimizer=adam", "scheduler=plateau"]
 

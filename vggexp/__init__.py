@@ -8,7 +8,7 @@ __all__ = ["load_run"]
 
 def __getattr__(name: str) -> Any:
     if name == "load_run":  # torch is imported only where it is used
-        from vggexp.notebook import load_run
+        from vggexp.runner.load import load_run
 
         return load_run
     raise AttributeError(f"module 'vggexp' has no attribute {name!r}")

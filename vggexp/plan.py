@@ -14,17 +14,19 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import ceil
 
-from vggexp import shapes
+from vggexp.cli import run_command
 from vggexp.config import compose
+from vggexp.config.derived import disk_bytes, expected_precision, input_spec, layers, memory_bytes
 from vggexp.config.hints import Hint, hints
-from vggexp.config.rules import disk_bytes, inputs, layers, likely_precision, memory_bytes
 from vggexp.config.schema import Config
-from vggexp.shapes import Layer
-from vggexp.sinks.console import answered
+from vggexp.formatting import format_bytes
+from vggexp.models import shapes
+from vggexp.models.shapes import Layer
+from vggexp.sweep import expand
 
 
 @dataclass(frozen=True)
-class Plan:
+class CostPlan:
     network: str
     data: str
     input: tuple[int, int, int]  # channels, height, width
@@ -43,11 +45,11 @@ class Plan:
     hints: list[Hint]
 
 
-def plan(config: Config) -> Plan:
+def plan_costs(config: Config) -> CostPlan:
     """Raises ConfigError where only a folder that is not there would tell the classes."""
-    data, train, given = config.data, config.train, inputs(config)
+    data, train, given = config.data, config.train, input_spec(config)
     rows = layers(config)
-    return Plan(
+    return CostPlan(
         network=config.arch.name,
         data=data.name,
         input=(given.channels, given.size, given.size),
@@ -56,7 +58,7 @@ def plan(config: Config) -> Plan:
         batch_size=data.batch_size,
         accumulate=train.accumulate,
         steps_per_epoch=None if given.train_images is None else ceil(given.train_images / data.batch_size),
-        precision=likely_precision(config.device),
+        precision=expected_precision(config.device),
         parameters=shapes.parameters(rows),
         macs=shapes.macs(rows),
         weight_layers=shapes.weight_layers(rows),
@@ -67,26 +69,17 @@ def plan(config: Config) -> Plan:
     )
 
 
-def quantity(number: float, unit: str) -> str:
-    """Four digits and a decimal prefix: `1.400 GMAC`, `179.7 MB`, `512 B`."""
-    exponent = int(f"{number:.3e}".split("e")[1])
-    if exponent < 3:
-        return f"{number:.0f} {unit}"
-    power = min(exponent // 3, 6)
-    return f"{number / 1000**power:.{3 - exponent % 3}f} {' kMGTPE'[power]}{unit}"
-
-
-def table(plan: Plan) -> str:
+def cost_table(plan: CostPlan) -> str:
     """For a terminal: the blocks, their sums, the images, memory and disk."""
     shape = "x".join(map(str, plan.input))
     head = f"{plan.network}, {plan.weight_layers} weight layers, {shape} -> {plan.classes} classes: "
-    head += f"{plan.parameters:,} parameters, {quantity(plan.macs, 'MAC')} an image"
+    head += f"{plan.parameters:,} parameters, {format_bytes(plan.macs, 'MAC')} an image"
     rows = [("", "layers", "in -> out", "parameters", "MMAC an image"), *_rows(plan)]
     rows.append(("total", "", "", f"{plan.parameters:,}", _mega(plan.macs)))
     return "\n".join([head, "", *_aligned(rows), "", *_aligned(_resources(plan))])
 
 
-def _rows(plan: Plan) -> Iterator[tuple[str, ...]]:
+def _rows(plan: CostPlan) -> Iterator[tuple[str, ...]]:
     """One for each block and each layer of the classifier."""
     shape = plan.input
     for block, group in groupby(plan.layers, lambda layer: layer.block or layer.name):
@@ -116,7 +109,7 @@ def _described(rows: Sequence[Layer]) -> str:
     return ", ".join(parts)
 
 
-def _resources(plan: Plan) -> list[tuple[str, ...]]:
+def _resources(plan: CostPlan) -> list[tuple[str, ...]]:
     counts = ", ".join(f"{_count(number)} {part}" for part, number in plan.images.items())
     batch = f"{plan.batch_size} images" + (f" in {plan.accumulate} parts" if plan.accumulate > 1 else "")
     parts = [f"{name} {_bytes(size)}" for name, size in plan.memory_bytes.items() if size != 0 and name != "total"]
@@ -136,7 +129,7 @@ def _count(number: int | None) -> str:
 
 
 def _bytes(size: int | None) -> str:
-    return "unknown" if size is None else quantity(size, "B")
+    return "unknown" if size is None else format_bytes(size, "B")
 
 
 def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
@@ -149,15 +142,15 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Returns the exit code; an expected end prints one line on stderr."""
-    return answered(lambda: _answer(sys.argv[1:] if argv is None else argv))
+    return run_command(lambda: _answer(sys.argv[1:] if argv is None else argv))
 
 
 def _answer(argv: Sequence[str]) -> str:
-    command = compose.parse(argv, "--json")
+    command = compose.parse_command(argv, "--json")
     if command.arguments.help:
         return __doc__
-    made = plan(compose.load_run(command))
-    return json.dumps(asdict(made)) if command.arguments.json else table(made)
+    made = plan_costs(expand.compose_run(command))
+    return json.dumps(asdict(made)) if command.arguments.json else cost_table(made)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import torch
 
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.rows import SYSTEM, Row, Setting
-from vggexp import processor
-from vggexp.environment import device_name
+from vggexp.runner.hardware import device_name
+from vggexp.system import cpu
 
 DEADLINE = 460  # seconds of the parts; a little is spent before and after
 LEAST = 15  # a part is not begun in less
@@ -94,7 +94,7 @@ def record(rows: list[Row], asked: argparse.Namespace) -> str:
     kind = "\n**Small sizes: none of these figures says anything of speed.**\n" if asked.small else ""
     return f"""# On a GPU
 
-{device_name(device)}, {os.cpu_count()} virtual cores of {processor.model()}; Python {platform.python_version()}, torch
+{device_name(device)}, {os.cpu_count()} virtual cores of {cpu.cpu_model()}; Python {platform.python_version()}, torch
 {torch.__version__}{library}. {data}; VGG-11, plain SGD, batch 128 where nothing else is said.
 {kind}
 | what | figure | goal | |

@@ -13,14 +13,15 @@ from typing import Any
 
 import torch
 
-from vggexp import build
-from vggexp.clock import Clock
+from vggexp.bench.measure import NullCheckpointer
 from vggexp.config import compose
-from vggexp.repeat import Silence
-from vggexp.signals import Stop
-from vggexp.speed import Never
-from vggexp.step import Guard
-from vggexp.train import Batches, one_epoch
+from vggexp.loggers.run_logger import NullLogger
+from vggexp.runner import build, datasets, hardware
+from vggexp.sweep import expand
+from vggexp.system.signals import StopFlag
+from vggexp.training.loop import Batches, train_epoch
+from vggexp.training.step import NonFiniteGuard
+from vggexp.training.timer import PhaseTimer
 
 ROUND_SECONDS = 2.0
 
@@ -45,21 +46,30 @@ class Loop:
     """Data, loop, guard and clock of a run, without its folder."""
 
     def __init__(self, words: Sequence[str], steps: int):
-        self.config = compose.load_run(compose.parse(list(words)))
-        self.hardware = build.hardware(self.config)
+        self.config = expand.compose_run(compose.parse_command(list(words)))
+        self.hardware = hardware.setup_device(self.config)
         self.device = self.hardware.device
-        self.data = build.data(self.config, self.device)
+        self.data = datasets.build_loaders(self.config, self.device)
         self.batches = First(self.data.train, self.config.data.batch_size, steps)
-        self.state = build.state(self.config, self.hardware, self.batches.batches_per_epoch)
-        self.plan, self.guard = build.plan(self.config, self.hardware), Guard(self.device)
+        self.state = build.build_state(self.config, self.hardware, self.batches.batches_per_epoch)
+        self.plan, self.guard = build.train_settings(self.config, self.hardware), NonFiniteGuard(self.device)
 
     def epoch(self) -> float:
         """Seconds of the steps, from an idle device to an idle device."""
-        build.hardware(self.config)  # the switches are the process's, and another loop may have set them
+        hardware.setup_device(self.config)  # the switches are the process's, and another loop may have set them
         self.state.batch = 0
         self.wait()
         begin = time.perf_counter()
-        one_epoch(self.state, self.batches, self.plan, Clock(self.device), self.guard, Silence(), Never(), Stop())
+        train_epoch(
+            self.state,
+            self.batches,
+            self.plan,
+            PhaseTimer(self.device),
+            self.guard,
+            NullLogger(),
+            NullCheckpointer(),
+            StopFlag(),
+        )
         self.wait()
         return time.perf_counter() - begin
 

@@ -20,11 +20,13 @@ from benchmarks import memory
 from benchmarks.gpu.loop import Loop, alternating
 from benchmarks.gpu.rows import Setting, at_least, at_most, told
 from benchmarks.peers.contender import measured
-from vggexp import build, plan
+from vggexp import plan
+from vggexp.bench.measure import PARTS_SHOWN
 from vggexp.config import compose
-from vggexp.config.rules import layers
-from vggexp.shapes import macs
-from vggexp.speed import KINDS
+from vggexp.config.derived import layers
+from vggexp.models.shapes import macs
+from vggexp.runner.hardware import setup_device
+from vggexp.sweep import expand
 
 READS = "aten._local_scalar_dense.default"
 
@@ -59,8 +61,8 @@ def emptied() -> None:
 
 def matrix_rate(setting: Setting) -> float:
     """FLOP/s in the format of the run."""
-    hardware = build.hardware(compose.load_run(compose.parse(setting.words())))
-    kind, best = KINDS.get(hardware.precision, torch.float32), 0.0
+    hardware = setup_device(expand.compose_run(compose.parse_command(setting.words())))
+    kind, best = PARTS_SHOWN.get(hardware.precision, torch.float32), 0.0
     for side in (128, 256) if setting.small else (4096, 8192):
         one, other = (torch.randn(side, side, device=hardware.device, dtype=kind) for _ in range(2))
         for _ in range(3 if setting.small else 30):
@@ -210,7 +212,7 @@ def peaks(setting: Setting, words: list[str]) -> tuple[int, int]:
     torch.cuda.reset_peak_memory_stats()
     loop.epoch()
     found = torch.cuda.max_memory_allocated() - before - data
-    return plan.plan(loop.config).memory_bytes["total"] or 0, found
+    return plan.plan_costs(loop.config).memory_bytes["total"] or 0, found
 
 
 def compiled(setting: Setting) -> None:

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.peers.contender import Result, contenders, measured
-from vggexp import processor
+from vggexp.system import cpu
 
 TARGET = Path(__file__).parents[1] / "peers.md"
 FORMATS = {
@@ -34,7 +34,7 @@ def main() -> int:
     parser.add_argument("--best", action="store_true", help="only those with their best flags")
     parser.add_argument("--out", type=Path, default=TARGET)
     asked = parser.parse_args()
-    known = contenders(processor.multiplies_bf16())
+    known = contenders(cpu.supports_bf16())
     names = [name for name, words in known.items() if not asked.best or "--best" in words]
     words = [f"--images={asked.images}", f"--epochs={asked.epochs}", f"--size={asked.size}"]
     results: dict[str, list[Result]] = {name: [] for name in names}
@@ -71,20 +71,20 @@ def record(results: dict[str, list[Result]], asked: argparse.Namespace) -> str:
         lines.append("| " + " | ".join(cells) + " |")
     versions = ", ".join(f"{name} {version(name)}" for name in ("vggexp", "torch", "lightning", "timm", "torchvision"))
     table = "\n".join(lines)
-    instructions = "with bf16 instructions" if processor.multiplies_bf16() else "without bf16 instructions"
+    instructions = "with bf16 instructions" if cpu.supports_bf16() else "without bf16 instructions"
     return f"""# Beside the peers
 
 The source run's network (VGG-11, 44.9 million parameters), Fashion-MNIST at {asked.size} px, batch 128, plain SGD:
 {asked.images:,} images, {asked.epochs} epochs of which the faster counts, {asked.rounds} rounds in turn, medians with
 their range. Every contender does the same number of steps. The ratio is taken within each round.
-{FORMATS[processor.multiplies_bf16()]}
+{FORMATS[cpu.supports_bf16()]}
 
 | contender | images/s | range | vggexp is faster by | s to the first step | s in all | GB at most |
 |---|---:|---:|---:|---:|---:|---:|
 {table}
 
 `python -m benchmarks.peers --rounds {asked.rounds} --images {asked.images}{" --best" * asked.best}` ({date.today()}),
-{os.cpu_count()} virtual cores of {processor.model()}, {instructions}; Python {platform.python_version()}, {versions}.
+{os.cpu_count()} virtual cores of {cpu.cpu_model()}, {instructions}; Python {platform.python_version()}, {versions}.
 The seconds in all of vggexp hold its checkpoints and TensorBoard events. timm's training script is not in its package;
 "timm's parts" are its loader, optimizer factory and meters in the loop of its documentation. The memory is that of the
 main process; the peers' loaders have two worker processes besides.

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
-from vggexp.processor import multiplies_bf16
+from vggexp.system.cpu import supports_bf16
 
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
 
@@ -31,7 +31,7 @@ def work() -> argparse.Namespace:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--best", action="store_true", help="channels_last, and bf16 where it is multiplied")
     asked = parser.parse_args()
-    asked.bf16 = asked.best and (asked.device == "cuda" or multiplies_bf16())
+    asked.bf16 = asked.best and (asked.device == "cuda" or supports_bf16())
     return asked
 
 
@@ -106,5 +106,5 @@ def say(content: dict) -> None:
     print(json.dumps(content), flush=True, file=sys.stdout)
 
 
-def count(net: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in net.parameters())
+def count(model: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())

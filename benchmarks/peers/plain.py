@@ -18,10 +18,10 @@ def main() -> None:
         pictures(asked.images, asked.size), asked.batch_size, shuffle=True, num_workers=asked.workers,
         pin_memory=on_gpu, persistent_workers=on_gpu,
     )  # fmt: skip
-    net, loss_of = vgg11(asked.size).to(asked.device), nn.CrossEntropyLoss()
+    model, loss_of = vgg11(asked.size).to(asked.device), nn.CrossEntropyLoss()
     if asked.best:
-        net = net.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, fused=on_gpu or None)
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=on_gpu or None)
     for _ in range(asked.epochs):
         report.epoch()
         total, correct = 0.0, 0.0
@@ -29,7 +29,7 @@ def main() -> None:
             images, labels = (part.to(asked.device, non_blocking=on_gpu) for part in (images, labels))
             optimizer.zero_grad()
             with torch.autocast(asked.device, torch.bfloat16, enabled=asked.bf16):
-                logits = net(images.to(memory_format=torch.channels_last) if asked.best else images)
+                logits = model(images.to(memory_format=torch.channels_last) if asked.best else images)
                 loss = loss_of(logits, labels)
             loss.backward()
             optimizer.step()
@@ -37,7 +37,7 @@ def main() -> None:
             correct += (logits.argmax(1) == labels).sum().item()
             report.step()
         report.epoch_done()
-    report.done(count(net), asked.images)
+    report.done(count(model), asked.images)
 
 
 if __name__ == "__main__":

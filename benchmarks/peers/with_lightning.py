@@ -14,11 +14,11 @@ from benchmarks.peers.common import Report, count, pictures, vgg11, work
 class Classifier(lightning.LightningModule):
     def __init__(self, size: int, report: Report):
         super().__init__()
-        self.net, self.report = vgg11(size), report
+        self.model, self.report = vgg11(size), report
 
     def training_step(self, batch, index):
         images, labels = batch
-        logits = self.net(images)
+        logits = self.model(images)
         loss = functional.cross_entropy(logits, labels)
         self.log("train/loss", loss)
         self.log("train/accuracy", (logits.argmax(1) == labels).float().mean(), on_step=False, on_epoch=True)
@@ -50,7 +50,7 @@ def main() -> None:
         max_epochs=asked.epochs, accelerator="cpu", default_root_dir=mkdtemp(), enable_progress_bar=False, **flags
     )
     trainer.fit(model, batches)
-    report.done(count(model.net), asked.images)
+    report.done(count(model.model), asked.images)
 
 
 if __name__ == "__main__":

@@ -20,19 +20,19 @@ def main() -> None:
         data, (1, asked.size, asked.size), asked.batch_size, is_training=True, use_prefetcher=False, no_aug=True,
         num_workers=asked.workers, persistent_workers=asked.workers > 0, device=torch.device("cpu"),
     )  # fmt: skip
-    net, loss_of = vgg11(asked.size), nn.CrossEntropyLoss()
+    model, loss_of = vgg11(asked.size), nn.CrossEntropyLoss()
     if asked.best:
-        net = net.to(memory_format=torch.channels_last)
-    optimizer = create_optimizer_v2(net, opt="momentum", lr=0.01, weight_decay=0, momentum=0)
+        model = model.to(memory_format=torch.channels_last)
+    optimizer = create_optimizer_v2(model, opt="momentum", lr=0.01, weight_decay=0, momentum=0)
     for _ in range(asked.epochs):
-        net.train()
+        model.train()
         report.epoch()
         losses, top1 = AverageMeter(), AverageMeter()
         for images, labels in batches:
             if asked.best:
                 images = images.contiguous(memory_format=torch.channels_last)
             with torch.autocast("cpu", torch.bfloat16, enabled=asked.bf16):
-                logits = net(images)
+                logits = model(images)
                 loss = loss_of(logits, labels)
             optimizer.zero_grad()
             loss.backward()
@@ -41,7 +41,7 @@ def main() -> None:
             top1.update(accuracy(logits, labels)[0].item(), len(images))
             report.step()
         report.epoch_done()
-    report.done(count(net), asked.images)
+    report.done(count(model), asked.images)
 
 
 if __name__ == "__main__":

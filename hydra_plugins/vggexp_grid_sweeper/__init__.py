@@ -37,15 +37,15 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Sequence[Any] | None:
         from hydra_plugins import vggexp_slurm
-        from vggexp.config.compose import CHECKED  # by the door, with pairs, repeats and sweep.where
+        from vggexp.sweep.expand import CHECKED_JOBS  # by the door, with pairs, repeats and sweep.where
 
         assert self.launcher is not None and self.hydra_context is not None and self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")  # as Hydra's own sweeper does
-        overrides = [list(job) for job in CHECKED]
+        overrides = [list(job) for job in CHECKED_JOBS]
         self.validate_batch_is_legal(overrides)
         if vggexp_slurm.is_slurm(self.launcher):
-            vggexp_slurm.launch_missing(self.launcher, CHECKED)
+            vggexp_slurm.launch_missing(self.launcher, CHECKED_JOBS)
             return None
         return self.launcher.launch(overrides, initial_job_idx=0)

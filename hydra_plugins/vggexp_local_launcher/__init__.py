@@ -31,15 +31,17 @@ class LocalLauncher(Launcher):
         self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
 
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from vggexp import pool
         from vggexp.errors import VggexpError
+        from vggexp.sweep import pool
 
-        jobs = [pool.job(number, self._config(overrides)) for number, overrides in enumerate(job_overrides)]
+        jobs = [pool.make_job(number, self._config(overrides)) for number, overrides in enumerate(job_overrides)]
         if initial_job_idx:  # of a search, which launches often
-            pool.warm([job.config for job in jobs])
-        slots = pool.slots(self.jobs, self.slots_per_gpu, self.gpus, self.config.device.name, pool.most_ranks(jobs))
+            pool.preload([job.config for job in jobs])
+        slots = pool.make_slots(
+            self.jobs, self.slots_per_gpu, self.gpus, self.config.device.name, pool.most_ranks(jobs)
+        )
         try:
-            ends = pool.run(
+            ends = pool.run_pool(
                 jobs, slots, lambda job: self._perform(job_overrides[job.number], initial_job_idx + job.number),
                 Path(self.config.hydra.sweep.dir),
             )  # fmt: skip
@@ -49,11 +51,11 @@ class LocalLauncher(Launcher):
 
     def _config(self, overrides: Sequence[str]) -> Any:
         """The checked configuration of a job, or what is wrong with it."""
-        from vggexp.config import compose
         from vggexp.errors import ConfigError
+        from vggexp.sweep import expand
 
         try:
-            return compose.CHECKED.get(tuple(overrides)) or compose.checked(self._composed(overrides, 0))
+            return expand.CHECKED_JOBS.get(tuple(overrides)) or expand.validate_node(self._composed(overrides, 0))
         except ConfigError as error:
             return error
 

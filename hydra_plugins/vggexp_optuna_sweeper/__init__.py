@@ -46,7 +46,7 @@ class OptunaSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> None:
         """A stop signal ends it by SystemExit; what was running then runs again when the search goes on."""
         from vggexp.errors import ResourceError
-        from vggexp.sinks.console import error_line
+        from vggexp.formatting import error_line
 
         try:
             self._search(arguments)
@@ -55,56 +55,57 @@ class OptunaSweeper(Sweeper):
             raise SystemExit(ResourceError.exit_code) from error
 
     def _search(self, arguments: list[str]) -> None:
-        from vggexp import search
-        from vggexp.config.read import Problems
-        from vggexp.config.search import axes, settings
+        from vggexp.config.parse import ErrorList
+        from vggexp.sweep.search_space import search_axes, search_settings
+        from vggexp.sweep.study import RUN, next_trials, open_study, tell, trial_line
 
         assert self.launcher is not None and self.hydra_context is not None and self.config is not None
         hydra, folder = self.config.hydra, Path(self.config.hydra.sweep.dir)
         OmegaConf.save(self.config, folder / "multirun.yaml")  # as Hydra's own sweeper does
-        self.fixed, self.axes = axes(self.hydra_context.config_loader, arguments, dict(hydra.sweeper.params))
-        wanted, study = settings(hydra.sweeper, Problems(), hydra.launcher), search.opened(folder)
-        while batch := search.asked(study, self.axes, wanted, self._run):
+        self.fixed, self.axes = search_axes(self.hydra_context.config_loader, arguments, dict(hydra.sweeper.params))
+        wanted, study = search_settings(hydra.sweeper, ErrorList(), hydra.launcher), open_study(folder)
+        while batch := next_trials(study, self.axes, wanted, self._run):
             values = self._launched(study, batch, wanted.n_trials)
             for trial in batch:
-                search.tell(study, trial, values.get(trial.user_attrs[search.RUN]))
-                print(search.line(study, trial, self.axes, wanted.n_trials), flush=True)
+                tell(study, trial, values.get(trial.user_attrs[RUN]))
+                print(trial_line(study, trial, self.axes, wanted.n_trials), flush=True)
 
     def _launched(self, study: Any, batch: list[Any], total: int) -> dict[str, Any]:
         """What each run came to. A run that two trials share, or that an earlier one had, is launched once."""
         from hydra_plugins import vggexp_slurm
-        from vggexp import search
+        from vggexp.sweep.study import RUN, finished_values, trial_line
 
         assert self.launcher is not None
-        known = search.known(study)
-        jobs = {trial.user_attrs[search.RUN]: trial for trial in batch if trial.user_attrs[search.RUN]}
+        known = finished_values(study)
+        jobs = {trial.user_attrs[RUN]: trial for trial in batch if trial.user_attrs[RUN]}
         jobs = {run: trial for run, trial in jobs.items() if run not in known}
         for trial in jobs.values():
-            print(search.line(study, trial, self.axes, total), flush=True)
+            print(trial_line(study, trial, self.axes, total), flush=True)
         overrides = [self._overrides(trial.params) for trial in jobs.values()]
         ends = vggexp_slurm.launch(self.launcher, overrides, len(known)) if jobs else []
         return {**known, **{run: _value(end) for run, end in zip(jobs, ends, strict=True)}}
 
     def _overrides(self, params: Mapping[str, Any]) -> list[str]:
-        from vggexp.search import written
+        from vggexp.sweep.study import trial_overrides
 
-        return [*self.fixed, *written(self.axes, params)]
+        return [*self.fixed, *trial_overrides(self.axes, params)]
 
     def _run(self, params: Mapping[str, Any]) -> str:
         """The folder of the run that has these values; none where they do not fit together, which is told."""
-        from vggexp.config import compose, identity
+        from vggexp.config import run_id
         from vggexp.errors import ConfigError
-        from vggexp.sinks.console import error_line
+        from vggexp.formatting import error_line
+        from vggexp.sweep import expand
 
         assert self.hydra_context is not None and self.config is not None
         overrides = self._overrides(params)
         try:
             node = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-            config = compose.checked(node)
+            config = expand.validate_node(node)
         except (ConfigError, HydraException, OmegaConfBaseException) as error:
             print(error_line(str(error)), file=sys.stderr, flush=True)
             return ""
-        return str(Path(config.run.root) / identity.run_name(config))
+        return str(Path(config.run.root) / run_id.run_name(config))
 
 
 def _value(end: JobReturn) -> Any:

@@ -33,7 +33,8 @@ def launch_missing(launcher: Any, jobs: Mapping[tuple[str, ...], Any]) -> None:
 
     jobs: the configuration of each job by its overrides.
     """
-    from vggexp import rundir, runs
+    from vggexp.runs import records
+    from vggexp.system import locks
 
     if launcher.config.hydra.runtime.choices.device == "auto":
         print(f"warning: device=auto is {next(iter(jobs.values())).device.name} on this machine; {SAY}", flush=True)
@@ -41,20 +42,20 @@ def launch_missing(launcher: Any, jobs: Mapping[tuple[str, ...], Any]) -> None:
     if done := len(jobs) - len(waiting):
         print(f"already finished: {done} of {len(jobs)} jobs", flush=True)
     while waiting:
-        running = [job for job in waiting if rundir.in_use(runs.folder_of(jobs[job]))]
+        running = [job for job in waiting if locks.is_locked(records.run_dir(jobs[job]))]
         if missing := [job for job in waiting if job not in running and not _finished(jobs[job])]:
             launch(launcher, [list(job) for job in missing])
         elif running:
             time.sleep(LOOK_SECONDS)
-        waiting = [job for job in waiting if rundir.in_use(runs.folder_of(jobs[job]))]
+        waiting = [job for job in waiting if locks.is_locked(records.run_dir(jobs[job]))]
 
 
 def _finished(config: Any) -> bool:
     """False where another run has the name: the job itself tells it."""
-    from vggexp import runs
     from vggexp.errors import VggexpError
+    from vggexp.runs import records
 
     try:
-        return runs.finished(config) is not None
+        return records.finished_result(config) is not None
     except VggexpError:
         return False

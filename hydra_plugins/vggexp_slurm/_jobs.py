@@ -12,7 +12,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from submitit.core.utils import UncompletedJobError
 from submitit.slurm.slurm import SlurmInfoWatcher, SlurmJob
 
-from vggexp.sinks.console import error_line
+from vggexp.formatting import error_line
 
 QUEUE = ["squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%N|%r"]
 ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY TIMEOUT".split()

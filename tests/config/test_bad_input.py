@@ -10,10 +10,11 @@ from hydra.core.config_store import ConfigStore
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vggexp.config.compose import load, parse
-from vggexp.config.read import schema_keys
+from vggexp.config.compose import parse_command
+from vggexp.config.parse import schema_keys
 from vggexp.errors import ConfigError
-from vggexp.sinks.console import error_line
+from vggexp.formatting import error_line
+from vggexp.sweep.expand import load_command
 
 # command line -> the whole line, or its beginning where it ends in "..."
 TABLE = r"""
@@ -137,7 +138,7 @@ def empty(tmp_path, monkeypatch):
 
 def refusal(*argv: str) -> str:
     with pytest.raises(ConfigError) as caught:
-        load(parse(argv))
+        load_command(parse_command(argv))
     return error_line(str(caught.value)).removeprefix("vggexp: error: ")
 
 
@@ -180,7 +181,10 @@ ConfigStore.instance().store("search", {"_target_": "nothing.to.make", "params":
 )
 def test_a_search_is_checked_at_its_ends(command, expected, empty):
     test_refused(command, expected, empty)
-    assert load(parse([*SEARCH.split(), "optimizer.lr=tag(log,interval(0.001,1))", "arch=vgg11,vgg16"])) is None
+    assert (
+        load_command(parse_command([*SEARCH.split(), "optimizer.lr=tag(log,interval(0.001,1))", "arch=vgg11,vgg16"]))
+        is None
+    )
 
 
 VALUES = "|null|-1|1.5|1e400|[]|[[1,2]]|{a:1}|é|\u202e|a b|1,2|range(2)|glob(*)|'|((1))|[1|==|\x00|\n|vgg11|step"
@@ -195,7 +199,7 @@ VALUES = "|null|-1|1.5|1e400|[]|[[1,2]]|{a:1}|é|\u202e|a b|1,2|range(2)|glob(*)
 )
 def test_any_other_nonsense_is_one_line_too(sign, key, value, sweep):
     try:
-        load(parse([f"{sign}{key}={value}", *["-m"] * sweep]))
+        load_command(parse_command([f"{sign}{key}={value}", *["-m"] * sweep]))
     except ConfigError as error:
         assert str(error) and "\n" not in error_line(str(error))
 

@@ -5,20 +5,21 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from vggexp.config import found_device
-from vggexp.config.compose import Job, composing, load, load_run, parse
-from vggexp.config.grid import jobs
-from vggexp.config.identity import run_name
+from vggexp.config import device
+from vggexp.config.compose import hydra_session, parse_command
+from vggexp.config.run_id import run_name
 from vggexp.config.schema import Config
 from vggexp.errors import ConfigError
+from vggexp.sweep.expand import ComposedJob, compose_run, load_command
+from vggexp.sweep.grid import expand_grid
 
 
 def single(*argv) -> Config:
-    return load_run(parse(argv))
+    return compose_run(parse_command(argv))
 
 
-def swept(*argv) -> list[Job]:
-    made = load(parse(argv))
+def swept(*argv) -> list[ComposedJob]:
+    made = load_command(parse_command(argv))
     assert isinstance(made, list)
     return made
 
@@ -30,11 +31,13 @@ def written(path, text):
 
 
 def test_flags_stand_anywhere_among_the_overrides(tmp_path):
-    command = parse(["arch=vgg13", "-m", "seed=1,2", "--config-dir", str(tmp_path), "arch=vgg16", "--json"], "--json")
+    command = parse_command(
+        ["arch=vgg13", "-m", "seed=1,2", "--config-dir", str(tmp_path), "arch=vgg16", "--json"], "--json"
+    )
     assert command.overrides == ["arch=vgg13", "seed=1,2", "arch=vgg16"]
     assert command.flags == ["-m", "--config-dir", str(tmp_path), "--json"]
     assert command.arguments.json and command.arguments.multirun
-    assert [job.overrides for job in load(command)] == [["arch=vgg16", f"seed={seed}"] for seed in (1, 2)]
+    assert [job.overrides for job in load_command(command)] == [["arch=vgg16", f"seed={seed}"] for seed in (1, 2)]
 
 
 def test_the_last_override_wins():
@@ -95,11 +98,11 @@ def test_errors_in_users_files_are_one_line(text, problem, tmp_path):
 )
 def test_a_grid_has_the_jobs_of_hydras_own_sweeper(arguments):
     sweep = single().sweep
-    with composing(parse(["-m"])):
+    with hydra_session(parse_command(["-m"])):
         loader = GlobalHydra.instance().config_loader()
         parsed = OverridesParser.create(config_loader=loader).parse_overrides(arguments)
         (theirs,) = BasicSweeper.split_arguments(parsed, max_batch_size=None)
-        assert jobs(loader, arguments, {}, sweep, 0) == theirs
+        assert expand_grid(loader, arguments, {}, sweep, 0) == theirs
 
 
 def test_a_sweep_file_starts_a_sweep_by_itself():
@@ -134,6 +137,6 @@ def test_a_door_of_one_configuration_refuses_a_sweep():
 
 
 def test_auto_is_the_device_that_is_found():
-    name = found_device.found_device()
+    name = device.detect_device()
     assert single("device=auto") == single(f"device={name}") == single()
     assert run_name(single("device=auto")) == run_name(single(f"device={name}"))

@@ -2,17 +2,18 @@
 
 import pytest
 
-from vggexp.config.compose import load, load_run, parse
-from vggexp.config.grid import written
-from vggexp.config.where import facts, holds
-from vggexp.plan import plan
+from vggexp.config.compose import parse_command
+from vggexp.plan import plan_costs
+from vggexp.sweep.expand import compose_run, load_command
+from vggexp.sweep.filter import filter_values, matches
+from vggexp.sweep.grid import format_override
 
 PAIRS = "sweep.pairs=[{arch:vgg11,optimizer.lr:0.05},{arch:vgg16,optimizer.lr:0.01}]"
 TWO = [["arch=vgg11", "optimizer.lr=0.05"], ["arch=vgg16", "optimizer.lr=0.01"]]
 
 
 def jobs(*argv):
-    return [job.overrides for job in load(parse(["-m", *argv]))]
+    return [job.overrides for job in load_command(parse_command(["-m", *argv]))]
 
 
 @pytest.mark.parametrize(
@@ -36,18 +37,18 @@ def test_the_same_stands_in_a_file(tmp_path):
     text = "# @package _global_\nhydra: {mode: MULTIRUN}\nsweep:\n  repeats: 2\n  where: seed < 1\n  pairs:\n"
     text += "    - {arch: vgg11, optimizer.lr: 0.05}\n    - {arch: vgg16, optimizer.lr: 0.01}\n"
     (tmp_path / "sweep" / "mine.yaml").write_text(text)
-    made = load(parse(["sweep=mine", f"--config-dir={tmp_path}"]))
+    made = load_command(parse_command(["sweep=mine", f"--config-dir={tmp_path}"]))
     assert [job.overrides for job in made] == [["sweep=mine", *pair, "seed=0"] for pair in TWO]
     assert [job.config.optimizer.lr for job in made] == [0.05, 0.01]
 
 
 def test_a_sweep_is_composed_as_each_of_its_jobs_alone():
     axes = ["arch=vgg11,vgg13_bn", "optimizer=sgd,momentum", "optimizer.lr=0.1,0.2", "arch.blocks=[[1,8]],[[2,4]]"]
-    made = load(parse(["-m", *axes, "train.ema=0.5", "+optimizer.dampening=0.1", "experiment=gluon_vgg11",
+    made = load_command(parse_command(["-m", *axes, "train.ema=0.5", "+optimizer.dampening=0.1", "experiment=gluon_vgg11",
                        "sweep.objective=test/loss"]))  # fmt: skip
     assert len(made) == 16
     for job in made:
-        assert job.config == load_run(parse(job.overrides))
+        assert job.config == compose_run(parse_command(job.overrides))
 
 
 @pytest.mark.parametrize(
@@ -56,12 +57,12 @@ def test_a_sweep_is_composed_as_each_of_its_jobs_alone():
 def test_an_override_is_read_back(value):
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
-    assert OverridesParser.create().parse_override(written("a.b", value)).value() == value
+    assert OverridesParser.create().parse_override(format_override("a.b", value)).value() == value
 
 
 def test_where_counts_as_plan_does():
-    config = load_run(parse(["arch=vgg16"]))
-    made, known = plan(config), facts(config)
+    config = compose_run(parse_command(["arch=vgg16"]))
+    made, known = plan_costs(config), filter_values(config)
     assert (known["parameters"], known["macs"], known["weight_layers"]) == (made.parameters, made.macs, 16)
 
 
@@ -75,4 +76,4 @@ def test_where_counts_as_plan_does():
     ],
 )  # fmt: skip
 def test_where(text, expected):
-    assert holds(text, load_run(parse([]))) is expected
+    assert matches(text, compose_run(parse_command([]))) is expected

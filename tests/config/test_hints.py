@@ -4,21 +4,22 @@ import dataclasses
 
 import pytest
 
-from vggexp import processor
-from vggexp.config import hints as module
-from vggexp.config.compose import load_run, parse
-from vggexp.config.hints import cures, hints
-from vggexp.config.rules import layers, memory_bytes
-from vggexp.shapes import macs
+from vggexp.config import hints as hints_module
+from vggexp.config.compose import parse_command
+from vggexp.config.derived import layers, memory_bytes
+from vggexp.config.hints import hints, suggested_overrides
+from vggexp.models.shapes import macs
+from vggexp.sweep.expand import compose_run
+from vggexp.system import cpu
 
 
 @pytest.fixture(autouse=True)
 def large(monkeypatch):
-    monkeypatch.setattr(module, "ram_bytes", lambda: 10**12)
+    monkeypatch.setattr(hints_module, "ram_bytes", lambda: 10**12)
 
 
 def config(*words: str):
-    return load_run(parse(["device=cpu", "device.precision=fp32", *" ".join(words).split()]))
+    return compose_run(parse_command(["device=cpu", "device.precision=fp32", *" ".join(words).split()]))
 
 
 @pytest.mark.parametrize(
@@ -64,11 +65,11 @@ def test_memory_that_will_not_fit(arch, key, monkeypatch):
     made = config(f"arch={arch} data.resize=64")
     needed = memory_bytes(made)["total"]
     assert hints(made) == []
-    monkeypatch.setattr(module, "ram_bytes", lambda: int(0.7 * needed))
+    monkeypatch.setattr(hints_module, "ram_bytes", lambda: int(0.7 * needed))
     (hint,) = hints(made)
     cure = hint.text.rpartition("; ")[2]
     assert cure.startswith(key) and hints(config(f"arch={arch} data.resize=64 {cure}")) == []
-    monkeypatch.setattr(module, "ram_bytes", lambda: 1000)
+    monkeypatch.setattr(hints_module, "ram_bytes", lambda: 1000)
     assert hints(made)[0].text.endswith("choose a smaller network")
     on_gpu = dataclasses.replace(made, device=dataclasses.replace(made.device, name="cuda"))
     assert hints(on_gpu) == [] and hints(on_gpu, needed) == []
@@ -76,11 +77,11 @@ def test_memory_that_will_not_fit(arch, key, monkeypatch):
 
 
 def test_the_memory_of_a_container_is_its_limit(monkeypatch, tmp_path):
-    monkeypatch.setattr(processor, "LIMIT", tmp_path / "memory.max")
-    there = processor.ram_bytes()
+    monkeypatch.setattr(cpu, "CGROUP_LIMIT", tmp_path / "memory.max")
+    there = cpu.ram_bytes()
     for text, expected in (("4096\n", 4096), ("max\n", there), (f"{2 * there}\n", there)):
-        processor.LIMIT.write_text(text)
-        assert processor.ram_bytes() == expected
+        cpu.CGROUP_LIMIT.write_text(text)
+        assert cpu.ram_bytes() == expected
 
 
 @pytest.mark.parametrize(
@@ -96,6 +97,6 @@ def test_the_memory_of_a_container_is_its_limit(monkeypatch, tmp_path):
     ],
 )
 def test_cures(words, expected):
-    assert cures(config(words)) == expected
+    assert suggested_overrides(config(words)) == expected
     for cure in expected:
         config(words, cure)  # each is an override that composes

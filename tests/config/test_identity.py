@@ -6,9 +6,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vggexp.config.compose import load_run, parse
-from vggexp.config.identity import flat, identity, run_name, sweep_name
-from vggexp.config.read import Problems, plain, read, schema_keys
+from vggexp.config.compose import parse_command
+from vggexp.config.keys import flatten, to_plain
+from vggexp.config.parse import ErrorList, parse_config, schema_keys
+from vggexp.config.run_id import identity, run_name, sweep_name
+from vggexp.sweep.expand import compose_run
 
 ASIDE = {"run.root", "run.name", "resume", "train.rest_minutes"} | {key for key in schema_keys() if "sweep." in key}
 ASIDE |= {"train.checkpoint_minutes", "train.keep", "train.init_from", "train.probe_steps", "train.stop_if_dead"}
@@ -38,12 +40,12 @@ def other(key, value):
 
 @pytest.fixture(scope="module")
 def configs():
-    return [plain(load_run(parse(["device=cpu", *overrides.split()]))) for overrides in FILES]
+    return [to_plain(compose_run(parse_command(["device=cpu", *overrides.split()]))) for overrides in FILES]
 
 
 def made(config):
-    problems = Problems()
-    config = read(config, problems)
+    problems = ErrorList()
+    config = parse_config(config, problems)
     assert not problems
     return config
 
@@ -57,10 +59,10 @@ def changed(config, key, value):
 def test_each_key_that_changes_a_result_changes_the_name(configs):
     seen = set()
     for config in configs:
-        keys = {key: value for key, value in flat(config).items() if key not in CLASSES}
+        keys = {key: value for key, value in flatten(config).items() if key not in CLASSES}
         for key, value in keys.items():
             there = changed(config, key, other(key, value))
-            assert (identity(plain(there)) == identity(config)) == (key in ASIDE), key
+            assert (identity(to_plain(there)) == identity(config)) == (key in ASIDE), key
             assert key == "run.name" or (run_name(there) == run_name(made(config))) == (key in ASIDE), key
         seen |= keys.keys()
     assert seen >= set(schema_keys()) - CLASSES
@@ -73,20 +75,20 @@ def test_files_that_differ_in_their_class_differ_in_name(configs):
 def test_a_configuration_survives_yaml(configs):
     for config in configs:
         read_back = yaml.safe_load(yaml.safe_dump(config))
-        assert plain(made(read_back)) == config == read_back
-        assert made(plain(made(config))) == made(config)
+        assert to_plain(made(read_back)) == config == read_back
+        assert made(to_plain(made(config))) == made(config)
 
 
 def test_the_same_values_are_the_same_run():
-    typed = load_run(
-        parse(["arch.blocks=[[1,64],[1,128],[2,256],[2,512],[2,512,0]]", "optimizer.lr=1e-2", "arch.width=1.0"])
+    typed = compose_run(
+        parse_command(["arch.blocks=[[1,64],[1,128],[2,256],[2,512],[2,512,0]]", "optimizer.lr=1e-2", "arch.width=1.0"])
     )
-    assert run_name(typed) == run_name(load_run(parse([])))
+    assert run_name(typed) == run_name(compose_run(parse_command([])))
     assert run_name(typed).startswith("vgg11-fashion_mnist-96px-lr0.01-")
 
 
 def test_an_upgrade_keeps_the_name():
-    assert run_name(load_run(parse(["experiment=quickstart", "device=cpu"]))) == (
+    assert run_name(compose_run(parse_command(["experiment=quickstart", "device=cpu"]))) == (
         "vgg8_bn-digits-16px-lr0.001-91840403"  # as the README has it
     )
 
@@ -108,7 +110,7 @@ def test_keys_that_are_null_do_not_enter(configs):
     ],
 )
 def test_names_can_be_read(overrides, beginning):
-    name = run_name(load_run(parse(overrides)))
+    name = run_name(compose_run(parse_command(overrides)))
     assert name.startswith(beginning) and len(name) == len(beginning) + 8 * beginning.endswith("-")
     assert Path(name).name == name
 

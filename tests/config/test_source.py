@@ -6,10 +6,12 @@ import json
 import pytest
 import yaml
 
-from vggexp.config.compose import load_run, parse
-from vggexp.config.identity import run_name
-from vggexp.config.read import Problems, plain, read
+from vggexp.config.compose import parse_command
+from vggexp.config.keys import to_plain
+from vggexp.config.parse import ErrorList, parse_config
+from vggexp.config.run_id import run_name
 from vggexp.errors import CheckpointError, ConfigError
+from vggexp.sweep.expand import compose_run
 
 HASH = "5f" * 32
 
@@ -30,7 +32,7 @@ def finished(path, sha256=HASH, state="finished"):
 
 
 def loaded(*words):
-    return load_run(parse(["device=cpu", *words]))
+    return compose_run(parse_command(["device=cpu", *words]))
 
 
 def test_the_hash_of_a_run_and_of_a_file():
@@ -55,7 +57,7 @@ def test_the_name_is_that_of_the_weights(folder):
 def begun(folder, name, config):
     path = folder / "outputs" / name
     path.mkdir()
-    (path / "config.yaml").write_text(yaml.safe_dump(plain(config)))
+    (path / "config.yaml").write_text(yaml.safe_dump(to_plain(config)))
 
 
 def test_where_the_source_has_gone_the_run_that_was_begun_tells(folder):
@@ -93,7 +95,7 @@ def test_what_is_refused(folder, words, expected):
 
 def test_a_run_of_an_earlier_version_is_read():
     """It has not heard of options that were born null since."""
-    values = plain(loaded())
+    values = to_plain(loaded())
     old = values | {"train": {key: value for key, value in values["train"].items() if value is not None}}
-    problems = Problems()
-    assert read(old, problems) == loaded() and not problems
+    problems = ErrorList()
+    assert parse_config(old, problems) == loaded() and not problems

@@ -11,9 +11,9 @@ import pytest
 import torch
 from PIL import Image
 
-from vggexp.data.batches import Resident, Streaming, order
-from vggexp.data.decoding import decode
+from vggexp.data.loaders import InMemoryLoader, StreamingLoader, epoch_permutation
 from vggexp.data.transforms import PLAIN, Augment, Preprocess, color_basis
+from vggexp.data.workers import decode_images
 from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator
 
@@ -26,7 +26,7 @@ def resident(augment=PLAIN, seed=0, count=COUNT, cache="auto", size=SIZE):
     images = torch.randint(0, 256, (count, 3, 12, 12), dtype=torch.uint8, generator=generator(0, "images"))
     preprocess = Preprocess(size, torch.full((3,), 0.5), torch.full((3,), 0.25))
     labels = torch.arange(count)  # each picture's own, so that it can be told
-    return Resident(images, labels, preprocess, batch_size=4, device=CPU, seed=seed, augment=augment, cache=cache)
+    return InMemoryLoader(images, labels, preprocess, batch_size=4, device=CPU, seed=seed, augment=augment, cache=cache)
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +45,9 @@ def streaming(paths):
 
     def make(workers=0, augment=PLAIN, seed=0, files=paths):
         preprocess = Preprocess(SIZE, torch.full((3,), 0.5), torch.full((3,), 0.25))
-        basis = color_basis(decode(paths, SIZE, 0)) if augment.color else None
+        basis = color_basis(decode_images(paths, SIZE, 0)) if augment.color else None
         wanted = {"workers": workers, "seed": seed, "augment": augment, "basis": basis}
-        made.append(Streaming(files, range(len(files)), preprocess, batch_size=4, device=CPU, **wanted))
+        made.append(StreamingLoader(files, range(len(files)), preprocess, batch_size=4, device=CPU, **wanted))
         return made[-1]
 
     yield make
@@ -71,10 +71,10 @@ def alive(pid):
 
 
 def test_order_is_a_permutation_of_its_own():
-    orders = [order(seed, epoch, 100).tolist() for seed in (0, 1) for epoch in (0, 1, 2)]
+    orders = [epoch_permutation(seed, epoch, 100).tolist() for seed in (0, 1) for epoch in (0, 1, 2)]
     assert all(sorted(each) == list(range(100)) for each in orders)
     assert len({tuple(each) for each in orders}) == 6
-    assert order(0, 0, 100).tolist() == orders[0]
+    assert epoch_permutation(0, 0, 100).tolist() == orders[0]
 
 
 @pytest.mark.parametrize("kind", ["resident", "streaming"])
@@ -83,7 +83,7 @@ def test_each_image_once(kind, streaming):
     assert (batches.count, batches.batches_per_epoch) == (COUNT, 3)
     labels = [labels for _, labels in batches.train(0)]
     assert [len(part) for part in labels] == [4, 4, 3]
-    assert torch.equal(torch.cat(labels), order(0, 0, COUNT))
+    assert torch.equal(torch.cat(labels), epoch_permutation(0, 0, COUNT))
     assert torch.cat([labels for _, labels in batches.evaluate()]).tolist() == list(range(COUNT))
     assert all(images.shape[1:] == (3, SIZE, SIZE) and images.dtype == torch.float32 for images, _ in batches.train(1))
 
@@ -104,7 +104,7 @@ def test_resident_evaluates_plainly():
     assert same(plain.evaluate(), strong.evaluate())
     shuffled = torch.cat([images for images, _ in plain.train(0)])
     inorder = torch.cat([images for images, _ in plain.evaluate()])
-    assert torch.equal(shuffled, inorder[order(0, 0, COUNT)])
+    assert torch.equal(shuffled, inorder[epoch_permutation(0, 0, COUNT)])
 
 
 def test_no_images_no_batches():
@@ -132,23 +132,23 @@ def test_workers_change_nothing(streaming):
 
 
 def test_streaming_equals_decoded(streaming, paths):
-    assert decode([], SIZE, 2).shape == (0, 3, SIZE, SIZE)
-    images = decode(paths, SIZE, 2)
-    kept = Resident(images, torch.arange(COUNT), streaming().preprocess, batch_size=4, device=CPU)
+    assert decode_images([], SIZE, 2).shape == (0, 3, SIZE, SIZE)
+    images = decode_images(paths, SIZE, 2)
+    kept = InMemoryLoader(images, torch.arange(COUNT), streaming().preprocess, batch_size=4, device=CPU)
     assert same(streaming().evaluate(), kept.evaluate())
     assert same(streaming().train(2), kept.train(2))
 
 
 def test_whole_pictures_at_several_scales(streaming, paths):
     resized, sizes = resident(), (12, 20)
-    for scales, labels in resized.whole(sizes):
+    for scales, labels in resized.full_images(sizes):
         assert [(group.places, group.images.shape[1:]) for (group,) in scales] == [
             (list(range(len(labels))), (3, side, side)) for side in sizes
         ]
         assert torch.equal(scales[0][0].images, resized.images[labels])
     for workers in (0, 1):
         labels, found = [], []
-        for scales, truth in streaming(workers).whole(sizes):
+        for scales, truth in streaming(workers).full_images(sizes):
             for groups in scales:
                 assert sorted(place for group in groups for place in group.places) == list(range(len(truth)))
             found += [{tuple(group.images.shape[2:]) for group in of} for of in scales]
@@ -158,7 +158,7 @@ def test_whole_pictures_at_several_scales(streaming, paths):
 
 
 @pytest.mark.parametrize("workers", [0, 1])
-@pytest.mark.parametrize("read", [Streaming.evaluate, lambda batches: batches.whole((16,))])
+@pytest.mark.parametrize("read", [StreamingLoader.evaluate, lambda batches: batches.full_images((16,))])
 def test_a_broken_file_is_one_line(workers, read, streaming, paths, tmp_path):
     broken = tmp_path / "broken.jpg"
     broken.write_bytes(paths[0].read_bytes()[:40])
@@ -189,7 +189,7 @@ def test_signals_to_the_group_pass_a_worker_by(worker):
 def test_no_worker_outlives_its_parent(paths):
     code = f"""
 import multiprocessing, pathlib, torch
-from vggexp.data.batches import Streaming
+from vggexp.data.loaders import Streaming
 from vggexp.data.transforms import Preprocess
 paths = sorted(pathlib.Path({str(paths[0].parent)!r}).iterdir())
 batches = Streaming(

@@ -12,15 +12,15 @@ from pathlib import Path
 
 import pytest
 
-from vggexp.data import download
-from vggexp.data.catalogue import Digest
-from vggexp.data.download import fetch
+from vggexp.data import download as download_module
+from vggexp.data.catalog import Checksum
+from vggexp.data.download import download
 from vggexp.errors import DataError, ResourceError
 
 BODY = bytes(range(256)) * 40
 CAP = len(BODY) + 1000
 SHA = hashlib.sha256(BODY).hexdigest()
-WHOLE, INSIDE = Digest("sha256", SHA), Digest("sha256", SHA, inside=True)
+WHOLE, INSIDE = Checksum("sha256", SHA), Checksum("sha256", SHA, inside=True)
 BODIES = {
     "/good": BODY,
     "/packed.gz": gzip.compress(BODY),
@@ -74,10 +74,10 @@ def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
 
 
 @pytest.mark.parametrize(("path", "digest"), [("/good", WHOLE), ("/packed.gz", INSIDE)])
-def test_fetches_once(server: Server, tmp_path: Path, path: str, digest: Digest) -> None:
+def test_fetches_once(server: Server, tmp_path: Path, path: str, digest: Checksum) -> None:
     target = tmp_path / "new folder" / "file"
     for _ in range(2):
-        fetch([server.url(path)], target, digest, CAP)
+        download([server.url(path)], target, digest, CAP)
     assert target.read_bytes() == BODIES[path] and server.asked == [path]
 
 
@@ -95,19 +95,19 @@ def test_fetches_once(server: Server, tmp_path: Path, path: str, digest: Digest)
     ],
 )
 def test_leaves_nothing_wrong(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, digest: Digest, reason: str
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, digest: Checksum, reason: str
 ) -> None:
-    monkeypatch.setattr(download, "SILENCE", 0.2)
+    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.2)
     target = tmp_path / "file"
     with pytest.raises(
         DataError, match=rf"^cannot fetch {server.url(path)}: .*{reason}.*\(put the file at {target}\)$"
     ):
-        fetch([server.url(path)], target, digest, CAP)
+        download([server.url(path)], target, digest, CAP)
     assert [left.name for left in tmp_path.iterdir()] == [".download.lock"]
 
 
 def test_tries_the_next_source(server: Server, tmp_path: Path) -> None:
-    fetch([server.url(path) for path in ("/absent", "/wrong", "/good", "/packed.gz")], tmp_path / "file", WHOLE, CAP)
+    download([server.url(path) for path in ("/absent", "/wrong", "/good", "/packed.gz")], tmp_path / "file", WHOLE, CAP)
     assert server.asked == ["/absent", "/wrong", "/good"]
 
 
@@ -118,9 +118,9 @@ def test_encrypted_sources_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         tried.append(url)
         return [BODY[:1]]
 
-    monkeypatch.setattr(download, "_pieces", pieces)
+    monkeypatch.setattr(download_module, "_read_chunks", pieces)
     with pytest.raises(DataError):
-        fetch(["http://a", "https://b", "http://c", "https://d"], tmp_path / "file", WHOLE, CAP)
+        download(["http://a", "https://b", "http://c", "https://d"], tmp_path / "file", WHOLE, CAP)
     assert tried == ["https://b", "https://d", "http://a", "http://c"]
 
 
@@ -128,25 +128,25 @@ def test_nobody_there(tmp_path: Path) -> None:
     with Server() as gone:
         url = gone.url("/good")
     with pytest.raises(DataError, match="Connection refused"):
-        fetch([url], tmp_path / "file", WHOLE, CAP)
+        download([url], tmp_path / "file", WHOLE, CAP)
 
 
 def test_removes_what_a_killed_process_left(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part-1").write_bytes(BODY[:9])
-    fetch([server.url("/good")], tmp_path / "file", WHOLE, CAP)
+    download([server.url("/good")], tmp_path / "file", WHOLE, CAP)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".download.lock", "file"]
 
 
 def test_no_place_to_write(server: Server, tmp_path: Path) -> None:
     (tmp_path / "taken").write_bytes(b"")
     with pytest.raises(ResourceError, match="cannot be written"):
-        fetch([server.url("/good")], tmp_path / "taken" / "file", WHOLE, CAP)
+        download([server.url("/good")], tmp_path / "taken" / "file", WHOLE, CAP)
 
 
 def test_processes_fetch_together(server: Server, tmp_path: Path) -> None:
     program = f"""
 from pathlib import Path
-from vggexp.data.catalogue import Digest
+from vggexp.data.catalog import Digest
 from vggexp.data.download import fetch
 fetch(["{server.url("/crowd")}"], Path("{tmp_path}/file"), Digest("sha256", "{SHA}"), {CAP})
 """

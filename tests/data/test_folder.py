@@ -11,8 +11,8 @@ import torch
 from PIL import Image
 from torchvision import datasets
 
-from vggexp.data.catalogue import folder_classes
-from vggexp.data.folder import index_folder, read_image
+from vggexp.data.catalog import folder_classes
+from vggexp.data.image_folder import index_folder, read_image
 from vggexp.errors import DataError
 
 Files = dict[str, bytes]

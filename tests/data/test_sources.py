@@ -18,21 +18,22 @@ import pytest
 import torch
 from torchvision import datasets
 
-from vggexp.data import catalogue, download, sources, split
-from vggexp.data.catalogue import FACTS, IDX_TEST, IDX_TRAIN, Digest, Facts
-from vggexp.data.sources import Loaded, checked, load, synthetic
+from vggexp.data import catalog, download, split
+from vggexp.data import datasets as datasets_module
+from vggexp.data.catalog import DATASETS, IDX_TEST, IDX_TRAIN, Checksum, DatasetInfo, DatasetSplits
+from vggexp.data.datasets import load_dataset, synthetic_dataset, validate_labels
 from vggexp.errors import DataError, ResourceError
 
-SYSTEM = Path(FACTS["fashion_mnist"].system)
+SYSTEM = Path(DATASETS["fashion_mnist"].system)
 IMAGES, LABELS = IDX_TRAIN
 Files = dict[str, bytes]
 
 
 @pytest.mark.debian
 def test_fashion_mnist() -> None:
-    loaded = load("fashion_mnist", None, download=False)
+    loaded = load_dataset("fashion_mnist", None, download=False)
     assert loaded.origin == str(SYSTEM)
-    assert loaded.fingerprint == {file: digest.hex for file, digest in FACTS["fashion_mnist"].digests.items()}
+    assert loaded.fingerprint == {file: digest.hex for file, digest in DATASETS["fashion_mnist"].digests.items()}
     for part, count in ((loaded.train, 60_000), (loaded.test, 10_000)):
         assert part.images.shape == (count, 1, 28, 28) and part.images.dtype == torch.uint8
         assert part.labels.bincount().tolist() == [count // 10] * 10 and part.labels.dtype == torch.int64
@@ -61,8 +62,8 @@ def whole(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Files:
 
 
 def pin(monkeypatch: pytest.MonkeyPatch, name: str, files: Files, inside: bool, **changes: Any) -> None:
-    digests = {file: Digest("sha256", hashlib.sha256(raw).hexdigest(), inside) for file, raw in files.items()}
-    monkeypatch.setitem(FACTS, name, dataclasses.replace(FACTS[name], digests=digests, **changes))
+    digests = {file: Checksum("sha256", hashlib.sha256(raw).hexdigest(), inside) for file, raw in files.items()}
+    monkeypatch.setitem(DATASETS, name, dataclasses.replace(DATASETS[name], digests=digests, **changes))
 
 
 def write(folder: Path, files: Files, packed: bool = False) -> Path:
@@ -80,25 +81,25 @@ def serve(monkeypatch: pytest.MonkeyPatch, files: Files) -> list[str]:
         asked.append(url.rsplit("/", 1)[1])
         return [files[asked[-1]]]
 
-    monkeypatch.setattr(download, "_pieces", pieces)
+    monkeypatch.setattr(download, "_read_chunks", pieces)
     return asked
 
 
-def same(one: Loaded, other: Loaded) -> bool:
+def same(one: DatasetSplits, other: DatasetSplits) -> bool:
     pairs = ((one.train, other.train), (one.test, other.test))
     equal = all(torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) for a, b in pairs)
     return equal and one.fingerprint == other.fingerprint
 
 
 def test_layouts_hold_the_same(whole: Files, tmp_path: Path) -> None:
-    raw = load("fashion_mnist", write(tmp_path / "raw", whole), download=False)
+    raw = load_dataset("fashion_mnist", write(tmp_path / "raw", whole), download=False)
     assert raw.train.images.numpy().tobytes() == whole[IMAGES][16:]
     assert raw.train.images.shape == (6, 1, 3, 3) and raw.test.labels.tolist() == [0, 1, 2, 3]
     write(tmp_path / "torchvision" / "FashionMNIST" / "raw", whole)
     write(tmp_path / "packed", whole, packed=True)
     write(tmp_path / "system", whole, packed=True)
     for root in (tmp_path / "torchvision", tmp_path / "packed", None):
-        assert same(raw, load("fashion_mnist", root, download=False))
+        assert same(raw, load_dataset("fashion_mnist", root, download=False))
     theirs = datasets.FashionMNIST(tmp_path / "torchvision", train=False)
     assert torch.equal(theirs.data, raw.test.images[:, 0]) and torch.equal(theirs.targets, raw.test.labels)
 
@@ -106,12 +107,12 @@ def test_layouts_hold_the_same(whole: Files, tmp_path: Path) -> None:
 def test_download_fills_the_root_or_the_cache(whole: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = serve(monkeypatch, {f"{file}.gz": gzip.compress(raw) for file, raw in whole.items()})
     root = write(tmp_path / "root", {IMAGES: whole[IMAGES]})
-    first = load("fashion_mnist", root, download=True)
+    first = load_dataset("fashion_mnist", root, download=True)
     assert first.origin == str(root) and sorted(asked) == sorted(f"{file}.gz" for file in whole if file != IMAGES)
     asked.clear()
-    cached = load("fashion_mnist", None, download=True)
+    cached = load_dataset("fashion_mnist", None, download=True)
     assert cached.origin == str(tmp_path / "cache" / "vggexp" / "fashion_mnist") and len(asked) == 4
-    assert same(first, cached) and same(first, load("fashion_mnist", None, download=False)) and len(asked) == 4
+    assert same(first, cached) and same(first, load_dataset("fashion_mnist", None, download=False)) and len(asked) == 4
 
 
 def test_no_network(whole: Files, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -120,18 +121,18 @@ def test_no_network(whole: Files, monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("urllib.request.urlopen", unplugged)
     with pytest.raises(DataError, match=r"^cannot fetch https://.*: Network is unreachable.*, or apt-get install"):
-        load("fashion_mnist", None, download=True)
+        load_dataset("fashion_mnist", None, download=True)
 
 
 def test_a_root_is_not_replaced_behind_its_owner(whole: Files, tmp_path: Path) -> None:
     write(tmp_path / "system", whole)
     root = write(tmp_path / "root", {})
     with pytest.raises(DataError, match=f"no {IMAGES} in {root} or {root}/FashionMNIST/raw .*dataset-fashion-mnist"):
-        load("fashion_mnist", root, download=False)
-    assert load("fashion_mnist", root, download=True).origin == str(tmp_path / "system")
+        load_dataset("fashion_mnist", root, download=False)
+    assert load_dataset("fashion_mnist", root, download=True).origin == str(tmp_path / "system")
     write(root, {**whole, LABELS: b"damaged"})
     with pytest.raises(DataError, match=f"^{root}/{LABELS}"):
-        load("fashion_mnist", root, download=True)
+        load_dataset("fashion_mnist", root, download=True)
 
 
 DAMAGE: list[tuple[str, Callable[[bytes], bytes], str]] = [
@@ -150,7 +151,7 @@ DAMAGE: list[tuple[str, Callable[[bytes], bytes], str]] = [
 def test_damaged(whole: Files, tmp_path: Path, file: str, damage: Callable[[bytes], bytes], told: str) -> None:
     root = write(tmp_path / "root", {**whole, file: damage(whole[file])})
     with pytest.raises(DataError, match=f"^{root}/{file}: .*{told}.*delete it to fetch it again"):
-        load("fashion_mnist", root, download=False)
+        load_dataset("fashion_mnist", root, download=False)
 
 
 def test_every_flipped_bit_is_found(whole: Files, tmp_path: Path) -> None:
@@ -160,7 +161,7 @@ def test_every_flipped_bit_is_found(whole: Files, tmp_path: Path) -> None:
         raw[bit // 8] ^= 1 << bit % 8
         (root / IMAGES).write_bytes(raw)
         with pytest.raises(DataError, match=IMAGES):
-            load("fashion_mnist", root, download=False)
+            load_dataset("fashion_mnist", root, download=False)
 
 
 @pytest.mark.parametrize(
@@ -178,17 +179,17 @@ def test_damaged_gzip(whole: Files, tmp_path: Path, packed: Callable[[bytes], by
     (root / IMAGES).rename(root / f"{IMAGES}.gz")
     (root / f"{IMAGES}.gz").write_bytes(packed(whole[IMAGES]))
     with pytest.raises(DataError, match=told):
-        load("fashion_mnist", root, download=False)
+        load_dataset("fashion_mnist", root, download=False)
 
 
 def test_labels_out_of_range_or_missing() -> None:
     images = torch.zeros(3, 1, 2, 2, dtype=torch.uint8)
     with pytest.raises(DataError, match=r"here: label 10 at row 1, classes are 0\.\.9"):
-        checked(images, torch.tensor([9, 10, 0]), catalogue.DIGITS, "here")
+        validate_labels(images, torch.tensor([9, 10, 0]), catalog.DIGITS, "here")
     with pytest.raises(DataError, match=r"label -1 at row 2"):
-        checked(images, torch.tensor([9, 0, -1]), catalogue.DIGITS, "here")
+        validate_labels(images, torch.tensor([9, 0, -1]), catalog.DIGITS, "here")
     with pytest.raises(DataError, match="2 labels for 3 images"):
-        checked(images, torch.tensor([9, 0]), catalogue.DIGITS, "here")
+        validate_labels(images, torch.tensor([9, 0]), catalog.DIGITS, "here")
 
 
 # -------------------------------------------------------------------------------------------- CIFAR
@@ -197,16 +198,16 @@ def test_labels_out_of_range_or_missing() -> None:
 def batches(name: str) -> Files:
     """Two pictures a file, pickled as the authors did."""
     random = np.random.default_rng(0)
-    facts, key = FACTS[name], "labels" if name == "cifar10" else "fine_labels"
+    facts, key = DATASETS[name], "labels" if name == "cifar10" else "fine_labels"
     made = {file: {"data": random.integers(0, 256, (2, 3072), dtype=np.uint8), key: [3, 5]} for file in _files(facts)}
     return {file: pickle.dumps(batch, protocol=2) for file, batch in made.items()}
 
 
-def _files(facts: Facts) -> tuple[str, ...]:
+def _files(facts: DatasetInfo) -> tuple[str, ...]:
     return facts.train_files + facts.test_files
 
 
-def archive_of(facts: Facts, files: Files) -> bytes:
+def archive_of(facts: DatasetInfo, files: Files) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w:gz") as tar:
         for file, raw in {f"{facts.folder}/{file}": raw for file, raw in files.items()}.items():
@@ -218,20 +219,20 @@ def archive_of(facts: Facts, files: Files) -> bytes:
 
 @pytest.mark.parametrize(("name", "count"), [("cifar10", 10), ("cifar100", 2)])
 def test_cifar(name: str, count: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    facts, files = FACTS[name], batches(name)
+    facts, files = DATASETS[name], batches(name)
     archive = archive_of(facts, files | {"../outside": b"x"})
     pin(monkeypatch, name, files | {facts.archive: archive}, inside=False)
     asked = serve(monkeypatch, {facts.archive: archive})
-    fetched = load(name, tmp_path, download=True)
+    fetched = load_dataset(name, tmp_path, download=True)
     assert asked == [facts.archive] and not (tmp_path / "outside").exists()
     assert sorted(path.name for path in (tmp_path / facts.folder).iterdir()) == sorted([".download.lock", *files])
     assert fetched.fingerprint == {file: hashlib.sha256(raw).hexdigest() for file, raw in files.items()}
     assert fetched.train.images.shape == (count, 3, 32, 32) and fetched.train.labels.tolist() == [3, 5] * (count // 2)
-    assert same(fetched, load(name, tmp_path / facts.folder, download=False))
+    assert same(fetched, load_dataset(name, tmp_path / facts.folder, download=False))
     first = pickle.loads(files[facts.train_files[0]])["data"][0]
     assert fetched.train.images[0].flatten().tolist() == first.tolist()
     (tmp_path / facts.folder / facts.test_files[0]).unlink()  # as if killed while unpacking
-    assert same(fetched, load(name, tmp_path, download=True)) and asked == [facts.archive]
+    assert same(fetched, load_dataset(name, tmp_path, download=True)) and asked == [facts.archive]
 
 
 class Attack:
@@ -241,27 +242,27 @@ class Attack:
 
 def test_a_foreign_pickle_is_not_opened(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    files = {file: pickle.dumps(Attack()) for file in _files(FACTS["cifar100"])}
+    files = {file: pickle.dumps(Attack()) for file in _files(DATASETS["cifar100"])}
     with pytest.raises(DataError, match=r"train: md5 .* wanted 16019d7e3df5f24257cddd939b257f8d"):
-        load("cifar100", write(tmp_path / "root", files), download=False)
+        load_dataset("cifar100", write(tmp_path / "root", files), download=False)
     assert not Path("attacked").exists()
 
 
 def test_a_damaged_archive(tmp_path: Path) -> None:
-    for raw in (b"not an archive", archive_of(FACTS["cifar100"], {"train": b""})):
-        (tmp_path / FACTS["cifar100"].archive).write_bytes(raw)
+    for raw in (b"not an archive", archive_of(DATASETS["cifar100"], {"train": b""})):
+        (tmp_path / DATASETS["cifar100"].archive).write_bytes(raw)
         with pytest.raises(DataError, match=r"cifar-100-python\.tar\.gz: not the archive"):
-            load("cifar100", tmp_path, download=True)
+            load_dataset("cifar100", tmp_path, download=True)
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ResourceError, match="cannot be written"):
-        load("cifar100", tmp_path / "file", download=True)
+        load_dataset("cifar100", tmp_path / "file", download=True)
 
 
 # ---------------------------------------------------------------------------------- made, not stored
 
 
 def test_digits() -> None:
-    loaded, facts = load("digits", None, download=False), FACTS["digits"]
+    loaded, facts = load_dataset("digits", None, download=False), DATASETS["digits"]
     assert (len(loaded.train.images), len(loaded.test.images)) == (facts.train_images, facts.test_images)
     assert loaded.train.images.shape[1:] == (facts.channels, facts.size, facts.size)
     assert loaded.train.images.unique().tolist() == [round(value * 255 / 16) for value in range(17)]
@@ -272,8 +273,8 @@ def test_digits() -> None:
 
 
 def test_synthetic_is_fixed_and_can_be_learned() -> None:
-    loaded = synthetic(100, 5, 3, 8)
-    assert same(loaded, synthetic(100, 5, 3, 8)) and not same(loaded, synthetic(100, 5, 3, 8, seed=1))
+    loaded = synthetic_dataset(100, 5, 3, 8)
+    assert same(loaded, synthetic_dataset(100, 5, 3, 8)) and not same(loaded, synthetic_dataset(100, 5, 3, 8, seed=1))
     train, test = loaded.train, loaded.test
     assert train.images.shape == (100, 3, 8, 8) and len(test.images) == 20 and test.classes == tuple("01234")
     centres = torch.stack([train.images[train.labels == label].double().mean(0) for label in range(5)])
@@ -282,7 +283,7 @@ def test_synthetic_is_fixed_and_can_be_learned() -> None:
 
 
 def test_the_table() -> None:
-    for facts in FACTS.values():
+    for facts in DATASETS.values():
         files = (*_files(facts), *([facts.archive] if facts.archive else []))
         assert sorted(files) == sorted(facts.digests) and len(set(facts.classes)) == len(facts.classes)
         lengths = {digest.algorithm: len(digest.hex) for digest in facts.digests.values()}
@@ -291,18 +292,18 @@ def test_the_table() -> None:
     published = {name: kind for name, kind in (("cifar10", datasets.CIFAR10), ("cifar100", datasets.CIFAR100))}
     for name, kind in published.items():
         theirs = dict([*map(tuple, kind.train_list + kind.test_list), (kind.filename, kind.tgz_md5)])
-        assert {file: digest.hex for file, digest in FACTS[name].digests.items()} == theirs
-    assert FACTS["fashion_mnist"].classes == tuple(datasets.FashionMNIST.classes)
+        assert {file: digest.hex for file, digest in DATASETS[name].digests.items()} == theirs
+    assert DATASETS["fashion_mnist"].classes == tuple(datasets.FashionMNIST.classes)
 
 
 def test_checks_hold_without_asserts() -> None:
-    for module in (catalogue, download, sources, split):
+    for module in (catalog, download, datasets_module, split):
         tree = ast.parse(Path(str(module.__file__)).read_text("utf-8"))
         assert not [node.lineno for node in ast.walk(tree) if isinstance(node, ast.Assert)]
 
 
 def test_the_catalogue_needs_no_torch() -> None:
     program = (
-        "import sys, vggexp.data.catalogue, vggexp.data.download; sys.exit(bool({'torch', 'numpy'} & {*sys.modules}))"
+        "import sys, vggexp.data.catalog, vggexp.data.download; sys.exit(bool({'torch', 'numpy'} & {*sys.modules}))"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

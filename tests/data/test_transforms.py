@@ -11,22 +11,22 @@ from torchvision.transforms.v2 import functional as torchvision
 from vggexp.data.transforms import (
     PLAIN,
     Augment,
-    Changes,
+    AugmentParams,
     Preprocess,
-    blank,
-    boxes,
+    channel_mean_std,
     color_basis,
-    cut,
-    cut_each,
-    draw,
-    fit,
-    fitting,
+    crop,
+    crop_each,
+    crop_grid,
+    crop_windows,
+    erase,
+    erase_boxes,
     resample,
-    spread,
-    statistics,
-    whole,
-    windows,
-)  # fmt: skip
+    resize_center_crop,
+    resize_matrices,
+    resize_shorter_side,
+    sample_augmentation,
+)
 from vggexp.rng import generator
 
 FASHION_MNIST = Path("/usr/share/datasets/fashion-mnist/train-images-idx3-ubyte.gz")
@@ -40,7 +40,9 @@ def pictures(count=2, channels=3, height=28, width=None):
 
 def augmented(images, size, augment, words="test"):
     basis = color_basis(images) if augment.color else None
-    changes = draw(generator(0, words), len(images), images.shape[-2], images.shape[-1], size, augment, basis)
+    changes = sample_augmentation(
+        generator(0, words), len(images), images.shape[-2], images.shape[-1], size, augment, basis
+    )
     return Preprocess(size, None, None)(images, changes)
 
 
@@ -62,13 +64,13 @@ def test_resize_is_torchvisions(side, size, channels):
 def test_the_middle_square_is_torchvisions(height, width, size):
     images = pictures(1, 3, height, width)
     expected = torchvision.center_crop(torchvision.resize(images, [size], antialias=True), [size, size])
-    assert torch.equal(fit(images, size), expected)
+    assert torch.equal(resize_center_crop(images, size), expected)
 
 
 @pytest.mark.parametrize(("height", "width", "side"), [(40, 60, 32), (61, 40, 50), (28, 28, 28), (20, 31, 48)])
 def test_the_whole_picture_is_torchvisions(height, width, side):
     images = pictures(1, 3, height, width)
-    assert torch.equal(whole(images, side), torchvision.resize(images, [side], antialias=True))
+    assert torch.equal(resize_shorter_side(images, side), torchvision.resize(images, [side], antialias=True))
 
 
 @pytest.mark.parametrize(
@@ -81,15 +83,15 @@ def test_the_whole_picture_is_torchvisions(height, width, side):
     ],
 )
 def test_windows_at_even_distances(height, width, count, corners):
-    assert spread(height, width, 16, count) == [(height, width, *corner, 0) for corner in corners]
+    assert crop_grid(height, width, 16, count) == [(height, width, *corner, 0) for corner in corners]
 
 
 def test_one_window_alone_is_that_of_the_test():
     for height, width, size in [(40, 60, 32), (61, 40, 33), (28, 28, 28), (33, 90, 20)]:
         images = pictures(1, 3, height, width)
-        scaled = whole(images, size)
-        (window,) = spread(*scaled.shape[-2:], size, 1)
-        assert torch.equal(cut(scaled, window, size), fit(images, size))
+        scaled = resize_shorter_side(images, size)
+        (window,) = crop_grid(*scaled.shape[-2:], size, 1)
+        assert torch.equal(crop(scaled, window, size), resize_center_crop(images, size))
 
 
 @pytest.mark.parametrize("side", [8, 28, 32])
@@ -106,8 +108,8 @@ def test_same_size_is_left_alone(side):
 @pytest.mark.parametrize(("height", "width", "size"), [(28, 28, 24), (40, 30, 32), (20, 50, 20)])
 def test_one_window_and_many_agree(augment, height, width, size):
     images = pictures(6, 3, height, width).float()
-    frames = windows(torch.rand(6, 10, generator=generator(0, "windows")), height, width, size, augment)
-    alone = [cut(image[None], frame, size)[0] for image, frame in zip(images, frames.tolist(), strict=True)]
+    frames = crop_windows(torch.rand(6, 10, generator=generator(0, "windows")), height, width, size, augment)
+    alone = [crop(image[None], frame, size)[0] for image, frame in zip(images, frames.tolist(), strict=True)]
     assert (resample(images, frames, size) - torch.stack(alone)).abs().max() <= 0.1
 
 
@@ -123,8 +125,8 @@ def test_shift_and_flip_without_resize_are_exact():
 @pytest.mark.parametrize(("height", "width", "size"), [(28, 28, 28), (20, 30, 20), (20, 30, 24)])
 def test_pictures_that_are_only_moved_keep_their_bits(height, width, size):
     images = pictures(40, 3, height, width)
-    frames = windows(torch.rand(40, 11, generator=generator(0, "moved")), height, width, size, Augment(0.5, 4))
-    moved = cut_each(images, frames, size)
+    frames = crop_windows(torch.rand(40, 11, generator=generator(0, "moved")), height, width, size, Augment(0.5, 4))
+    moved = crop_each(images, frames, size)
     assert torch.equal(moved.float(), resample(images, frames, size))
     assert moved.dtype == (torch.uint8 if size == height else torch.float32)  # only these are not scaled
 
@@ -141,12 +143,14 @@ def test_flip_twice_is_nothing(size):
 def test_windows_keep_their_range():
     uniform = torch.rand(4000, 10, generator=generator(0, "range"))
     for extreme in (uniform, torch.zeros(1, 10), torch.full((1, 10), 1 - 2**-24)):
-        height, width, top, left, _ = windows(extreme, 300, 500, 224, Augment(scale=(256 / 224, 512 / 224))).unbind(1)
+        height, width, top, left, _ = crop_windows(
+            extreme, 300, 500, 224, Augment(scale=(256 / 224, 512 / 224))
+        ).unbind(1)
         assert height.min() >= 256 and height.max() <= 512 and (width == height * 500 // 300).all()
         assert top.min() >= 0 and left.min() >= 0 and (top <= height - 224).all() and (left <= width - 224).all()
-    place = windows(uniform, 32, 32, 32, Augment(crop=4))[:, 2:4]
+    place = crop_windows(uniform, 32, 32, 32, Augment(crop=4))[:, 2:4]
     assert place.unique().tolist() == list(range(-4, 5))
-    assert 0.45 < windows(uniform, 8, 8, 8, Augment(flip=0.5))[:, 4].float().mean() < 0.55
+    assert 0.45 < crop_windows(uniform, 8, 8, 8, Augment(flip=0.5))[:, 4].float().mean() < 0.55
 
 
 EACH = {
@@ -168,23 +172,23 @@ def test_draws_are_per_image_and_reproducible(name, channels):
 
 def test_one_operation_leaves_the_draws_of_another():
     images = pictures(64)
-    together = draw(generator(0), 64, 28, 28, 28, Augment(0.5, 4, None, 0.1, 0.5), color_basis(images))
+    together = sample_augmentation(generator(0), 64, 28, 28, 28, Augment(0.5, 4, None, 0.1, 0.5), color_basis(images))
     for alone in (Augment(flip=0.5), Augment(erase=0.5)):
-        changes = draw(generator(0), 64, 28, 28, 28, alone)
+        changes = sample_augmentation(generator(0), 64, 28, 28, 28, alone)
         assert changes.window is None or torch.equal(changes.window[:, 4], together.window[:, 4])
         assert changes.box is None or torch.equal(changes.box, together.box)
-    assert draw(generator(0), 64, 28, 28, 28, PLAIN) == Changes()
+    assert sample_augmentation(generator(0), 64, 28, 28, 28, PLAIN) == AugmentParams()
 
 
 def test_erased_boxes_keep_their_range():
-    box = boxes(torch.rand(2000, 5, generator=generator(0, "boxes")), 64, 0.5)
+    box = erase_boxes(torch.rand(2000, 5, generator=generator(0, "boxes")), 64, 0.5)
     sides = box[:, 2:] - box[:, :2]
     area = sides.prod(1)
     assert box.min() >= 0 and box.max() <= 64 and 0.45 < (area > 0).float().mean() < 0.55
     area, aspect = area[area > 0] / 64**2, (sides[:, 0] / sides[:, 1])[area > 0]
     assert 0.015 < area.min() < 0.03 and 0.38 < area.max() < 0.41
     assert 0.25 < aspect.min() < 0.35 and 2.9 < aspect.max() < 4
-    blanked = blank(torch.ones(100, 3, 64, 64), box[:100])
+    blanked = erase(torch.ones(100, 3, 64, 64), box[:100])
     assert torch.equal((blanked == 0).sum((1, 2, 3)), 3 * sides.prod(1)[:100])
 
 
@@ -194,18 +198,18 @@ def test_color_shift_follows_the_pixels():
     basis = color_basis(images)
     pixels = images.double().transpose(0, 1).flatten(1) / 255
     torch.testing.assert_close((basis @ basis).double(), pixels.cov(correction=0), atol=1e-6, rtol=0)
-    shift = draw(generator(0), 500, 28, 28, 28, Augment(color=0.1), basis).shift
+    shift = sample_augmentation(generator(0), 500, 28, 28, 28, Augment(color=0.1), basis).shift
     torch.testing.assert_close(shift[:, 0], shift[:, 1], atol=1e-5, rtol=0)
     torch.testing.assert_close(shift.std(0), 0.1 * pixels.std(1).float(), atol=0, rtol=0.1)
-    torch.testing.assert_close(color_basis(images[:, :1]).flatten(), statistics(images[:, :1])[1])
+    torch.testing.assert_close(color_basis(images[:, :1]).flatten(), channel_mean_std(images[:, :1])[1])
     with pytest.raises(ValueError, match="color_basis"):
-        draw(generator(0), 1, 28, 28, 28, Augment(color=0.1))
+        sample_augmentation(generator(0), 1, 28, 28, 28, Augment(color=0.1))
 
 
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_normalised_by_statistics(channels_last):
     images = pictures(20, 3)
-    mean, std = statistics(images)
+    mean, std = channel_mean_std(images)
     result = Preprocess(28, mean, std, channels_last)(images)
     pixels = images.double() / 255
     torch.testing.assert_close(mean.double(), pixels.mean((0, 2, 3)))
@@ -213,12 +217,12 @@ def test_normalised_by_statistics(channels_last):
     torch.testing.assert_close(result, torchvision.normalize(images / 255, mean.tolist(), std.tolist()))
     order = torch.channels_last if channels_last else torch.contiguous_format
     assert result.is_contiguous(memory_format=order)
-    assert statistics(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))[1] == 1  # nothing to divide by
+    assert channel_mean_std(torch.zeros(2, 1, 4, 4, dtype=torch.uint8))[1] == 1  # nothing to divide by
 
 
 def test_black_is_added_before_normalisation():
     images = torch.full((1, 1, 8, 8), 255, dtype=torch.uint8)
-    changes = Changes(window=torch.tensor([[8, 8, 0, 4, 0]]))
+    changes = AugmentParams(window=torch.tensor([[8, 8, 0, 4, 0]]))
     result = Preprocess(8, torch.tensor([0.5]), torch.tensor([0.25]))(images, changes)
     assert result[0, 0, 0].tolist() == [2.0] * 4 + [-2.0] * 4
 
@@ -227,12 +231,12 @@ def test_black_is_added_before_normalisation():
 def test_statistics_of_fashion_mnist():
     pixels = numpy.frombuffer(gzip.decompress(FASHION_MNIST.read_bytes()), numpy.uint8, offset=16)
     images = torch.from_numpy(pixels.copy()).view(-1, 1, 28, 28)
-    mean, std = statistics(images)
+    mean, std = channel_mean_std(images)
     assert (round(mean.item(), 5), round(std.item(), 5)) == (0.28604, 0.35302)
 
 
 def test_flip_and_erase_are_drawn_apart():
-    changes = draw(generator(0, "apart"), 1000, 8, 8, 8, Augment(flip=0.5, erase=0.5))
+    changes = sample_augmentation(generator(0, "apart"), 1000, 8, 8, 8, Augment(flip=0.5, erase=0.5))
     flipped, erased = changes.window[:, 4] > 0, (changes.box[:, 2] > changes.box[:, 0])
     both = [int((flipped == one).logical_and(erased == other).sum()) for one in (0, 1) for other in (0, 1)]
     assert min(both) > 180
@@ -245,7 +249,7 @@ def test_flip_and_erase_are_drawn_apart():
 )  # fmt: skip
 def test_fitting_as_two_products_has_the_pixels_of_torchs_kernel(height, width, size, off):
     images = torch.randint(0, 256, (8, 2, height, width), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    rows, columns = fitting(height, width, size)
+    rows, columns = resize_matrices(height, width, size)
     found = (rows @ (images.float() @ columns + 0.5).floor() + 0.5).floor()
-    difference = (found - fit(images, size).float()).abs()
+    difference = (found - resize_center_crop(images, size).float()).abs()
     assert difference.max() <= off and (difference > 0).float().mean() < 0.003

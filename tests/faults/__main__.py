@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from tests.faults import catalogues, inputs, sweeps
 from tests.faults.catalogues import Catalogue
-from vggexp import processor
+from vggexp.system import cpu
 
 CATALOGUES = catalogues.CATALOGUES | inputs.CATALOGUES | sweeps.CATALOGUES
 WORKERS = 2
@@ -83,7 +83,7 @@ scores and TensorBoard points of an undisturbed run, or when what is wrong is re
 {table(ordered)}
 
 `make faults`, {sum(row.seconds for row in ordered) / 60:.0f} minutes in all. Each row is of the run of its day;
-those of {date.today()} on {os.cpu_count()} cores of {processor.model()};
+those of {date.today()} on {os.cpu_count()} cores of {cpu.cpu_model()};
 Python {platform.python_version()}, torch {version("torch")}.
 """
 

@@ -17,21 +17,21 @@ from typing import Any, NamedTuple
 
 import torch
 
-import vggexp.build
-import vggexp.run
+import vggexp.runner.build
+import vggexp.runner.run
 from tests.conftest import TINY
 from tests.faults.server import RUN, awaited, different, disturb, finished, good, points_of, reference, run, start
 from tests.test_train import CPU, Blobs, Keeper, trained
-from vggexp import checkpoint, keep
-from vggexp.ema import Ema
-from vggexp.metrics import Sums
 from vggexp.models.init import initialize
+from vggexp.models.shapes import Block
 from vggexp.models.vgg import vgg
-from vggexp.precision import scaler
-from vggexp.repeat import same, tensors
-from vggexp.schedules import schedule
-from vggexp.shapes import Block
-from vggexp.train import State
+from vggexp.training import checkpoint, checkpoint_manager
+from vggexp.training.ema import EMA
+from vggexp.training.loop import TrainState
+from vggexp.training.metrics import MetricSums
+from vggexp.training.precision import scaler
+from vggexp.training.schedules import build_schedule
+from vggexp.verify.replay import bitwise_equal, named_tensors
 
 
 class Catalogue(NamedTuple):
@@ -211,14 +211,19 @@ def matrix(small: bool) -> Iterable[tuple]:
     yield from ((*CONTROL, at, "control") for at in ((4,) if small else range(1, 9)))
 
 
-def fresh(norm: str, dropout: float, optimizer: str, course: str, ema: float | None) -> State:
-    net = vgg([Block(1, 8)], norm=norm, hidden=(16,), dropout=dropout, width=1, in_channels=1, size=4, classes=4)
-    initialize(net, "kaiming", 0)
+def fresh(norm: str, dropout: float, optimizer: str, course: str, ema: float | None) -> TrainState:
+    model = vgg([Block(1, 8)], norm=norm, hidden=(16,), dropout=dropout, width=1, in_channels=1, size=4, classes=4)
+    initialize(model, "kaiming", 0)
     kinds = {"sgd": partial(torch.optim.SGD, momentum=0.9), "adam": torch.optim.Adam}
-    average = Ema(net, ema) if ema else None
-    times = schedule(course, 0.02, 0.5, epochs=3, steps_per_epoch=3, **COURSES[course])
-    return State(
-        net, kinds[optimizer](net.parameters(), 0.02, fused=True), times, scaler("fp32", CPU), average, Sums(CPU)
+    average = EMA(model, ema) if ema else None
+    times = build_schedule(course, 0.02, 0.5, epochs=3, steps_per_epoch=3, **COURSES[course])
+    return TrainState(
+        model,
+        kinds[optimizer](model.parameters(), 0.02, fused=True),
+        times,
+        scaler("fp32", CPU),
+        average,
+        MetricSums(CPU),
     )
 
 
@@ -240,10 +245,10 @@ def inexact(case: tuple, folder: Path) -> str:
         trained(continued, epochs=3, batches=Blobs())
     finally:
         vggexp.train.seed_step = real
-    one, other = (dict(tensors(state.capture())) for state in (whole, continued))
+    one, other = (dict(named_tensors(state.capture())) for state in (whole, continued))
     scores = [[value for key, value in row.items() if key.startswith(("train/", "val/", "lr"))]
               for state in (whole, continued) for row in state.history]  # fmt: skip
-    equal = scores[:3] == scores[3:] and all(same(one[name], other.get(name)) for name in one)
+    equal = scores[:3] == scores[3:] and all(bitwise_equal(one[name], other.get(name)) for name in one)
     return "" if equal != control else "the comparison sees nothing" if control else "not the same bits"
 
 
@@ -268,7 +273,7 @@ def damaged(case: tuple[str, int], folder: Path) -> str:
     else:
         del raw[draw.randrange(len(raw)) :]
     (folder / "2.pt").write_bytes(raw)
-    found = keep.latest(folder, told.append)
+    found = checkpoint_manager.load_latest(folder, told.append)
     left = sorted(path.name for path in folder.iterdir())
     return "" if found and found["step"] == 1 and len(told) == 1 and left == ["1.pt", "2.corrupt"] else f"{left} {told}"
 
@@ -297,7 +302,7 @@ def refused(case: tuple[str, int], folder: Path) -> str:
             raise OSError(codes[kind], os.strerror(codes[kind]))
 
     def before() -> None:
-        keep.check_space = lambda *_: None  # which would refuse at the start
+        checkpoint_manager.check_disk_space = lambda *_: None  # which would refuse at the start
         if kind in codes:
             disturb(act)
         elif kind == "limit":

@@ -28,9 +28,9 @@ from tests.conftest import FASHION
 from tests.faults.catalogues import SMALLEST, Catalogue, seeds, until
 from tests.faults.server import awaited, different, finished, good, reference, run, start
 from vggexp import plan
-from vggexp.config.read import schema_keys
-from vggexp.data import download, sources
-from vggexp.data.catalogue import FACTS, IDX_TEST, IDX_TRAIN
+from vggexp.config.parse import schema_keys
+from vggexp.data import datasets, download
+from vggexp.data.catalog import DATASETS, IDX_TEST, IDX_TRAIN
 from vggexp.errors import DataError
 
 # 9: data that is not what it should be
@@ -144,9 +144,11 @@ def loading(folder: Path, port: int, silence: float) -> int:
     code = 1
     try:
         os.environ["no_proxy"] = "127.0.0.1"
-        download.SILENCE = silence
-        FACTS["fashion_mnist"] = replace(FACTS["fashion_mnist"], mirrors=(f"http://127.0.0.1:{port}/",), system="")
-        sources.load("fashion_mnist", folder / "data", True)
+        download.TIMEOUT_SECONDS = silence
+        DATASETS["fashion_mnist"] = replace(
+            DATASETS["fashion_mnist"], mirrors=(f"http://127.0.0.1:{port}/",), system=""
+        )
+        datasets.load_dataset("fashion_mnist", folder / "data", True)
         code = 0
     except DataError as error:
         code = 3 if len(str(error).splitlines()) == 1 else 1

@@ -16,16 +16,13 @@ from tempfile import mkdtemp
 from typing import NamedTuple
 
 import numpy
-import torch
-import torch.distributed.tensor
 import torch.utils.tensorboard._pytorch_graph
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import vggexp.run
-import vggexp.sinks.pictures  # noqa: F401  (the children find all imported)
-from vggexp import checkpoint
+import vggexp.loggers.images  # noqa: F401  (the children find all imported)
 from vggexp.__main__ import main
 from vggexp.errors import CheckpointError
+from vggexp.training import checkpoint
 
 VARYING = ("time/", "images_per_second", "seconds", "peak_")  # keys of times, rates and memory
 RUN = Path("outputs/a")

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from vggexp.models.classic import alexnet, lenet
-from vggexp.models.dense import dense
+from vggexp.models.dense import to_fully_convolutional
+from vggexp.models.shapes import Block
 from vggexp.models.vgg import vgg
-from vggexp.shapes import Block
 
 ROWS = [Block(1, 8), Block(2, 12), Block(2, 16)]
 
@@ -16,12 +16,12 @@ def network(blocks=ROWS, *, norm="none", hidden=(24, 20), channels=3, size=32):
     """With batch norm's mean and deviation as if it had been trained."""
     torch.manual_seed(0)
     facts = {"in_channels": channels, "size": size, "classes": 7}
-    net = vgg(blocks, norm=norm, hidden=hidden, dropout=0.5, width=1, **facts)
-    for module in net.modules():
+    model = vgg(blocks, norm=norm, hidden=hidden, dropout=0.5, width=1, **facts)
+    for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.running_mean.normal_()
             module.running_var.uniform_(0.5, 2)
-    return net.eval()
+    return model.eval()
 
 
 def pictures(size, channels=3, width=None):
@@ -47,18 +47,18 @@ NETS = {
 @torch.inference_mode()
 def test_at_the_training_size_it_is_the_network(name):
     build, size = NETS[name]
-    net = build()
+    model = build()
     images = pictures(size, 1 if name == "grey" else 3)
-    assert torch.equal(dense(net)(images), net(images))
+    assert torch.equal(to_fully_convolutional(model)(images), model(images))
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(dense(net)(images), net(images).float())
+        assert torch.equal(to_fully_convolutional(model)(images), model(images).float())
 
 
 @pytest.mark.parametrize("name", ["plain", "batch norm", "one linear layer"])
 @torch.inference_mode()
 def test_the_score_map_is_the_classifier_at_each_place_of_the_last_map(name):
-    net = NETS[name][0]()
-    features, flatten, classifier = net
+    model = NETS[name][0]()
+    features, flatten, classifier = model
     images = pictures(48, width=61)
     maps = features(images)
     down, across = maps.shape[2] - 3, maps.shape[3] - 3  # windows of 4x4, as for 32 pixels
@@ -66,23 +66,25 @@ def test_the_score_map_is_the_classifier_at_each_place_of_the_last_map(name):
     logits = [
         classifier(flatten(maps[:, :, top : top + 4, left : left + 4])) for top in range(down) for left in range(across)
     ]
-    torch.testing.assert_close(dense(net)(images), torch.stack(logits).mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(to_fully_convolutional(model)(images), torch.stack(logits).mean(0), atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
 def test_it_is_the_network_over_all_windows_of_the_picture():
     """Where no padding stands between them: with 1x1 convolutions, and windows a stride of the network apart."""
-    net = network([Block(1, 8, 1), Block(1, 12, 1)], size=16)
+    model = network([Block(1, 8, 1), Block(1, 12, 1)], size=16)
     images = pictures(28, width=24)
-    logits = [net(images[:, :, top : top + 16, left : left + 16]) for top in range(0, 13, 4) for left in range(0, 9, 4)]
+    logits = [
+        model(images[:, :, top : top + 16, left : left + 16]) for top in range(0, 13, 4) for left in range(0, 9, 4)
+    ]
     assert len(logits) == 4 * 3
-    torch.testing.assert_close(dense(net)(images), torch.stack(logits).mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(to_fully_convolutional(model)(images), torch.stack(logits).mean(0), atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
 def test_it_is_the_convolutions_of_the_paper():
-    net = network()
-    features, _, classifier = net
+    model = network()
+    features, _, classifier = model
     maps = features(pictures(48, width=61))
     for layer in classifier:
         if isinstance(layer, nn.Linear):
@@ -91,14 +93,18 @@ def test_it_is_the_convolutions_of_the_paper():
         else:
             maps = layer(maps)
     assert maps.shape == (4, 7, 3, 4)
-    torch.testing.assert_close(dense(net)(pictures(48, width=61)), maps.mean((2, 3)), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        to_fully_convolutional(model)(pictures(48, width=61)), maps.mean((2, 3)), atol=1e-5, rtol=0
+    )
 
 
 def test_the_weights_are_shared():
-    net = network()
-    assert {id(tensor) for tensor in dense(net).parameters()} == {id(tensor) for tensor in net.parameters()}
+    model = network()
+    assert {id(tensor) for tensor in to_fully_convolutional(model).parameters()} == {
+        id(tensor) for tensor in model.parameters()
+    }
 
 
 def test_a_smaller_picture_has_no_score():
     with pytest.raises(RuntimeError, match="size is 4"):
-        dense(network())(pictures(31))
+        to_fully_convolutional(network())(pictures(31))

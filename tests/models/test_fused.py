@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from vggexp.models.shapes import Block
 from vggexp.models.vgg import fuse, vgg_stack
-from vggexp.shapes import Block
 
 pytest.importorskip("triton")
 
@@ -28,7 +28,7 @@ CHECK += "print(json.dumps([errors(case, torch.float32, 'cpu') for case in CASES
 
 def errors(case: tuple[int, ...], kind: torch.dtype, device: str) -> list[float]:
     """Of the result and of each gradient, relative, against fp64."""
-    from vggexp.models.fused import convolution
+    from vggexp.models.triton_ops import convolution
 
     count, depth, channels, height, width, pool, kernel = case
     torch.manual_seed(0)
@@ -64,14 +64,14 @@ def test_on_a_gpu(case):
 @pytest.mark.cuda
 @pytest.mark.parametrize("norm", ["none", "batch"])
 def test_a_network_of_fused_blocks(norm):
-    net = vgg_stack([Block(1, 64), Block(2, 96)], 3, norm).cuda().to(memory_format=torch.channels_last)
+    model = vgg_stack([Block(1, 64), Block(2, 96)], 3, norm).cuda().to(memory_format=torch.channels_last)
     images, found = torch.randn(16, 3, 32, 32, device="cuda"), []
     for _ in range(2):
         with torch.autocast("cuda", torch.bfloat16):
-            result = net(images)
-        weights = [weight for weight in net.parameters() if weight.ndim > 1]
+            result = model(images)
+        weights = [weight for weight in model.parameters() if weight.ndim > 1]
         found.append([result, *torch.autograd.grad(result.float().square().sum(), weights)])
-        fuse(net)
+        fuse(model)
     assert torch.equal(found[0][0], found[1][0]) == (norm == "batch")  # the bias is added before the rounding
     assert all((one - other).norm() < 0.03 * one.norm() for one, other in zip(*found, strict=True))
 
@@ -81,7 +81,7 @@ def test_what_is_not_a_number_stays():
     for depth in (1, 8):
         images, weight = torch.ones(1, depth, 4, 4, device="cuda"), torch.ones(16, depth, 3, 3, device="cuda")
         images[0, 0, 1, 1] = float("nan")
-        from vggexp.models.fused import convolution
+        from vggexp.models.triton_ops import convolution
 
         with torch.autocast("cuda", torch.bfloat16):
             assert convolution(images, weight, torch.zeros(16, device="cuda"), 2).isnan().all()

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from vggexp.models.pooling import MaxPool2d
+from vggexp.models.layers import MaxPool2d
 
 SHAPES = [(4, 16, 12, 12), (3, 8, 9, 7), (2, 1, 8, 8), (2, 8, 3, 3), (0, 4, 8, 8)]  # the last: a rank without images
 FORMATS = [torch.contiguous_format, torch.channels_last]

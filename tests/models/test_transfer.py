@@ -8,15 +8,23 @@ import torchvision
 from torch import nn
 from torchvision.models.vgg import cfgs, make_layers
 
-from vggexp import shapes
 from vggexp.errors import CheckpointError
+from vggexp.models import shapes
 from vggexp.models.classic import alexnet, lenet
 from vggexp.models.init import initialize
-from vggexp.models.torchvision_names import layers_in, save_torchvision_weights
-from vggexp.models.transfer import adopt, freeze, layers_of, named_layers, planned, told, train_mode
+from vggexp.models.shapes import Block
+from vggexp.models.torchvision import layers_in, save_torchvision_weights
+from vggexp.models.transfer import (
+    describe_transfer,
+    freeze,
+    load_layers,
+    named_layers,
+    plan_transfer,
+    source_layers,
+    train_mode,
+)
 from vggexp.models.vgg import vgg
-from vggexp.optim import optimizer
-from vggexp.shapes import Block
+from vggexp.training.optimizers import build_optimizer
 
 ROWS = {
     "11": ([1, 1, 2, 2, 2], 0), "13": ([2] * 5, 0), "16c": ([2, 2, 3, 3, 3], 1), "16": ([2, 2, 3, 3, 3], 0),
@@ -56,10 +64,10 @@ class Theirs(nn.Module):
             tensor.copy_(torch.rand(tensor.shape) if tensor.is_floating_point() else torch.tensor(9))
 
 
-def taken(net, source):
+def taken(model, source):
     """Fills the network; the names of the layers that took something."""
-    fates = planned(net, source)
-    adopt(net, fates)
+    fates = plan_transfer(model, source)
+    load_layers(model, fates)
     return [name for name, fate in fates.items() if fate.given is not None]
 
 
@@ -77,11 +85,11 @@ def test_names_are_those_of_the_table(depth, norm):
 
 def test_names_of_the_other_networks():
     facts = {"in_channels": 1, "classes": 10}
-    for net, rows in (
+    for model, rows in (
         (lenet(size=28, **facts), shapes.lenet_layers(size=28, **facts)),
         (alexnet(dropout=0, size=63, **facts), shapes.alexnet_layers(size=63, **facts)),
     ):
-        assert list(named_layers(net)) == [row.name for row in rows if row.parameters]
+        assert list(named_layers(model)) == [row.name for row in rows if row.parameters]
 
 
 PAPER = ["block1.conv1", "block2.conv1", "block3.conv1", "block3.conv2"]
@@ -91,9 +99,9 @@ HEAD = ["hidden1", "hidden2", "output"]
 @pytest.mark.parametrize("depth", ["13", "16c", "16", "19"])
 def test_the_papers_way_to_a_deeper_net(depth):
     """Section 3.1: the first four convolutions and the fully connected layers of A; what is between stays random."""
-    net, before, source = ours(depth, 1), ours(depth, 1), ours("11", 2)
-    assert taken(net, layers_of(source)) == [*PAPER, *HEAD]
-    here, there = named_layers(net), named_layers(source)
+    model, before, source = ours(depth, 1), ours(depth, 1), ours("11", 2)
+    assert taken(model, source_layers(source)) == [*PAPER, *HEAD]
+    here, there = named_layers(model), named_layers(source)
     for name, module in here.items():
         assert equal(module, there[name] if name in [*PAPER, *HEAD] else named_layers(before)[name]), name
 
@@ -101,26 +109,29 @@ def test_the_papers_way_to_a_deeper_net(depth):
 @pytest.mark.parametrize("norm", [False, True])
 @pytest.mark.parametrize("depth", LETTERS)
 def test_a_file_of_torchvision(depth, norm):
-    net, theirs = ours(str(depth), norm="batch" if norm else "none", size=224), Theirs(depth, norm)
-    assert taken(net, layers_in(theirs.state_dict())) == list(named_layers(net))
-    saved = save_torchvision_weights(net)
+    model, theirs = ours(str(depth), norm="batch" if norm else "none", size=224), Theirs(depth, norm)
+    assert taken(model, layers_in(theirs.state_dict())) == list(named_layers(model))
+    saved = save_torchvision_weights(model)
     assert saved.keys() == theirs.state_dict().keys()
     assert all(torch.equal(saved[name], tensor) for name, tensor in theirs.state_dict().items())
 
 
 @pytest.mark.parametrize("depth", ["13", "16", "19"])
 def test_a_deeper_net_from_a_file_of_torchvision(depth):
-    net, theirs = ours(depth, size=224), Theirs(11, False)
-    assert taken(net, layers_in(theirs.state_dict())) == [*PAPER, *HEAD]
-    assert torch.equal(net[0][2][2].weight, theirs.features[8].weight)  # block3.conv2, the fourth of A
+    model, theirs = ours(depth, size=224), Theirs(11, False)
+    assert taken(model, layers_in(theirs.state_dict())) == [*PAPER, *HEAD]
+    assert torch.equal(model[0][2][2].weight, theirs.features[8].weight)  # block3.conv2, the fourth of A
 
 
 def test_grey_input_is_the_sum_of_the_channels():
-    net, colour = ours(in_channels=1, seed=1).eval(), ours(seed=2).eval()
-    assert len(taken(net, layers_of(colour))) == 11
+    model, colour = ours(in_channels=1, seed=1).eval(), ours(seed=2).eval()
+    assert len(taken(model, source_layers(colour))) == 11
     grey = torch.rand(2, 1, 32, 32)
-    torch.testing.assert_close(net(grey), colour(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
-    assert "conv1 <- block1.conv1 (its input channels summed)" in dict(told(planned(net, layers_of(colour))))["block1"]
+    torch.testing.assert_close(model(grey), colour(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5)
+    assert (
+        "conv1 <- block1.conv1 (its input channels summed)"
+        in dict(describe_transfer(plan_transfer(model, source_layers(colour))))["block1"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -132,18 +143,21 @@ def test_grey_input_is_the_sum_of_the_channels():
     ],
 )  # fmt: skip
 def test_a_new_head_is_said(target, expected):
-    assert dict(told(planned(ours(**target), layers_of(ours()))))["classifier"] == expected
+    assert dict(describe_transfer(plan_transfer(ours(**target), source_layers(ours()))))["classifier"] == expected
 
 
 def test_batch_norms_go_with_their_convolutions():
     plain, normed = ours("11"), ours("11", norm="batch")
     norms = [name for name in named_layers(normed) if "norm" in name]
-    assert taken(ours("16", norm="batch"), layers_of(normed))[:4] == [
+    assert taken(ours("16", norm="batch"), source_layers(normed))[:4] == [
         *"block1.conv1 block1.norm1".split(),
         *"block2.conv1 block2.norm1".split(),
     ]
-    assert not set(taken(ours("11", norm="batch"), layers_of(plain))) & set(norms)
-    assert "conv1 <- block1.conv1, norm1 new" in dict(told(planned(normed, layers_of(plain))))["block1"]
+    assert not set(taken(ours("11", norm="batch"), source_layers(plain))) & set(norms)
+    assert (
+        "conv1 <- block1.conv1, norm1 new"
+        in dict(describe_transfer(plan_transfer(normed, source_layers(plain))))["block1"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -156,12 +170,12 @@ def test_batch_norms_go_with_their_convolutions():
     ],
 )
 def test_what_does_not_fit_is_refused(target, source, expected):
-    net = ours(**target)
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
+    model = ours(**target)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with pytest.raises(CheckpointError) as refused:
-        taken(net, layers_of(ours(**source)))
+        taken(model, source_layers(ours(**source)))
     assert str(refused.value) == expected
-    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 @pytest.mark.parametrize(
@@ -184,17 +198,17 @@ def test_a_file_of_something_else(weights, expected):
 
 def test_frozen_blocks_do_not_move():
     """Not by gradient, not by weight decay, not by momentum, not by batch norm's statistics."""
-    net = ours("11", norm="batch")
-    freeze(net, 2)
-    before = {name: tensor.clone() for name, tensor in net.state_dict().items()}
-    update = optimizer("SGD", net, 0.1, 0.1, {"momentum": 0.9})
+    model = ours("11", norm="batch")
+    freeze(model, 2)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    update = build_optimizer("SGD", model, 0.1, 0.1, {"momentum": 0.9})
     for _ in range(2):
-        train_mode(net)
-        nn.functional.cross_entropy(net(torch.rand(8, 3, 32, 32)), torch.arange(8) % 7).backward()
+        train_mode(model)
+        nn.functional.cross_entropy(model(torch.rand(8, 3, 32, 32)), torch.arange(8) % 7).backward()
         update.step()
-    moved = {name for name, tensor in net.state_dict().items() if not torch.equal(tensor, before[name])}
+    moved = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
     assert {name for name in before if name.startswith(("0.0.", "0.1."))}.isdisjoint(moved)
     assert {name for name in before if name.startswith(("0.2.", "0.3.", "0.4.", "2.")) and "bias" not in name} <= moved
-    assert [module.training for module in net.modules() if isinstance(module, nn.BatchNorm2d)] == [False] * 2 + [
+    assert [module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d)] == [False] * 2 + [
         True
     ] * 6

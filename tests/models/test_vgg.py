@@ -5,9 +5,9 @@ import torch
 import torchvision
 from torch import nn
 
-from vggexp.models.torchvision_names import load_torchvision_weights, save_torchvision_weights
+from vggexp.models.shapes import Block
+from vggexp.models.torchvision import load_torchvision_weights, save_torchvision_weights
 from vggexp.models.vgg import vgg, vgg_block, vgg_stack
-from vggexp.shapes import Block
 
 CONVS = {11: (1, 1, 2, 2, 2), 13: (2, 2, 2, 2, 2), 16: (2, 2, 3, 3, 3), 19: (2, 2, 4, 4, 4)}
 PAPER = {"in_channels": 3, "size": 224, "classes": 1000}
@@ -36,9 +36,9 @@ def kinds(block: nn.Sequential) -> str:
     ],
 )
 def test_parameter_counts(depth, pointwise, facts, parameters):
-    net = network(depth, pointwise=pointwise, facts=facts)
-    assert sum(weight.numel() for weight in net.parameters()) == parameters
-    assert sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in net.modules()) == depth
+    model = network(depth, pointwise=pointwise, facts=facts)
+    assert sum(weight.numel() for weight in model.parameters()) == parameters
+    assert sum(isinstance(layer, nn.Conv2d | nn.Linear) for layer in model.modules()) == depth
 
 
 def test_a_block():
@@ -69,24 +69,24 @@ def test_pooling_before_relu_is_pooling_after_it(norm):
     assert torch.equal(*gradients)
 
 
-def with_random_weights(net: nn.Module) -> nn.Module:
+def with_random_weights(model: nn.Module) -> nn.Module:
     """One short random vector, tiled over all tensors and scaled so that the logits are of order one."""
     noise = torch.randn(999_983, generator=torch.Generator().manual_seed(0))
-    for name, tensor in net.to_empty(device="cpu").state_dict().items():
+    for name, tensor in model.to_empty(device="cpu").state_dict().items():
         if tensor.is_floating_point():
             tiled = noise.repeat(-(-tensor.numel() // len(noise)))[: tensor.numel()].view_as(tensor)
             scale = (2 / tensor[0].numel()) ** 0.5 if tensor.dim() > 1 else 0.1
             tensor.copy_(0.5 + tiled.abs() if "running_var" in name else scale * tiled)
         else:
             tensor.fill_(7)  # batches seen
-    return net.eval()
+    return model.eval()
 
 
 QUICK = [(11, ""), (11, "_bn"), (19, "")]
 SLOW = [(13, ""), (13, "_bn"), (16, ""), (16, "_bn"), (19, "_bn")]
 
 
-@pytest.mark.parametrize(("depth", "norm"), [*QUICK, *(pytest.param(*net, marks=pytest.mark.slow) for net in SLOW)])
+@pytest.mark.parametrize(("depth", "norm"), [*QUICK, *(pytest.param(*model, marks=pytest.mark.slow) for model in SLOW)])
 @torch.inference_mode()
 def test_torchvisions_network_with_the_same_weights(depth, norm):
     build = getattr(torchvision.models, f"vgg{depth}{norm}")

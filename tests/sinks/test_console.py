@@ -5,8 +5,9 @@ import sys
 
 import pytest
 
-from vggexp.sinks import console
-from vggexp.sinks.console import Console, duration, error_line
+from vggexp.formatting import duration, error_line
+from vggexp.loggers import console
+from vggexp.loggers.console import Console
 
 EPOCH = {
     "epoch": 1,
@@ -116,7 +117,7 @@ def test_bar_on_a_terminal_leaves_lines_whole(monkeypatch):
 def test_a_reader_that_leaves_changes_neither_log_nor_exit_code(tmp_path):
     program = f"""
 import pathlib, sys, time
-from vggexp.sinks.console import Console
+from vggexp.loggers.console import Console
 said = Console(pathlib.Path({str(tmp_path / "run.log")!r}))
 sys.stdin.read()
 for i in range(3): said.line(f"line {{i}}")

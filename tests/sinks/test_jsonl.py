@@ -4,7 +4,7 @@ import os
 import pytest
 
 from vggexp.errors import CheckpointError
-from vggexp.sinks import jsonl
+from vggexp.runs import jsonl
 
 ROWS = [{"epoch": 1, "train/loss": 2.5}, {"epoch": 2, "train/loss": 1.5}]
 

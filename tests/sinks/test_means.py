@@ -7,7 +7,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
-from vggexp.sinks.means import write_means
+from vggexp.sweep.tensorboard import write_means
 
 
 def history(*losses):
@@ -70,7 +70,9 @@ def test_again_replaces_the_earlier_file(tmp_path):
 def test_an_error_leaves_the_earlier_file_alone(tmp_path, monkeypatch):
     write_means(tmp_path, {"a": [history(1), history(2)]})
     before = os.listdir(tmp_path)
-    monkeypatch.setattr("vggexp.sinks.means.RecordWriter.write", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    monkeypatch.setattr(
+        "vggexp.sweep.tensorboard.RecordWriter.write", lambda *_: (_ for _ in ()).throw(OSError("full"))
+    )
     with pytest.raises(OSError, match="full"):
         write_means(tmp_path, {"a": [history(nan), history(2)]})
     assert os.listdir(tmp_path) == before

@@ -9,7 +9,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from vggexp.sinks.tensorboard import TensorBoard
+from vggexp.loggers.tensorboard import TensorBoardLogger
 
 HPARAMS = {"optimizer.lr": 0.01, "seed": 3, "arch.norm": "none", "device.compile": False}
 
@@ -25,7 +25,7 @@ def refuse(message):
 
 def begin(folder, rows=(), warn=refuse):
     folder.mkdir(exist_ok=True)
-    return TensorBoard(folder, HPARAMS, rows, warn)
+    return TensorBoardLogger(folder, HPARAMS, rows, warn)
 
 
 def loaded(folder):
@@ -122,12 +122,12 @@ def test_pictures_and_a_null_are_readable(tmp_path):
 def test_graph_is_written_or_silently_left_out(tmp_path, capfd, recwarn):
     torch = pytest.importorskip("torch")
     board = begin(tmp_path)
-    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Dropout())
-    written = board.graph(net, torch.zeros(1, 1, 8, 8))
-    assert board.graph(net, torch.zeros(1, 5, 8, 8)) is False
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Dropout())
+    written = board.graph(model, torch.zeros(1, 1, 8, 8))
+    assert board.graph(model, torch.zeros(1, 5, 8, 8)) is False
     board.close(ok=True)
     assert loaded(tmp_path).Tags()["graph"] is written
-    assert net.training and not recwarn.list and capfd.readouterr() == ("", "")
+    assert model.training and not recwarn.list and capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("room, epochs", [(0, [1]), (200, [1, 2])])
@@ -154,7 +154,7 @@ def test_a_full_disk_is_told_once_and_leaves_what_was_readable(tmp_path, room, e
 def test_a_folder_that_cannot_be_used_is_told_once(tmp_path, broken):
     (tmp_path / "file").touch()
     said = []
-    board = TensorBoard(tmp_path / broken, HPARAMS, [], said.append)
+    board = TensorBoardLogger(tmp_path / broken, HPARAMS, [], said.append)
     board.epoch(row(1))
     board.close(ok=True)
     assert len(said) == 1

@@ -14,8 +14,8 @@ from urllib.request import Request, urlopen
 import pytest
 from PIL import Image
 
-from vggexp.sinks.means import write_means
-from vggexp.sinks.tensorboard import TensorBoard
+from vggexp.loggers.tensorboard import TensorBoardLogger
+from vggexp.sweep.tensorboard import write_means
 
 WAIT_SECONDS = 60
 STATUSES = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
@@ -34,7 +34,7 @@ def row(epoch):
 
 def record(folder, hparams, rows, ok):
     folder.mkdir(exist_ok=True)
-    board = TensorBoard(folder, hparams, rows, pytest.fail)
+    board = TensorBoardLogger(folder, hparams, rows, pytest.fail)
     board.epoch(row(len(rows) + 1))
     board.final({"test/accuracy": 0.5}, len(rows) + 1)
     board.close(ok)

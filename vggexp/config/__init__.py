@@ -1,1 +1,0 @@
-"""From the command line and YAML to checked, plain Python values."""

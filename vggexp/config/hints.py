@@ -3,16 +3,16 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from vggexp import shapes
-from vggexp.config.rules import inputs, layers, memory_bytes, windows
+from vggexp.config.derived import input_spec, layers, memory_bytes, spatial_ops
 from vggexp.config.schema import Config, ImageFolder, Optimizer, Synthetic, Vgg
-from vggexp.data.catalogue import FACTS
-from vggexp.processor import ram_bytes
+from vggexp.data.catalog import DATASETS
+from vggexp.models import shapes
+from vggexp.system.cpu import ram_bytes
 
-ENLARGED = 2  # times the side that would do, from which on a resize is mostly cost
-FAST = 8  # times the usual learning rate from which on VGG without batch norm seldom learns
+MAX_UPSCALE = 2  # times the side that would do, from which on a resize is mostly cost
+LR_WARN_FACTOR = 8  # times the usual learning rate from which on VGG without batch norm seldom learns
 ADAPTIVE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop")
-DECAY = 0.01  # weight decay above which it counts as the reason of a net that fades
+DECAY_WARN = 0.01  # weight decay above which it counts as the reason of a net that fades
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ def usual_lr(optimizer: Optimizer) -> float | None:
 
 def _rate(config: Config) -> Iterator[Hint]:
     usual, lr = usual_lr(config.optimizer), config.optimizer.lr
-    if not isinstance(config.arch, Vgg) or config.arch.norm == "batch" or usual is None or lr < FAST * usual:
+    if not isinstance(config.arch, Vgg) or config.arch.norm == "batch" or usual is None or lr < LR_WARN_FACTOR * usual:
         return
     source = "torchvision's VGG recipe" if config.optimizer.name == "SGD" else "arXiv:1412.6980"
     yield Hint("optimizer.lr", f"optimizer.lr={lr:g} without batch norm: {usual:g} is usual", source)
@@ -53,9 +53,9 @@ def _resize(config: Config) -> Iterator[Hint]:
     data = config.data
     if isinstance(data, ImageFolder):
         return
-    stored = data.size if isinstance(data, Synthetic) else FACTS[data.name].size
-    enough, side = max(stored, shapes.minimum_size(windows(config))), inputs(config).size
-    if side <= ENLARGED * enough:
+    stored = data.size if isinstance(data, Synthetic) else DATASETS[data.name].size
+    enough, side = max(stored, shapes.minimum_size(spatial_ops(config))), input_spec(config).size
+    if side <= MAX_UPSCALE * enough:
         return
     smaller = replace(config, data=replace(data, resize=enough))
     share = shapes.macs(layers(smaller)) / shapes.macs(layers(config))
@@ -64,8 +64,8 @@ def _resize(config: Config) -> Iterator[Hint]:
 
 
 def _dense(config: Config) -> Iterator[Hint]:
-    given, path = inputs(config), windows(config)
-    if isinstance(config.arch, Vgg) and shapes.sides(given.size, path)[-1] == 1:
+    given, path = input_spec(config), spatial_ops(config)
+    if isinstance(config.arch, Vgg) and shapes.feature_map_sizes(given.size, path)[-1] == 1:
         larger = 2 * shapes.minimum_size(path)
         told = f"a map of 1x1 before the classifier: dense evaluation is the plain one below {larger} px"
         yield Hint("dense", told, "arXiv:1409.1556, section 3.2")
@@ -93,14 +93,14 @@ def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
             yield f"train.accumulate={parts}", replace(config, train=replace(config.train, accumulate=parts))
 
 
-def cures(config: Config) -> list[str]:
+def suggested_overrides(config: Config) -> list[str]:
     """For a net that turned out dead: overrides of which each should make it learn; they were tried in tests/dead.py.
 
     Where a step or the decay is too large, that comes first: no other cure learns without it.
     """
     optimizer, arch = config.optimizer, config.arch
     usual = usual_lr(optimizer)
-    needed = ["optimizer.weight_decay=5e-4"] if optimizer.weight_decay > DECAY else []
+    needed = ["optimizer.weight_decay=5e-4"] if optimizer.weight_decay > DECAY_WARN else []
     if usual is not None and optimizer.lr > usual:
         needed.append(f"optimizer.lr={usual:g}")
     others = ["arch.norm=batch"] if isinstance(arch, Vgg) and arch.norm != "batch" else []

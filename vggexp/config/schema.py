@@ -7,7 +7,7 @@ Groups whose members take different keys (arch, data, scheduler) have one class 
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, NamedTuple
 
-from vggexp.shapes import Block
+from vggexp.models.shapes import Block
 
 
 class Range(NamedTuple):
@@ -29,11 +29,11 @@ class Range(NamedTuple):
         return f"{'>' if self.open_low else '>='} {self.low} and {'<' if self.open_high else '<='} {self.high}"
 
 
-Share = Annotated[float, Range(0, 1, open_high=True)]  # a probability or fraction below one
+Fraction = Annotated[float, Range(0, 1, open_high=True)]  # a probability or fraction below one
 Channels = Annotated[int, Range(1, 65536)]
 Pixels = Annotated[int, Range(1, 4096)]
 Init = Literal["kaiming", "xavier", "paper"]
-Pair = dict[str, Any]  # keys and values that belong to one job of a sweep
+PairedOverrides = dict[str, Any]  # keys and values that belong to one job of a sweep
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class Vgg:
     blocks: tuple[Block, ...]
     norm: Literal["none", "batch", "lrn"]
     hidden: tuple[Channels, ...]
-    dropout: Share
+    dropout: Fraction
     width: Annotated[float, Range(0, 16, open_low=True)]
     init: Init
 
@@ -56,7 +56,7 @@ class LeNet:
 @dataclass(frozen=True)
 class AlexNet:
     name: Literal["alexnet"]
-    dropout: Share
+    dropout: Fraction
     init: Init
 
 
@@ -65,14 +65,14 @@ Arch = Vgg | LeNet | AlexNet
 
 @dataclass(frozen=True)
 class Data:
-    """A data set of known size and classes; vggexp.data.catalogue holds its facts."""
+    """A data set of known size and classes; vggexp.data.catalog holds its facts."""
 
     name: Literal["fashion_mnist", "mnist", "cifar10", "cifar100", "digits"]
     resize: Pixels | None
     batch_size: Annotated[int, Range(1, 65536)]
     root: str | None
     download: bool
-    val_fraction: Share
+    val_fraction: Fraction
     limit: Annotated[int, Range(1, 10**9)] | None
     normalize: bool
     workers: Annotated[int, Range(0, 64)]
@@ -169,7 +169,7 @@ class Device:
 class Train:
     epochs: Annotated[int, Range(1, 100_000)]
     rest_minutes: Annotated[float, Range(0, 1440)]
-    label_smoothing: Share
+    label_smoothing: Fraction
     ema: Annotated[float, Range(0, 1, True, True)] | None
     accumulate: Annotated[int, Range(1, 65536)]
     clip_norm: Annotated[float, Range(0, 1e9, open_low=True)] | None
@@ -195,7 +195,7 @@ class Run:
 class Sweep:
     objective: str
     max_jobs: Annotated[int, Range(1, 10**7)]
-    pairs: tuple[Pair, ...]
+    pairs: tuple[PairedOverrides, ...]
     repeats: Annotated[int, Range(1, 100_000)]
     where: str | None
     dry_run: bool

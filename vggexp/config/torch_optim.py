@@ -6,11 +6,12 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
-from vggexp.config.read import nearest, shown
+from vggexp.config.parse import did_you_mean
+from vggexp.formatting import format_value
 
 # Set by vggexp itself, or meaningless in its loop.
-OURS = ("self", "params", "lr", "fused", "foreach", "capturable", "differentiable", "maximize")
-UNFIT = {
+RESERVED_ARGUMENTS = ("self", "params", "lr", "fused", "foreach", "capturable", "differentiable", "maximize")
+UNSUPPORTED_OPTIMIZERS = {
     "LBFGS": "needs a closure that evaluates the loss several times a step",
     "SparseAdam": "takes sparse gradients only",
     "Muon": "updates matrices only, and these networks have biases and convolutions",
@@ -37,19 +38,21 @@ def arguments(name: str) -> tuple[str, ...]:
     tree = ast.parse(optimizers()[name].read_text("utf-8"))
     cls = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     init = next(node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return tuple(arg.arg for arg in init.args.args + init.args.kwonlyargs if arg.arg not in OURS)
+    return tuple(arg.arg for arg in init.args.args + init.args.kwonlyargs if arg.arg not in RESERVED_ARGUMENTS)
 
 
 def optimizer_problems(name: str, weight_decay: float, given: dict[str, object]) -> list[str]:
     """What is wrong with an optimizer's name, its weight decay and its own arguments."""
     known = optimizers()
-    if name in UNFIT:
-        return [f"optimizer.name={name}: {UNFIT[name]}; choose another class of torch.optim"]
+    if name in UNSUPPORTED_OPTIMIZERS:
+        return [f"optimizer.name={name}: {UNSUPPORTED_OPTIMIZERS[name]}; choose another class of torch.optim"]
     if not known:
         return []
     if name not in known:
-        allowed = sorted(set(known) - set(UNFIT))
-        return [f"optimizer.name={name}: no class of torch.optim; {nearest(name, allowed)}allowed {', '.join(allowed)}"]
+        allowed = sorted(set(known) - set(UNSUPPORTED_OPTIMIZERS))
+        return [
+            f"optimizer.name={name}: no class of torch.optim; {did_you_mean(name, allowed)}allowed {', '.join(allowed)}"
+        ]
     takes = arguments(name)
     own = [argument for argument in takes if argument != "weight_decay"]
     problems = (
@@ -59,7 +62,7 @@ def optimizer_problems(name: str, weight_decay: float, given: dict[str, object])
     )
     all_own = ", ".join(["lr", "weight_decay", *own])
     problems += [
-        f"optimizer.{key}={shown(value)}: not an argument of {name}; {nearest(key, own)}it takes {all_own}"
+        f"optimizer.{key}={format_value(value)}: not an argument of {name}; {did_you_mean(key, own)}it takes {all_own}"
         for key, value in given.items()
         if key not in own
     ]
@@ -70,11 +73,11 @@ def _misfit(key: str, value: object) -> str | None:
     """The ranges that torch itself does not check, or checks only once the network is built."""
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if key in ("momentum", "alpha", "rho", "dampening") and not (number and 0 <= value < 1):  # type: ignore[operator]
-        return f"optimizer.{key}={shown(value)}: must be >= 0 and < 1"
+        return f"optimizer.{key}={format_value(value)}: must be >= 0 and < 1"
     if key == "betas" and not _pair_of_shares(value):
-        return f"optimizer.betas={shown(value)}: needs two numbers, each >= 0 and < 1"
+        return f"optimizer.betas={format_value(value)}: needs two numbers, each >= 0 and < 1"
     if key == "eps" and not (number and value >= 0):  # type: ignore[operator]
-        return f"optimizer.eps={shown(value)}: must be >= 0"
+        return f"optimizer.eps={format_value(value)}: must be >= 0"
     return None
 
 

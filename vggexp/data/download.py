@@ -1,47 +1,36 @@
 """One file from the network, whole and verified or not at all."""
 
-import contextlib
-import fcntl
 import gzip
 import hashlib
 import http.client
 import os
-import urllib.error
 import urllib.request
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from vggexp.data.catalogue import Digest
+from vggexp.data.catalog import Checksum
 from vggexp.errors import DataError, ResourceError
+from vggexp.system.locks import lock_download
 
-SILENCE = 30.0  # seconds without a byte that are waited for one file, over all its sources
-PIECE = 1 << 16
+TIMEOUT_SECONDS = 30.0  # seconds without a byte that are waited for one file, over all its sources
+CHUNK_BYTES = 1 << 16
 
 
-def fetch(urls: Sequence[str], target: Path, digest: Digest, size_cap: int) -> None:
+def download(urls: Sequence[str], target: Path, digest: Checksum, size_cap: int) -> None:
     """Leaves `target` as it is where it is; else takes it from the first url that has it, of at most size_cap bytes.
 
     Processes that want the same file wait for the one that fetches it. Raises DataError, ResourceError.
     """
     try:
-        with locked(target.parent):
+        with lock_download(target.parent):
             if not target.exists():
-                _fetch(sorted(urls, key=lambda url: not url.startswith("https:")), target, digest, size_cap)
+                _download_from(sorted(urls, key=lambda url: not url.startswith("https:")), target, digest, size_cap)
     except OSError as error:
         raise ResourceError(f"{target}: cannot be written: {error.strerror or error} (data.root=FOLDER)") from error
 
 
-@contextlib.contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Makes the folder and waits until no other process works in it; the lock dies with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".download.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-def _fetch(urls: Sequence[str], target: Path, digest: Digest, size_cap: int) -> None:
+def _download_from(urls: Sequence[str], target: Path, digest: Checksum, size_cap: int) -> None:
     for left_over in target.parent.glob(f"{target.name}.part-*"):  # of a process that was killed: we hold the lock
         left_over.unlink()
     part = target.with_name(f"{target.name}.part-{os.getpid()}")
@@ -49,7 +38,7 @@ def _fetch(urls: Sequence[str], target: Path, digest: Digest, size_cap: int) -> 
     try:
         for url in urls:
             try:
-                _save(_pieces(url, size_cap, SILENCE / len(urls)), part)
+                _save(_read_chunks(url, size_cap, TIMEOUT_SECONDS / len(urls)), part)
                 _check(part, digest, size_cap)
             except DataError as reason:
                 reasons.append(f"{url}: {reason}")
@@ -61,11 +50,11 @@ def _fetch(urls: Sequence[str], target: Path, digest: Digest, size_cap: int) -> 
     raise DataError(f"cannot fetch {'; '.join(reasons)} (put the file at {target})")
 
 
-def _pieces(url: str, size_cap: int, silence: float) -> Iterator[bytes]:
+def _read_chunks(url: str, size_cap: int, silence: float) -> Iterator[bytes]:
     total = 0
     try:
         with urllib.request.urlopen(url, timeout=silence) as response:
-            while piece := response.read(PIECE):
+            while piece := response.read(CHUNK_BYTES):
                 total += len(piece)
                 if total > size_cap:
                     raise DataError(f"more than the {size_cap} bytes that it can have")
@@ -86,11 +75,11 @@ def _save(pieces: Iterator[bytes], path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _check(path: Path, digest: Digest, size_cap: int) -> None:
+def _check(path: Path, digest: Checksum, size_cap: int) -> None:
     made, left = hashlib.new(digest.algorithm, usedforsecurity=False), size_cap
     try:
         with gzip.open(path) if digest.inside else open(path, "rb") as file:
-            while left >= 0 and (piece := file.read(PIECE)):
+            while left >= 0 and (piece := file.read(CHUNK_BYTES)):
                 made.update(piece)
                 left -= len(piece)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:

@@ -6,7 +6,7 @@ from torch import Tensor
 from vggexp.rng import generator
 
 
-def choose(labels: Tensor, count: int, seed: int, purpose: str, spare: int = 0) -> Tensor:
+def stratified_sample(labels: Tensor, count: int, seed: int, purpose: str, spare: int = 0) -> Tensor:
     """Sorted indices, int64 [min(count, N)], of random images; each class has its share, as near as whole images allow.
 
     labels: int64 [N]. Each class is chosen from, and keeps `spare` images that are not chosen, wherever count allows.
@@ -29,7 +29,7 @@ def train_val_split(labels: Tensor, val_fraction: float, seed: int) -> tuple[Ten
     labels: int64 [N].
     """
     count = max(val_fraction > 0 and len(labels) > 1, round(len(labels) * val_fraction))
-    val = choose(labels, count, seed, "validation", spare=1)
+    val = stratified_sample(labels, count, seed, "validation", spare=1)
     rest = torch.ones(len(labels), dtype=torch.bool)
     rest[val] = False
     return rest.nonzero().flatten(), val

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-UNIFORM = 11  # uniform draws a picture, used or not: switching one operation on leaves the others' draws as they are
+DRAWS_PER_IMAGE = (
+    11  # uniform draws a picture, used or not: switching one operation on leaves the others' draws as they are
+)
 ERASED_AREA = (0.02, 0.4)  # of the picture; Zhong et al. 2020 (arXiv:1708.04896), table 2
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height over width
 CHUNK = 1 << 20  # pixels summed at once: small enough for the cache
@@ -30,7 +32,7 @@ class Augment(NamedTuple):
     erase: float = 0  # probability; Zhong et al. 2020 (arXiv:1708.04896)
 
 
-class Changes(NamedTuple):
+class AugmentParams(NamedTuple):
     """What is done to each picture of a batch; None: nothing."""
 
     window: Tensor | None = None  # int64 [B, 5]: height and width of the scaled picture, top, left, mirrored
@@ -38,7 +40,7 @@ class Changes(NamedTuple):
     box: Tensor | None = None  # [B, 4]: top, left, bottom, right of what is blanked
 
 
-PLAIN, UNCHANGED = Augment(), Changes()
+PLAIN, UNCHANGED = Augment(), AugmentParams()
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,22 +57,22 @@ class Preprocess:
             return self
         return replace(self, mean=self.mean.to(device), std=self.std.to(device))
 
-    def __call__(self, images: Tensor, changes: Changes = UNCHANGED) -> Tensor:
+    def __call__(self, images: Tensor, changes: AugmentParams = UNCHANGED) -> Tensor:
         if changes.window is None:
-            return self.finish(fit(images, self.size), changes)
-        return self.finish(cut_each(images, changes.window, self.size), changes)
+            return self.finish(resize_center_crop(images, self.size), changes)
+        return self.finish(crop_each(images, changes.window, self.size), changes)
 
-    def finish(self, images: Tensor, changes: Changes = UNCHANGED) -> Tensor:
+    def finish(self, images: Tensor, changes: AugmentParams = UNCHANGED) -> Tensor:
         """All that needs no neighbours: shift, normalise, blank. images: of 0..255, of any size unless blanked."""
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         images = images.to(torch.float32, memory_format=order, copy=True)
         mean, shift = (0 if value is None else value[..., None, None] for value in (self.mean, changes.shift))
         std = 1 if self.std is None else self.std[:, None, None]
         images.div_(255 * std).add_((shift - mean) / std)
-        return images if changes.box is None else blank(images, changes.box)
+        return images if changes.box is None else erase(images, changes.box)
 
 
-def draw(
+def sample_augmentation(
     generator: torch.Generator,
     count: int,
     height: int,
@@ -78,20 +80,20 @@ def draw(
     size: int,
     augment: Augment,
     basis: Tensor | None = None,
-) -> Changes:
+) -> AugmentParams:
     """The changes of `count` pictures of height x width, made on the CPU so that they are the same for every device."""
-    uniform = torch.rand(count, UNIFORM, generator=generator)
+    uniform = torch.rand(count, DRAWS_PER_IMAGE, generator=generator)
     moved = augment.flip or augment.crop or augment.scale
-    window = windows(uniform, height, width, size, augment) if moved else None
+    window = crop_windows(uniform, height, width, size, augment) if moved else None
     shift = None
     if augment.color:
         if basis is None:
             raise ValueError("augment.color needs the color_basis of the training images")
         shift = augment.color * torch.randn(count, len(basis), generator=generator) @ basis
-    return Changes(window, shift, boxes(uniform[:, 6:], size, augment.erase) if augment.erase else None)
+    return AugmentParams(window, shift, erase_boxes(uniform[:, 6:], size, augment.erase) if augment.erase else None)
 
 
-def windows(uniform: Tensor, height: int, width: int, size: int, augment: Augment) -> Tensor:
+def crop_windows(uniform: Tensor, height: int, width: int, size: int, augment: Augment) -> Tensor:
     """int64 [B, 5] as in Changes, from uniform draws [B, >= 6]. Without augmentation: the square in the middle."""
     low, high = augment.scale or (1, 1)
     side = (size * (low + (high - low) * uniform[:, 0])).round().long()
@@ -102,24 +104,24 @@ def windows(uniform: Tensor, height: int, width: int, size: int, augment: Augmen
     return torch.cat([sides, place, uniform[:, 5:6].lt(augment.flip)], 1)
 
 
-def fit(images: Tensor, size: int) -> Tensor:
+def resize_center_crop(images: Tensor, size: int) -> Tensor:
     """The square in the middle, its side scaled to `size`: torchvision's Resize and CenterCrop."""
-    return cut(images, middle(images.shape[-2], images.shape[-1], size), size)
+    return crop(images, center_window(images.shape[-2], images.shape[-1], size), size)
 
 
 @cache
-def middle(height: int, width: int, size: int) -> list[int]:
+def center_window(height: int, width: int, size: int) -> list[int]:
     """The window of `fit`: the same for every batch, and as many small operators as half a small network."""
-    return windows(torch.zeros(1, UNIFORM), height, width, size, PLAIN)[0].tolist()
+    return crop_windows(torch.zeros(1, DRAWS_PER_IMAGE), height, width, size, PLAIN)[0].tolist()
 
 
-def fitting(height: int, width: int, size: int) -> tuple[Tensor, Tensor]:
+def resize_matrices(height: int, width: int, size: int) -> tuple[Tensor, Tensor]:
     """rows [size, height] and columns [width, size]: `fit` of uint8 images on the CPU is rows @ (images @ columns).
 
     Each product is rounded, halves upward. The weights are rounded as torch's kernel does (to 16 bits): without that, 3
     of 100 pixels of a picture that goes from 28 to 96 differ. A weight on the edge between two still may, by 1 of 255.
     """
-    window = torch.tensor([middle(height, width, size)])
+    window = torch.tensor([center_window(height, width, size)])
     tall, wide, top, left, mirrored = window.unbind(1)
     rows = _filters(height, tall, top, torch.zeros_like(mirrored), size)[0]
     columns = _filters(width, wide, left, mirrored, size)[0]
@@ -132,7 +134,7 @@ def _in_16_bits(weights: Tensor) -> Tensor:
     return (weights.double() * 2**bits + 0.5).floor().div(2**bits).float()
 
 
-def whole(images: Tensor, side: int) -> Tensor:
+def resize_shorter_side(images: Tensor, side: int) -> Tensor:
     """Images [B, C, H, W] with their shorter side scaled to `side`, the other in proportion."""
     height, width = images.shape[-2:]
     shorter = min(height, width)
@@ -147,7 +149,7 @@ def scaled(images: Tensor, height: int, width: int) -> Tensor:
     return functional.interpolate(images, (height, width), mode="bilinear", antialias=True)
 
 
-def spread(height: int, width: int, size: int, count: int) -> list[tuple[int, ...]]:
+def crop_grid(height: int, width: int, size: int, count: int) -> list[tuple[int, ...]]:
     """count x count windows, as in Changes, at even distances over the picture; one alone is in the middle."""
 
     def places(room: int) -> list[int]:
@@ -156,7 +158,7 @@ def spread(height: int, width: int, size: int, count: int) -> list[tuple[int, ..
     return [(height, width, top, left, 0) for top in places(height - size) for left in places(width - size)]
 
 
-def cut(images: Tensor, window: Sequence[int], size: int) -> Tensor:
+def crop(images: Tensor, window: Sequence[int], size: int) -> Tensor:
     """One window for all images [B, C, H, W]."""
     height, width, top, left, mirrored = window
     images = scaled(images, height, width)
@@ -165,10 +167,10 @@ def cut(images: Tensor, window: Sequence[int], size: int) -> Tensor:
     return images.flip(-1) if mirrored else images
 
 
-def cut_each(images: Tensor, window: Tensor, size: int) -> Tensor:
+def crop_each(images: Tensor, window: Tensor, size: int) -> Tensor:
     """A window [B, 5] for each image. Pictures only moved are copied on the CPU, with the bits of `resample`."""
     if len(images) and images.device.type == "cpu" and (window[:, :2] == torch.tensor(images.shape[2:])).all():
-        return torch.cat([cut(image[None], frame, size) for image, frame in zip(images, window.tolist(), strict=True)])
+        return torch.cat([crop(image[None], frame, size) for image, frame in zip(images, window.tolist(), strict=True)])
     return resample(images, window, size)
 
 
@@ -196,7 +198,7 @@ def _filters(length: int, scaled: Tensor, first: Tensor, mirrored: Tensor, size:
     return weights * (inside / weights.sum(-1).clamp(min=1e-6))[..., None]
 
 
-def boxes(uniform: Tensor, size: int, probability: float) -> Tensor:
+def erase_boxes(uniform: Tensor, size: int, probability: float) -> Tensor:
     """int64 [B, 4] as in Changes, from uniform draws [B, 5]; an empty box where nothing is blanked.
 
     Where the paper draws again until the box fits, the aspect is limited to what fits.
@@ -210,7 +212,7 @@ def boxes(uniform: Tensor, size: int, probability: float) -> Tensor:
     return torch.cat([corner, corner + sides], 1).long()
 
 
-def blank(images: Tensor, box: Tensor) -> Tensor:
+def erase(images: Tensor, box: Tensor) -> Tensor:
     """Zeros, the mean of normalised images, inside each image's box [B, 4]; in place."""
     rows, columns = (torch.arange(side, device=box.device) for side in images.shape[-2:])
     top, left, bottom, right = box[..., None].unbind(1)
@@ -218,7 +220,7 @@ def blank(images: Tensor, box: Tensor) -> Tensor:
     return images.mul_(~(tall[:, :, None] & wide[:, None])[:, None])  # 3 times faster than masked_fill_
 
 
-def statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+def channel_mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation [C] of each channel of uint8 images [N, C, H, W] on the CPU, for pixels of 0..1."""
     mean, covariance = _moments(images)
     deviation = covariance.diagonal().sqrt()

@@ -2,9 +2,9 @@
 
 from torch import nn
 
-from vggexp.models.pooling import MaxPool2d
+from vggexp.models.layers import MaxPool2d
+from vggexp.models.shapes import alexnet_map_size, lenet_map_size
 from vggexp.models.vgg import classifier
-from vggexp.shapes import alexnet_side, lenet_side
 
 
 def lenet(*, in_channels: int, size: int, classes: int) -> nn.Sequential:
@@ -14,7 +14,7 @@ def lenet(*, in_channels: int, size: int, classes: int) -> nn.Sequential:
     every map of the second convolution sees every map of the first, ReLU and max-pooling in place of scaled tanh and
     trainable subsampling, soft-max in place of radial basis functions.
     """
-    side = lenet_side(size)
+    side = lenet_map_size(size)
     features = nn.Sequential(
         nn.Conv2d(in_channels, 6, 5, padding=2),
         MaxPool2d(2),
@@ -32,7 +32,7 @@ def alexnet(*, dropout: float, in_channels: int, size: int, classes: int) -> nn.
     Source: Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks", with the
     channel counts of Krizhevsky 2014, arXiv:1404.5997 (one tower). Departure: no response normalisation.
     """
-    side = alexnet_side(size)
+    side = alexnet_map_size(size)
     features = nn.Sequential(
         nn.Conv2d(in_channels, 64, 11, stride=4, padding=2),
         MaxPool2d(3, 2),

@@ -8,7 +8,7 @@ from math import isqrt
 from torch import Tensor, nn
 
 
-class Dense(nn.Module):
+class FullyConvolutional(nn.Module):
     """[N, C, H, W] -> logits [N, classes]: the mean of the class score map.
 
     The classifier is applied to every window of the last map that is as large as the map was in training: that is a
@@ -27,9 +27,9 @@ class Dense(nn.Module):
         return scores.float().mean((1, 2))
 
 
-def dense(net: nn.Sequential) -> Dense:
+def to_fully_convolutional(model: nn.Sequential) -> FullyConvolutional:
     """net: features, flatten, classifier, as all of ours are. Its layers are shared, not copied."""
-    features, _, classifier = net
+    features, _, classifier = model
     maps = [layer.out_channels for layer in features.modules() if isinstance(layer, nn.Conv2d)][-1]
     first = next(layer for layer in classifier.modules() if isinstance(layer, nn.Linear))
-    return Dense(features, classifier, isqrt(first.in_features // maps))
+    return FullyConvolutional(features, classifier, isqrt(first.in_features // maps))

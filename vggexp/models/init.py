@@ -18,10 +18,10 @@ FILL: dict[str, Callable[..., Any]] = {
 }
 
 
-def initialize(net: nn.Module, init: str, seed: int) -> None:
+def initialize(model: nn.Module, init: str, seed: int) -> None:
     """Fills the weights of `net` in place; the same seed gives the same weights. init: a key of FILL."""
     draws = generator(seed, "init")
-    for module in net.modules():
+    for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             FILL[init](module.weight, generator=draws)
             if module.bias is not None:

@@ -8,14 +8,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from vggexp.models.norm import BatchNorm2d
-from vggexp.models.pooling import MaxPool2d
-from vggexp.shapes import Block, widen
+from vggexp.models.layers import BatchNorm2d, MaxPool2d
+from vggexp.models.shapes import Block, widen
 
 Norm = str  # "none", "batch" or "lrn"
 
 
-class Fused(nn.Sequential):
+class FusedBlock(nn.Sequential):
     """The layers of a block in their order; once `fuse` was called, under autocast, as fewer passes over the memory.
 
     The function is the same but for rounding.
@@ -26,7 +25,7 @@ class Fused(nn.Sequential):
     def forward(self, images: Tensor) -> Tensor:
         if not (self.on and torch.is_autocast_enabled(images.device.type)):
             return super().forward(images)
-        from vggexp.models import fused  # imports Triton, which not every platform has
+        from vggexp.models import triton_ops  # imports Triton, which not every platform has
 
         learnt = [layer for layer in self if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
         for layer, following in zip(learnt, [*learnt[1:], None], strict=True):
@@ -35,16 +34,16 @@ class Fused(nn.Sequential):
                 continue
             pool = 2 if following is None else 1
             if isinstance(layer, nn.Conv2d) and layer.bias is not None:
-                images = fused.convolution(images, layer.weight, layer.bias, pool)
+                images = triton_ops.convolution(images, layer.weight, layer.bias, pool)
             else:
-                images = fused.tail(layer(images), None, pool)
+                images = triton_ops.bias_pool_relu(layer(images), None, pool)
         return images
 
 
-def fuse(net: nn.Module) -> None:
-    """Lets the blocks use the kernels of vggexp.models.fused."""
-    for module in net.modules():
-        if isinstance(module, Fused):
+def fuse(model: nn.Module) -> None:
+    """Lets the blocks use the kernels of vggexp.models.triton_ops."""
+    for module in model.modules():
+        if isinstance(module, FusedBlock):
             module.on = True
 
 
@@ -71,7 +70,7 @@ def vgg_block(convs: int, channels: int, in_channels: int, pointwise: int = 0, n
         layers.insert(len(layers) - 1, pool)
     else:  # response normalisation looks across channels, so the pooling cannot pass it
         layers.append(pool)
-    return nn.Sequential(*layers) if norm == "lrn" else Fused(*layers)
+    return nn.Sequential(*layers) if norm == "lrn" else FusedBlock(*layers)
 
 
 def vgg_stack(blocks: Sequence[Block], in_channels: int, norm: Norm = "none") -> nn.Sequential:

@@ -14,16 +14,16 @@ KINDS = {
 
 
 class Patch:
-    """As soon as vggexp.run is imported, training has the fault."""
+    """As soon as vggexp.runner.run is imported, training has the fault."""
 
     def find_spec(self, name, path=None, target=None):
-        if name == "vggexp.run":
+        if name == "vggexp.runner.run":
             sys.meta_path.remove(self)
             install()
 
 
 def install():
-    import vggexp.train
+    import vggexp.training.loop
 
     real, kind, seed = vggexp.train.gradients_that_fit, os.environ["VGGEXP_FAULT"], os.environ["VGGEXP_FAULT_SEED"]
 

@@ -1,0 +1,161 @@
+"""What is known of each data set before a byte of it is read. Needs neither torch nor numpy."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Generic, NamedTuple, TypeVar
+
+from vggexp.errors import DataError
+
+
+class Checksum(NamedTuple):
+    algorithm: str  # a name of hashlib
+    hex: str
+    inside: bool = False  # of what a .gz file holds: the same however it was compressed
+
+
+@dataclass(frozen=True)
+class DatasetInfo:
+    """A data set of square pictures, and where its files come from."""
+
+    channels: int
+    size: int  # side in pixels
+    classes: tuple[str, ...]
+    train_images: int
+    test_images: int
+    folder: str = ""  # where torchvision keeps the files, below its root
+    train_files: tuple[str, ...] = ()  # IDX: images, labels; pickled batches hold both
+    test_files: tuple[str, ...] = ()
+    digests: dict[str, Checksum] = field(default_factory=dict)  # of every file above, and of the archive
+    mirrors: tuple[str, ...] = ()
+    archive: str = ""  # the one file that a mirror has; else it has each file as .gz
+    system: str = ""  # folder where a Debian package puts the files
+    package: str = ""
+
+
+FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+CIFAR100 = tuple(
+    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
+    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
+    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
+    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
+    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
+    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
+    wardrobe whale willow_tree wolf woman worm""".split()
+)
+DIGITS = tuple("0123456789")
+
+IDX_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+IDX_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
+CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
+
+
+def _sha256(*hexes: str) -> dict[str, Checksum]:
+    """Of the four IDX files, uncompressed."""
+    pairs = zip(IDX_TRAIN + IDX_TEST, hexes, strict=True)
+    return {name: Checksum("sha256", value, inside=True) for name, value in pairs}
+
+
+def _md5(**hexes: str) -> dict[str, Checksum]:
+    """The only digests that are published for CIFAR's files; torchvision has the same."""
+    return {name: Checksum("md5", value) for name, value in hexes.items()}
+
+
+DATASETS = {
+    "fashion_mnist": DatasetInfo(
+        1, 28, FASHION, 60_000, 10_000,
+        folder="FashionMNIST/raw",
+        train_files=IDX_TRAIN,
+        test_files=IDX_TEST,
+        digests=_sha256(
+            "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
+            "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
+            "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
+            "0402a96d92fd2663957122ceb108a494c5af83dab82d92729df917d7dec38c34",
+        ),
+        mirrors=(
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+            "https://storage.googleapis.com/tensorflow/tf-keras-datasets/",
+        ),
+        system="/usr/share/datasets/fashion-mnist",
+        package="dataset-fashion-mnist",
+    ),
+    "mnist": DatasetInfo(
+        1, 28, DIGITS, 60_000, 10_000,
+        folder="MNIST/raw",
+        train_files=IDX_TRAIN,
+        test_files=IDX_TEST,
+        digests=_sha256(
+            "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
+            "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
+            "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
+            "ff7bcfd416de33731a308c3f266cc351222c34898ecbeaf847f06e48f7ec33f2",
+        ),
+        mirrors=(
+            "https://ossci-datasets.s3.amazonaws.com/mnist/",
+            "https://storage.googleapis.com/cvdf-datasets/mnist/",
+        ),
+    ),
+    "cifar10": DatasetInfo(
+        3, 32, CIFAR10, 50_000, 10_000,
+        folder="cifar-10-batches-py",
+        train_files=CIFAR10_TRAIN,
+        test_files=("test_batch",),
+        digests=_md5(
+            **{"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
+            data_batch_1="c99cafc152244af753f735de768cd75f",
+            data_batch_2="d4bba439e000b95fd0a9bffe97cbabec",
+            data_batch_3="54ebc095f3ab1f0389bbae665268c751",
+            data_batch_4="634d18415352ddfa80567beed471001a",
+            data_batch_5="482c414d41f54cd18b22e5b47cb7c3cb",
+            test_batch="40351d587109b95175f43aff81a1287e",
+        ),
+        mirrors=("https://www.cs.toronto.edu/~kriz/",),
+        archive="cifar-10-python.tar.gz",
+    ),
+    "cifar100": DatasetInfo(
+        3, 32, CIFAR100, 50_000, 10_000,
+        folder="cifar-100-python",
+        train_files=("train",),
+        test_files=("test",),
+        digests=_md5(
+            **{"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
+            train="16019d7e3df5f24257cddd939b257f8d",
+            test="f0ef6b0ae62326f3e7ffdfab6717acfc",
+        ),
+        mirrors=("https://www.cs.toronto.edu/~kriz/",),
+        archive="cifar-100-python.tar.gz",
+    ),
+    # scikit-learn carries one set of 1,797 pictures and no test set; ours is a fixed, stratified fifth of it.
+    "digits": DatasetInfo(1, 8, DIGITS, 1_437, 360),
+}  # fmt: skip
+
+
+def folder_classes(root: Path) -> tuple[str, ...]:
+    """The classes of an image folder: the sorted names of the folders in root/train. Raises DataError."""
+    train = root / "train"
+    names = subfolders(train)
+    if not names:
+        raise DataError(f"{train}: holds no class folders (wanted: {train}/CLASS/*.jpg)")
+    return names
+
+
+def subfolders(folder: Path) -> tuple[str, ...]:
+    """Sorted names, those with a leading dot left out (programs put them there). Raises DataError."""
+    try:
+        return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be read: {error.strerror} (data.root must hold train/CLASS/*.jpg)"
+        ) from error
+
+
+Part = TypeVar("Part")  # ImageSet, or the FolderIndex of vggexp.data.folder
+
+
+@dataclass(frozen=True, eq=False)
+class DatasetSplits(Generic[Part]):
+    train: Part
+    test: Part
+    fingerprint: dict[str, str]  # file name -> SHA-256 of its uncompressed bytes; of a folder, see vggexp.data.folder
+    origin: str  # for people: the folder that was read, or the maker

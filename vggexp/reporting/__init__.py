@@ -1,1 +1,0 @@
-"""Sets of runs as a table, as means over repeats, and as one HTML page. Needs no torch."""

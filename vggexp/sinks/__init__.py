@@ -1,1 +1,0 @@
-"""Where a run's numbers go: the terminal and run.log, metrics.jsonl, TensorBoard."""

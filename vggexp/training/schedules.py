@@ -1,0 +1,110 @@
+"""The learning rate as a factor of its configured value. All but Plateau are pure functions of the time in the run."""
+
+import math
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+Factor = Callable[[float], float]  # epochs since the start of the run, a real number -> factor of lr
+
+
+def constant(epoch: float) -> float:
+    return 1.0
+
+
+def step(epoch: float, *, milestones: Sequence[float], gamma: float) -> float:
+    return gamma ** bisect_right(milestones, epoch)
+
+
+def cosine(epoch: float, *, epochs: int, final_factor: float) -> float:
+    """Source: Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5, without restarts."""
+    share = min(1.0, epoch / epochs)
+    return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * share)) / 2
+
+
+def onecycle(epoch: float, *, epochs: int, peak_fraction: float, initial_factor: float, final_factor: float) -> float:
+    """Linear up to the peak, linear down. Source: Smith and Topin 2018, arXiv:1708.07120."""
+    share = min(1.0, epoch / epochs)
+    if share < peak_fraction:
+        return initial_factor + (1 - initial_factor) * share / peak_fraction
+    return 1 + (final_factor - 1) * (share - peak_fraction) / (1 - peak_fraction)
+
+
+@dataclass
+class Plateau:
+    """The one schedule with a memory: lowers the factor when the validation accuracy stops rising.
+
+    Source: Simonyan and Zisserman 2015, section 3.1.
+    """
+
+    gamma: float
+    patience: int
+    threshold: float
+    factor: float = 1.0
+    best: float = -1.0
+    waited: int = 0
+
+    def __call__(self, epoch: float) -> float:
+        return self.factor
+
+    def observe(self, accuracy: float) -> None:
+        """accuracy: of the validation images after an epoch, 0..1."""
+        if accuracy > self.best + self.threshold:
+            self.best, self.waited = accuracy, 0
+            return
+        self.waited += 1
+        if self.waited > self.patience:
+            self.factor, self.waited = self.factor * self.gamma, 0
+
+    def state_dict(self) -> dict[str, float]:
+        return {"factor": self.factor, "best": self.best, "waited": self.waited}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.factor, self.best, self.waited = state["factor"], state["best"], int(state["waited"])
+
+
+@dataclass
+class Schedule:
+    """lr times the factor, times a linear rise over the first `warmup_epochs`."""
+
+    lr: float
+    warmup_epochs: float
+    steps_per_epoch: int
+    factor: Factor | Plateau
+
+    def at(self, step: int) -> float:
+        """The learning rate of a step, counted from 0; the first step of a warm-up is above zero already."""
+        warmup_steps = self.warmup_epochs * self.steps_per_epoch
+        rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+        return self.lr * rise * self.factor(step / self.steps_per_epoch)
+
+    def observe(self, accuracy: float | None) -> None:
+        if isinstance(self.factor, Plateau) and accuracy is not None:
+            self.factor.observe(accuracy)
+
+    def state_dict(self) -> dict[str, float]:
+        return self.factor.state_dict() if isinstance(self.factor, Plateau) else {}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        if isinstance(self.factor, Plateau):
+            self.factor.load_state_dict(state)
+
+
+FACTORS: dict[str, Callable[..., float]] = {
+    "constant": constant,
+    "step": step,
+    "cosine": cosine,
+    "onecycle": onecycle,
+}
+
+
+def build_schedule(
+    name: str, lr: float, warmup_epochs: float, *, epochs: int, steps_per_epoch: int, **own: object
+) -> Schedule:
+    """own: the keyword arguments of the schedule `name`, a key of FACTORS or "plateau"."""
+    if name == "plateau":
+        return Schedule(lr, warmup_epochs, steps_per_epoch, Plateau(**own))  # type: ignore[arg-type]
+    if name in ("cosine", "onecycle"):
+        own["epochs"] = epochs
+    return Schedule(lr, warmup_epochs, steps_per_epoch, partial(FACTORS[name], **own))
