@@ -13,7 +13,7 @@ test-all:  ## all tests
 	pytest
 
 faults:  ## every fault the suite knows, and how many were survived; an hour and more on two cores
-	python -m tests.faults
+	python -m tools.faults
 
 slurm:  ## sweeps and runs on a real Slurm of one node (Debian: slurm-wlm); a quarter of an hour and more on two cores
 	@command -v slurmctld > /dev/null || { echo "make slurm: slurmctld is not installed (Debian: apt-get install --no-install-recommends slurm-wlm)" >&2; exit 1; }
@@ -41,10 +41,10 @@ memory:  ## what plan says of a step's memory, and what it is; two minutes
 	python -m benchmarks.memory
 
 dead:  ## set-ups that do not learn, their cures, and set-ups that learn; a quarter of an hour
-	python -m tests.dead
+	python -m benchmarks.dead
 
 ranks:  ## several processes of one run: equal, repeated, killed, hung, refused; half an hour on two busy cores
-	pytest tests/test_dist.py
+	pytest tests/distributed/test_ranks.py
 
 gpu:  ## everything that a CUDA device is to show; at most eight minutes
 	python -m benchmarks.gpu
@@ -55,5 +55,5 @@ docs:  ## the site into build/site, warnings as errors (pip install -e '.[docs]'
 	@grep -rhoE 'https?://[^])>" `]+[^])>" `.,]' --include='*.md' docs benchmarks *.md | sort -u
 
 release-check:  ## wheel and sdist: what they hold, and installed in a fresh environment for each Python at hand; ten minutes each
-	pytest tests/test_release.py
-	python -m tests.release
+	pytest tests/tools/test_release.py
+	python -m tools.release

@@ -27,7 +27,8 @@ from vggexp.sweep import expand
 from vggexp.system import cpu
 
 TARGET = Path(__file__).parent / "folders.md"
-SIZE, BATCH = 224, 64
+SIZE = 224
+BATCH = 64
 
 
 def main() -> None:
@@ -58,31 +59,55 @@ def main() -> None:
 
 def generated(count: int) -> Path:
     """JPEGs of 320x256 in ten classes: smooth shapes with some noise, about 25 kB each as photographs have."""
-    folder, draw = Path(mkdtemp()), numpy.random.default_rng(0)
+    folder = Path(mkdtemp())
+    draw = numpy.random.default_rng(0)
     for part, number in (("train", count), ("test", 20)):
         for index in range(number):
-            coarse = Image.fromarray(draw.integers(0, 256, (8, 10, 3), dtype=numpy.uint8)).resize((320, 256), 3)
+            coarse = Image.fromarray(draw.integers(0, 256, (8, 10, 3), dtype=numpy.uint8)).resize(
+                (320, 256), 3
+            )
             noisy = numpy.asarray(coarse, dtype=numpy.int16) + draw.integers(-12, 12, (256, 320, 3))
             place = folder / part / f"class{index % 10}"
             place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(noisy.clip(0, 255).astype("uint8")).save(place / f"{index:05}.jpg", quality=90)
+            Image.fromarray(noisy.clip(0, 255).astype("uint8")).save(
+                place / f"{index:05}.jpg", quality=90
+            )
     return folder
 
 
 def ours(folder: Path, workers: int, cache: str):
-    words = ["data=image_folder", f"data.root={folder}", f"data.workers={workers}", f"data.cache={cache}"]
-    words += [f"data.resize={SIZE}", f"data.batch_size={BATCH}", "data.val_fraction=0", "augment=flip", "device=cpu"]
-    return datasets.build_loaders(expand.compose_run(compose.parse_command(words)), torch.device("cpu")).train.train
+    words = [
+        "data=image_folder",
+        f"data.root={folder}",
+        f"data.workers={workers}",
+        f"data.cache={cache}",
+    ]
+    words += [
+        f"data.resize={SIZE}",
+        f"data.batch_size={BATCH}",
+        "data.val_fraction=0",
+        "augment=flip",
+        "device=cpu",
+    ]
+    return datasets.build_loaders(
+        expand.compose_run(compose.parse_command(words)), torch.device("cpu")
+    ).train.train
 
 
 def torchvisions(folder: Path, workers: int):
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
-    steps = [transforms.Resize(SIZE), transforms.CenterCrop(SIZE), transforms.RandomHorizontalFlip()]
+    steps = [
+        transforms.Resize(SIZE),
+        transforms.CenterCrop(SIZE),
+        transforms.RandomHorizontalFlip(),
+    ]
     steps += [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
     pictures = datasets.ImageFolder(str(folder / "train"), transforms.Compose(steps))
-    loader = DataLoader(pictures, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    loader = DataLoader(
+        pictures, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+    )
 
     def epoch(number: int) -> Iterable:
         return loader
@@ -95,7 +120,9 @@ def record(rates: dict[str, list[float]], asked: argparse.Namespace) -> str:
     for name, many in rates.items():
         ratios = [own / other for own, other in zip(many, rates["torchvision"], strict=True)]
         span = f"{min(many):,.0f}-{max(many):,.0f}"
-        lines.append(f"| {name} | {statistics.median(many):,.0f} | {span} | {statistics.median(ratios):.2f} |")
+        lines.append(
+            f"| {name} | {statistics.median(many):,.0f} | {span} | {statistics.median(ratios):.2f} |"
+        )
     table = "\n".join(lines)
     return f"""# Folders of pictures
 

@@ -21,7 +21,13 @@ from typing import NamedTuple
 from vggexp.system import cpu
 
 COUNTS = (1_000, 5_000, 20_000, 60_000)
-SETTING = ["data.resize=28", "arch.blocks=[[1,8],[1,16]]", "arch.hidden=[32]", "data.val_fraction=0", "train.epochs=2"]
+SETTING = [
+    "data.resize=28",
+    "arch.blocks=[[1,8],[1,16]]",
+    "arch.hidden=[32]",
+    "data.val_fraction=0",
+    "train.epochs=2",
+]
 TARGET = Path(__file__).parent / "growth.md"
 
 
@@ -49,7 +55,15 @@ def main() -> None:
 
 def measured(count: int) -> Result:
     root = Path(mkdtemp())
-    command = [sys.executable, "-m", "vggexp", *SETTING, f"data.limit={count}", f"run.root={root}", "run.name=a"]
+    command = [
+        sys.executable,
+        "-m",
+        "vggexp",
+        *SETTING,
+        f"data.limit={count}",
+        f"run.root={root}",
+        "run.name=a",
+    ]
     begin = time.perf_counter()
     subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
     total = time.perf_counter() - begin

@@ -61,12 +61,18 @@ class Tensors(TorchDispatchMode):
 
     def __init__(self, held: int = 0):
         super().__init__()
-        self.made, self.live, self.peak = 0, held, held
+        self.made = 0
+        self.live = held
+        self.peak = held
         self.calls: Counter[str] = Counter()
         self._seen = weakref.WeakSet[Any]()
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
-        given = {leaf.untyped_storage() for leaf in tree_leaves((arguments, named)) if isinstance(leaf, Tensor)}
+        given = {
+            leaf.untyped_storage()
+            for leaf in tree_leaves((arguments, named))
+            if isinstance(leaf, Tensor)
+        }
         result = function(*arguments, **(named or {}))
         self.calls[str(function)] += 1
         for leaf in tree_leaves(result):
@@ -90,25 +96,33 @@ class Tensors(TorchDispatchMode):
 def stepping(config: Config) -> tuple[Callable[[], None], Callable[[], int]]:
     """A call that makes one training step, and one that tells the bytes held between two steps, with the batch."""
     hardware = setup_device(config)
-    state, fixed, given = (
-        build.build_state(config, hardware, 1),
-        build.train_settings(config, hardware),
-        input_spec(config),
-    )
+    state = build.build_state(config, hardware, 1)
+    fixed = build.train_settings(config, hardware)
+    given = input_spec(config)
     images = torch.zeros(config.data.batch_size, given.channels, given.size, given.size)
-    labels, guard = torch.zeros(len(images), dtype=torch.int64), NonFiniteGuard(fixed.device)
+    labels = torch.zeros(len(images), dtype=torch.int64)
+    guard = NonFiniteGuard(fixed.device)
 
     def step() -> None:
         loss, _ = fixed.gradients(
-            state.model, state.scaler, guard, images, labels, batch_size=fixed.batch_size,
-            micro_batches=state.micro_batches, label_smoothing=fixed.label_smoothing, autocast=fixed.autocast,
-        )  # fmt: skip
+            state.model,
+            state.scaler,
+            guard,
+            images,
+            labels,
+            batch_size=fixed.batch_size,
+            micro_batches=state.micro_batches,
+            label_smoothing=fixed.label_smoothing,
+            autocast=fixed.autocast,
+        )
         optimizer_step(state.model, state.optimizer, state.scaler, guard, 0, loss, fixed.clip_norm)
         if state.ema is not None:
             state.ema.update(state.model)
 
     def held() -> int:
-        parts = tree_leaves([state.model.state_dict(), state.optimizer.state_dict(), images, labels])
+        parts = tree_leaves(
+            [state.model.state_dict(), state.optimizer.state_dict(), images, labels]
+        )
         parts += tree_leaves(state.ema.state_dict()) if state.ema is not None else []
         return sum(part.nbytes for part in parts if isinstance(part, Tensor))
 
@@ -132,7 +146,11 @@ def of_allocator(step: Callable[[], None]) -> int:
     with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
         step()
     results = profiled.profiler.kineto_results  # type: ignore[union-attr]
-    events = sorted((event.start_ns(), event.nbytes()) for event in results.events() if event.name() == "[memory]")
+    events = sorted(
+        (event.start_ns(), event.nbytes())
+        for event in results.events()
+        if event.name() == "[memory]"
+    )
     live = peak = 0
     for _, size in events:  # freed: negative
         live += size
@@ -149,7 +167,11 @@ def rows(cases: tuple[str, ...]) -> Iterator[str]:
         config = configured(words)
         peak = measured(config)
         print(words or "the default run", file=sys.stderr, flush=True)
-        cells = [words or "the default run", plan.plan_costs(config).precision, f"{peak.estimate / 1e6:,.0f}"]
+        cells = [
+            words or "the default run",
+            plan.plan_costs(config).precision,
+            f"{peak.estimate / 1e6:,.0f}",
+        ]
         for found in (peak.tensors, peak.allocator):
             cells += [f"{found / 1e6:,.0f}", f"{100 * (peak.estimate / found - 1):+.0f} %"]
         yield "| " + " | ".join(cells) + " |"
@@ -173,7 +195,9 @@ workspaces: all that torch's allocator gives out, also inside an operator. Besid
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.memory", description=__doc__)
-    parser.add_argument("--case", action="append", help="overrides of a run, in one word; may be given again")
+    parser.add_argument(
+        "--case", action="append", help="overrides of a run, in one word; may be given again"
+    )
     parser.add_argument("--out", type=Path)
     asked = parser.parse_args()
     page = record(rows(tuple(asked.case or CASES)))

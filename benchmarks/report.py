@@ -59,7 +59,10 @@ def main() -> None:
 def made_runs(root: Path, count: int) -> None:
     """Run directories as a sweep over networks, learning rates and seeds leaves them; one in fifty has failed."""
     sweep = [(network, rate) for network in NETWORKS for rate in RATES]
-    configs = {network: expand.compose_run(compose.parse_command([f"arch={network}"])) for network in NETWORKS}
+    configs = {
+        network: expand.compose_run(compose.parse_command([f"arch={network}"]))
+        for network in NETWORKS
+    }
     draws = random.Random(0)
     for number in range(count):
         seed, job = divmod(number, len(sweep))
@@ -74,7 +77,13 @@ def made_runs(root: Path, count: int) -> None:
 
 def _environment() -> dict[str, object]:
     versions = {"python": "3.11.7", "vggexp": "0.1.0", "torch": "2.14.1", "numpy": "2.4.6"}
-    return {"versions": versions, "host": "bench", "processor": cpu.cpu_model(), "device": "cpu", "threads": 2}
+    return {
+        "versions": versions,
+        "host": "bench",
+        "processor": cpu.cpu_model(),
+        "device": "cpu",
+        "threads": 2,
+    }
 
 
 def _train(folder: Path, config: Config, depth: int, failed: bool, draws: random.Random) -> None:
@@ -87,15 +96,26 @@ def _train(folder: Path, config: Config, depth: int, failed: bool, draws: random
         scores = {"train/loss": 2.3 - 2 * accuracy, "train/accuracy": min(1, 1.03 * accuracy)}
         scores |= {"val/loss": 2.35 - 2 * accuracy, "val/accuracy": accuracy}
         seconds = 60 * (1 + depth) * draws.uniform(0.9, 1.2)
-        rows.append({"epoch": epoch, "step": 422 * epoch, "lr": rate, **scores, "time/epoch_seconds": seconds})
+        rows.append(
+            {
+                "epoch": epoch,
+                "step": 422 * epoch,
+                "lr": rate,
+                **scores,
+                "time/epoch_seconds": seconds,
+            }
+        )
     jsonl.rewrite(folder / METRICS, rows)
     if failed:
         write_result(folder, "failed", error="epoch 5: the loss is not finite", exit_code=5)
         return
     scores = {key: value for key, value in rows[-1].items() if key.startswith(("train/", "val/"))}
-    seconds, test = sum(row["time/epoch_seconds"] for row in rows), accuracy - 0.01
+    seconds = sum(row["time/epoch_seconds"] for row in rows)
+    test = accuracy - 0.01
     facts = {"epoch": EPOCHS, "test/accuracy": test, "seconds": seconds}
-    write_result(folder, "finished", **scores, **facts, parameters=shapes.parameters(layers(config)))
+    write_result(
+        folder, "finished", **scores, **facts, parameters=shapes.parameters(layers(config))
+    )
     _predict(folder, test)
 
 
@@ -118,7 +138,8 @@ class Seconds(NamedTuple):
 def _seconds(rounds: int, *words: str) -> Seconds:
     spent = []
     for _ in range(rounds):
-        begin, before = time.perf_counter(), resource.getrusage(resource.RUSAGE_CHILDREN)
+        begin = time.perf_counter()
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
         subprocess.run([sys.executable, "-m", *words], check=True, stdout=subprocess.DEVNULL)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
@@ -150,7 +171,9 @@ def _plan(blocks: int, rounds: int) -> tuple[int, Seconds]:
     return 16 * blocks + 1, seconds
 
 
-def record(reports: dict[int, tuple[Seconds, float]], plans: dict[int, tuple[int, Seconds]], rounds: int) -> str:
+def record(
+    reports: dict[int, tuple[Seconds, float]], plans: dict[int, tuple[int, Seconds]], rounds: int
+) -> str:
     first = "\n".join(
         f"| {count:,} | {seconds.full_images:.2f} | {seconds.processor:.2f} | {size:.2f} |"
         for count, (seconds, size) in reports.items()

@@ -31,8 +31,12 @@ from vggexp.sweep import expand
 from vggexp.system import cpu
 
 TARGET = Path(__file__).parent / "scaling.md"
-IMAGES, STEPS = 64, 12  # of a rank in a step; of an epoch
-NETWORKS = {"vgg11 at 32 px": "arch=vgg11 data.resize=32", "vgg11 at 96 px": "arch=vgg11 data.resize=96"}
+IMAGES = 64
+STEPS = 12  # of a rank in a step; of an epoch
+NETWORKS = {
+    "vgg11 at 32 px": "arch=vgg11 data.resize=32",
+    "vgg11 at 96 px": "arch=vgg11 data.resize=96",
+}
 COUNTS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -56,14 +60,34 @@ def left(count: int, device: Device) -> tuple[float, float]:
     not. The backward pass is two thirds of a step."""
     seconds = volume(count, device.gradient_bytes) / device.bytes_per_second
     hidden = max(0.0, seconds - device.step_seconds * 2 / 3)
-    return device.step_seconds / (device.step_seconds + hidden), device.step_seconds / (device.step_seconds + seconds)
+    return device.step_seconds / (device.step_seconds + hidden), device.step_seconds / (
+        device.step_seconds + seconds
+    )
 
 
 def run(words: str, ranks: int, seed: int, root: str) -> subprocess.Popen[bytes]:
     batch = IMAGES * ranks
-    command = [sys.executable, "-m", "vggexp", *words.split(), "device=cpu", "device.threads=1", f"seed={seed}"]
-    command += [f"data.batch_size={batch}", f"data.limit={batch * STEPS}", "data.val_fraction=0", "train.epochs=2"]
-    command += ["sweep.objective=test/accuracy", "run.name=run", f"run.root={root}", f"device.processes={ranks}"]
+    command = [
+        sys.executable,
+        "-m",
+        "vggexp",
+        *words.split(),
+        "device=cpu",
+        "device.threads=1",
+        f"seed={seed}",
+    ]
+    command += [
+        f"data.batch_size={batch}",
+        f"data.limit={batch * STEPS}",
+        "data.val_fraction=0",
+        "train.epochs=2",
+    ]
+    command += [
+        "sweep.objective=test/accuracy",
+        "run.name=run",
+        f"run.root={root}",
+        f"device.processes={ranks}",
+    ]
     return subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
@@ -84,7 +108,8 @@ def reduced(rank: int, port: int, gradient_bytes: int, results) -> None:
     torch.set_num_threads(1)
     store = distributed.TCPStore("localhost", port, 2, rank == 0, timedelta(minutes=1))
     distributed.init_process_group("gloo", store=store, rank=rank, world_size=2)
-    gradients, times = torch.ones(gradient_bytes // 4), []
+    gradients = torch.ones(gradient_bytes // 4)
+    times = []
     for _ in range(5):
         distributed.barrier()
         begin = time.perf_counter()
@@ -98,8 +123,12 @@ def reduced(rank: int, port: int, gradient_bytes: int, results) -> None:
 def reduce_seconds(gradient_bytes: int) -> float:
     """An all-reduce of so many bytes between two processes of this machine, by gloo."""
     context = get_context("spawn")
-    results, port = context.Queue(), 29_500 + os.getpid() % 1000
-    ranks = [context.Process(target=reduced, args=(rank, port, gradient_bytes, results)) for rank in range(2)]
+    results = context.Queue()
+    port = 29_500 + os.getpid() % 1000
+    ranks = [
+        context.Process(target=reduced, args=(rank, port, gradient_bytes, results))
+        for rank in range(2)
+    ]
     for rank in ranks:
         rank.start()
     found = results.get(timeout=120)
@@ -117,7 +146,10 @@ class Measured(NamedTuple):
 
 def measured(words: str, rounds: int) -> Measured:
     gradient_bytes = (
-        4 * plan.plan_costs(expand.compose_run(compose.parse_command(["device=cpu", *words.split()]))).parameters
+        4
+        * plan.plan_costs(
+            expand.compose_run(compose.parse_command(["device=cpu", *words.split()]))
+        ).parameters
     )
     found = Measured(gradient_bytes, [], [], [])
     for turn in range(rounds):
@@ -131,7 +163,9 @@ def measured(words: str, rounds: int) -> Measured:
 def rows(name: str, found: Measured) -> Iterator[str]:
     one, two, reduce = (statistics.median(times) for times in found[1:])
     share = left(2, Device("", one, found.gradient_bytes, found.gradient_bytes / reduce))
-    ratio = statistics.median(alone / both for alone, both in zip(found.one, found.two, strict=True))
+    ratio = statistics.median(
+        alone / both for alone, both in zip(found.one, found.two, strict=True)
+    )
     yield (
         f"| {name} | {found.gradient_bytes / 1e6:.1f} | {one:.3f} | {reduce:.3f} | {two:.3f} | {share[1]:.2f} to "
         f"{share[0]:.2f} | {ratio:.2f} |"
@@ -140,7 +174,9 @@ def rows(name: str, found: Measured) -> Iterator[str]:
 
 # Figures of benchmarks/gpu.md (one H200, batch 128), and the links of NVIDIA's data sheets: NVLink of an H200, 900 GB/s
 # in both directions together, between the 8 of a machine; 400 Gbit/s InfiniBand for each device between machines.
-NVLINK, INFINIBAND, ETHERNET = 450e9, 50e9, 1.25e9  # bytes a second in one direction; the last is 10 Gbit/s
+NVLINK = 450e9
+INFINIBAND = 50e9
+ETHERNET = 1.25e9  # bytes a second in one direction; the last is 10 Gbit/s
 ELSEWHERE = [
     Device("vgg11 at 96 px, NVLink", 128 / 46_681, 4 * 44_920_074, NVLINK, 8),
     Device("vgg11 at 96 px, InfiniBand", 128 / 46_681, 4 * 44_920_074, INFINIBAND),
@@ -197,7 +233,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--out", type=Path, default=TARGET)
     asked = parser.parse_args()
-    page = record({name: measured(words, asked.rounds) for name, words in NETWORKS.items()}, asked.rounds)
+    page = record(
+        {name: measured(words, asked.rounds) for name, words in NETWORKS.items()}, asked.rounds
+    )
     print(page)
     asked.out.write_text(page)
 

@@ -34,8 +34,12 @@ def main() -> None:
     seconds: dict[str, list[float]] = {"first step": [], "needed": []}
     for _ in range(rounds):
         seconds["needed"].append(timed(NEEDED))
-        seconds["first step"].append(timed(FIRST_STEP, "experiment=quickstart", f"run.root={mkdtemp()}"))
-    ratios = [ours / needed for ours, needed in zip(seconds["first step"], seconds["needed"], strict=True)]
+        seconds["first step"].append(
+            timed(FIRST_STEP, "experiment=quickstart", f"run.root={mkdtemp()}")
+        )
+    ratios = [
+        ours / needed for ours, needed in zip(seconds["first step"], seconds["needed"], strict=True)
+    ]
     for name, times in seconds.items():
         print(f"{name:<12}{statistics.median(times):6.2f} s  ({min(times):.2f}-{max(times):.2f})")
     print(f"ratio       {statistics.median(ratios):6.2f}    ({min(ratios):.2f}-{max(ratios):.2f})")

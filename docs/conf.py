@@ -16,12 +16,21 @@ copyright = "the authors of vggexp, MIT licence"
 extensions = ["myst_parser"]
 myst_heading_anchors = 3
 root_doc = "docs/index"
-include_patterns = ["docs/**", "benchmarks/*.md", "README*.md", "ARCHITECTURE.md", "CONTRIBUTING.md", "CHANGELOG.md"]
+include_patterns = [
+    "docs/**",
+    "benchmarks/*.md",
+    "README*.md",
+    "ARCHITECTURE.md",
+    "CONTRIBUTING.md",
+    "CHANGELOG.md",
+]
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"vggexp {release}"
 html_extra_path = ["front"]  # the page at the top, which leads to docs/
-html_sidebars = {page: [] for page in ("README", "docs/index", "docs/keys", "docs/tutorial*")}  # have no section
+html_sidebars = {
+    page: [] for page in ("README", "docs/index", "docs/keys", "docs/tutorial*")
+}  # have no section
 html_static_path, html_css_files = ["static"], ["site.css"]
 html_show_sourcelink = False
 html_theme_options = {

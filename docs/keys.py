@@ -23,12 +23,16 @@ from vggexp.models.shapes import Block
 CONF = Path(conf_dir())
 PAGE = Path(__file__).parent / "keys.md"
 GROUPS = ("arch", "data", "augment", "optimizer", "scheduler", "device")
-DEFAULTS = dict(re.findall(r"^  - (\w+): (\w+)", (CONF / "config.yaml").read_text("utf-8"), re.MULTILINE))
+DEFAULTS = dict(
+    re.findall(r"^  - (\w+): (\w+)", (CONF / "config.yaml").read_text("utf-8"), re.MULTILINE)
+)
 UNITS = r"pixels|minutes|epochs|steps|images|micro-batches|processes|threads|blocks|jobs|runs|classes|channels|neurons"
 UNIT = re.compile(rf"\b(?:{UNITS}|probability|share|factor|accuracy)\b")
 PLUGINS = sorted(Path(__file__).parents[1].glob("hydra_plugins/*/__init__.py"))
 STORED = re.compile(r'group="hydra/(?P<group>\w+)", name="(?P<name>\w+)"')
-SETTING = re.compile(r"^    (?P<key>[a-z]\w*): [^=\n]+ = (?P<value>[^#(\n]+?)(?:  # (?P<comment>.*))?$", re.MULTILINE)
+SETTING = re.compile(
+    r"^    (?P<key>[a-z]\w*): [^=\n]+ = (?P<value>[^#(\n]+?)(?:  # (?P<comment>.*))?$", re.MULTILINE
+)
 LINE = re.compile(r"(?P<deep> *)(?P<key>\w+):(?: (?P<value>.*?))?(?:\s+# (?P<comment>.*))?$")
 INTRODUCTION = """# Every key
 
@@ -52,7 +56,10 @@ def lines(path: Path) -> Iterator[tuple[str, Entry]]:
     found: list[tuple[str, Entry]] = []
     for line in path.read_text("utf-8").partition("\nhydra:")[0].splitlines():
         if found and re.match(r" +# ", line):
-            found[-1] = (found[-1][0], found[-1][1]._replace(comment=f"{found[-1][1].comment} {line.strip(' #')}"))
+            found[-1] = (
+                found[-1][0],
+                found[-1][1]._replace(comment=f"{found[-1][1].comment} {line.strip(' #')}"),
+            )
         elif match := LINE.match(line):
             sections[len(match["deep"]) // 2 :] = [match["key"]]
             if match["value"]:
@@ -67,7 +74,10 @@ def entries() -> dict[str, list[Entry]]:
     for key, entry in lines(CONF / "config.yaml"):
         found.setdefault(key, []).append(entry)
     for group in GROUPS:
-        paths = sorted((CONF / group).glob("*.yaml"), key=lambda path: (path.stem != DEFAULTS[group], path.stem))
+        paths = sorted(
+            (CONF / group).glob("*.yaml"),
+            key=lambda path: (path.stem != DEFAULTS[group], path.stem),
+        )
         for key, entry in (pair for path in paths for pair in lines(path)):
             found.setdefault(f"{group}.{key}", []).append(entry)
     return found
@@ -98,7 +108,11 @@ def allowed(kind: Any) -> str:
         return f"list of {allowed(args[0])}".replace("number", "numbers")
     if origin is dict:
         return "keys and values"
-    return {bool: "true, false", str: "text", Block: "[convolutions, channels] or [convolutions, channels, 1x1s]"}[kind]
+    return {
+        bool: "true, false",
+        str: "text",
+        Block: "[convolutions, channels] or [convolutions, channels, 1x1s]",
+    }[kind]
 
 
 def bounds(limits: schema.Range) -> str:
@@ -126,8 +140,14 @@ def fields() -> Iterator[Field]:
             hints = get_type_hints(cls, include_extras=True)
             for key in (field for field in hints if (name, field) != ("optimizer", "arguments")):
                 text = "" if key == "name" and len(classes) > 1 else allowed(hints[key])
-                having.setdefault((key, text), []).extend(get_args(hints["name"]) if len(classes) > 1 else ())
-        everywhere = sum(len(get_args(get_type_hints(cls)["name"])) for cls in classes) if len(classes) > 1 else 0
+                having.setdefault((key, text), []).extend(
+                    get_args(hints["name"]) if len(classes) > 1 else ()
+                )
+        everywhere = (
+            sum(len(get_args(get_type_hints(cls)["name"])) for cls in classes)
+            if len(classes) > 1
+            else 0
+        )
         for (key, text), members in having.items():
             text = text or ", ".join(members)
             yield Field(f"{name}.{key}", text, () if len(members) == everywhere else tuple(members))
@@ -136,9 +156,18 @@ def fields() -> Iterator[Field]:
 def rows(found: dict[str, list[Entry]]) -> Iterator[tuple[str, ...]]:
     """key, allowed, default, unit, meaning; first of the schema, then an optimizer's own arguments."""
     for key, text, members in fields():
-        of = [entry for entry in found.get(key, ()) if not members or entry.file in (*members, "config")]
+        of = [
+            entry
+            for entry in found.get(key, ())
+            if not members or entry.file in (*members, "config")
+        ]
         own = [entry for entry in of if entry.file in members] or of or found.get(key, [])
-        yield row(f"`{key}`" + f" ({', '.join(members)})" * bool(members and len(members) < 5), text, own, of)
+        yield row(
+            f"`{key}`" + f" ({', '.join(members)})" * bool(members and len(members) < 5),
+            text,
+            own,
+            of,
+        )
     known = {field.key for field in fields()}
     for key in (key for key in found if key.startswith("optimizer.") and key not in known):
         givers = ", ".join(entry.file for entry in found[key])
@@ -149,20 +178,30 @@ def row(name: str, text: str, own: list[Entry], of: list[Entry]) -> tuple[str, .
     """own: as its member's files give it. A value that another file lends is left to that file."""
     told, key = meaning(own) or meaning(of), name.split("`")[1]
     given = next((entry for entry in own if "${" not in format_value(entry.value)), None)
-    elsewhere = given and given.file not in ("config", DEFAULTS.get(key.partition(".")[0])) and "(" not in name
-    default = f"`{format_value(given.value)}`" + f" ({given.file})" * bool(elsewhere) if given else ""
+    elsewhere = (
+        given
+        and given.file not in ("config", DEFAULTS.get(key.partition(".")[0]))
+        and "(" not in name
+    )
+    default = (
+        f"`{format_value(given.value)}`" + f" ({given.file})" * bool(elsewhere) if given else ""
+    )
     return name, text, default, unit(key, text, told), told
 
 
 def table(head: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
     cells = [head, tuple("---" for _ in head), *body]
-    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells)
+    return "\n".join(
+        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells
+    )
 
 
 def files(group: str) -> Iterator[tuple[str, ...]]:
     """file, what it is (its comment up to source or command), what it sets."""
     for path in sorted((CONF / group).glob("*.yaml")):
-        head = re.match(r"(?:#.*\n)+", path.read_text("utf-8"))[0].replace("# @package _global_\n", "")  # type: ignore[index]
+        head = re.match(r"(?:#.*\n)+", path.read_text("utf-8"))[0].replace(
+            "# @package _global_\n", ""
+        )  # type: ignore[index]
         told = re.split(r"\b(?:Source|Command):", " ".join(re.findall(r"# *(.*)", head)))[0].strip()
         given = {key: format_value(entry.value) for key, entry in lines(path) if key != "name"}
         sets = ", ".join(f"{key}: {value}" for key, value in given.items() if "${" not in value)
@@ -178,7 +217,11 @@ def settings() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
             yield (
                 f"hydra/{place['group']}={place['name']}",
                 [
-                    (f"`hydra.{place['group']}.{key}`", f"`{format_value(ast.literal_eval(value))}`", comment)
+                    (
+                        f"`hydra.{place['group']}.{key}`",
+                        f"`{format_value(ast.literal_eval(value))}`",
+                        comment,
+                    )
                     for key, value, comment in SETTING.findall(body)
                 ],
             )
@@ -187,17 +230,28 @@ def settings() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
 def page() -> str:
     found = entries()
     parts, made = [INTRODUCTION], list(rows(found))
-    head, chosen = ("key", "allowed", "default", "unit", "meaning"), ("file", "what it is", "what it sets")
+    head, chosen = (
+        ("key", "allowed", "default", "unit", "meaning"),
+        ("file", "what it is", "what it sets"),
+    )
     for section in (*GROUPS, "train", "run", "sweep", ""):
         title = section or "Top level"
         inside = [cells for cells in made if cells[0].split("`")[1].rpartition(".")[0] == section]
         parts += [f"## {title}\n", table(head, inside) + "\n"]
         if section in GROUPS:
-            parts += [f"`{section}={DEFAULTS[section]}` is the default.\n", table(chosen, list(files(section))) + "\n"]
+            parts += [
+                f"`{section}={DEFAULTS[section]}` is the default.\n",
+                table(chosen, list(files(section))) + "\n",
+            ]
     for title, body in settings():
-        parts += [f"## {title}\n", table(("key", "default", "meaning"), body) + "\n"] if body else []
+        parts += (
+            [f"## {title}\n", table(("key", "default", "meaning"), body) + "\n"] if body else []
+        )
     for group in ("experiment", "sweep"):
-        parts += [f"## Files of {group}\n", table(chosen[:2], [cells[:2] for cells in files(group)]) + "\n"]
+        parts += [
+            f"## Files of {group}\n",
+            table(chosen[:2], [cells[:2] for cells in files(group)]) + "\n",
+        ]
     return "\n".join(parts)
 
 

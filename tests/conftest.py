@@ -11,10 +11,19 @@ from pathlib import Path
 import pytest
 
 FASHION = Path("/usr/share/datasets/fashion-mnist")
-TINY = ["data=synthetic", "data.images=96", "data.batch_size=32", "data.size=32", "arch.hidden=[16]", "arch.width=0.05"]
+TINY = [
+    "data=synthetic",
+    "data.images=96",
+    "data.batch_size=32",
+    "data.size=32",
+    "arch.hidden=[16]",
+    "arch.width=0.05",
+]
 TINY += ["train.epochs=2", "device.threads=1"]
 
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as in `make test &` of a script; commands would inherit it
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as in `make test &` of a script; commands would inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
@@ -22,13 +31,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests skip without the data or the browser, unless VGGEXP_REQUIRE_DATA is set, where they fail instead."""
     there = {"debian": FASHION.is_dir(), "browser": shutil.which("chromium") is not None}
     packages = {"debian": "dataset-fashion-mnist", "browser": "chromium"}
-    missing = [] if os.environ.get("VGGEXP_REQUIRE_DATA") else [marker for marker in there if not there[marker]]
+    missing = (
+        []
+        if os.environ.get("VGGEXP_REQUIRE_DATA")
+        else [marker for marker in there if not there[marker]]
+    )
     for item in items:
         if item.get_closest_marker("cuda") and not _has_gpu():
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
         for marker in missing:
             if item.get_closest_marker(marker):
-                item.add_marker(pytest.mark.skip(reason=f"Debian's package {packages[marker]} is not installed"))
+                item.add_marker(
+                    pytest.mark.skip(reason=f"Debian's package {packages[marker]} is not installed")
+                )
 
 
 @cache
@@ -53,7 +68,9 @@ def command(tmp_path, monkeypatch, capfd):
     return run
 
 
-def write_pictures(root: Path, counts: dict[str, int], shape: Callable[[int], tuple[int, int]], kind: str) -> None:
+def write_pictures(
+    root: Path, counts: dict[str, int], shape: Callable[[int], tuple[int, int]], kind: str
+) -> None:
     """A folder of noise in two classes, so many of each in each part; shape: height and width of a picture."""
     import numpy
     from PIL import Image

@@ -14,15 +14,28 @@ from vggexp.system import cpu
 
 
 def planned(*overrides: str) -> CostPlan:
-    return plan_costs(expand.compose_run(compose.parse_command(["device=cpu", "device.precision=fp32", *overrides])))
+    return plan_costs(
+        expand.compose_run(
+            compose.parse_command(["device=cpu", "device.precision=fp32", *overrides])
+        )
+    )
 
 
 def test_the_default_run():
     made = planned()
-    assert (made.parameters, made.macs, made.weight_layers, made.input) == (44_920_074, 1_399_955_456, 11, (1, 96, 96))
+    assert (made.parameters, made.macs, made.weight_layers, made.input) == (
+        44_920_074,
+        1_399_955_456,
+        11,
+        (1, 96, 96),
+    )
     assert made.images == {"training": 54_000, "validation": 6_000, "test": 10_000}
     assert made.steps_per_epoch == 422  # the short last batch is a step
-    assert made.disk_bytes == {"checkpoint": 8 * 44_920_074, "weights": 4 * 44_920_074, "run": 32 * 44_920_074}
+    assert made.disk_bytes == {
+        "checkpoint": 8 * 44_920_074,
+        "weights": 4 * 44_920_074,
+        "run": 32 * 44_920_074,
+    }
 
 
 @pytest.mark.parametrize(
@@ -38,7 +51,9 @@ def test_memory_follows_the_configuration(overrides, key, factor):
     assert planned(*overrides).memory_bytes[key] == factor * planned().memory_bytes[key]
 
 
-@pytest.mark.parametrize(("words", "precision"), [("fma avx512_bf16", "bf16"), ("fma avx2", "fp32")])
+@pytest.mark.parametrize(
+    ("words", "precision"), [("fma avx512_bf16", "bf16"), ("fma avx2", "fp32")]
+)
 def test_automatic_precision_is_the_processors(words, precision, tmp_path, monkeypatch):
     monkeypatch.setattr(cpu, "CPUINFO", tmp_path / "cpuinfo")
     cpu.CPUINFO.write_text(f"flags : {words}")
@@ -48,12 +63,20 @@ def test_automatic_precision_is_the_processors(words, precision, tmp_path, monke
 
 def test_table():
     lines = cost_table(planned("arch=vgg16c", "data.resize=224", "train.ema=0.99")).splitlines()
-    assert lines[0] == "vgg, 16 weight layers, 1x224x224 -> 10 classes: 129,581,770 parameters, 11.71 GMAC an image"
+    assert (
+        lines[0]
+        == "vgg, 16 weight layers, 1x224x224 -> 10 classes: 129,581,770 parameters, 11.71 GMAC an image"
+    )
     rows = {line.split()[0]: " ".join(line.split()) for line in lines[3:] if line}
-    assert rows["block3"].startswith("block3 2 conv 3x3, 1 conv 1x1, pool 2x2 128x56x56 -> 256x28x28 ")
+    assert rows["block3"].startswith(
+        "block3 2 conv 3x3, 1 conv 1x1, pool 2x2 128x56x56 -> 256x28x28 "
+    )
     assert rows["hidden1"] == "hidden1 linear 512x7x7 -> 4096 102,764,544 102.76"
     assert rows["total"] == "total 129,581,770 11,709.03"
-    assert all(f" {part} " in rows["memory"] for part in ("GB in fp32: parameters", "optimizer", "ema", "activations"))
+    assert all(
+        f" {part} " in rows["memory"]
+        for part in ("GB in fp32: parameters", "optimizer", "ema", "activations")
+    )
     assert rows["disk"] == "disk 6.220 GB at most: 1.555 GB a checkpoint, 518.3 MB the weights"
 
 
@@ -67,9 +90,15 @@ def test_hints_stand_under_the_table_and_in_json(capsys):
 
 
 def test_what_is_not_known_is_said():
-    made = planned("data=image_folder", "data.classes=7", "optimizer=sgd", "optimizer.name=Adafactor")
+    made = planned(
+        "data=image_folder", "data.classes=7", "optimizer=sgd", "optimizer.name=Adafactor"
+    )
     text = cost_table(made)
-    assert made.memory_bytes["optimizer"] is None and text.count("at least ") == 2 and "optimizer unknown" in text
+    assert (
+        made.memory_bytes["optimizer"] is None
+        and text.count("at least ") == 2
+        and "optimizer unknown" in text
+    )
     assert "unknown training" in text and "unknown steps" in text
 
 
@@ -91,7 +120,14 @@ def test_quantity(number, text):
 def test_json_is_one_object_with_the_contract_s_keys(capsys):
     assert main(["arch=lenet", "--json", "data.resize=28"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert {"parameters", "macs", "weight_layers", "layers", "memory_bytes", "disk_bytes"} <= found.keys()
+    assert {
+        "parameters",
+        "macs",
+        "weight_layers",
+        "layers",
+        "memory_bytes",
+        "disk_bytes",
+    } <= found.keys()
     assert found["parameters"] == sum(layer["parameters"] for layer in found["layers"]) == 61_706
 
 

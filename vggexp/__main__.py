@@ -57,7 +57,9 @@ def _check_ranks(loaded: object, size: int) -> None:
             f"with device.processes={size}"
         )
     if loaded.device.processes not in (None, size):
-        raise ConfigError(f"device.processes={loaded.device.processes}: {size} have been started; leave it out")
+        raise ConfigError(
+            f"device.processes={loaded.device.processes}: {size} have been started; leave it out"
+        )
 
 
 if __name__ == "__main__":

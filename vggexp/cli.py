@@ -30,7 +30,9 @@ def parser(description: str) -> argparse.ArgumentParser:
     first, _, rest = description.partition("\n")
     usage = first.removeprefix("python -m ").partition(":")[0]
     raw = argparse.RawDescriptionHelpFormatter  # keeps paragraphs
-    made = argparse.ArgumentParser(prog=usage.split()[0], description=first + "\n" + rest, formatter_class=raw)
+    made = argparse.ArgumentParser(
+        prog=usage.split()[0], description=first + "\n" + rest, formatter_class=raw
+    )
     made.add_argument("--json", action="store_true", help="print one JSON object")
     made.error = _refuse  # type: ignore[method-assign, assignment]
     return made
@@ -69,7 +71,10 @@ def report_error(error: VggexpError) -> int:
     here = rank_info()
     if here.size == 1 or _should_report(str(error)):
         message = f"rank {here.rank}: {error}" if here.rank else str(error)
-        print(f"vggexp: {message}" if isinstance(error, StoppedError) else error_line(message), file=sys.stderr)
+        print(
+            f"vggexp: {message}" if isinstance(error, StoppedError) else error_line(message),
+            file=sys.stderr,
+        )
     if os.environ.get("VGGEXP_TRACEBACK"):
         raise error
     return error.exit_code

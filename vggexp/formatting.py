@@ -30,7 +30,9 @@ def format_bytes(number: float, unit: str) -> str:
 
 def printable(text: str, keep: str = "") -> str:
     """The text with control characters as escapes: a class or file name must not move the cursor or start a line."""
-    return "".join(c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text)
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )
 
 
 def shorten(text: str, longest: int) -> str:

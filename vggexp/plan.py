@@ -47,17 +47,25 @@ class CostPlan:
 
 def plan_costs(config: Config) -> CostPlan:
     """Raises ConfigError where only a folder that is not there would tell the classes."""
-    data, train, given = config.data, config.train, input_spec(config)
+    data = config.data
+    train = config.train
+    given = input_spec(config)
     rows = layers(config)
     return CostPlan(
         network=config.arch.name,
         data=data.name,
         input=(given.channels, given.size, given.size),
         classes=given.classes,
-        images={"training": given.train_images, "validation": given.val_images, "test": given.test_images},
+        images={
+            "training": given.train_images,
+            "validation": given.val_images,
+            "test": given.test_images,
+        },
         batch_size=data.batch_size,
         accumulate=train.accumulate,
-        steps_per_epoch=None if given.train_images is None else ceil(given.train_images / data.batch_size),
+        steps_per_epoch=None
+        if given.train_images is None
+        else ceil(given.train_images / data.batch_size),
         precision=expected_precision(config.device),
         parameters=shapes.parameters(rows),
         macs=shapes.macs(rows),
@@ -72,7 +80,9 @@ def plan_costs(config: Config) -> CostPlan:
 def cost_table(plan: CostPlan) -> str:
     """For a terminal: the blocks, their sums, the images, memory and disk."""
     shape = "x".join(map(str, plan.input))
-    head = f"{plan.network}, {plan.weight_layers} weight layers, {shape} -> {plan.classes} classes: "
+    head = (
+        f"{plan.network}, {plan.weight_layers} weight layers, {shape} -> {plan.classes} classes: "
+    )
     head += f"{plan.parameters:,} parameters, {format_bytes(plan.macs, 'MAC')} an image"
     rows = [("", "layers", "in -> out", "parameters", "MMAC an image"), *_rows(plan)]
     rows.append(("total", "", "", f"{plan.parameters:,}", _mega(plan.macs)))
@@ -84,7 +94,8 @@ def _rows(plan: CostPlan) -> Iterator[tuple[str, ...]]:
     shape = plan.input
     for block, group in groupby(plan.layers, lambda layer: layer.block or layer.name):
         rows = list(group)
-        before, shape = shape, rows[-1].output
+        before = shape
+        shape = rows[-1].output
         path = f"{_shape(before)} -> {_shape(shape)}"
         name = block if isinstance(block, str) else f"block{block}"
         yield name, _described(rows), path, f"{shapes.parameters(rows):,}", _mega(shapes.macs(rows))
@@ -102,7 +113,9 @@ def _described(rows: Sequence[Layer]) -> str:
     """`2 conv 3x3, 1 conv 1x1, batch norm, pool 2x2`."""
     words = {"batch": "batch norm", "lrn": "response norm", "linear": "linear"}
     parts = []
-    for kernel, group in groupby((row for row in rows if row.kind == "conv"), lambda row: row.kernel):
+    for kernel, group in groupby(
+        (row for row in rows if row.kind == "conv"), lambda row: row.kernel
+    ):
         parts.append(f"{len(list(group))} conv {kernel}x{kernel}")
     parts += dict.fromkeys(words[row.kind] for row in rows if row.kind in words)
     parts += [f"pool {row.kernel}x{row.kernel}" for row in rows if row.kind == "pool"]
@@ -111,15 +124,25 @@ def _described(rows: Sequence[Layer]) -> str:
 
 def _resources(plan: CostPlan) -> list[tuple[str, ...]]:
     counts = ", ".join(f"{_count(number)} {part}" for part, number in plan.images.items())
-    batch = f"{plan.batch_size} images" + (f" in {plan.accumulate} parts" if plan.accumulate > 1 else "")
-    parts = [f"{name} {_bytes(size)}" for name, size in plan.memory_bytes.items() if size != 0 and name != "total"]
+    batch = f"{plan.batch_size} images" + (
+        f" in {plan.accumulate} parts" if plan.accumulate > 1 else ""
+    )
+    parts = [
+        f"{name} {_bytes(size)}"
+        for name, size in plan.memory_bytes.items()
+        if size != 0 and name != "total"
+    ]
     bound = "at least " if plan.memory_bytes["optimizer"] is None else ""
-    total, disk = plan.memory_bytes["total"], {name: _bytes(size) for name, size in plan.disk_bytes.items()}
+    total = plan.memory_bytes["total"]
+    disk = {name: _bytes(size) for name, size in plan.disk_bytes.items()}
     return [
         ("images", f"{plan.data}: {counts}"),
         ("epoch", f"{_count(plan.steps_per_epoch)} steps of {batch}"),
         ("memory", f"{bound}{_bytes(total)} in {plan.precision}: {', '.join(parts)}"),
-        ("disk", f"{bound}{disk['run']} at most: {disk['checkpoint']} a checkpoint, {disk['weights']} the weights"),
+        (
+            "disk",
+            f"{bound}{disk['run']} at most: {disk['checkpoint']} a checkpoint, {disk['weights']} the weights",
+        ),
         *(("hint", str(hint)) for hint in plan.hints),
     ]
 
@@ -136,7 +159,10 @@ def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
     """Three columns of text to the left, then numbers to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     sides = ["<" if index < 3 else ">" for index in range(len(widths))]
-    lines = ("  ".join(f"{cell:{s}{w}}" for cell, s, w in zip(row, sides, widths, strict=True)) for row in rows)
+    lines = (
+        "  ".join(f"{cell:{s}{w}}" for cell, s, w in zip(row, sides, widths, strict=True))
+        for row in rows
+    )
     return [line.rstrip() for line in lines]
 
 

@@ -40,7 +40,10 @@ def main() -> int:
     if asked.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device here; --device cpu --small tries the command itself", file=sys.stderr)
         return 2
-    end, setting, rows, failed = time.monotonic() + asked.seconds, Setting(asked.device, asked.small), [], 0
+    end = time.monotonic() + asked.seconds
+    setting = Setting(asked.device, asked.small)
+    rows = []
+    failed = 0
     for name in asked.only or PARTS:
         found, problem = part(name, setting, end - time.monotonic())
         rows += [*found, *([Row(name, problem)] if problem else [])]
@@ -58,10 +61,17 @@ def part(name: str, setting: Setting, left: float) -> tuple[list[Row], str]:
     if limit < LEAST:
         return [], f"not run: {max(0, left):.0f} s were left"
     print(f"{name}: at most {limit:.0f} s, {left:.0f} s left for all", file=sys.stderr, flush=True)
-    words = [sys.executable, "-m", "benchmarks.gpu.parts", name, setting.device, *(["--small"] * setting.small)]
+    words = [
+        sys.executable,
+        "-m",
+        "benchmarks.gpu.parts",
+        name,
+        setting.device,
+        *(["--small"] * setting.small),
+    ]
     process = subprocess.Popen(
         words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )  # fmt: skip
+    )
     try:
         out, err = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
@@ -71,7 +81,9 @@ def part(name: str, setting: Setting, left: float) -> tuple[list[Row], str]:
     if process.returncode:
         print(err, file=sys.stderr)
         lines = err.strip().splitlines() or ["without a word"]
-        return list(parsed(out)), f"failed: {next((line for line in reversed(lines) if 'Error' in line), lines[-1])}"
+        return list(
+            parsed(out)
+        ), f"failed: {next((line for line in reversed(lines) if 'Error' in line), lines[-1])}"
     return list(parsed(out)), ""
 
 
@@ -83,15 +95,23 @@ def parsed(out: str) -> Iterator[Row]:
 
 def record(rows: list[Row], asked: argparse.Namespace) -> str:
     rows = [row._replace(verdict="") for row in rows] if asked.small else rows
-    table = "\n".join("| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows)
+    table = "\n".join(
+        "| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows
+    )
     device = torch.device(asked.device)
-    library = f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}" if asked.device == "cuda" else ""
+    library = (
+        f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+        if asked.device == "cuda"
+        else ""
+    )
     data = (
         "Fashion-MNIST"
         if SYSTEM.is_dir() and not asked.small
         else "pictures made by arithmetic, of Fashion-MNIST's number and shape"
     )
-    kind = "\n**Small sizes: none of these figures says anything of speed.**\n" if asked.small else ""
+    kind = (
+        "\n**Small sizes: none of these figures says anything of speed.**\n" if asked.small else ""
+    )
     return f"""# On a GPU
 
 {device_name(device)}, {os.cpu_count()} virtual cores of {cpu.cpu_model()}; Python {platform.python_version()}, torch

@@ -52,11 +52,16 @@ class Loop:
         self.data = datasets.build_loaders(self.config, self.device)
         self.batches = First(self.data.train, self.config.data.batch_size, steps)
         self.state = build.build_state(self.config, self.hardware, self.batches.batches_per_epoch)
-        self.plan, self.guard = build.train_settings(self.config, self.hardware), NonFiniteGuard(self.device)
+        self.plan, self.guard = (
+            build.train_settings(self.config, self.hardware),
+            NonFiniteGuard(self.device),
+        )
 
     def epoch(self) -> float:
         """Seconds of the steps, from an idle device to an idle device."""
-        hardware.setup_device(self.config)  # the switches are the process's, and another loop may have set them
+        hardware.setup_device(
+            self.config
+        )  # the switches are the process's, and another loop may have set them
         self.state.batch = 0
         self.wait()
         begin = time.perf_counter()
@@ -79,8 +84,10 @@ class Loop:
 
     def tune(self) -> float:
         """Two steps that do not count. On a slow machine later rounds are shortened. Returns the first's seconds."""
-        most, self.batches.batches_per_epoch = self.batches.batches_per_epoch, 1
-        first, step = self.epoch(), self.epoch()
+        most = self.batches.batches_per_epoch
+        self.batches.batches_per_epoch = 1
+        first = self.epoch()
+        step = self.epoch()
         self.batches.batches_per_epoch = max(1, min(most, round(ROUND_SECONDS / step)))
         return first
 

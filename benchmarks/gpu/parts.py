@@ -36,10 +36,13 @@ def speed(setting: Setting) -> None:
     product = matrix_rate(setting)
     told("matrix product, the best of squares of 4096 and 8192", f"{product / 1e12:.3g} TFLOP/s")
     for size, batches, share in ((96, (128, 256, 512, 1024), 0.48), (224, (128, 64, 256), 0.55)):
-        rates, shares = dict[int, float](), dict[int, float]()
+        rates = dict[int, float]()
+        shares = dict[int, float]()
         for batch in batches:
             with suppress(torch.OutOfMemoryError):
-                rates[batch], flops = loop_rate(setting, f"data.resize={size}", f"data.batch_size={batch}")
+                rates[batch], flops = loop_rate(
+                    setting, f"data.resize={size}", f"data.batch_size={batch}"
+                )
                 shares[batch] = rates[batch] * flops / product
             emptied()
         what = f"training at {size} px, batch {batches[0]}"
@@ -62,11 +65,15 @@ def emptied() -> None:
 def matrix_rate(setting: Setting) -> float:
     """FLOP/s in the format of the run."""
     hardware = setup_device(expand.compose_run(compose.parse_command(setting.words())))
-    kind, best = PARTS_SHOWN.get(hardware.precision, torch.float32), 0.0
+    kind = PARTS_SHOWN.get(hardware.precision, torch.float32)
+    best = 0.0
     for side in (128, 256) if setting.small else (4096, 8192):
         one, other = (torch.randn(side, side, device=hardware.device, dtype=kind) for _ in range(2))
         for _ in range(3 if setting.small else 30):
-            best = max(best, 2 * side**3 / seconds(lambda one=one, other=other: one @ other, hardware.device))
+            best = max(
+                best,
+                2 * side**3 / seconds(lambda one=one, other=other: one @ other, hardware.device),
+            )
     return best
 
 
@@ -92,7 +99,10 @@ def loop_rate(setting: Setting, *words: str) -> tuple[float, float]:
 
 def ratio(setting: Setting, one: Sequence[str], other: Sequence[str]) -> tuple[float, float, float]:
     """The median rates of two configurations that take turns, and of the ratio within each round."""
-    loops = {name: Loop(setting.words(*words), setting.steps(80)) for name, words in (("one", one), ("other", other))}
+    loops = {
+        name: Loop(setting.words(*words), setting.steps(80))
+        for name, words in (("one", one), ("other", other))
+    }
     first, second = alternating(loops, 5).values()
     parted = statistics.median(a / b for a, b in zip(first, second, strict=True))
     return statistics.median(first), statistics.median(second), parted
@@ -111,8 +121,16 @@ class Ended(NamedTuple):
 
 def command(setting: Setting, *words: str) -> Ended:
     """A run as a user starts it."""
-    root, begin = Path(mkdtemp()), time.perf_counter()
-    full = [sys.executable, "-m", "vggexp", *setting.words(*words), f"run.root={root}", "run.name=a"]
+    root = Path(mkdtemp())
+    begin = time.perf_counter()
+    full = [
+        sys.executable,
+        "-m",
+        "vggexp",
+        *setting.words(*words),
+        f"run.root={root}",
+        "run.name=a",
+    ]
     subprocess.run(full, check=True, stdout=sys.stderr)
     took = time.perf_counter() - begin
     rows = [json.loads(line) for line in (root / "a" / "metrics.jsonl").read_text().splitlines()]
@@ -123,12 +141,17 @@ def source_run(setting: Setting) -> None:
     """Five epochs at 96 px with a test after each."""
     ended = command(setting)
     epochs = [row["time/epoch_seconds"] - row["time/checkpoint_seconds"] for row in ended.rows]
-    at_most("source run: 5 epochs with their tests, without checkpoints", sum(epochs), 10, "{:.1f} s")
+    at_most(
+        "source run: 5 epochs with their tests, without checkpoints", sum(epochs), 10, "{:.1f} s"
+    )
     told(
         "source run: the first epoch, and the others' median",
         f"{epochs[0]:.1f} s, {statistics.median(epochs[1:]):.1f} s",
     )
-    told("source run: checkpoints", f"{sum(row['time/checkpoint_seconds'] for row in ended.rows):.1f} s")
+    told(
+        "source run: checkpoints",
+        f"{sum(row['time/checkpoint_seconds'] for row in ended.rows):.1f} s",
+    )
     told("source run: the whole command", f"{ended.seconds:.1f} s")
     waited = sum(row["time/data_seconds"] for row in ended.rows) / sum(epochs)
     at_most("source run: share of the data", 100 * waited, 2, "{:.1f} %")
@@ -137,7 +160,8 @@ def source_run(setting: Setting) -> None:
 
 def waits(setting: Setting) -> None:
     """How often the host waits for the device: a step, and an epoch besides, from epochs of two lengths."""
-    short, long = setting.steps(20), 5 if setting.small else 40
+    short = setting.steps(20)
+    long = 5 if setting.small else 40
     few, many = (waits_of(Loop(setting.words(), steps)) for steps in (short, long))
     each = (many - few) / (long - short)
     if setting.device == "cuda":
@@ -164,9 +188,18 @@ def waits_of(loop: Loop) -> int:
 
 
 def deterministic(setting: Setting) -> None:
-    words = ["device.deterministic=true", "train.epochs=1", *([] if setting.small else ["data.limit=12800"])]
+    words = [
+        "device.deterministic=true",
+        "train.epochs=1",
+        *([] if setting.small else ["data.limit=12800"]),
+    ]
     one, other = (command(setting, *words).result["weights_sha256"] for _ in range(2))
-    at_least("runs with the same weights, of two with device.deterministic=true", 1 + (one == other), 2, "{:.0f}")
+    at_least(
+        "runs with the same weights, of two with device.deterministic=true",
+        1 + (one == other),
+        2,
+        "{:.0f}",
+    )
     on, off, times = ratio(setting, ["device.deterministic=true"], ["device.deterministic=false"])
     told("device.deterministic=true over false", f"{times:.2f} ({on:,.0f} and {off:,.0f} images/s)")
 
@@ -175,10 +208,17 @@ def peer(setting: Setting) -> None:
     """A loop with a DataLoader and its best flags, processes in turn."""
     workers = min(16, os.cpu_count() or 1)
     words = [f"--device={setting.device}", "--best", f"--workers={1 if setting.small else workers}"]
-    words += ["--images=32", "--size=32", "--batch-size=16"] if setting.small else ["--images=30000", "--size=96"]
-    pairs, begin = [], time.monotonic()
+    words += (
+        ["--images=32", "--size=32", "--batch-size=16"]
+        if setting.small
+        else ["--images=30000", "--size=96"]
+    )
+    pairs = []
+    begin = time.monotonic()
     while not pairs or (not setting.small and len(pairs) < 3 and time.monotonic() < begin + 60):
-        pairs.append([measured(module, *words).images_per_second for module in ("with_vggexp", "plain")])
+        pairs.append(
+            [measured(module, *words).images_per_second for module in ("with_vggexp", "plain")]
+        )
     ours, theirs = (statistics.median(column) for column in zip(*pairs, strict=True))
     times = statistics.median(one / other for one, other in pairs)
     at_least(f"vggexp over a loop with a DataLoader of {workers} workers", times, 5, "{:.1f}")
@@ -222,7 +262,9 @@ def compiled(setting: Setting) -> None:
     for on in ("false", "true", "true"):
         words = setting.words(f"device.compile={on}")
         full = [sys.executable, "-m", "benchmarks.gpu.loop", str(setting.steps(80)), *words]
-        found.append(json.loads(subprocess.run(full, check=True, env=cache, stdout=subprocess.PIPE).stdout))
+        found.append(
+            json.loads(subprocess.run(full, check=True, env=cache, stdout=subprocess.PIPE).stdout)
+        )
     eager, cold, warm = found
     rates = f"({cold['rate']:,.0f} and {eager['rate']:,.0f} images/s)"
     told("device.compile=true over false", f"{cold['rate'] / eager['rate']:.2f} {rates}")

@@ -27,7 +27,11 @@ class Setting(NamedTuple):
         """The overrides of the source run, on pictures that are here, with `more`."""
         words = ["experiment=gluon_vgg11", f"device={self.device}"]
         if self.small:
-            return [*words, *SMALL, *(word for word in more if not word.startswith(("data.resize", "data.batch_size")))]
+            return [
+                *words,
+                *SMALL,
+                *(word for word in more if not word.startswith(("data.resize", "data.batch_size"))),
+            ]
         return [*words, *([] if SYSTEM.is_dir() else synthetic(IMAGES)), *more]
 
     def steps(self, number: int) -> int:
@@ -43,11 +47,15 @@ def told(what: str, figure: str) -> None:
 
 
 def at_least(what: str, value: float, goal: float, form: str) -> None:
-    say(Row(what, form.format(value), "≥ " + form.format(goal), "pass" if value >= goal else "miss"))
+    say(
+        Row(what, form.format(value), "≥ " + form.format(goal), "pass" if value >= goal else "miss")
+    )
 
 
 def at_most(what: str, value: float, goal: float, form: str) -> None:
-    say(Row(what, form.format(value), "≤ " + form.format(goal), "pass" if value <= goal else "miss"))
+    say(
+        Row(what, form.format(value), "≤ " + form.format(goal), "pass" if value <= goal else "miss")
+    )
 
 
 def say(row: Row) -> None:

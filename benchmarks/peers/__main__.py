@@ -47,7 +47,11 @@ def main() -> int:
             told = f"round {turn + 1}/{asked.rounds}  {name}  {results[name][-1].images_per_second:.1f} img/s"
             print(f"{told}  {left:.0f} min left", file=sys.stderr, flush=True)
     if len({result.work for many in results.values() for result in many}) != 1:
-        print({name: many[0].work for name, many in results.items()}, "not the same work", file=sys.stderr)
+        print(
+            {name: many[0].work for name, many in results.items()},
+            "not the same work",
+            file=sys.stderr,
+        )
         return 1
     page = record(results, asked)
     print(page)
@@ -62,14 +66,19 @@ def record(results: dict[str, list[Result]], asked: argparse.Namespace) -> str:
         rates = [result.images_per_second for result in many]
         ratios = [own.images_per_second / other for own, other in zip(ours, rates, strict=True)]
         cells = [
-            name, f"{statistics.median(rates):.1f}", f"{min(rates):.1f}-{max(rates):.1f}",
+            name,
+            f"{statistics.median(rates):.1f}",
+            f"{min(rates):.1f}-{max(rates):.1f}",
             f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})",
             f"{statistics.median(result.first_step_seconds for result in many):.1f}",
             f"{statistics.median(result.total_seconds for result in many):.1f}",
             f"{statistics.median(result.peak_bytes for result in many) / 1e9:.2f}",
-        ]  # fmt: skip
+        ]
         lines.append("| " + " | ".join(cells) + " |")
-    versions = ", ".join(f"{name} {version(name)}" for name in ("vggexp", "torch", "lightning", "timm", "torchvision"))
+    versions = ", ".join(
+        f"{name} {version(name)}"
+        for name in ("vggexp", "torch", "lightning", "timm", "torchvision")
+    )
     table = "\n".join(lines)
     instructions = "with bf16 instructions" if cpu.supports_bf16() else "without bf16 instructions"
     return f"""# Beside the peers

@@ -29,7 +29,9 @@ def work() -> argparse.Namespace:
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--best", action="store_true", help="channels_last, and bf16 where it is multiplied")
+    parser.add_argument(
+        "--best", action="store_true", help="channels_last, and bf16 where it is multiplied"
+    )
     asked = parser.parse_args()
     asked.bf16 = asked.best and (asked.device == "cuda" or supports_bf16())
     return asked
@@ -46,7 +48,9 @@ def vgg11(size: int) -> nn.Sequential:
         layers.append(nn.MaxPool2d(2, 2))
     side = size // 32
     layers += [nn.Flatten(), nn.Linear(512 * side * side, 4096), nn.ReLU(), nn.Dropout(0.5)]
-    return nn.Sequential(*layers, nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4096, 10))
+    return nn.Sequential(
+        *layers, nn.Linear(4096, 4096), nn.ReLU(), nn.Dropout(0.5), nn.Linear(4096, 10)
+    )
 
 
 def pictures(images: int, size: int) -> Dataset:
@@ -70,13 +74,16 @@ class Noise(Dataset):
     """Pictures of Fashion-MNIST's kind, and what torchvision's two transforms do to them, by hand."""
 
     def __init__(self, images: int, size: int):
-        self.images, self.size = numpy.random.default_rng(0).integers(0, 256, (images, 28, 28), numpy.uint8), size
+        self.images = numpy.random.default_rng(0).integers(0, 256, (images, 28, 28), numpy.uint8)
+        self.size = size
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        picture = Image.fromarray(self.images[index]).resize((self.size, self.size), Image.Resampling.BILINEAR)
+        picture = Image.fromarray(self.images[index]).resize(
+            (self.size, self.size), Image.Resampling.BILINEAR
+        )
         return torch.from_numpy(numpy.array(picture))[None].float().div(255), index % 10
 
 
@@ -84,7 +91,9 @@ class Report:
     """One JSON line for the first step, one at the end."""
 
     def __init__(self) -> None:
-        self.steps, self.epoch_seconds, self.started = 0, list[float](), 0.0
+        self.steps = 0
+        self.epoch_seconds = list[float]()
+        self.started = 0.0
 
     def epoch(self) -> None:
         self.started = time.perf_counter()
@@ -95,7 +104,9 @@ class Report:
             say({"first_step": time.time()})
 
     def epoch_done(self, seconds: float | None = None) -> None:
-        self.epoch_seconds.append(time.perf_counter() - self.started if seconds is None else seconds)
+        self.epoch_seconds.append(
+            time.perf_counter() - self.started if seconds is None else seconds
+        )
 
     def done(self, parameters: int, images: int) -> None:
         rate = images / min(self.epoch_seconds)

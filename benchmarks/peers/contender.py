@@ -36,7 +36,8 @@ def measured(module: str, *words: str) -> Result:
     command = [sys.executable, "-m", f"benchmarks.peers.{module}", *words]
     begin = time.time()
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    out, err = process.stdout.read(), process.stderr.read()  # neither fills a pipe
+    out = process.stdout.read()
+    err = process.stderr.read()  # neither fills a pipe
     _, status, used = os.wait4(process.pid, 0)
     if status:
         raise RuntimeError(f"{module}: {err[-2000:]}")
@@ -45,5 +46,9 @@ def measured(module: str, *words: str) -> Result:
         told |= json.loads(line) if line.startswith("{") else {}
     work = (told["parameters"], told["steps"])
     return Result(
-        told["images_per_second"], told["first_step"] - begin, time.time() - begin, used.ru_maxrss * 1024, work
+        told["images_per_second"],
+        told["first_step"] - begin,
+        time.time() - begin,
+        used.ru_maxrss * 1024,
+        work,
     )

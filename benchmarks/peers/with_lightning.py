@@ -14,14 +14,20 @@ from benchmarks.peers.common import Report, count, pictures, vgg11, work
 class Classifier(lightning.LightningModule):
     def __init__(self, size: int, report: Report):
         super().__init__()
-        self.model, self.report = vgg11(size), report
+        self.model = vgg11(size)
+        self.report = report
 
     def training_step(self, batch, index):
         images, labels = batch
         logits = self.model(images)
         loss = functional.cross_entropy(logits, labels)
         self.log("train/loss", loss)
-        self.log("train/accuracy", (logits.argmax(1) == labels).float().mean(), on_step=False, on_epoch=True)
+        self.log(
+            "train/accuracy",
+            (logits.argmax(1) == labels).float().mean(),
+            on_step=False,
+            on_epoch=True,
+        )
         return loss
 
     def configure_optimizers(self):
@@ -39,7 +45,8 @@ class Classifier(lightning.LightningModule):
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    asked, report = work(), Report()
+    asked = work()
+    report = Report()
     many = {"num_workers": asked.workers, "persistent_workers": asked.workers > 0}
     batches = DataLoader(pictures(asked.images, asked.size), asked.batch_size, shuffle=True, **many)
     model = Classifier(asked.size, report)
@@ -47,7 +54,11 @@ def main() -> None:
     if asked.best:
         model = model.to(memory_format=torch.channels_last)
     trainer = lightning.Trainer(
-        max_epochs=asked.epochs, accelerator="cpu", default_root_dir=mkdtemp(), enable_progress_bar=False, **flags
+        max_epochs=asked.epochs,
+        accelerator="cpu",
+        default_root_dir=mkdtemp(),
+        enable_progress_bar=False,
+        **flags,
     )
     trainer.fit(model, batches)
     report.done(count(model.model), asked.images)

@@ -14,20 +14,30 @@ from benchmarks.peers.common import Report, count, pictures, vgg11, work
 
 
 def main() -> None:
-    asked, report = work(), Report()
+    asked = work()
+    report = Report()
     data = pictures(asked.images, asked.size)
     batches = create_loader(
-        data, (1, asked.size, asked.size), asked.batch_size, is_training=True, use_prefetcher=False, no_aug=True,
-        num_workers=asked.workers, persistent_workers=asked.workers > 0, device=torch.device("cpu"),
-    )  # fmt: skip
-    model, loss_of = vgg11(asked.size), nn.CrossEntropyLoss()
+        data,
+        (1, asked.size, asked.size),
+        asked.batch_size,
+        is_training=True,
+        use_prefetcher=False,
+        no_aug=True,
+        num_workers=asked.workers,
+        persistent_workers=asked.workers > 0,
+        device=torch.device("cpu"),
+    )
+    model = vgg11(asked.size)
+    loss_of = nn.CrossEntropyLoss()
     if asked.best:
         model = model.to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(model, opt="momentum", lr=0.01, weight_decay=0, momentum=0)
     for _ in range(asked.epochs):
         model.train()
         report.epoch()
-        losses, top1 = AverageMeter(), AverageMeter()
+        losses = AverageMeter()
+        top1 = AverageMeter()
         for images, labels in batches:
             if asked.best:
                 images = images.contiguous(memory_format=torch.channels_last)

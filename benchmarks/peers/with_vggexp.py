@@ -9,17 +9,32 @@ from benchmarks.peers.common import SYSTEM, Report, count, work
 
 
 def main() -> None:
-    asked, report = work(), Report()
+    asked = work()
+    report = Report()
     sys.stdout = sys.stderr  # the run's own lines
     from vggexp.config import compose
     from vggexp.sweep import expand
 
-    config = expand.compose_run(compose.parse_command([
-        "experiment=gluon_vgg11", f"data.limit={asked.images}", f"data.resize={asked.size}",
-        f"data.batch_size={asked.batch_size}", f"train.epochs={asked.epochs}", "train.test_each_epoch=false",
-        "train.rest_minutes=0", f"device={asked.device}", *([] if asked.best else ["device.precision=fp32"]),
-        *([] if SYSTEM.is_dir() else ["data=synthetic", f"data.images={asked.images}", "data.size=28"]),
-    ]))  # fmt: skip
+    config = expand.compose_run(
+        compose.parse_command(
+            [
+                "experiment=gluon_vgg11",
+                f"data.limit={asked.images}",
+                f"data.resize={asked.size}",
+                f"data.batch_size={asked.batch_size}",
+                f"train.epochs={asked.epochs}",
+                "train.test_each_epoch=false",
+                "train.rest_minutes=0",
+                f"device={asked.device}",
+                *([] if asked.best else ["device.precision=fp32"]),
+                *(
+                    []
+                    if SYSTEM.is_dir()
+                    else ["data=synthetic", f"data.images={asked.images}", "data.size=28"]
+                ),
+            ]
+        )
+    )
     import vggexp.training.loop
     from vggexp.loggers.console import Console
     from vggexp.loggers.run_logger import RunLogger
@@ -40,14 +55,20 @@ def main() -> None:
         return done
 
     vggexp.train.update = counted
-    folder, console = Path(mkdtemp()), Console(None)
+    folder = Path(mkdtemp())
+    console = Console(None)
     hardware, data, state = build_run(config, None, console)
     watch = RunLogger(folder, console, config.train.epochs, {}, [])
-    keeper = checkpoint_manager.CheckpointManager(folder / "checkpoints", "last", config.train.checkpoint_minutes, {})
+    keeper = checkpoint_manager.CheckpointManager(
+        folder / "checkpoints", "last", config.train.checkpoint_minutes, {}
+    )
     measure = partial(evaluate_epoch, config=config, hardware=hardware, data=data, console=console)
-    plan, clock = build.train_settings(config, hardware), PhaseTimer(hardware.device)
+    plan = build.train_settings(config, hardware)
+    clock = PhaseTimer(hardware.device)
     vggexp.train.train(state, data.train, plan, clock, measure, watch, keeper, StopFlag())
-    for row in state.history:  # with its waits and its log; a peer's checkpoint is not in its epoch either
+    for row in (
+        state.history
+    ):  # with its waits and its log; a peer's checkpoint is not in its epoch either
         report.epoch_done(asked.images / row["images_per_second"])
     sys.stdout = sys.__stdout__
     report.done(count(state.model), asked.images)

@@ -19,7 +19,9 @@ class GridSweeperConf:
     params: dict[str, Any] = field(default_factory=dict)
 
 
-ConfigStore.instance().store(group="hydra/sweeper", name="grid", node=GridSweeperConf, provider="vggexp")
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="grid", node=GridSweeperConf, provider="vggexp"
+)
 
 
 class GridSweeper(Sweeper):
@@ -28,7 +30,9 @@ class GridSweeper(Sweeper):
         self.launcher: Launcher | None = None
         self.hydra_context: HydraContext | None = None
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         self.hydra_context = hydra_context
         self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -37,9 +41,13 @@ class GridSweeper(Sweeper):
 
     def sweep(self, arguments: list[str]) -> Sequence[Any] | None:
         from hydra_plugins import vggexp_slurm
-        from vggexp.sweep.expand import CHECKED_JOBS  # by the door, with pairs, repeats and sweep.where
+        from vggexp.sweep.expand import (
+            CHECKED_JOBS,
+        )  # by the door, with pairs, repeats and sweep.where
 
-        assert self.launcher is not None and self.hydra_context is not None and self.config is not None
+        assert (
+            self.launcher is not None and self.hydra_context is not None and self.config is not None
+        )
         folder = Path(self.config.hydra.sweep.dir)
         folder.mkdir(parents=True, exist_ok=True)
         OmegaConf.save(self.config, folder / "multirun.yaml")  # as Hydra's own sweeper does

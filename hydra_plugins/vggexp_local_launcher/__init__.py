@@ -15,26 +15,41 @@ from omegaconf import DictConfig, open_dict
 @dataclass
 class LocalLauncherConf:
     _target_: str = "hydra_plugins.vggexp_local_launcher.LocalLauncher"
-    jobs: Any = "auto"  # jobs at a time; auto: one for each slot of the GPUs, or for each four cores
+    jobs: Any = (
+        "auto"  # jobs at a time; auto: one for each slot of the GPUs, or for each four cores
+    )
     slots_per_gpu: Any = 1  # jobs that share a GPU
     gpus: Any = None  # the devices to use, as CUDA_VISIBLE_DEVICES names them; null: all
 
 
-ConfigStore.instance().store(group="hydra/launcher", name="local", node=LocalLauncherConf, provider="vggexp")
+ConfigStore.instance().store(
+    group="hydra/launcher", name="local", node=LocalLauncherConf, provider="vggexp"
+)
 
 
 class LocalLauncher(Launcher):
     def __init__(self, jobs: Any, slots_per_gpu: int, gpus: Any):
-        self.jobs, self.slots_per_gpu, self.gpus = jobs, slots_per_gpu, gpus
+        self.jobs = jobs
+        self.slots_per_gpu = slots_per_gpu
+        self.gpus = gpus
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
-        self.hydra_context, self.task_function, self.config = hydra_context, task_function, config
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
+        self.hydra_context = hydra_context
+        self.task_function = task_function
+        self.config = config
 
-    def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
+    def launch(
+        self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int
+    ) -> Sequence[JobReturn]:
         from vggexp.errors import VggexpError
         from vggexp.sweep import pool
 
-        jobs = [pool.make_job(number, self._config(overrides)) for number, overrides in enumerate(job_overrides)]
+        jobs = [
+            pool.make_job(number, self._config(overrides))
+            for number, overrides in enumerate(job_overrides)
+        ]
         if initial_job_idx:  # of a search, which launches often
             pool.preload([job.config for job in jobs])
         slots = pool.make_slots(
@@ -42,11 +57,15 @@ class LocalLauncher(Launcher):
         )
         try:
             ends = pool.run_pool(
-                jobs, slots, lambda job: self._perform(job_overrides[job.number], initial_job_idx + job.number),
+                jobs,
+                slots,
+                lambda job: self._perform(job_overrides[job.number], initial_job_idx + job.number),
                 Path(self.config.hydra.sweep.dir),
-            )  # fmt: skip
+            )
         except VggexpError as error:
-            raise SystemExit(error) from error  # unlike any other exception it passes through Hydra as it is
+            raise SystemExit(
+                error
+            ) from error  # unlike any other exception it passes through Hydra as it is
         return [self._returned(*pair) for pair in zip(job_overrides, ends, strict=True)]
 
     def _config(self, overrides: Sequence[str]) -> Any:
@@ -55,7 +74,9 @@ class LocalLauncher(Launcher):
         from vggexp.sweep import expand
 
         try:
-            return expand.CHECKED_JOBS.get(tuple(overrides)) or expand.validate_node(self._composed(overrides, 0))
+            return expand.CHECKED_JOBS.get(tuple(overrides)) or expand.validate_node(
+                self._composed(overrides, 0)
+            )
         except ConfigError as error:
             return error
 
@@ -68,13 +89,19 @@ class LocalLauncher(Launcher):
     def _perform(self, overrides: Sequence[str], number: int) -> int:
         """In the job's own process; returns its exit code."""
         end = run_job(
-            hydra_context=self.hydra_context, task_function=self.task_function,
-            config=self._composed(overrides, number), job_dir_key="hydra.sweep.dir",
+            hydra_context=self.hydra_context,
+            task_function=self.task_function,
+            config=self._composed(overrides, number),
+            job_dir_key="hydra.sweep.dir",
             job_subdir_key="hydra.sweep.subdir",
-        )  # fmt: skip
-        return 0 if end.return_value is None or end.status == JobStatus.COMPLETED else 1  # else it raises
+        )
+        return (
+            0 if end.return_value is None or end.status == JobStatus.COMPLETED else 1
+        )  # else it raises
 
     def _returned(self, overrides: Sequence[str], end: Any) -> JobReturn:
-        done = JobReturn(overrides=list(overrides), status=JobStatus.COMPLETED if end.ok else JobStatus.FAILED)
+        done = JobReturn(
+            overrides=list(overrides), status=JobStatus.COMPLETED if end.ok else JobStatus.FAILED
+        )
         done.return_value = end.objective if end.ok else RuntimeError(end.error)
         return done

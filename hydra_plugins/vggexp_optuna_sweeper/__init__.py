@@ -23,11 +23,15 @@ class OptunaSweeperConf:
     n_trials: Any = 20  # of the whole search, however often it is continued
     sampler: Any = "tpe"  # tpe: ten trials at random, then where good ones lie close | random
     seed: Any = 0  # of the sampler
-    parallel: Any = None  # trials asked for and launched at once; null: what the launcher runs at a time
+    parallel: Any = (
+        None  # trials asked for and launched at once; null: what the launcher runs at a time
+    )
     params: dict[str, Any] = field(default_factory=dict)  # axes of a sweep file
 
 
-ConfigStore.instance().store(group="hydra/sweeper", name="optuna", node=OptunaSweeperConf, provider="vggexp")
+ConfigStore.instance().store(
+    group="hydra/sweeper", name="optuna", node=OptunaSweeperConf, provider="vggexp"
+)
 
 
 class OptunaSweeper(Sweeper):
@@ -36,7 +40,9 @@ class OptunaSweeper(Sweeper):
         self.hydra_context: HydraContext | None = None
         self.config: DictConfig | None = None
 
-    def setup(self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig) -> None:
+    def setup(
+        self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
+    ) -> None:
         self.hydra_context = hydra_context
         self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
@@ -51,7 +57,11 @@ class OptunaSweeper(Sweeper):
         try:
             self._search(arguments)
         except OSError as error:
-            print(error_line(f"search: {error} (the same command continues it)"), file=sys.stderr, flush=True)
+            print(
+                error_line(f"search: {error} (the same command continues it)"),
+                file=sys.stderr,
+                flush=True,
+            )
             raise SystemExit(ResourceError.exit_code) from error
 
     def _search(self, arguments: list[str]) -> None:
@@ -59,11 +69,17 @@ class OptunaSweeper(Sweeper):
         from vggexp.sweep.search_space import search_axes, search_settings
         from vggexp.sweep.study import RUN, next_trials, open_study, tell, trial_line
 
-        assert self.launcher is not None and self.hydra_context is not None and self.config is not None
-        hydra, folder = self.config.hydra, Path(self.config.hydra.sweep.dir)
+        assert (
+            self.launcher is not None and self.hydra_context is not None and self.config is not None
+        )
+        hydra = self.config.hydra
+        folder = Path(self.config.hydra.sweep.dir)
         OmegaConf.save(self.config, folder / "multirun.yaml")  # as Hydra's own sweeper does
-        self.fixed, self.axes = search_axes(self.hydra_context.config_loader, arguments, dict(hydra.sweeper.params))
-        wanted, study = search_settings(hydra.sweeper, ErrorList(), hydra.launcher), open_study(folder)
+        self.fixed, self.axes = search_axes(
+            self.hydra_context.config_loader, arguments, dict(hydra.sweeper.params)
+        )
+        wanted = search_settings(hydra.sweeper, ErrorList(), hydra.launcher)
+        study = open_study(folder)
         while batch := next_trials(study, self.axes, wanted, self._run):
             values = self._launched(study, batch, wanted.n_trials)
             for trial in batch:

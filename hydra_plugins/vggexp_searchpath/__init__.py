@@ -11,4 +11,6 @@ class VggexpSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         folders = os.environ.get("VGGEXP_CONF_PATH", "").split(os.pathsep)
         for folder in reversed([folder for folder in folders if folder]):
-            search_path.prepend(provider="vggexp-user", path=f"file://{Path(folder).resolve()}", anchor="main")
+            search_path.prepend(
+                provider="vggexp-user", path=f"file://{Path(folder).resolve()}", anchor="main"
+            )

@@ -25,7 +25,9 @@ def launch(launcher: Any, jobs: Sequence[Sequence[str]], first: int = 0) -> Sequ
         return launcher.launch(jobs, initial_job_idx=first)
     except RuntimeError as error:  # sbatch refuses, or is not there
         told = ConfigError(f"hydra.launcher: {' '.join(str(error).split())}")
-        raise SystemExit(told) from error  # unlike any other exception it passes through Hydra as it is
+        raise SystemExit(
+            told
+        ) from error  # unlike any other exception it passes through Hydra as it is
 
 
 def launch_missing(launcher: Any, jobs: Mapping[tuple[str, ...], Any]) -> None:
@@ -37,7 +39,10 @@ def launch_missing(launcher: Any, jobs: Mapping[tuple[str, ...], Any]) -> None:
     from vggexp.system import locks
 
     if launcher.config.hydra.runtime.choices.device == "auto":
-        print(f"warning: device=auto is {next(iter(jobs.values())).device.name} on this machine; {SAY}", flush=True)
+        print(
+            f"warning: device=auto is {next(iter(jobs.values())).device.name} on this machine; {SAY}",
+            flush=True,
+        )
     waiting = [job for job, config in jobs.items() if not _finished(config)]
     if done := len(jobs) - len(waiting):
         print(f"already finished: {done} of {len(jobs)} jobs", flush=True)

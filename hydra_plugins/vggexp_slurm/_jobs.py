@@ -16,7 +16,9 @@ from vggexp.formatting import error_line
 
 QUEUE = ["squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%N|%r"]
 ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY TIMEOUT".split()
-LOOK_SECONDS = 30  # less than the five minutes for which a controller remembers a job that has ended
+LOOK_SECONDS = (
+    30  # less than the five minutes for which a controller remembers a job that has ended
+)
 WAITS = SlurmJob.results
 
 
@@ -42,7 +44,9 @@ class Watcher(SlurmInfoWatcher):
         """How many jobs are in which state, where that has changed."""
         told = ", ".join(f"{count} {state}" for state, count in sorted(Counter(states).items()))
         if told != self.told:
-            print(f"slurm    {told}  (squeue --me shows them; Ctrl-C leaves them there)", flush=True)
+            print(
+                f"slurm    {told}  (squeue --me shows them; Ctrl-C leaves them there)", flush=True
+            )
             self.told = told
 
 
@@ -59,7 +63,10 @@ def results(job: SlurmJob) -> list[Any]:
         return WAITS(job)
     except UncompletedJobError:
         log = job.paths.stderr
-        print(error_line(f"Slurm job {job.job_id} left no result ({job.state}); its output: {log}"), file=sys.stderr)
+        print(
+            error_line(f"Slurm job {job.job_id} left no result ({job.state}); its output: {log}"),
+            file=sys.stderr,
+        )
         end = JobReturn(status=JobStatus.FAILED)
         end.return_value = RuntimeError(job.state)
         return [end]

@@ -155,7 +155,9 @@ def test_refused(command, expected, empty):
 def test_every_wrong_key_is_told_in_one_go():
     wrong = "arch=vgg12 data.batch_size=0 optimizer.lr=-1 train.epochs==3 nonsense=1 run.name=a/b".split()
     line = refusal(*wrong[:-1])
-    assert [word for word in wrong[:-2] if f"{word}: " not in line] == [] and "nonsense: unknown key" in line
+    assert [
+        word for word in wrong[:-2] if f"{word}: " not in line
+    ] == [] and "nonsense: unknown key" in line
     assert refusal(*wrong[1:3], wrong[-1]).count("; ") == 2
 
 
@@ -165,14 +167,19 @@ def test_many_bad_jobs_are_counted():
 
 
 SEARCH = "-m hydra/sweeper=search"  # any sweeper but the grid
-ConfigStore.instance().store("search", {"_target_": "nothing.to.make", "params": None}, "hydra/sweeper")
+ConfigStore.instance().store(
+    "search", {"_target_": "nothing.to.make", "params": None}, "hydra/sweeper"
+)
 
 
 @pytest.mark.parametrize(
     ("command", "expected"),
     [
         (f"{SEARCH} optimizer.lr=interval(0.1,200)", "optimizer.lr=200.0: must be > 0 and <= 100"),
-        (f"{SEARCH} optimizer.lr=interval(0,1) data.resize=32,16", "optimizer.lr=0.0: must be > 0 and <= 100; data..."),
+        (
+            f"{SEARCH} optimizer.lr=interval(0,1) data.resize=32,16",
+            "optimizer.lr=0.0: must be > 0 and <= 100; data...",
+        ),
         (
             f"{SEARCH} arch=choice(vgg11,vgg12)",
             "arch=vgg12: unknown; nearest vgg11, vgg13; allowed alexnet, lenet, ...",
@@ -182,7 +189,11 @@ ConfigStore.instance().store("search", {"_target_": "nothing.to.make", "params":
 def test_a_search_is_checked_at_its_ends(command, expected, empty):
     test_refused(command, expected, empty)
     assert (
-        load_command(parse_command([*SEARCH.split(), "optimizer.lr=tag(log,interval(0.001,1))", "arch=vgg11,vgg16"]))
+        load_command(
+            parse_command(
+                [*SEARCH.split(), "optimizer.lr=tag(log,interval(0.001,1))", "arch=vgg11,vgg16"]
+            )
+        )
         is None
     )
 
@@ -193,7 +204,17 @@ VALUES = "|null|-1|1.5|1e400|[]|[[1,2]]|{a:1}|é|\u202e|a b|1,2|range(2)|glob(*)
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     st.sampled_from(["", "+", "++", "~"]),
-    st.sampled_from([*schema_keys(), "arch", "data", "experiment", "arch.blocks.0", "hydra.mode", "hydra/launcher"]),
+    st.sampled_from(
+        [
+            *schema_keys(),
+            "arch",
+            "data",
+            "experiment",
+            "arch.blocks.0",
+            "hydra.mode",
+            "hydra/launcher",
+        ]
+    ),
     st.sampled_from(VALUES.split("|")),
     st.booleans(),
 )
@@ -205,7 +226,13 @@ def test_any_other_nonsense_is_one_line_too(sign, key, value, sweep):
 
 
 def test_refusing_needs_no_torch():
-    commands = [["optimizer.lr=-1"], ["arch=vgg12"], ["-m", "seed=1,x"], ["+optimizer.nestrov=1"], ["data.resize=16"]]
+    commands = [
+        ["optimizer.lr=-1"],
+        ["arch=vgg12"],
+        ["-m", "seed=1,x"],
+        ["+optimizer.nestrov=1"],
+        ["data.resize=16"],
+    ]
     code = f"""
 import sys
 from vggexp.__main__ import main
@@ -213,5 +240,7 @@ codes = [main(argv) for argv in {commands}]
 print(codes, "torch" in sys.modules, "tensorboard" in sys.modules)
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    ended = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=environment
+    )
     assert (ended.stdout, ended.stderr.count("\n")) == (f"{[2] * 5} False False\n", 5)

@@ -32,22 +32,30 @@ def written(path, text):
 
 def test_flags_stand_anywhere_among_the_overrides(tmp_path):
     command = parse_command(
-        ["arch=vgg13", "-m", "seed=1,2", "--config-dir", str(tmp_path), "arch=vgg16", "--json"], "--json"
+        ["arch=vgg13", "-m", "seed=1,2", "--config-dir", str(tmp_path), "arch=vgg16", "--json"],
+        "--json",
     )
     assert command.overrides == ["arch=vgg13", "seed=1,2", "arch=vgg16"]
     assert command.flags == ["-m", "--config-dir", str(tmp_path), "--json"]
     assert command.arguments.json and command.arguments.multirun
-    assert [job.overrides for job in load_command(command)] == [["arch=vgg16", f"seed={seed}"] for seed in (1, 2)]
+    assert [job.overrides for job in load_command(command)] == [
+        ["arch=vgg16", f"seed={seed}"] for seed in (1, 2)
+    ]
 
 
 def test_the_last_override_wins():
-    config = single("seed=1", "arch=lenet", "optimizer.lr=0.1", "seed=2", "arch=vgg13", "optimizer.lr=0.2")
+    config = single(
+        "seed=1", "arch=lenet", "optimizer.lr=0.1", "seed=2", "arch=vgg13", "optimizer.lr=0.2"
+    )
     assert (config.seed, config.arch.name, config.optimizer.lr) == (2, "vgg", 0.2)
 
 
 @pytest.mark.parametrize("folder", ["mine", 'my "own" conf é'])
 def test_users_add_files(folder, tmp_path):
-    written(tmp_path / folder / "experiment/mine.yaml", "# @package _global_\nseed: 77\ntrain: {epochs: 3}\n")
+    written(
+        tmp_path / folder / "experiment/mine.yaml",
+        "# @package _global_\nseed: 77\ntrain: {epochs: 3}\n",
+    )
     config = single("experiment=mine", "--config-dir", str(tmp_path / folder), "train.epochs=4")
     assert (config.seed, config.train.epochs) == (77, 4)
 
@@ -60,7 +68,10 @@ def test_users_override_shipped_files(tmp_path, monkeypatch):
 
 
 def test_a_key_that_a_users_file_lacks_is_added_with_a_plus(tmp_path):
-    written(tmp_path / "arch/mine.yaml", "name: vgg\nblocks: [[1, 8]]\nnorm: none\nhidden: [4]\nwidth: 1\n")
+    written(
+        tmp_path / "arch/mine.yaml",
+        "name: vgg\nblocks: [[1, 8]]\nnorm: none\nhidden: [4]\nwidth: 1\n",
+    )
     mine = ["arch=mine", f"--config-dir={tmp_path}"]
     assert single(*mine, "+arch.dropout=0.1").arch.dropout == 0.1
     with pytest.raises(ConfigError, match="Key 'dropout' is not in struct"):
@@ -71,11 +82,17 @@ def test_a_key_that_a_users_file_lacks_is_added_with_a_plus(tmp_path):
     ("text", "problem"),
     [
         ("train: {epoch: 3}\n", "train.epoch: unknown key; nearest train.epochs; "),
-        ("optimizer:\n  lr: [0.1]\n", "optimizer.lr=[0.1]: must be a finite number, > 0 and <= 100"),
+        (
+            "optimizer:\n  lr: [0.1]\n",
+            "optimizer.lr=[0.1]: must be a finite number, > 0 and <= 100",
+        ),
         ("seed: ${nosuch}\n", "seed: Interpolation key 'nosuch' not found"),
         ("a: [1\nb: 2\n", "mine.yaml, line 3: "),
         ("defaults: [override /arch: vgg12]\n", "In 'config': Could not find 'arch/vgg12'"),
-        ("optimizer: {_target_: os.system}\n", "optimizer._target_=os.system: not an argument of SGD; "),
+        (
+            "optimizer: {_target_: os.system}\n",
+            "optimizer._target_=os.system: not an argument of SGD; ",
+        ),
     ],
 )
 def test_errors_in_users_files_are_one_line(text, problem, tmp_path):
@@ -90,7 +107,11 @@ def test_errors_in_users_files_are_one_line(text, problem, tmp_path):
     [
         ["arch=vgg11,vgg13", "optimizer.lr=0.01,0.05,0.1"],
         ["seed=range(3)", "arch=glob(vgg1*,exclude=*_bn)", "data.resize=64"],
-        ["arch.blocks=[[1,16],[1,32]],[[2,16]]", "run.name='a,b',c", "+optimizer.nesterov=true,false"],
+        [
+            "arch.blocks=[[1,16],[1,32]],[[2,16]]",
+            "run.name='a,b',c",
+            "+optimizer.nesterov=true,false",
+        ],
         ["optimizer.lr=choice(1e-3,1)", "train.ema=null,0.5", "seed=range(10,0,-5)", "seed=3"],
         ["optimizer.lr=range(0.1,0.5,0.2)"],
         [],
@@ -107,7 +128,11 @@ def test_a_grid_has_the_jobs_of_hydras_own_sweeper(arguments):
 
 def test_a_sweep_file_starts_a_sweep_by_itself():
     made = swept("sweep=lr_depth")
-    grid = [(f"arch=vgg{depth}", f"optimizer.lr={lr}") for depth in (11, 13, 16, 19) for lr in (0.01, 0.05)]
+    grid = [
+        (f"arch=vgg{depth}", f"optimizer.lr={lr}")
+        for depth in (11, 13, 16, 19)
+        for lr in (0.01, 0.05)
+    ]
     assert [job.overrides for job in made] == [[*axes, "sweep=lr_depth"] for axes in grid]
     assert len({run_name(job.config) for job in made}) == 8
 

@@ -19,7 +19,9 @@ def large(monkeypatch):
 
 
 def config(*words: str):
-    return compose_run(parse_command(["device=cpu", "device.precision=fp32", *" ".join(words).split()]))
+    return compose_run(
+        parse_command(["device=cpu", "device.precision=fp32", *" ".join(words).split()])
+    )
 
 
 @pytest.mark.parametrize(
@@ -36,7 +38,10 @@ def config(*words: str):
         ("data.resize=64 optimizer.lr=1 optimizer=sgd", ["optimizer.lr"]),
         ("data.resize=64 optimizer=adam", []),
         ("data.resize=64 optimizer=adam optimizer.lr=0.01", ["optimizer.lr"]),
-        ("data.resize=64 optimizer=adam optimizer.name=Adadelta optimizer.lr=1 ~optimizer.betas", []),
+        (
+            "data.resize=64 optimizer=adam optimizer.name=Adadelta optimizer.lr=1 ~optimizer.betas",
+            [],
+        ),
         ("data.resize=96 arch=lenet optimizer.lr=0.1", ["data.resize"]),
         ("data=cifar10", ["dense"]),
         ("data=cifar10 data.resize=64 arch=vgg19", []),
@@ -60,7 +65,9 @@ def test_a_resize_that_only_costs():
     )
 
 
-@pytest.mark.parametrize(("arch", "key"), [("vgg16", "train.accumulate="), ("vgg16_bn", "data.batch_size=")])
+@pytest.mark.parametrize(
+    ("arch", "key"), [("vgg16", "train.accumulate="), ("vgg16_bn", "data.batch_size=")]
+)
 def test_memory_that_will_not_fit(arch, key, monkeypatch):
     made = config(f"arch={arch} data.resize=64")
     needed = memory_bytes(made)["total"]
@@ -91,7 +98,10 @@ def test_the_memory_of_a_container_is_its_limit(monkeypatch, tmp_path):
         ("optimizer.lr=0.1", ["optimizer.lr=0.01", "optimizer.lr=0.01 arch.norm=batch"]),
         ("arch.init=xavier", ["arch.norm=batch", "arch.init=kaiming"]),
         ("arch=vgg16_bn arch.init=paper", ["arch.init=kaiming"]),
-        ("optimizer.weight_decay=1", ["optimizer.weight_decay=5e-4", "optimizer.weight_decay=5e-4 arch.norm=batch"]),
+        (
+            "optimizer.weight_decay=1",
+            ["optimizer.weight_decay=5e-4", "optimizer.weight_decay=5e-4 arch.norm=batch"],
+        ),
         ("optimizer=adam optimizer.lr=0.1 arch=vgg16_bn", ["optimizer.lr=0.001"]),
         ("arch=lenet", ["optimizer.lr=0.001"]),
     ],

@@ -55,7 +55,9 @@ class Handler(BaseHTTPRequestHandler):
             time.sleep(0.3)  # long enough for the others to come
         body = BODY if self.path == "/crowd" else BODIES.get(self.path)
         self.send_response(404 if body is None else 200)
-        self.send_header("Content-Length", str(len(BODY) if self.path == "/short" else len(body or b"")))
+        self.send_header(
+            "Content-Length", str(len(BODY) if self.path == "/short" else len(body or b""))
+        )
         self.end_headers()
         self.wfile.write(body or b"")
 
@@ -95,19 +97,30 @@ def test_fetches_once(server: Server, tmp_path: Path, path: str, digest: Checksu
     ],
 )
 def test_leaves_nothing_wrong(
-    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, digest: Checksum, reason: str
+    server: Server,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    digest: Checksum,
+    reason: str,
 ) -> None:
     monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.2)
     target = tmp_path / "file"
     with pytest.raises(
-        DataError, match=rf"^cannot fetch {server.url(path)}: .*{reason}.*\(put the file at {target}\)$"
+        DataError,
+        match=rf"^cannot fetch {server.url(path)}: .*{reason}.*\(put the file at {target}\)$",
     ):
         download([server.url(path)], target, digest, CAP)
     assert [left.name for left in tmp_path.iterdir()] == [".download.lock"]
 
 
 def test_tries_the_next_source(server: Server, tmp_path: Path) -> None:
-    download([server.url(path) for path in ("/absent", "/wrong", "/good", "/packed.gz")], tmp_path / "file", WHOLE, CAP)
+    download(
+        [server.url(path) for path in ("/absent", "/wrong", "/good", "/packed.gz")],
+        tmp_path / "file",
+        WHOLE,
+        CAP,
+    )
     assert server.asked == ["/absent", "/wrong", "/good"]
 
 

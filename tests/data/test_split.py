@@ -38,11 +38,17 @@ def test_shares(sizes: tuple[int, ...], count: int, spare: int, wanted: list[int
 
 
 @settings(max_examples=100, deadline=None)
-@given(some.lists(some.integers(0, 6), min_size=1, max_size=60), some.integers(0, 70), some.integers(0, 2**63 - 1))
+@given(
+    some.lists(some.integers(0, 6), min_size=1, max_size=60),
+    some.integers(0, 70),
+    some.integers(0, 2**63 - 1),
+)
 def test_any_choice(values: list[int], count: int, seed: int) -> None:
     labels = torch.tensor(values)
     chosen = stratified_sample(labels, count, seed, "a test")
-    assert chosen.tolist() == sorted(set(chosen.tolist())) and len(chosen) == min(count, len(values))
+    assert chosen.tolist() == sorted(set(chosen.tolist())) and len(chosen) == min(
+        count, len(values)
+    )
     assert torch.equal(chosen, stratified_sample(labels, count, seed, "a test"))
     if count >= len(set(values)):
         assert set(labels[chosen].tolist()) == set(values)
@@ -63,10 +69,14 @@ def test_the_seed_and_the_purpose_decide() -> None:
     labels = of_sizes(50, 50)
     one, same, other = (train_val_split(labels, 0.2, seed)[1] for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
-    assert not torch.equal(stratified_sample(labels, 20, 1, "limit"), stratified_sample(labels, 20, 1, "validation"))
+    assert not torch.equal(
+        stratified_sample(labels, 20, 1, "limit"), stratified_sample(labels, 20, 1, "validation")
+    )
 
 
 def test_every_image_is_as_likely() -> None:
     labels = of_sizes(6, 3)
     chosen = torch.cat([stratified_sample(labels, 3, seed, "a test") for seed in range(600)])
-    assert all(140 < times < 260 for times in torch.bincount(chosen, minlength=9).tolist())  # 200 each, deviation 12
+    assert all(
+        140 < times < 260 for times in torch.bincount(chosen, minlength=9).tolist()
+    )  # 200 each, deviation 12

@@ -64,9 +64,13 @@ def test_the_score_map_is_the_classifier_at_each_place_of_the_last_map(name):
     down, across = maps.shape[2] - 3, maps.shape[3] - 3  # windows of 4x4, as for 32 pixels
     assert (down, across) == (3, 4)
     logits = [
-        classifier(flatten(maps[:, :, top : top + 4, left : left + 4])) for top in range(down) for left in range(across)
+        classifier(flatten(maps[:, :, top : top + 4, left : left + 4]))
+        for top in range(down)
+        for left in range(across)
     ]
-    torch.testing.assert_close(to_fully_convolutional(model)(images), torch.stack(logits).mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        to_fully_convolutional(model)(images), torch.stack(logits).mean(0), atol=1e-5, rtol=0
+    )
 
 
 @torch.inference_mode()
@@ -75,10 +79,14 @@ def test_it_is_the_network_over_all_windows_of_the_picture():
     model = network([Block(1, 8, 1), Block(1, 12, 1)], size=16)
     images = pictures(28, width=24)
     logits = [
-        model(images[:, :, top : top + 16, left : left + 16]) for top in range(0, 13, 4) for left in range(0, 9, 4)
+        model(images[:, :, top : top + 16, left : left + 16])
+        for top in range(0, 13, 4)
+        for left in range(0, 9, 4)
     ]
     assert len(logits) == 4 * 3
-    torch.testing.assert_close(to_fully_convolutional(model)(images), torch.stack(logits).mean(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(
+        to_fully_convolutional(model)(images), torch.stack(logits).mean(0), atol=1e-5, rtol=0
+    )
 
 
 @torch.inference_mode()
@@ -89,7 +97,9 @@ def test_it_is_the_convolutions_of_the_paper():
     for layer in classifier:
         if isinstance(layer, nn.Linear):
             side = 4 if layer is classifier[0] else 1
-            maps = nn.functional.conv2d(maps, layer.weight.view(len(layer.weight), -1, side, side), layer.bias)
+            maps = nn.functional.conv2d(
+                maps, layer.weight.view(len(layer.weight), -1, side, side), layer.bias
+            )
         else:
             maps = layer(maps)
     assert maps.shape == (4, 7, 3, 4)

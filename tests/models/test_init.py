@@ -21,10 +21,16 @@ def test_statistics(init):
     conv, norm, *_, linear = model = network(init)
     for layer, fan_in, fan_out in ((conv, 64 * 9, 128 * 9), (linear, 512, 300)):
         bound, weight = math.sqrt(6 / (fan_in + fan_out)), layer.weight
-        deviation = {"kaiming": math.sqrt(2 / fan_in), "xavier": bound / math.sqrt(3), "paper": 0.1}[init]
+        deviation = {
+            "kaiming": math.sqrt(2 / fan_in),
+            "xavier": bound / math.sqrt(3),
+            "paper": 0.1,
+        }[init]
         assert weight.std().item() == pytest.approx(deviation, rel=0.01)
         assert abs(weight.mean().item()) < 4 * deviation / math.sqrt(weight.numel())
-        kurtosis = (weight / deviation).pow(4).mean().item()  # 3 for a normal distribution, 1.8 for a uniform one
+        kurtosis = (
+            (weight / deviation).pow(4).mean().item()
+        )  # 3 for a normal distribution, 1.8 for a uniform one
         assert kurtosis == pytest.approx(1.8 if init == "xavier" else 3, rel=0.05)
         assert init != "xavier" or 0.999 * bound < weight.abs().max() <= bound
     assert not any(layer.bias.any() for layer in model if hasattr(layer, "bias"))

@@ -14,10 +14,19 @@ PAPER = {"in_channels": 3, "size": 224, "classes": 1000}
 SOURCE_RUN = {"in_channels": 1, "size": 96, "classes": 10}
 
 
-def network(depth: int, norm: str = "none", pointwise: int = 0, facts: dict[str, int] = PAPER) -> nn.Sequential:
+def network(
+    depth: int, norm: str = "none", pointwise: int = 0, facts: dict[str, int] = PAPER
+) -> nn.Sequential:
     rows = zip(CONVS[depth], (64, 128, 256, 512, 512), (0, 0, *3 * [pointwise]), strict=True)
     with torch.device("meta"):
-        return vgg([Block(*row) for row in rows], norm=norm, hidden=(4096, 4096), dropout=0.5, width=1, **facts)
+        return vgg(
+            [Block(*row) for row in rows],
+            norm=norm,
+            hidden=(4096, 4096),
+            dropout=0.5,
+            width=1,
+            **facts,
+        )
 
 
 def kinds(block: nn.Sequential) -> str:
@@ -44,9 +53,19 @@ def test_parameter_counts(depth, pointwise, facts, parameters):
 def test_a_block():
     assert vgg_block(2, 128, 3)(torch.rand(2, 3, 16, 16)).shape == (2, 128, 8, 8)
     assert kinds(vgg_block(2, 4, 3)) == "Conv2d ReLU Conv2d MaxPool2d ReLU"
-    assert kinds(vgg_block(2, 4, 3, norm="batch")) == "Conv2d BatchNorm2d ReLU Conv2d BatchNorm2d MaxPool2d ReLU"
-    assert kinds(vgg_block(2, 4, 3, norm="lrn")) == "Conv2d ReLU LocalResponseNorm Conv2d MaxPool2d ReLU"
-    kernels = [(layer.kernel_size, layer.padding) for layer in vgg_block(3, 4, 3, 2) if isinstance(layer, nn.Conv2d)]
+    assert (
+        kinds(vgg_block(2, 4, 3, norm="batch"))
+        == "Conv2d BatchNorm2d ReLU Conv2d BatchNorm2d MaxPool2d ReLU"
+    )
+    assert (
+        kinds(vgg_block(2, 4, 3, norm="lrn"))
+        == "Conv2d ReLU LocalResponseNorm Conv2d MaxPool2d ReLU"
+    )
+    kernels = [
+        (layer.kernel_size, layer.padding)
+        for layer in vgg_block(3, 4, 3, 2)
+        if isinstance(layer, nn.Conv2d)
+    ]
     assert kernels == [((3, 3), (1, 1)), ((1, 1), (0, 0)), ((1, 1), (0, 0))]
 
 
@@ -86,7 +105,9 @@ QUICK = [(11, ""), (11, "_bn"), (19, "")]
 SLOW = [(13, ""), (13, "_bn"), (16, ""), (16, "_bn"), (19, "_bn")]
 
 
-@pytest.mark.parametrize(("depth", "norm"), [*QUICK, *(pytest.param(*model, marks=pytest.mark.slow) for model in SLOW)])
+@pytest.mark.parametrize(
+    ("depth", "norm"), [*QUICK, *(pytest.param(*model, marks=pytest.mark.slow) for model in SLOW)]
+)
 @torch.inference_mode()
 def test_torchvisions_network_with_the_same_weights(depth, norm):
     build = getattr(torchvision.models, f"vgg{depth}{norm}")

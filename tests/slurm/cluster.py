@@ -64,18 +64,32 @@ class Cluster:
         self.folder, self.host = folder.resolve(), socket.gethostname().split(".")[0]
         for name in ("state", "spool"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        megabytes = re.search(r"RealMemory=(\d+)", subprocess.check_output(["slurmd", "-C"], text=True))
-        (self.folder / "slurm.conf").write_text(CONF.format(
-            host=self.host, folder=self.folder, user=os.environ.get("USER") or "root", ports=_free_ports(2), cpus=cpus,
-            megabytes=megabytes[1], more=more, forgotten_after=forgotten_after,
-        ))  # fmt: skip
+        megabytes = re.search(
+            r"RealMemory=(\d+)", subprocess.check_output(["slurmd", "-C"], text=True)
+        )
+        (self.folder / "slurm.conf").write_text(
+            CONF.format(
+                host=self.host,
+                folder=self.folder,
+                user=os.environ.get("USER") or "root",
+                ports=_free_ports(2),
+                cpus=cpus,
+                megabytes=megabytes[1],
+                more=more,
+                forgotten_after=forgotten_after,
+            )
+        )
         self.variables = {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
         self.daemons = dict[str, subprocess.Popen]()
 
     def start(self, *names: str) -> None:
         for name in names:
-            self.daemons[name] = subprocess.Popen([name, "-D"], env=self.variables, stdout=-3, stderr=-3)
-        self.until(lambda: self.told("sinfo", "-h", "-o", "%t").startswith(("idle", "mix", "alloc")))
+            self.daemons[name] = subprocess.Popen(
+                [name, "-D"], env=self.variables, stdout=-3, stderr=-3
+            )
+        self.until(
+            lambda: self.told("sinfo", "-h", "-o", "%t").startswith(("idle", "mix", "alloc"))
+        )
 
     def stop(self, *names: str, number: int = signal.SIGTERM) -> None:
         for name in names:
@@ -97,17 +111,25 @@ class Cluster:
                     os.kill(int(process.name), signal.SIGKILL)
 
     def told(self, *command: str) -> str:
-        return subprocess.run(command, env=self.variables, capture_output=True, text=True).stdout.strip()
+        return subprocess.run(
+            command, env=self.variables, capture_output=True, text=True
+        ).stdout.strip()
 
     def job(self, number: str) -> dict[str, str]:
         """What the controller says of a job: JobState, Restarts, Reason, ..."""
-        return dict(word.partition("=")[::2] for word in self.told("scontrol", "-o", "show", "job", number).split())
+        return dict(
+            word.partition("=")[::2]
+            for word in self.told("scontrol", "-o", "show", "job", number).split()
+        )
 
     def until(self, holds: Callable[[], object], seconds: float = 240) -> None:
         end = time.monotonic() + seconds
         while not holds():
             if time.monotonic() > end:
-                logs = [(self.folder / f"{name}.log").read_text()[-1500:] for name in ("slurmctld", "slurmd")]
+                logs = [
+                    (self.folder / f"{name}.log").read_text()[-1500:]
+                    for name in ("slurmctld", "slurmd")
+                ]
                 raise TimeoutError("\n".join([self.told("squeue", "-t", "all"), *logs]))
             time.sleep(0.1)
 
@@ -135,6 +157,8 @@ def _free_ports(count: int) -> list[int]:
 
 if __name__ == "__main__":
     if shutil.which("slurmctld") is None:
-        sys.exit("slurmctld is not installed (Debian: apt-get install --no-install-recommends slurm-wlm)")
+        sys.exit(
+            "slurmctld is not installed (Debian: apt-get install --no-install-recommends slurm-wlm)"
+        )
     with cluster(Path(sys.argv[1])) as here:
         sys.exit(subprocess.run(sys.argv[2:], env=here.variables).returncode)

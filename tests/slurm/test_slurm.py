@@ -18,12 +18,26 @@ from tests.slurm.cluster import WARNS, Cluster, cluster
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[2]
-RUN = ["data=synthetic", "data.images=96", "data.batch_size=32", "data.size=32", "arch.hidden=[16]", "arch.width=0.05"]
+RUN = [
+    "data=synthetic",
+    "data.images=96",
+    "data.batch_size=32",
+    "data.size=32",
+    "arch.hidden=[16]",
+    "arch.width=0.05",
+]
 RUN += ["device=cpu", "device.threads=1", "train.epochs=30"]
 SLURM = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1", "hydra.launcher.timeout_min=30"]
 RESTS = "train.rest_minutes=0.01"  # half of a minute in all, in which a test can do something
 SWEEP = ["-m", *RUN, *SLURM, "seed=0,1", RESTS]
-OTHER = ["sbatch", "--partition=high", "--ntasks=2", "--wait", "--output=/dev/null", "--wrap=sleep 1"]
+OTHER = [
+    "sbatch",
+    "--partition=high",
+    "--ntasks=2",
+    "--wait",
+    "--output=/dev/null",
+    "--wrap=sleep 1",
+]
 
 
 class Here:
@@ -50,7 +64,9 @@ class Here:
             process.kill()
             process.communicate()
 
-    def command(self, *argv: str, meanwhile: Callable[[], object] = lambda: None) -> tuple[int, str]:
+    def command(
+        self, *argv: str, meanwhile: Callable[[], object] = lambda: None
+    ) -> tuple[int, str]:
         """Exit code and output. meanwhile: what is done once every job trains."""
         with self.started(*argv) as process:
             meanwhile()
@@ -60,7 +76,13 @@ class Here:
     def training(self, jobs: int = 2) -> None:
         """Waits until so many runs have finished an epoch."""
         self.slurm.until(
-            lambda: sum(bool(path.stat().st_size) for path in self.folder.glob("outputs/*/metrics.jsonl")) == jobs
+            lambda: (
+                sum(
+                    bool(path.stat().st_size)
+                    for path in self.folder.glob("outputs/*/metrics.jsonl")
+                )
+                == jobs
+            )
         )
 
     def runs(self) -> list[Path]:
@@ -68,9 +90,12 @@ class Here:
 
     def results(self) -> dict[int, dict]:
         """result.json by seed."""
-        seeds = [int((run.name.partition("-seed")[2] or "0").partition("-")[0]) for run in self.runs()]
+        seeds = [
+            int((run.name.partition("-seed")[2] or "0").partition("-")[0]) for run in self.runs()
+        ]
         return {
-            seed: json.loads((run / "result.json").read_text()) for seed, run in zip(seeds, self.runs(), strict=True)
+            seed: json.loads((run / "result.json").read_text())
+            for seed, run in zip(seeds, self.runs(), strict=True)
         }
 
     def weights(self) -> dict[int, str]:
@@ -95,12 +120,18 @@ def undisturbed(tmp_path_factory):
 
 
 def variables() -> dict[str, str]:
-    return {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    return {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
 
 
 @pytest.fixture
 def slurm(tmp_path, request, monkeypatch):
-    assert shutil.which("slurmctld"), "slurmctld is not installed: apt-get install --no-install-recommends slurm-wlm"
+    assert shutil.which("slurmctld"), (
+        "slurmctld is not installed: apt-get install --no-install-recommends slurm-wlm"
+    )
     monkeypatch.setattr(os, "environ", variables())
     more = getattr(request, "param", WARNS)
     with cluster(tmp_path / "slurm", more=more) as one:
@@ -114,13 +145,17 @@ def test_a_sweep_is_an_array_and_runs_what_is_missing(slurm, undisturbed):
     assert code == 7 and "1 of 3 jobs did not finish" in output and "not finite" in output
     slurm.slurm.until(lambda: not slurm.slurm.told("squeue", "-h"))
     jobs = slurm.slurm.told("squeue", "-h", "-t", "all", "-o", "%F %T").split("\n")
-    assert len(jobs) == 3 and len(set(jobs)) == 1 and jobs[0].endswith("COMPLETED")  # the failed one as well
+    assert (
+        len(jobs) == 3 and len(set(jobs)) == 1 and jobs[0].endswith("COMPLETED")
+    )  # the failed one as well
     code, output = slurm.command(*argv, "optimizer.lr=0.01,0.02,0.03")
     assert code == 0 and "already finished: 2 of 3 jobs" in output
     assert len(slurm.slurm.told("squeue", "-h", "-t", "all", "-o", "%F").split()) == 4
 
 
-@pytest.mark.parametrize("slurm", [WARNS, ""], indirect=True, ids=["warned by USR2", "warned by TERM"])
+@pytest.mark.parametrize(
+    "slurm", [WARNS, ""], indirect=True, ids=["warned by USR2", "warned by TERM"]
+)
 def test_preempted_jobs_return_and_end_the_same(slurm, undisturbed):
     def preempt() -> None:
         slurm.training()
@@ -134,7 +169,11 @@ def test_preempted_jobs_return_and_end_the_same(slurm, undisturbed):
 def test_time_that_is_up(slurm):
     """The pause between two epochs is longer than a job may be."""
     short = [*SWEEP, "train.epochs=2"]
-    times = ["hydra.launcher.timeout_min=1", "hydra.launcher.signal_delay_s=30", "train.rest_minutes=10"]
+    times = [
+        "hydra.launcher.timeout_min=1",
+        "hydra.launcher.signal_delay_s=30",
+        "train.rest_minutes=10",
+    ]
     code, output = slurm.command(*short, *times)
     assert code == 0 and slurm.count("continued after step 3: 1 epochs") == 2, output
     ended = slurm.weights()
@@ -152,9 +191,17 @@ def test_a_job_that_may_not_return_is_told(slurm, undisturbed):
         slurm.slurm.told("scancel", "--signal=USR2", slurm.jobs()[0])
 
     code, output = slurm.command(*plain, meanwhile=warn)
-    assert code == 7 and output.count("left no result (FAILED)") == 1 and "Traceback" not in output, output
+    assert (
+        code == 7 and output.count("left no result (FAILED)") == 1 and "Traceback" not in output
+    ), output
     logs = [path.read_text() for path in slurm.folder.glob("outputs/sweeps/*/.submitit/*/*.err")]
-    assert sum("vggexp: SIGUSR2: Job not requeued because: timed-out too many times." in log for log in logs) == 1
+    assert (
+        sum(
+            "vggexp: SIGUSR2: Job not requeued because: timed-out too many times." in log
+            for log in logs
+        )
+        == 1
+    )
     assert slurm.command(*plain)[0] == 0 and slurm.weights() == undisturbed
 
 
@@ -183,7 +230,9 @@ def test_a_node_that_fails(slurm, undisturbed, how):
     def fail() -> None:
         slurm.training()
         if how == "down":
-            slurm.slurm.told("scontrol", "update", f"nodename={slurm.slurm.host}", "state=down", "reason=test")
+            slurm.slurm.told(
+                "scontrol", "update", f"nodename={slurm.slurm.host}", "state=down", "reason=test"
+            )
             slurm.slurm.until(lambda: not slurm.jobs())
             slurm.slurm.told("scontrol", "update", f"nodename={slurm.slurm.host}", "state=resume")
         else:
@@ -219,8 +268,17 @@ def batch(slurm: Here, file: str, *argv: str) -> str:
     """Submits one of the files for users; the number of the job."""
     options = [word for word in argv if word.startswith("--")]
     words = [word for word in argv if word not in options]
-    command = ["sbatch", "--parsable", "--cpus-per-task=1", *options, str(ROOT / "docs" / "slurm" / file), *words]
-    ended = subprocess.run(command, cwd=slurm.folder, env=slurm.slurm.variables, capture_output=True, text=True)
+    command = [
+        "sbatch",
+        "--parsable",
+        "--cpus-per-task=1",
+        *options,
+        str(ROOT / "docs" / "slurm" / file),
+        *words,
+    ]
+    ended = subprocess.run(
+        command, cwd=slurm.folder, env=slurm.slurm.variables, capture_output=True, text=True
+    )
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.strip()
 
@@ -281,7 +339,9 @@ def test_srun_as_the_page_of_several_devices_shows_it(slurm):
     page = (ROOT / "docs" / "distributed.md").read_text("utf-8")
     (shown,) = re.findall(r"^#!/bin/bash\n.*?(?=^```)", page, re.DOTALL | re.MULTILINE)
     file = slurm.folder / "srun.sbatch"
-    file.write_text(shown.replace("--gpus-per-node=4 ", "").replace("...", shlex.join([*RUN, RESTS])))
+    file.write_text(
+        shown.replace("--gpus-per-node=4 ", "").replace("...", shlex.join([*RUN, RESTS]))
+    )
     job = batch(slurm, str(file), "--nodes=1", "--ntasks-per-node=2")
     slurm.training(1)
     slurm.slurm.told("scancel", "--signal=TERM", job)  # as --signal sends it, to the tasks
@@ -290,5 +350,7 @@ def test_srun_as_the_page_of_several_devices_shows_it(slurm):
     batch(slurm, str(file), "--nodes=1", "--ntasks-per-node=2")
     slurm.slurm.until(lambda: done(slurm))
     code, output = slurm.command(*RUN, "device.processes=2", "run.root=alone/outputs")
-    assert code == 0 and slurm.weights() == Here(slurm.slurm, slurm.folder / "alone").weights(), output
+    assert code == 0 and slurm.weights() == Here(slurm.slurm, slurm.folder / "alone").weights(), (
+        output
+    )
     assert slurm.count("continued after step") == 1

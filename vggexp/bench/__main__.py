@@ -23,8 +23,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         config = expand.compose_run(command)
         if config.device.processes not in (None, 1):
-            raise ConfigError(f"device.processes={config.device.processes}: one process is timed; leave it out")
-        from vggexp.bench.measure import benchmark  # imports torch, once the command is known to be right
+            raise ConfigError(
+                f"device.processes={config.device.processes}: one process is timed; leave it out"
+            )
+        from vggexp.bench.measure import (
+            benchmark,
+        )  # imports torch, once the command is known to be right
 
         result = benchmark(config)
     except VggexpError as error:
@@ -35,16 +39,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def format_benchmark(result: dict[str, Any]) -> str:
-    rates_ = [f"{name:<18}{rate:>12,.1f} images/s" for name, rate in result["images_per_second"].items()]
+    rates_ = [
+        f"{name:<18}{rate:>12,.1f} images/s" for name, rate in result["images_per_second"].items()
+    ]
     device = f"{result['device']} {result['precision']}, {result['threads']} threads, batch {result['batch_size']}"
     side = result["product_side"]
-    return "\n".join([
-        device,
-        *rates_,
-        f"{'matrix product':<18}{result['product_gflops']:>12,.0f} GFLOP/s (best of {side} x {side})",
-        f"{'step':<18}{result['step_gflops']:>12,.0f} GFLOP/s, {result['step_over_product']:.2f} of the product",
-        f"{'runner':<18}{result['runner_over_step']:>12.3f} x the bare step, with data, loop and logging",
-    ])  # fmt: skip
+    return "\n".join(
+        [
+            device,
+            *rates_,
+            f"{'matrix product':<18}{result['product_gflops']:>12,.0f} GFLOP/s (best of {side} x {side})",
+            f"{'step':<18}{result['step_gflops']:>12,.0f} GFLOP/s, {result['step_over_product']:.2f} of the product",
+            f"{'runner':<18}{result['runner_over_step']:>12.3f} x the bare step, with data, loop and logging",
+        ]
+    )
 
 
 if __name__ == "__main__":

@@ -36,14 +36,14 @@ def benchmark(config: Config) -> dict[str, Any]:
     """Images per second of each part, GFLOP/s of the matrix product and of the step, and the ratios of interest."""
     hardware = setup_device(config)
     data = datasets.build_loaders(config, hardware.device)
-    state, plan = (
-        build.build_state(config, hardware, data.train.batches_per_epoch),
-        build.train_settings(config, hardware),
-    )
+    state = build.build_state(config, hardware, data.train.batches_per_epoch)
+    plan = build.train_settings(config, hardware)
     images, labels = next(iter(data.train.train(0)))
     seconds = time_rounds(parts(state, plan, hardware, data, images, labels), plan.device)
     median = {name: statistics.median(times) for name, times in seconds.items()}
-    flops = 3 * 2 * macs(layers(config)) * len(images)  # the backward pass takes twice as many as the forward pass
+    flops = (
+        3 * 2 * macs(layers(config)) * len(images)
+    )  # the backward pass takes twice as many as the forward pass
     product = 2 * PRODUCT_SIDE**3 / min(seconds["product"])
     return {
         "device": config.device.name,
@@ -75,9 +75,16 @@ def parts(
 
     def step() -> None:
         loss, _ = plan.gradients(
-            state.model, state.scaler, guard, images, labels, batch_size=plan.batch_size,
-            micro_batches=state.micro_batches, label_smoothing=plan.label_smoothing, autocast=plan.autocast,
-        )  # fmt: skip
+            state.model,
+            state.scaler,
+            guard,
+            images,
+            labels,
+            batch_size=plan.batch_size,
+            micro_batches=state.micro_batches,
+            label_smoothing=plan.label_smoothing,
+            autocast=plan.autocast,
+        )
         optimizer_step(state.model, state.optimizer, state.scaler, guard, 0, loss, plan.clip_norm)
 
     def forward(backward: bool) -> None:
@@ -146,7 +153,9 @@ def cycle(batches: Batches) -> Iterator[Any]:
         yield from batches.train(epoch)
 
 
-def time_rounds(calls: dict[str, Callable[[], object]], device: torch.device) -> dict[str, list[float]]:
+def time_rounds(
+    calls: dict[str, Callable[[], object]], device: torch.device
+) -> dict[str, list[float]]:
     """Seconds of ROUNDS calls of each part, taken in turn after one round of warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     for round_index in range(ROUNDS + 1):

@@ -35,8 +35,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(argv: Sequence[str]) -> str:
     parser = cli.parser(__doc__)
-    parser.add_argument("run", type=Path, nargs="*", metavar="RUN", help="a run directory, as outputs/NAME")
-    parser.add_argument("--different-data", action="store_true", help="also runs of different data, with a warning")
+    parser.add_argument(
+        "run", type=Path, nargs="*", metavar="RUN", help="a run directory, as outputs/NAME"
+    )
+    parser.add_argument(
+        "--different-data", action="store_true", help="also runs of different data, with a warning"
+    )
     arguments = parser.parse_intermixed_args(argv)
     directory.require_run(*arguments.run)
     from vggexp.compare import (
@@ -45,7 +49,11 @@ def _answer(argv: Sequence[str]) -> str:
     )
 
     found = comparison.compare(comparison.read_tested_run(arguments.run), arguments.different_data)
-    return json.dumps(render.data(found), default=str) if arguments.json else render.format_comparison(found)
+    return (
+        json.dumps(render.data(found), default=str)
+        if arguments.json
+        else render.format_comparison(found)
+    )
 
 
 if __name__ == "__main__":

@@ -15,11 +15,18 @@ NONE = "-"
 
 
 def format_comparison(comparison: Comparison) -> str:
-    groups, notes = comparison.groups, comparison.notes
+    groups = comparison.groups
+    notes = comparison.notes
     blocks = [
-        markdown_table(["group", "seed", "val/accuracy", "test/accuracy", "run"], list(chain(*map(_runs, groups)))),
+        markdown_table(
+            ["group", "seed", "val/accuracy", "test/accuracy", "run"],
+            list(chain(*map(_runs, groups))),
+        ),
         _differences(comparison),
-        [*_means(groups), "deviation: of the sample; interval: Student's, of the mean; both of test/accuracy"],
+        [
+            *_means(groups),
+            "deviation: of the sample; interval: Student's, of the mean; both of test/accuracy",
+        ],
         _pairs(comparison.pairs),
         _images(comparison.pairs, several=any(len(group.runs) > 1 for group in groups)),
         [_nothing(groups)] if not comparison.pairs else [],
@@ -31,20 +38,36 @@ def format_comparison(comparison: Comparison) -> str:
 
 def _runs(group: RunGroup) -> Iterator[list[str]]:
     for run in group.runs:
-        yield [group.label, str(run.seed), _number(run.val), _number(run.test), printable(str(run.run.folder))]
+        yield [
+            group.label,
+            str(run.seed),
+            _number(run.val),
+            _number(run.test),
+            printable(str(run.run.folder)),
+        ]
 
 
 def _means(groups: Sequence[RunGroup]) -> list[str]:
     head = ["group", "settings", "n", "val/accuracy", "test/accuracy", "deviation", "95 % interval"]
     return markdown_table(
-        head, [[group.label, shorten(group.settings, LONGEST) or NONE, *_mean(group)] for group in groups]
+        head,
+        [
+            [group.label, shorten(group.settings, LONGEST) or NONE, *_mean(group)]
+            for group in groups
+        ],
     )
 
 
 def _mean(group: RunGroup) -> list[str]:
     test = group.test
     val = _number(group.val.mean if group.val else None)
-    return [str(test.n), val, _number(test.mean), _number(test.deviation), _interval(test.interval, "")]
+    return [
+        str(test.n),
+        val,
+        _number(test.mean),
+        _number(test.deviation),
+        _interval(test.interval, ""),
+    ]
 
 
 def _differences(comparison: Comparison) -> list[str]:
@@ -53,8 +76,13 @@ def _differences(comparison: Comparison) -> list[str]:
         for key, groups in keys.items():
             short = key in HASHES or part in HASHES
             for value in distinct(chain(*groups.values())):
-                who = [_share(label, values.count(value), len(values)) for label, values in groups.items()]
-                shown_ = shorten(format_value(value)[:12] if short else format_value(value), LONGEST)
+                who = [
+                    _share(label, values.count(value), len(values))
+                    for label, values in groups.items()
+                ]
+                shown_ = shorten(
+                    format_value(value)[:12] if short else format_value(value), LONGEST
+                )
                 rows.append([part, key, shown_, ", ".join(filter(None, who))])
     same = [part for part, keys in comparison.differences.items() if not keys]
     end = [f"the same in all runs: {', '.join(same)}"] if same else []
@@ -72,9 +100,17 @@ def _pairs(pairs: Sequence[GroupPair]) -> list[str]:
     head = ["pair", "test", "difference", "95 % interval", "p"] + ["Holm's p"] * (len(pairs) > 1)
     rows = []
     for pair in pairs:
-        cells = [pair.test or NONE, f"{pair.difference:+.4f}", _interval(pair.interval), _p(pair.p), _p(pair.holm)]
+        cells = [
+            pair.test or NONE,
+            f"{pair.difference:+.4f}",
+            _interval(pair.interval),
+            _p(pair.p),
+            _p(pair.holm),
+        ]
         rows.append([f"{pair.first} - {pair.second}", *cells][: len(head)])
-    end = [f"Holm's p: corrected for being one of {len(pairs)} pairs; each interval is of 95 %, not corrected"]
+    end = [
+        f"Holm's p: corrected for being one of {len(pairs)} pairs; each interval is of 95 %, not corrected"
+    ]
     return [*markdown_table(head, rows), *end[: len(pairs) - 1]] if rows else []
 
 
@@ -85,9 +121,17 @@ def _images(pairs: Sequence[GroupPair], several: bool) -> list[str]:
     rows = []
     for pair in pairs:
         of = pair.mcnemar
-        cells = [NONE] * 3 + [of, ""] if isinstance(of, str) else [*map(str, of[:3]), _p(of.p), _p(of.holm)]
+        cells = (
+            [NONE] * 3 + [of, ""]
+            if isinstance(of, str)
+            else [*map(str, of[:3]), _p(of.p), _p(of.holm)]
+        )
         rows.append([f"{pair.first} - {pair.second}", *cells][: len(head)])
-    end = ["of several seeds, an image counts for the group that gets it right with more of them"] if several else []
+    end = (
+        ["of several seeds, an image counts for the group that gets it right with more of them"]
+        if several
+        else []
+    )
     return [*markdown_table(head, rows), *end] if rows else []
 
 
@@ -102,7 +146,9 @@ def sentences(comparison: Comparison) -> list[str]:
 
 
 def _sentence(pair: GroupPair, first: RunGroup, second: RunGroup, pairs: int) -> str:
-    names, seeds, value = (_name(first), _name(second)), _seeds(first, second), f"difference {pair.difference:+.4f}"
+    names = (_name(first), _name(second))
+    seeds = _seeds(first, second)
+    value = f"difference {pair.difference:+.4f}"
     if pair.holm is None:
         return f"{names[0]} and {names[1]} are not tested with {seeds}, as {_untested(first, second)}: {value}."
     verdict = "distinguishable" if pair.holm < ALPHA else "not distinguishable"
@@ -119,7 +165,8 @@ def _name(group: RunGroup) -> str:
 
 
 def _seeds(first: RunGroup, second: RunGroup) -> str:
-    one, other = len(first.runs), len(second.runs)
+    one = len(first.runs)
+    other = len(second.runs)
     if one != other:
         return f"{one} and {other} seeds"
     return f"{one} seeds" if one > 1 else "one seed each"
@@ -153,7 +200,8 @@ def data(comparison: Comparison) -> dict[str, Any]:
         "groups": [_group(group) for group in comparison.groups],
         "differences": {
             part: {
-                key: {label: list(map(_json, each)) for label, each in groups.items()} for key, groups in keys.items()
+                key: {label: list(map(_json, each)) for label, each in groups.items()}
+                for key, groups in keys.items()
             }
             for part, keys in comparison.differences.items()
         },
@@ -174,7 +222,13 @@ def _group(group: RunGroup) -> dict[str, Any]:
 
     runs = [str(run.run.folder) for run in group.runs]
     scores = {"test/accuracy": plain(group.test), "val/accuracy": plain(group.val)}
-    return {"group": group.label, "settings": group.settings, "seeds": group.seeds, "runs": runs, **scores}
+    return {
+        "group": group.label,
+        "settings": group.settings,
+        "seeds": group.seeds,
+        "runs": runs,
+        **scores,
+    }
 
 
 def _pair(pair: GroupPair, sentence: str) -> dict[str, Any]:

@@ -49,7 +49,9 @@ def paired_t_test(first: Sequence[float], second: Sequence[float]) -> TestResult
     each = [a - b for a, b in zip(first, second, strict=True)]
     if len(each) == 1:
         return TestResult(each[0], None, None)
-    return _tested(fmean(each), stdev(each) / sqrt(len(each)), len(each) - 1, max(map(abs, (*first, *second))))
+    return _tested(
+        fmean(each), stdev(each) / sqrt(len(each)), len(each) - 1, max(map(abs, (*first, *second)))
+    )
 
 
 def welch_t_test(first: Sequence[float], second: Sequence[float]) -> TestResult:
@@ -66,7 +68,9 @@ def welch_t_test(first: Sequence[float], second: Sequence[float]) -> TestResult:
 def _tested(value: float, error: float, freedom: float, largest: float) -> TestResult:
     if error <= REL_TOL * largest:
         return TestResult(value, None, None)
-    return TestResult(value, _t_interval(value, error, freedom), float(2 * stdtr(freedom, -abs(value) / error)))
+    return TestResult(
+        value, _t_interval(value, error, freedom), float(2 * stdtr(freedom, -abs(value) / error))
+    )
 
 
 def _t_interval(value: float, error: float, freedom: float) -> Interval:

@@ -25,10 +25,18 @@ from vggexp.config.validate import validate
 from vggexp.errors import ConfigError
 
 HYDRA_VERSION = tuple(int(part) for part in hydra.__version__.split(".")[:2])
-REGISTER: Any = OmegaConf.register_new_resolver if HYDRA_VERSION < (1, 4) else OmegaConf.register_resolver
+REGISTER: Any = (
+    OmegaConf.register_new_resolver if HYDRA_VERSION < (1, 4) else OmegaConf.register_resolver
+)
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if HYDRA_VERSION < (1, 4) else {}
 REGISTER("vggexp.device", lambda key: device_profile()[key], replace=True)
-HYDRA_FLAGS = ("help", "hydra_help", "cfg", "info", "shell_completion")  # answered by Hydra, without a run
+HYDRA_FLAGS = (
+    "help",
+    "hydra_help",
+    "cfg",
+    "info",
+    "shell_completion",
+)  # answered by Hydra, without a run
 
 
 class Command(NamedTuple):
@@ -51,15 +59,21 @@ def parse_command(argv: Sequence[str], *switches: str) -> Command:
     arguments = parser.parse_intermixed_args(list(argv))
     typed = list(arguments.overrides)
     if arguments.experimental_rerun is not None:
-        raise ConfigError("--experimental-rerun: not allowed, it would run code from a file; repeat the command")
+        raise ConfigError(
+            "--experimental-rerun: not allowed, it would run code from a file; repeat the command"
+        )
     if arguments.config_path is not None:
-        raise ConfigError(f"--config-path={arguments.config_path}: not allowed; add a folder with --config-dir")
+        raise ConfigError(
+            f"--config-path={arguments.config_path}: not allowed; add a folder with --config-dir"
+        )
     if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
         raise ConfigError(f"--config-dir={arguments.config_dir}: no such directory")
     if arguments.resolve and not (arguments.cfg or arguments.help):
         raise ConfigError("--resolve: belongs with --cfg job")
     if arguments.multirun and arguments.cfg:
-        raise ConfigError("--cfg: shows a single configuration; leave out -m and give each key one value")
+        raise ConfigError(
+            "--cfg: shows a single configuration; leave out -m and give each key one value"
+        )
     return Command([_quote_filter(word) for word in typed], _without(argv, typed), arguments)
 
 
@@ -86,7 +100,9 @@ def _without(words: Sequence[str], taken: Sequence[str]) -> list[str]:
 def _refuse(message: str) -> NoReturn:
     """In place of argparse's page of usage. Raises ConfigError."""
     unknown = message.removeprefix("unrecognized arguments: ")
-    raise ConfigError(*(map(_unknown_flag, unknown.split()) if unknown != message else [f"{message}; see --help"]))
+    raise ConfigError(
+        *(map(_unknown_flag, unknown.split()) if unknown != message else [f"{message}; see --help"])
+    )
 
 
 def _unknown_flag(word: str) -> str:
@@ -99,17 +115,24 @@ def _unknown_flag(word: str) -> str:
 @contextlib.contextmanager
 def hydra_session(command: Command) -> Iterator[ComposeFn]:
     """Opens Hydra's configuration; yields what makes overrides into our keys, and Hydra's under `hydra`."""
-    name, folder = command.arguments.config_name or "config", command.arguments.config_dir
+    name = command.arguments.config_name or "config"
+    folder = command.arguments.config_dir
     with initialize_config_dir(config_dir=conf_dir(), job_name="vggexp", **VERSION_BASE):
         if folder:  # as hydra.main does it
             loader: Any = GlobalHydra.instance().config_loader()
             path = loader.get_search_path()
-            path.prepend("command-line", f"file://{Path(folder).resolve()}", SearchPathQuery(provider="schema"))
+            path.prepend(
+                "command-line",
+                f"file://{Path(folder).resolve()}",
+                SearchPathQuery(provider="schema"),
+            )
             loader.repository.initialize_sources(path)
         yield lambda overrides: compose(name, overrides=list(overrides), return_hydra_config=True)
 
 
-def compose_or_diagnose(overrides: Sequence[str], composed: ComposeFn) -> tuple[DictConfig | None, ErrorList, str]:
+def compose_or_diagnose(
+    overrides: Sequence[str], composed: ComposeFn
+) -> tuple[DictConfig | None, ErrorList, str]:
     """What could be composed, the problems of the overrides that it is without, and Hydra's refusal of the whole."""
     try:
         return composed(overrides), ErrorList(), ""
@@ -117,7 +140,9 @@ def compose_or_diagnose(overrides: Sequence[str], composed: ComposeFn) -> tuple[
         return *diagnose(parse_overrides(overrides)[0], composed), one_line(error)
 
 
-def build_config(node: DictConfig | None, problems: ErrorList, refusal: str, overrides: Sequence[str]) -> Config:
+def build_config(
+    node: DictConfig | None, problems: ErrorList, refusal: str, overrides: Sequence[str]
+) -> Config:
     """Reads and checks what was composed, as `_explained` returns it. Raises ConfigError."""
     if node is None:
         raise ConfigError(*(problems or [refusal]))

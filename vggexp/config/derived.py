@@ -26,13 +26,22 @@ def input_spec(config: Config) -> InputSpec:
     """Raises ConfigError where a folder's classes are neither given nor there to be counted."""
     data = config.data
     if isinstance(data, Synthetic):
-        channels, side, classes, train, test = data.channels, data.size, data.classes, data.images, data.images // 5
+        channels = data.channels
+        side = data.size
+        classes = data.classes
+        train = data.images
+        test = data.images // 5
     elif isinstance(data, ImageFolder):
-        return InputSpec(3, data.resize or 224, data.classes or _folder_classes(data), None, None, None)
+        return InputSpec(
+            3, data.resize or 224, data.classes or _folder_classes(data), None, None, None
+        )
     else:
         facts = DATASETS[data.name]
-        channels, side, classes = facts.channels, facts.size, len(facts.classes)
-        train, test = facts.train_images, facts.test_images
+        channels = facts.channels
+        side = facts.size
+        classes = len(facts.classes)
+        train = facts.train_images
+        test = facts.test_images
     train = min(train, data.limit or train)
     val = round(train * data.val_fraction)
     return InputSpec(channels, data.resize or side, classes, train - val, val, test)
@@ -40,7 +49,9 @@ def input_spec(config: Config) -> InputSpec:
 
 def _folder_classes(data: ImageFolder) -> int:
     if data.root is None:
-        raise ConfigError("data.root=null: give the folder that holds train/ and test/, or data.classes=N to plan")
+        raise ConfigError(
+            "data.root=null: give the folder that holds train/ and test/, or data.classes=N to plan"
+        )
     if not os.path.isdir(data.root):
         raise ConfigError(f"data.root={data.root}: no such directory")
     return len(folder_classes(Path(data.root)))
@@ -59,7 +70,9 @@ def layers(config: Config) -> list[shapes.Layer]:
 
 def training_macs(config: Config) -> int:
     """Multiply-adds of all forward passes in training; of one image an epoch where their number is not known."""
-    return shapes.macs(layers(config)) * (input_spec(config).train_images or 1) * config.train.epochs
+    return (
+        shapes.macs(layers(config)) * (input_spec(config).train_images or 1) * config.train.epochs
+    )
 
 
 def disk_bytes(config: Config) -> dict[str, int]:
@@ -76,11 +89,14 @@ def memory_bytes(config: Config) -> dict[str, int | None]:
     precision = expected_precision(config.device)
     return costs.memory_bytes(
         layers(config),
-        batch_size=ceil(config.data.batch_size / (config.train.accumulate * (config.device.processes or 1))),
+        batch_size=ceil(
+            config.data.batch_size / (config.train.accumulate * (config.device.processes or 1))
+        ),
         precision_bytes=2 if precision in ("bf16", "fp16") else 4,
         optimizer_states=costs.optimizer_states(config.optimizer.name, config.optimizer.arguments),
         ema=config.train.ema is not None,
-        accumulated=config.train.accumulate > 1 or (config.device.processes or 1) > 1,  # DDP keeps them too
+        accumulated=config.train.accumulate > 1
+        or (config.device.processes or 1) > 1,  # DDP keeps them too
         fused=uses_triton(config, precision),
         frozen=config.train.freeze or 0,
     )

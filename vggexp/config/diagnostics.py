@@ -20,7 +20,13 @@ from vggexp.formatting import format_value
 ComposeFn = Callable[[Sequence[str]], DictConfig]
 
 SECTIONS = ("experiment", *(field.name for field in dataclasses.fields(Config)))
-LAUNCHERS = {"joblib": "joblib", "ray": "ray", "slurm": "slurm", "submitit_local": "slurm", "submitit_slurm": "slurm"}
+LAUNCHERS = {
+    "joblib": "joblib",
+    "ray": "ray",
+    "slurm": "slurm",
+    "submitit_local": "slurm",
+    "submitit_slurm": "slurm",
+}
 NEEDS_SWEEP = "a list of values needs -m (a sweep)"
 
 
@@ -33,13 +39,16 @@ def one_line(error: Exception) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     key = getattr(error, "full_key", None)
-    return (f"{key}: " if key else "") + re.sub(r"\s+", " ", lines[0] if lines else type(error).__name__)
+    return (f"{key}: " if key else "") + re.sub(
+        r"\s+", " ", lines[0] if lines else type(error).__name__
+    )
 
 
 def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], ErrorList]:
     """Parses each override by itself; the problems are of those outside Hydra's grammar and of forbidden ones."""
     parser = OverridesParser.create()
-    parsed, problems = [], ErrorList()
+    parsed = []
+    problems = ErrorList()
     for text in overrides:
         try:
             override = parser.parse_override(text)
@@ -82,7 +91,11 @@ def _grammar_problem(text: str) -> str:
         return f"no tuples here; write {key}={value.replace('(', '[').replace(')', ']')}"
     for opening, closing in ("[]", "{}", "()"):
         if value.count(opening) != value.count(closing):
-            return f"{opening} is not closed" if value.count(opening) > value.count(closing) else f"stray {closing}"
+            return (
+                f"{opening} is not closed"
+                if value.count(opening) > value.count(closing)
+                else f"stray {closing}"
+            )
     if value.endswith(","):
         return "ends in a comma"
     if value.startswith("~"):
@@ -100,14 +113,22 @@ def _without_equals(text: str) -> str:
     if inside and not _options(text):
         return f"= missing; write {inside[0]}=VALUE"
     groups = [group for group in SECTIONS if text in _options(group)]
-    return f"= missing; write {groups[0]}={text}" if groups else f"= missing; write {text}=VALUE, or see --help"
+    return (
+        f"= missing; write {groups[0]}={text}"
+        if groups
+        else f"= missing; write {text}=VALUE, or see --help"
+    )
 
 
 def _options(group: str) -> list[str]:
-    return [] if group == "hydra" else GlobalHydra.instance().config_loader().get_group_options(group)
+    return (
+        [] if group == "hydra" else GlobalHydra.instance().config_loader().get_group_options(group)
+    )
 
 
-def diagnose(parsed: Sequence[Override], composed: ComposeFn) -> tuple[DictConfig | None, ErrorList]:
+def diagnose(
+    parsed: Sequence[Override], composed: ComposeFn
+) -> tuple[DictConfig | None, ErrorList]:
     """What is wrong with each override, and what the others compose to, so that its problems can be told as well.
 
     An unknown key is put in by force: `read` tells it, as it tells one in a file. What depends on an unknown file is
@@ -115,7 +136,11 @@ def diagnose(parsed: Sequence[Override], composed: ComposeFn) -> tuple[DictConfi
     """
     groups = {override.key_or_group for override in parsed if _options(override.key_or_group)}
     chosen = [override for override in parsed if override.key_or_group in groups]
-    unfit = {override.key_or_group: problem for override in chosen if (problem := _group_problem(override))}
+    unfit = {
+        override.key_or_group: problem
+        for override in chosen
+        if (problem := _group_problem(override))
+    }
     good = [override.input_line or "" for override in chosen if override.key_or_group not in unfit]
     problems = ErrorList(unfit.values())
     try:
@@ -124,8 +149,13 @@ def diagnose(parsed: Sequence[Override], composed: ComposeFn) -> tuple[DictConfi
         return None, problems
     known = set(_keys(before))
     for override in parsed:
-        key, text = override.key_or_group, override.input_line or ""
-        if key in groups or key.split(".")[0] in unfit or ("experiment" in unfit and key not in known):
+        key = override.key_or_group
+        text = override.input_line or ""
+        if (
+            key in groups
+            or key.split(".")[0] in unfit
+            or ("experiment" in unfit and key not in known)
+        ):
             continue
         new = key not in known and override.type == OverrideType.CHANGE
         problem = _value_problem(override, known, before)
@@ -133,7 +163,9 @@ def diagnose(parsed: Sequence[Override], composed: ComposeFn) -> tuple[DictConfi
     return _compose_leniently(good, composed, problems), problems
 
 
-def _compose_leniently(overrides: Sequence[str], composed: ComposeFn, problems: ErrorList) -> DictConfig:
+def _compose_leniently(
+    overrides: Sequence[str], composed: ComposeFn, problems: ErrorList
+) -> DictConfig:
     """Composes; an override that Hydra refuses for a reason not foreseen here is told in Hydra's words and left out."""
     try:
         return composed(overrides)
@@ -149,7 +181,9 @@ def _compose_leniently(overrides: Sequence[str], composed: ComposeFn, problems: 
 
 
 def _group_problem(override: Override) -> str | None:
-    text, group, options = override.input_line or "", override.key_or_group, _options(override.key_or_group)
+    text = override.input_line or ""
+    group = override.key_or_group
+    options = _options(override.key_or_group)
     if override.is_sweep_override():
         return f"{text}: {NEEDS_SWEEP}"
     value = override.value()
@@ -159,7 +193,11 @@ def _group_problem(override: Override) -> str | None:
         return f"{text}: {group} is already set; write {group}={format_value(value)}"
     if isinstance(value, dict):
         return f"{text}: set one key at a time, as {group}.{next(iter(value), 'KEY')}=VALUE"
-    unknown = [name for name in map(format_value, value if isinstance(value, list) else [value]) if name not in options]
+    unknown = [
+        name
+        for name in map(format_value, value if isinstance(value, list) else [value])
+        if name not in options
+    ]
     if group == "hydra/launcher" and (extra := _missing_extra(value, options)):
         return f"{text}: needs another package: pip install -e '.[{extra}]'"
     if unknown:
@@ -174,7 +212,8 @@ def _missing_extra(launcher: Any, options: Sequence[str]) -> str | None:
 
 
 def _value_problem(override: Override, known: set[str], before: DictConfig) -> str | None:
-    text, key = override.input_line or "", override.key_or_group
+    text = override.input_line or ""
+    key = override.key_or_group
     section, _, leaf = key.rpartition(".")
     if override.is_sweep_override():
         return f"{text}: {NEEDS_SWEEP}"

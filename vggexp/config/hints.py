@@ -10,7 +10,9 @@ from vggexp.models import shapes
 from vggexp.system.cpu import ram_bytes
 
 MAX_UPSCALE = 2  # times the side that would do, from which on a resize is mostly cost
-LR_WARN_FACTOR = 8  # times the usual learning rate from which on VGG without batch norm seldom learns
+LR_WARN_FACTOR = (
+    8  # times the usual learning rate from which on VGG without batch norm seldom learns
+)
 ADAPTIVE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop")
 DECAY_WARN = 0.01  # weight decay above which it counts as the reason of a net that fades
 
@@ -27,7 +29,9 @@ class Hint:
 
 def hints(config: Config, gpu_bytes: int | None = None) -> list[Hint]:
     """gpu_bytes: memory of the CUDA device, where it is known."""
-    return [hint for look in (_rate, _resize, _dense) for hint in look(config)] + [*_memory(config, gpu_bytes)]
+    return [hint for look in (_rate, _resize, _dense) for hint in look(config)] + [
+        *_memory(config, gpu_bytes)
+    ]
 
 
 def usual_lr(optimizer: Optimizer) -> float | None:
@@ -42,11 +46,19 @@ def usual_lr(optimizer: Optimizer) -> float | None:
 
 
 def _rate(config: Config) -> Iterator[Hint]:
-    usual, lr = usual_lr(config.optimizer), config.optimizer.lr
-    if not isinstance(config.arch, Vgg) or config.arch.norm == "batch" or usual is None or lr < LR_WARN_FACTOR * usual:
+    usual = usual_lr(config.optimizer)
+    lr = config.optimizer.lr
+    if (
+        not isinstance(config.arch, Vgg)
+        or config.arch.norm == "batch"
+        or usual is None
+        or lr < LR_WARN_FACTOR * usual
+    ):
         return
     source = "torchvision's VGG recipe" if config.optimizer.name == "SGD" else "arXiv:1412.6980"
-    yield Hint("optimizer.lr", f"optimizer.lr={lr:g} without batch norm: {usual:g} is usual", source)
+    yield Hint(
+        "optimizer.lr", f"optimizer.lr={lr:g} without batch norm: {usual:g} is usual", source
+    )
 
 
 def _resize(config: Config) -> Iterator[Hint]:
@@ -54,7 +66,8 @@ def _resize(config: Config) -> Iterator[Hint]:
     if isinstance(data, ImageFolder):
         return
     stored = data.size if isinstance(data, Synthetic) else DATASETS[data.name].size
-    enough, side = max(stored, shapes.minimum_size(spatial_ops(config))), input_spec(config).size
+    enough = max(stored, shapes.minimum_size(spatial_ops(config)))
+    side = input_spec(config).size
     if side <= MAX_UPSCALE * enough:
         return
     smaller = replace(config, data=replace(data, resize=enough))
@@ -64,7 +77,8 @@ def _resize(config: Config) -> Iterator[Hint]:
 
 
 def _dense(config: Config) -> Iterator[Hint]:
-    given, path = input_spec(config), spatial_ops(config)
+    given = input_spec(config)
+    path = spatial_ops(config)
     if isinstance(config.arch, Vgg) and shapes.feature_map_sizes(given.size, path)[-1] == 1:
         larger = 2 * shapes.minimum_size(path)
         told = f"a map of 1x1 before the classifier: dense evaluation is the plain one below {larger} px"
@@ -76,29 +90,40 @@ def _memory(config: Config, gpu_bytes: int | None) -> Iterator[Hint]:
     needed = memory_bytes(config)["total"] or 0
     if room is None or needed <= room:
         return
-    cure = next((cure for cure, less in _smaller(config) if (memory_bytes(less)["total"] or 0) <= room), None)
+    cure = next(
+        (cure for cure, less in _smaller(config) if (memory_bytes(less)["total"] or 0) <= room),
+        None,
+    )
     told = f"a step holds {needed / 1e9:.1f} GB, there are {room / 1e9:.1f} GB; {cure or 'choose a smaller network'}"
     yield Hint("memory", told, "arithmetic")
 
 
 def _smaller(config: Config) -> Iterator[tuple[str, Config]]:
     """Half of the images at a time, a quarter, ...; batch norm sees what a micro-batch holds, so there a batch."""
-    batch, parts = config.data.batch_size, config.train.accumulate
+    batch = config.data.batch_size
+    parts = config.train.accumulate
     while 2 * parts <= batch:
         parts *= 2
         if isinstance(config.arch, Vgg) and config.arch.norm == "batch":
             size = batch * config.train.accumulate // parts
-            yield f"data.batch_size={size}", replace(config, data=replace(config.data, batch_size=size))
+            yield (
+                f"data.batch_size={size}",
+                replace(config, data=replace(config.data, batch_size=size)),
+            )
         else:
-            yield f"train.accumulate={parts}", replace(config, train=replace(config.train, accumulate=parts))
+            yield (
+                f"train.accumulate={parts}",
+                replace(config, train=replace(config.train, accumulate=parts)),
+            )
 
 
 def suggested_overrides(config: Config) -> list[str]:
-    """For a net that turned out dead: overrides of which each should make it learn; they were tried in tests/dead.py.
+    """For a net that turned out dead: overrides of which each should make it learn; they were tried in benchmarks/dead.py.
 
     Where a step or the decay is too large, that comes first: no other cure learns without it.
     """
-    optimizer, arch = config.optimizer, config.arch
+    optimizer = config.optimizer
+    arch = config.arch
     usual = usual_lr(optimizer)
     needed = ["optimizer.weight_decay=5e-4"] if optimizer.weight_decay > DECAY_WARN else []
     if usual is not None and optimizer.lr > usual:

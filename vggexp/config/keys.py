@@ -10,7 +10,11 @@ def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """{"optimizer": {"lr": 0.1}} -> {"optimizer.lr": 0.1}."""
     keys: dict[str, Any] = {}
     for key, value in node.items():
-        keys |= flatten(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {f"{prefix}{key}": value}
+        keys |= (
+            flatten(value, f"{prefix}{key}.")
+            if isinstance(value, Mapping)
+            else {f"{prefix}{key}": value}
+        )
     return keys
 
 
@@ -32,7 +36,9 @@ def to_plain(value: Any) -> Any:
         shared = {"name": value.name, "lr": value.lr, "weight_decay": value.weight_decay}
         return shared | to_plain(value.arguments)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {
+            field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)
+        }
     if isinstance(value, Block):
         return list(value if value.pointwise else value[:2])
     if isinstance(value, Mapping):

@@ -37,8 +37,13 @@ class ErrorList(list[str]):
 
 def close_matches(word: str, allowed: Iterable[str]) -> list[str]:
     """At most two, the most alike first; of equals the first."""
-    likeness = {option: SequenceMatcher(None, word.lower(), option.lower()).ratio() for option in allowed}
-    return sorted((option for option in likeness if likeness[option] >= 0.6), key=lambda option: -likeness[option])[:2]
+    likeness = {
+        option: SequenceMatcher(None, word.lower(), option.lower()).ratio() for option in allowed
+    }
+    return sorted(
+        (option for option in likeness if likeness[option] >= 0.6),
+        key=lambda option: -likeness[option],
+    )[:2]
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
@@ -47,7 +52,9 @@ def did_you_mean(word: str, allowed: Iterable[str]) -> str:
     return f"nearest {', '.join(close)}; " if close else ""
 
 
-def _number(kind: type, value: Any, key: str, limits: schema.Range | None, problems: ErrorList) -> Any:
+def _number(
+    kind: type, value: Any, key: str, limits: schema.Range | None, problems: ErrorList
+) -> Any:
     whole = isinstance(value, int) and not isinstance(value, bool)
     allowed = "" if limits is None else f", {limits}"
     if kind is int and not whole:
@@ -76,17 +83,24 @@ def _block(value: Any, key: str, problems: ErrorList) -> Any:
         return problems.value(
             f"{key}={format_value(value)}: needs [convolutions,channels] or [convolutions,channels,1x1s]"
         )
-    limits = {"convolutions": schema.Range(1, 64), "channels": schema.Range(1, 65536), "1x1s": schema.Range(0, 64)}
+    limits = {
+        "convolutions": schema.Range(1, 64),
+        "channels": schema.Range(1, 65536),
+        "1x1s": schema.Range(0, 64),
+    }
     before = len(problems)
     parts = zip(value, limits, strict=False)
     numbers = [
-        _number(int, item, f"{key}={format_value(value)}: {name}", limits[name], problems) for item, name in parts
+        _number(int, item, f"{key}={format_value(value)}: {name}", limits[name], problems)
+        for item, name in parts
     ]
     if len(problems) > before:
         return Invalid()
     block = Block(*numbers)
     if block.pointwise > block.convs:
-        return problems.value(f"{key}={format_value(value)}: 1x1s={block.pointwise}: more than its convolutions")
+        return problems.value(
+            f"{key}={format_value(value)}: 1x1s={block.pointwise}: more than its convolutions"
+        )
     return block
 
 
@@ -101,15 +115,22 @@ def _sequence(item: Any, value: Any, key: str, problems: ErrorList) -> Any:
         written = value.replace("(", "[").replace(")", "]").replace(" ", "")
         return problems.value(f"{key}={value}: YAML has no tuples; write {written}")
     if not isinstance(value, list | tuple):
-        return problems.value(f"{key}={format_value(value)}: must be a list{_row_hint(item, value, key)}")
+        return problems.value(
+            f"{key}={format_value(value)}: must be a list{_row_hint(item, value, key)}"
+        )
     if item is Block and value and all(isinstance(number, int) for number in value):
-        return problems.value(f"{key}={format_value(value)}: needs a list of rows; write {key}=[{format_value(value)}]")
-    return tuple(convert(item, element, f"{key}[{index}]", problems) for index, element in enumerate(value))
+        return problems.value(
+            f"{key}={format_value(value)}: needs a list of rows; write {key}=[{format_value(value)}]"
+        )
+    return tuple(
+        convert(item, element, f"{key}[{index}]", problems) for index, element in enumerate(value)
+    )
 
 
 def convert(kind: Any, value: Any, key: str, problems: ErrorList) -> Any:
     """`value` as the annotated type `kind`; a misfit is added to `problems`."""
-    origin, args = get_origin(kind), get_args(kind)
+    origin = get_origin(kind)
+    args = get_args(kind)
     if origin in (Union, types.UnionType):
         return None if value is None else _optional(args[0], value, key, problems)
     if origin is Annotated:
@@ -117,7 +138,9 @@ def convert(kind: Any, value: Any, key: str, problems: ErrorList) -> Any:
     if origin is Literal:
         if value in args and isinstance(value, str):
             return value
-        return problems.value(f"{key}={format_value(value)}: {did_you_mean(str(value), args)}allowed {', '.join(args)}")
+        return problems.value(
+            f"{key}={format_value(value)}: {did_you_mean(str(value), args)}allowed {', '.join(args)}"
+        )
     if origin is tuple:
         return _sequence(args[0], value, key, problems)
     if kind is Block:
@@ -127,22 +150,29 @@ def convert(kind: Any, value: Any, key: str, problems: ErrorList) -> Any:
         return (
             dict(value)
             if fits
-            else problems.value(f"{key}={format_value(value)}: needs keys and values, as {{seed:1}}")
+            else problems.value(
+                f"{key}={format_value(value)}: needs keys and values, as {{seed:1}}"
+            )
         )
     if kind in (int, float):
         return _number(kind, value, key, None, problems)
     if kind is bool and not isinstance(value, bool):
         return problems.value(f"{key}={format_value(value)}: must be true or false")
     if kind is str and (not isinstance(value, str) or not value):
-        quoted = f"; put it into quotes: '{key}=\"{value}\"'" if isinstance(value, int | float) else ""
+        quoted = (
+            f"; put it into quotes: '{key}=\"{value}\"'" if isinstance(value, int | float) else ""
+        )
         return problems.value(f"{key}={format_value(value)}: must be text{quoted}")
     return value
 
 
 def _optional(kind: Any, value: Any, key: str, problems: ErrorList) -> Any:
-    before, end = len(problems), str(get_args(kind)[-1]) if get_origin(kind) is Annotated else "must be text"
+    before = len(problems)
+    end = str(get_args(kind)[-1]) if get_origin(kind) is Annotated else "must be text"
     converted = convert(kind, value, key, problems)
-    problems[before:] = [f"{told} or null" if told.endswith(end) else told for told in problems[before:]]
+    problems[before:] = [
+        f"{told} or null" if told.endswith(end) else told for told in problems[before:]
+    ]
     return converted
 
 
@@ -170,17 +200,24 @@ def schema_keys(cls: Any = schema.Config, path: str = "") -> tuple[str, ...]:
     for name, kind in _hints(cls).items():
         members: tuple[Any, ...] = GROUP_CLASSES.get(f"{path}{name}", (kind,))
         sections: list[Any] = [member for member in members if dataclasses.is_dataclass(member)]
-        keys += [key for member in sections for key in schema_keys(member, f"{path}{name}.")] or [f"{path}{name}"]
+        keys += [key for member in sections for key in schema_keys(member, f"{path}{name}.")] or [
+            f"{path}{name}"
+        ]
     return tuple(dict.fromkeys(keys))
 
 
 def _unknown(key: str, siblings: Iterable[str], path: str, member: object) -> str:
     """For a key of the right name in the wrong section the right one is told, else what is alike beside it."""
-    full, there = f"{path}.{key}" if path else key, f"keys{path and f' of {path}'}: {', '.join(siblings)}"
+    full = f"{path}.{key}" if path else key
+    there = f"keys{path and f' of {path}'}: {', '.join(siblings)}"
     if full in schema_keys():
         return f"{full}: not a key of {path} {format_value(member)}; {there}"
     elsewhere = [name for name in schema_keys() if name.rpartition(".")[2] == key]
-    beside = close_matches(key, siblings) if path else close_matches(key.replace("/", "."), schema_keys())
+    beside = (
+        close_matches(key, siblings)
+        if path
+        else close_matches(key.replace("/", "."), schema_keys())
+    )
     near = elsewhere or [f"{path}.{name}" if path else name for name in beside]
     told = f"nearest {', '.join(near)}; " if near else ""
     return f"{full}: unknown key; {told}{there}"
@@ -195,7 +232,9 @@ def parse_section(cls: type, node: Any, path: str, problems: ErrorList) -> Any:
     if not isinstance(node, Mapping):
         some = ", ".join(f"{path}.{key}" for key in list(hints)[:3])
         return problems.value(f"{path}={format_value(node)}: a group of keys; set {some}, ...")
-    problems += [_unknown(str(key), hints, path, node.get("name")) for key in node if key not in hints]
+    problems += [
+        _unknown(str(key), hints, path, node.get("name")) for key in node if key not in hints
+    ]
     values = {}
     for key, kind in hints.items():
         name = f"{path}.{key}" if path else key
@@ -209,7 +248,11 @@ def parse_section(cls: type, node: Any, path: str, problems: ErrorList) -> Any:
 
 def _parse_field(kind: Any, value: Any, path: str, problems: ErrorList) -> Any:
     if path in GROUP_CLASSES:
-        cls = select_schema(path, value, problems) if isinstance(value, Mapping) else GROUP_CLASSES[path][0]
+        cls = (
+            select_schema(path, value, problems)
+            if isinstance(value, Mapping)
+            else GROUP_CLASSES[path][0]
+        )
         return parse_section(cls, value, path, problems) if isinstance(cls, type) else cls
     if path == "optimizer" and isinstance(value, Mapping):
         own = ("name", "lr", "weight_decay")

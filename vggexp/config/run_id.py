@@ -14,11 +14,26 @@ from vggexp.models import shapes
 # Keys that do not change a result. A key that is null is left out as well, so that names survive a new option. What
 # `train.init_from` names enters by the hash of its weights, `train.init_sha256`, and not by its path.
 NON_IDENTITY_KEYS = (
-    "run.", "sweep.", "resume", "data.root", "data.download", "data.workers", "data.cache",
-    "train.checkpoint_minutes", "train.rest_minutes", "train.keep", "train.init_from",
-    "train.probe_steps", "train.stop_if_dead", "device.timeout_minutes",
-)  # fmt: skip
-OPEN_ENDED_SCHEDULES = ("constant", "step", "plateau")  # schedules that do not depend on the number of epochs
+    "run.",
+    "sweep.",
+    "resume",
+    "data.root",
+    "data.download",
+    "data.workers",
+    "data.cache",
+    "train.checkpoint_minutes",
+    "train.rest_minutes",
+    "train.keep",
+    "train.init_from",
+    "train.probe_steps",
+    "train.stop_if_dead",
+    "device.timeout_minutes",
+)
+OPEN_ENDED_SCHEDULES = (
+    "constant",
+    "step",
+    "plateau",
+)  # schedules that do not depend on the number of epochs
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -26,7 +41,11 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     keys = flatten(values)
     if keys.get("device.processes") == 1:  # as if it were not given
         keys["device.processes"] = None
-    kept = {key: value for key, value in keys.items() if value is not None and not key.startswith(NON_IDENTITY_KEYS)}
+    kept = {
+        key: value
+        for key, value in keys.items()
+        if value is not None and not key.startswith(NON_IDENTITY_KEYS)
+    }
     return {key: _canonical(value) for key, value in sorted(kept.items())}
 
 
@@ -45,7 +64,9 @@ def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
 
 
 def only_more_epochs(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-    return here["scheduler.name"] in OPEN_ENDED_SCHEDULES and here["train.epochs"] > there.get("train.epochs", 0)
+    return here["scheduler.name"] in OPEN_ENDED_SCHEDULES and here["train.epochs"] > there.get(
+        "train.epochs", 0
+    )
 
 
 def _canonical(value: Any) -> Any:
@@ -81,7 +102,10 @@ def network_name(config: Config) -> str:
 
 def sweep_name(jobs: list[list[str]]) -> str:
     """The swept keys and 8 hexadecimal digits of the set of jobs, whatever their order and how they are run."""
-    jobs = [[word for word in overrides if not word.lstrip("+").startswith(("sweep.", "hydra"))] for overrides in jobs]
+    jobs = [
+        [word for word in overrides if not word.lstrip("+").startswith(("sweep.", "hydra"))]
+        for overrides in jobs
+    ]
     values: dict[str, set[str]] = {}
     for overrides in jobs:
         for override in overrides:

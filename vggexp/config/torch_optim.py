@@ -10,7 +10,16 @@ from vggexp.config.parse import did_you_mean
 from vggexp.formatting import format_value
 
 # Set by vggexp itself, or meaningless in its loop.
-RESERVED_ARGUMENTS = ("self", "params", "lr", "fused", "foreach", "capturable", "differentiable", "maximize")
+RESERVED_ARGUMENTS = (
+    "self",
+    "params",
+    "lr",
+    "fused",
+    "foreach",
+    "capturable",
+    "differentiable",
+    "maximize",
+)
 UNSUPPORTED_OPTIMIZERS = {
     "LBFGS": "needs a closure that evaluates the loss several times a step",
     "SparseAdam": "takes sparse gradients only",
@@ -27,7 +36,9 @@ def optimizers() -> dict[str, Path]:
         return {}
     found = {}
     for path in sorted((Path(spec.origin).parent / "optim").glob("*.py")):
-        for name in re.findall(r"^class ([A-Z]\w+)\((?:Optimizer|Adam)\)", path.read_text("utf-8"), re.MULTILINE):
+        for name in re.findall(
+            r"^class ([A-Z]\w+)\((?:Optimizer|Adam)\)", path.read_text("utf-8"), re.MULTILINE
+        ):
             found[name] = path
     return found
 
@@ -37,15 +48,23 @@ def arguments(name: str) -> tuple[str, ...]:
     """The names of the arguments of an optimizer's constructor that a configuration may set."""
     tree = ast.parse(optimizers()[name].read_text("utf-8"))
     cls = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    init = next(node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__")
-    return tuple(arg.arg for arg in init.args.args + init.args.kwonlyargs if arg.arg not in RESERVED_ARGUMENTS)
+    init = next(
+        node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    )
+    return tuple(
+        arg.arg
+        for arg in init.args.args + init.args.kwonlyargs
+        if arg.arg not in RESERVED_ARGUMENTS
+    )
 
 
 def optimizer_problems(name: str, weight_decay: float, given: dict[str, object]) -> list[str]:
     """What is wrong with an optimizer's name, its weight decay and its own arguments."""
     known = optimizers()
     if name in UNSUPPORTED_OPTIMIZERS:
-        return [f"optimizer.name={name}: {UNSUPPORTED_OPTIMIZERS[name]}; choose another class of torch.optim"]
+        return [
+            f"optimizer.name={name}: {UNSUPPORTED_OPTIMIZERS[name]}; choose another class of torch.optim"
+        ]
     if not known:
         return []
     if name not in known:
@@ -85,5 +104,8 @@ def _pair_of_shares(value: object) -> bool:
     return (
         isinstance(value, list | tuple)
         and len(value) == 2
-        and all(isinstance(item, int | float) and not isinstance(item, bool) and 0 <= item < 1 for item in value)
+        and all(
+            isinstance(item, int | float) and not isinstance(item, bool) and 0 <= item < 1
+            for item in value
+        )
     )

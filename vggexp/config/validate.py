@@ -15,8 +15,19 @@ from vggexp.models import shapes
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,119}")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
-_INVALID_VALUE_ERRORS = (AttributeError, KeyError, TypeError)  # what asking an Unread value leads to
-OBJECTIVES = ("val/accuracy", "val/loss", "test/accuracy", "test/loss", "train/accuracy", "train/loss")
+_INVALID_VALUE_ERRORS = (
+    AttributeError,
+    KeyError,
+    TypeError,
+)  # what asking an Unread value leads to
+OBJECTIVES = (
+    "val/accuracy",
+    "val/loss",
+    "test/accuracy",
+    "test/loss",
+    "train/accuracy",
+    "train/loss",
+)
 
 
 def validate(config: Config, whole: bool = True) -> list[str]:
@@ -54,7 +65,12 @@ def _data(config: Config, given: InputSpec) -> Iterator[str]:
     data = config.data
     if data.root is not None and os.path.exists(data.root) and not os.path.isdir(data.root):
         yield f"data.root={data.root}: not a directory"
-    elif data.root is not None and isinstance(data, ImageFolder) and data.classes and not os.path.isdir(data.root):
+    elif (
+        data.root is not None
+        and isinstance(data, ImageFolder)
+        and data.classes
+        and not os.path.isdir(data.root)
+    ):
         yield f"data.root={data.root}: no such directory"
     elif data.root is not None and not data.download and not os.path.isdir(data.root):
         yield f"data.root={data.root}: no such directory (data.download=true would fetch into it)"
@@ -81,7 +97,10 @@ def _scheduler(config: Config, given: InputSpec) -> Iterator[str]:
     if scheduler.warmup_epochs > config.train.epochs:
         yield f"scheduler.warmup_epochs={scheduler.warmup_epochs:g}: more than train.epochs={config.train.epochs}"
     if isinstance(scheduler, Step):
-        rising = all(early < late for early, late in zip(scheduler.milestones, scheduler.milestones[1:], strict=False))
+        rising = all(
+            early < late
+            for early, late in zip(scheduler.milestones, scheduler.milestones[1:], strict=False)
+        )
         if not (scheduler.milestones and rising):
             yield f"scheduler.milestones={format_value(scheduler.milestones)}: must be numbers of epochs that rise"
     if isinstance(scheduler, Plateau) and not config.data.val_fraction:
@@ -99,13 +118,20 @@ def _device(config: Config, given: InputSpec) -> Iterator[str]:
         yield f"device.precision=tf32: a format of CUDA devices, not of {device.name}"
     if device.precision == "fp16" and device.name == "cpu":
         yield "device.precision=fp16: not trained on a processor; use bf16 or fp32"
-    if device.deterministic and device.name == "cuda" and isinstance(config.arch, Vgg) and config.arch.norm == "lrn":
+    if (
+        device.deterministic
+        and device.name == "cuda"
+        and isinstance(config.arch, Vgg)
+        and config.arch.norm == "lrn"
+    ):
         # torch documents that AvgPool3d, which its response norm is made of, raises in the backward pass
         yield "device.deterministic=true: arch.norm=lrn has no deterministic form on CUDA; use none or batch"
 
 
 def _ranks(config: Config, given: InputSpec) -> Iterator[str]:
-    device, batch_size, parts = config.device, config.data.batch_size, config.train.accumulate
+    device = config.device
+    batch_size = config.data.batch_size
+    parts = config.train.accumulate
     ranks = device.processes or 1
     if ranks > 1 and device.name == "mps":
         yield f"device.processes={ranks}: an Apple GPU takes one process; leave it out, or use device=cpu"
@@ -121,7 +147,10 @@ def _train(config: Config, given: InputSpec) -> Iterator[str]:
         yield f"train.accumulate={train.accumulate}: more than data.batch_size={config.data.batch_size}"
     if train.stop_if_dead and train.probe_steps is None:
         yield "train.stop_if_dead=true: needs train.probe_steps, but it is null"
-    for key, wants in (("patience", train.patience is not None), ("test_weights", train.test_weights == "best")):
+    for key, wants in (
+        ("patience", train.patience is not None),
+        ("test_weights", train.test_weights == "best"),
+    ):
         if wants and not config.data.val_fraction:
             yield f"train.{key}={format_value(getattr(train, key))}: needs a validation split, but data.val_fraction=0"
     if train.init_sha256 is not None and not SHA256.fullmatch(train.init_sha256):

@@ -25,14 +25,27 @@ class DatasetInfo:
     folder: str = ""  # where torchvision keeps the files, below its root
     train_files: tuple[str, ...] = ()  # IDX: images, labels; pickled batches hold both
     test_files: tuple[str, ...] = ()
-    digests: dict[str, Checksum] = field(default_factory=dict)  # of every file above, and of the archive
+    digests: dict[str, Checksum] = field(
+        default_factory=dict
+    )  # of every file above, and of the archive
     mirrors: tuple[str, ...] = ()
     archive: str = ""  # the one file that a mirror has; else it has each file as .gz
     system: str = ""  # folder where a Debian package puts the files
     package: str = ""
 
 
-FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
+FASHION = (
+    "T-shirt/top",
+    "Trouser",
+    "Pullover",
+    "Dress",
+    "Coat",
+    "Sandal",
+    "Shirt",
+    "Sneaker",
+    "Bag",
+    "Ankle boot",
+)
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100 = tuple(
     """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
@@ -63,7 +76,11 @@ def _md5(**hexes: str) -> dict[str, Checksum]:
 
 DATASETS = {
     "fashion_mnist": DatasetInfo(
-        1, 28, FASHION, 60_000, 10_000,
+        1,
+        28,
+        FASHION,
+        60_000,
+        10_000,
         folder="FashionMNIST/raw",
         train_files=IDX_TRAIN,
         test_files=IDX_TEST,
@@ -81,7 +98,11 @@ DATASETS = {
         package="dataset-fashion-mnist",
     ),
     "mnist": DatasetInfo(
-        1, 28, DIGITS, 60_000, 10_000,
+        1,
+        28,
+        DIGITS,
+        60_000,
+        10_000,
         folder="MNIST/raw",
         train_files=IDX_TRAIN,
         test_files=IDX_TEST,
@@ -97,7 +118,11 @@ DATASETS = {
         ),
     ),
     "cifar10": DatasetInfo(
-        3, 32, CIFAR10, 50_000, 10_000,
+        3,
+        32,
+        CIFAR10,
+        50_000,
+        10_000,
         folder="cifar-10-batches-py",
         train_files=CIFAR10_TRAIN,
         test_files=("test_batch",),
@@ -114,7 +139,11 @@ DATASETS = {
         archive="cifar-10-python.tar.gz",
     ),
     "cifar100": DatasetInfo(
-        3, 32, CIFAR100, 50_000, 10_000,
+        3,
+        32,
+        CIFAR100,
+        50_000,
+        10_000,
         folder="cifar-100-python",
         train_files=("train",),
         test_files=("test",),
@@ -128,7 +157,7 @@ DATASETS = {
     ),
     # scikit-learn carries one set of 1,797 pictures and no test set; ours is a fixed, stratified fifth of it.
     "digits": DatasetInfo(1, 8, DIGITS, 1_437, 360),
-}  # fmt: skip
+}
 
 
 def folder_classes(root: Path) -> tuple[str, ...]:
@@ -143,7 +172,11 @@ def folder_classes(root: Path) -> tuple[str, ...]:
 def subfolders(folder: Path) -> tuple[str, ...]:
     """Sorted names, those with a leading dot left out (programs put them there). Raises DataError."""
     try:
-        return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."))
+        return tuple(
+            sorted(
+                entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
+            )
+        )
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be read: {error.strerror} (data.root must hold train/CLASS/*.jpg)"
@@ -157,5 +190,7 @@ Part = TypeVar("Part")  # ImageSet, or the FolderIndex of vggexp.data.folder
 class DatasetSplits(Generic[Part]):
     train: Part
     test: Part
-    fingerprint: dict[str, str]  # file name -> SHA-256 of its uncompressed bytes; of a folder, see vggexp.data.folder
+    fingerprint: dict[
+        str, str
+    ]  # file name -> SHA-256 of its uncompressed bytes; of a folder, see vggexp.data.folder
     origin: str  # for people: the folder that was read, or the maker

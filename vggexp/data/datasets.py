@@ -57,7 +57,8 @@ def load_dataset(name: str, root: Path | None, download: bool) -> DatasetSplits[
     facts = DATASETS[name]
     if name == "digits":
         return _digits(facts)
-    folder, read = _folder(name, facts, root, download), _batches if facts.archive else _idx_pair
+    folder = _folder(name, facts, root, download)
+    read = _batches if facts.archive else _idx_pair
     train, train_hashes = read(facts, folder, facts.train_files)
     test, test_hashes = read(facts, folder, facts.test_files)
     return DatasetSplits(train, test, train_hashes | test_hashes, str(folder))
@@ -65,13 +66,18 @@ def load_dataset(name: str, root: Path | None, download: bool) -> DatasetSplits[
 
 def _folder(name: str, facts: DatasetInfo, root: Path | None, download: bool) -> Path:
     """The first place that holds every file; else the last, filled."""
-    files, places = facts.train_files + facts.test_files, _search_dirs(name, facts, root, download)
-    folder = next((place for place in places if all(_find_file(place, file) for file in files)), places[-1])
+    files = facts.train_files + facts.test_files
+    places = _search_dirs(name, facts, root, download)
+    folder = next(
+        (place for place in places if all(_find_file(place, file) for file in files)), places[-1]
+    )
     if missing := [file for file in files if not _find_file(folder, file)]:
         package = f", or apt-get install {facts.package}" if facts.package else ""
         if not download:
             looked = " or ".join(dict.fromkeys(map(str, places)))
-            raise DataError(f"{name}: no {missing[0]} in {looked} (data.root=FOLDER or data.download=true{package})")
+            raise DataError(
+                f"{name}: no {missing[0]} in {looked} (data.root=FOLDER or data.download=true{package})"
+            )
         try:
             _download(facts, folder, missing)
         except DataError as error:
@@ -99,13 +105,21 @@ def _download(facts: DatasetInfo, folder: Path, missing: list[str]) -> None:
     if facts.archive:
         archive = folder.parent / facts.archive
         download(
-            [mirror + facts.archive for mirror in facts.mirrors], archive, facts.digests[facts.archive], ARCHIVE_CAP
+            [mirror + facts.archive for mirror in facts.mirrors],
+            archive,
+            facts.digests[facts.archive],
+            ARCHIVE_CAP,
         )
         _extract(archive, folder, missing)
         return
     for file in missing:
         urls = [f"{mirror}{file}.gz" for mirror in facts.mirrors]
-        download(urls, folder / f"{file}.gz", facts.digests[file], _idx_bytes(_idx_shape(facts, file)) + GZIP_OVERHEAD)
+        download(
+            urls,
+            folder / f"{file}.gz",
+            facts.digests[file],
+            _idx_bytes(_idx_shape(facts, file)) + GZIP_OVERHEAD,
+        )
 
 
 def _extract(archive: Path, folder: Path, files: list[str]) -> None:
@@ -116,9 +130,13 @@ def _extract(archive: Path, folder: Path, files: list[str]) -> None:
                 member = tar.extractfile(f"{folder.name}/{file}")
                 atomic_write(folder / file, member.read(ARCHIVE_CAP) if member else b"")
     except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
-        raise DataError(f"{archive}: not the archive it should be: {error} ({REDOWNLOAD_HINT})") from error
+        raise DataError(
+            f"{archive}: not the archive it should be: {error} ({REDOWNLOAD_HINT})"
+        ) from error
     except OSError as error:
-        raise ResourceError(f"{folder}: cannot be written: {error.strerror or error} (data.root=FOLDER)") from error
+        raise ResourceError(
+            f"{folder}: cannot be written: {error.strerror or error} (data.root=FOLDER)"
+        ) from error
 
 
 def _idx_shape(facts: DatasetInfo, file: str) -> tuple[int, ...]:
@@ -130,15 +148,20 @@ def _idx_bytes(shape: tuple[int, ...]) -> int:
     return 4 + 4 * len(shape) + math.prod(shape)
 
 
-def _idx_pair(facts: DatasetInfo, folder: Path, files: tuple[str, ...]) -> tuple[TensorDataset, dict[str, str]]:
+def _idx_pair(
+    facts: DatasetInfo, folder: Path, files: tuple[str, ...]
+) -> tuple[TensorDataset, dict[str, str]]:
     (images, one), (labels, other) = (_idx(facts, folder, file) for file in files)
     hashes = dict(zip(files, (one, other), strict=True))
-    return validate_labels(images.unsqueeze(1), labels.long(), facts.classes, folder / files[1]), hashes
+    return validate_labels(
+        images.unsqueeze(1), labels.long(), facts.classes, folder / files[1]
+    ), hashes
 
 
 def _idx(facts: DatasetInfo, folder: Path, file: str) -> tuple[Tensor, str]:
     """uint8 of the shape that the catalogue gives, and the SHA-256. The format: http://yann.lecun.com/exdb/mnist."""
-    path, shape = _find_file(folder, file) or folder / file, _idx_shape(facts, file)
+    path = _find_file(folder, file) or folder / file
+    shape = _idx_shape(facts, file)
     wanted = _idx_bytes(shape)
     raw = _unpacked(path, wanted + 1)
     head = tuple(int.from_bytes(raw[at : at + 4], "big") for at in range(0, 4 + 4 * len(shape), 4))
@@ -147,11 +170,17 @@ def _idx(facts: DatasetInfo, folder: Path, file: str) -> tuple[Tensor, str]:
         raise DataError(f"{path}: magic 0x{head[0]:08x}, wanted 0x{magic:08x} ({REDOWNLOAD_HINT})")
     if len(raw) != wanted:
         more = " or more" if len(raw) > wanted else ""
-        raise DataError(f"{path}: {wanted} bytes wanted, {len(raw)}{more} found ({REDOWNLOAD_HINT})")
+        raise DataError(
+            f"{path}: {wanted} bytes wanted, {len(raw)}{more} found ({REDOWNLOAD_HINT})"
+        )
     if head[1:] != shape:
-        raise DataError(f"{path}: says it holds {_times(head[1:])} values, wanted {_times(shape)} ({REDOWNLOAD_HINT})")
+        raise DataError(
+            f"{path}: says it holds {_times(head[1:])} values, wanted {_times(shape)} ({REDOWNLOAD_HINT})"
+        )
     sha256 = _verified(raw, facts.digests[file], path)
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=4 + 4 * len(shape)).view(shape), sha256
+    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=4 + 4 * len(shape)).view(
+        shape
+    ), sha256
 
 
 def _times(sizes: tuple[int, ...]) -> str:
@@ -163,7 +192,9 @@ def _unpacked(path: Path, cap: int) -> bytes:
     try:
         with open(path, "rb") as file:
             packed = file.read(cap + GZIP_OVERHEAD)
-        return zlib.decompressobj(31).decompress(packed, cap) if path.suffix == ".gz" else packed[:cap]
+        return (
+            zlib.decompressobj(31).decompress(packed, cap) if path.suffix == ".gz" else packed[:cap]
+        )
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except zlib.error as error:
@@ -183,7 +214,9 @@ def _verified(raw: bytes, digest: Checksum, path: Path) -> str:
     return sha256
 
 
-def _batches(facts: DatasetInfo, folder: Path, files: tuple[str, ...]) -> tuple[TensorDataset, dict[str, str]]:
+def _batches(
+    facts: DatasetInfo, folder: Path, files: tuple[str, ...]
+) -> tuple[TensorDataset, dict[str, str]]:
     """CIFAR's pickled batches. A pickle can run code, so its bytes are verified before it is opened."""
     images: list[Tensor] = []
     labels: list[int] = []
@@ -198,24 +231,33 @@ def _batches(facts: DatasetInfo, folder: Path, files: tuple[str, ...]) -> tuple[
     return validate_labels(pixels, torch.tensor(labels), facts.classes, folder), hashes
 
 
-def validate_labels(images: Tensor, labels: Tensor, classes: tuple[str, ...], where: object) -> TensorDataset:
+def validate_labels(
+    images: Tensor, labels: Tensor, classes: tuple[str, ...], where: object
+) -> TensorDataset:
     """Raises DataError where labels are out of range or not as many as images."""
     if len(images) != len(labels):
         raise DataError(f"{where}: {len(labels)} labels for {len(images)} images")
     wrong = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
     if len(wrong):
         row = int(wrong[0])
-        raise DataError(f"{where}: label {int(labels[row])} at row {row}, classes are 0..{len(classes) - 1}")
+        raise DataError(
+            f"{where}: label {int(labels[row])} at row {row}, classes are 0..{len(classes) - 1}"
+        )
     return TensorDataset(images, labels, classes)
 
 
 def _digits(facts: DatasetInfo) -> DatasetSplits[TensorDataset]:
     table = torch.from_numpy(_digits_table())
-    images = table[:, :-1].reshape(-1, 1, facts.size, facts.size).mul(255 / 16).round().to(torch.uint8)
+    images = (
+        table[:, :-1].reshape(-1, 1, facts.size, facts.size).mul(255 / 16).round().to(torch.uint8)
+    )
     whole = validate_labels(images, table[:, -1].long(), facts.classes, "digits")
     held_out = torch.zeros(len(images), dtype=torch.bool)
     held_out[stratified_sample(whole.labels, facts.test_images, 0, "digits test set")] = True
-    train, test = (TensorDataset(images[part], whole.labels[part], facts.classes) for part in (~held_out, held_out))
+    train, test = (
+        TensorDataset(images[part], whole.labels[part], facts.classes)
+        for part in (~held_out, held_out)
+    )
     return DatasetSplits(train, test, {"digits": _sha256(images, whole.labels)}, "scikit-learn")
 
 
@@ -223,7 +265,9 @@ def _digits_table() -> Any:
     """float64 [1797, 65]: 64 pixels of 0..16 and the label. Read without scikit-learn's code, which takes a second."""
     package = find_spec("sklearn")
     if package is None or package.origin is None:
-        raise DataError("digits: comes with scikit-learn, which is missing (pip install scikit-learn)")
+        raise DataError(
+            "digits: comes with scikit-learn, which is missing (pip install scikit-learn)"
+        )
     path = Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz"
     if path.is_file():
         return numpy.loadtxt(path, delimiter=",")
@@ -238,7 +282,11 @@ def synthetic_dataset(
 ) -> DatasetSplits[TensorDataset]:
     """Each class has a pattern of 4x4 fields of 0..127; noise of 0..127 is added. The test set has a fifth as many."""
     coarse = torch.randint(
-        0, 128, (classes, channels, 4, 4), generator=generator(seed, "synthetic patterns"), dtype=torch.uint8
+        0,
+        128,
+        (classes, channels, 4, 4),
+        generator=generator(seed, "synthetic patterns"),
+        dtype=torch.uint8,
     )
     field = torch.arange(size) * 4 // size
     patterns = coarse[:, :, field][..., field]
@@ -250,8 +298,11 @@ def synthetic_dataset(
             pixels[label::classes] += patterns[label]
         return TensorDataset(pixels, torch.arange(count) % classes, tuple(map(str, range(classes))))
 
-    train, test = part(images, "train"), part(images // 5, "test")
-    fingerprint = {name: _sha256(of.images, of.labels) for name, of in (("train", train), ("test", test))}
+    train = part(images, "train")
+    test = part(images // 5, "test")
+    fingerprint = {
+        name: _sha256(of.images, of.labels) for name, of in (("train", train), ("test", test))
+    }
     return DatasetSplits(train, test, fingerprint, "synthetic")
 
 

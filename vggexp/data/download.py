@@ -25,13 +25,22 @@ def download(urls: Sequence[str], target: Path, digest: Checksum, size_cap: int)
     try:
         with lock_download(target.parent):
             if not target.exists():
-                _download_from(sorted(urls, key=lambda url: not url.startswith("https:")), target, digest, size_cap)
+                _download_from(
+                    sorted(urls, key=lambda url: not url.startswith("https:")),
+                    target,
+                    digest,
+                    size_cap,
+                )
     except OSError as error:
-        raise ResourceError(f"{target}: cannot be written: {error.strerror or error} (data.root=FOLDER)") from error
+        raise ResourceError(
+            f"{target}: cannot be written: {error.strerror or error} (data.root=FOLDER)"
+        ) from error
 
 
 def _download_from(urls: Sequence[str], target: Path, digest: Checksum, size_cap: int) -> None:
-    for left_over in target.parent.glob(f"{target.name}.part-*"):  # of a process that was killed: we hold the lock
+    for left_over in target.parent.glob(
+        f"{target.name}.part-*"
+    ):  # of a process that was killed: we hold the lock
         left_over.unlink()
     part = target.with_name(f"{target.name}.part-{os.getpid()}")
     reasons = []
@@ -76,7 +85,8 @@ def _save(pieces: Iterator[bytes], path: Path) -> None:
 
 
 def _check(path: Path, digest: Checksum, size_cap: int) -> None:
-    made, left = hashlib.new(digest.algorithm, usedforsecurity=False), size_cap
+    made = hashlib.new(digest.algorithm, usedforsecurity=False)
+    left = size_cap
     try:
         with gzip.open(path) if digest.inside else open(path, "rb") as file:
             while left >= 0 and (piece := file.read(CHUNK_BYTES)):

@@ -25,7 +25,15 @@ IMAGE_SUFFIXES = (
     ".tiff",
     ".webp",
 )  # as torchvision's ImageFolder
-DECODERS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")  # PIL has others that start programs
+DECODERS = (
+    "JPEG",
+    "PNG",
+    "PPM",
+    "BMP",
+    "TIFF",
+    "WEBP",
+    "GIF",
+)  # PIL has others that start programs
 MAX_PIXELS = 1 << 26  # of a picture: 192 MiB in RGB; more is taken for a decompression bomb
 
 
@@ -48,15 +56,20 @@ def index_folder(root: Path) -> DatasetSplits[FolderIndex]:
     if held_out is None:
         raise DataError(f"{root}: holds neither test nor val (wanted: {root}/test/CLASS/*.jpg)")
     if different := sorted(set(subfolders(held_out)) ^ set(classes)):
-        raise DataError(f"{held_out}: class {different[0]!r} is not in both this folder and {root / 'train'}")
-    (train, train_hash), (test, test_hash) = (_index_part(part, classes) for part in (root / "train", held_out))
+        raise DataError(
+            f"{held_out}: class {different[0]!r} is not in both this folder and {root / 'train'}"
+        )
+    (train, train_hash), (test, test_hash) = (
+        _index_part(part, classes) for part in (root / "train", held_out)
+    )
     return DatasetSplits(train, test, {"train": train_hash, held_out.name: test_hash}, str(root))
 
 
 def _index_part(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, str]:
     paths: list[Path] = []
     labels: list[int] = []
-    digest, start = hashlib.sha256(), len(str(folder))
+    digest = hashlib.sha256()
+    start = len(str(folder))
     try:
         for label, name in enumerate(classes):
             found = find_images(folder / name)
@@ -80,15 +93,26 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
     try:
         with Image.open(path, formats=DECODERS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise DataError(f"{path}: {image.width}x{image.height} pixels, more than {MAX_PIXELS} in all")
+                raise DataError(
+                    f"{path}: {image.width}x{image.height} pixels, more than {MAX_PIXELS} in all"
+                )
             if image.mode == "F":
-                raise DataError(f"{path}: pixels are fractions of unknown range (save it with 8 or 16 bits)")
+                raise DataError(
+                    f"{path}: pixels are fractions of unknown range (save it with 8 or 16 bits)"
+                )
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):  # 16 bits, which PIL would cut at 255 instead of scaling
-                rgb = image.convert("I").point(lambda value: value * (1 / 256)).convert("L").convert("RGB")
+                rgb = (
+                    image.convert("I")
+                    .point(lambda value: value * (1 / 256))
+                    .convert("L")
+                    .convert("RGB")
+                )
             else:
                 rgb = image.convert("RGB")
-            pixels = rgb if channels == 3 else rgb.convert("L")  # which leaves a grey picture's pixels as they were
+            pixels = (
+                rgb if channels == 3 else rgb.convert("L")
+            )  # which leaves a grey picture's pixels as they were
     except (DataError, MemoryError):
         raise
     except Exception as error:  # decoders raise what they like
@@ -105,7 +129,10 @@ def find_images(folder: Path) -> list[str]:
 
     walk = os.walk(folder, onerror=unreadable)
     found = sorted(
-        os.path.join(at, file) for at, _, files in walk for file in files if file.lower().endswith(IMAGE_SUFFIXES)
+        os.path.join(at, file)
+        for at, _, files in walk
+        for file in files
+        if file.lower().endswith(IMAGE_SUFFIXES)
     )
     if not found:
         raise DataError(f"{folder}: holds no pictures ({' '.join(IMAGE_SUFFIXES)})")
@@ -114,7 +141,8 @@ def find_images(folder: Path) -> list[str]:
 
 def expand_image_paths(paths: Iterable[Path]) -> list[Path]:
     """The picture files, and those of the folders among them. Raises DataError with everything that is none."""
-    found, wrong = [], []
+    found = []
+    wrong = []
     for path in paths:
         try:
             inside = [Path(file) for file in find_images(path)] if path.is_dir() else [path]

@@ -24,7 +24,9 @@ from vggexp.data.workers import DecoderPool, FullImageDecoder, ImageDecoder, Pac
 from vggexp.distributed import collectives
 from vggexp.rng import generator
 
-MAX_MEMORY_SHARE = 4  # pictures stay on the device where they take less than this part of its free memory
+MAX_MEMORY_SHARE = (
+    4  # pictures stay on the device where they take less than this part of its free memory
+)
 
 Batch = tuple[Tensor, Tensor]  # float32 [B, C, size, size], int64 [B]
 
@@ -64,11 +66,19 @@ class InMemoryLoader:
         augment: Augment = PLAIN,
         cache: str = "auto",
     ):
-        home = torch.device("cpu") if cache == "ram" or (cache == "auto" and not _fits(images, device)) else device
-        self.images, self.labels = images.to(home), labels.to(home)
+        home = (
+            torch.device("cpu")
+            if cache == "ram" or (cache == "auto" and not _fits(images, device))
+            else device
+        )
+        self.images = images.to(home)
+        self.labels = labels.to(home)
         self.preprocess = preprocess.to(device)
         self.basis = color_basis(images) if augment.color else None
-        self.batch_size, self.device, self.seed, self.augment = batch_size, device, seed, augment
+        self.batch_size = batch_size
+        self.device = device
+        self.seed = seed
+        self.augment = augment
         self.count = len(images)
         self.batches_per_epoch = -(-self.count // batch_size)
 
@@ -93,7 +103,10 @@ class InMemoryLoader:
         for index in range(self.batches_per_epoch):
             images, labels = self._take(self._batch(places, index))
             yield (
-                [[SameShapeImages(list(range(len(images))), resize_shorter_side(images, side))] for side in sides],
+                [
+                    [SameShapeImages(list(range(len(images))), resize_shorter_side(images, side))]
+                    for side in sides
+                ],
                 labels,
             )
 
@@ -101,7 +114,9 @@ class InMemoryLoader:
         return places[index * self.batch_size : (index + 1) * self.batch_size]
 
     def _take(self, chosen: Tensor) -> Batch:
-        return _to_device(self.images[chosen], self.device), _to_device(self.labels[chosen], self.device)
+        return _to_device(self.images[chosen], self.device), _to_device(
+            self.labels[chosen], self.device
+        )
 
     def _changes(self, epoch: int, index: int, count: int) -> AugmentParams:
         """Drawn for all `count` pictures of the batch, so that each meets the same ones whatever the ranks."""
@@ -109,10 +124,14 @@ class InMemoryLoader:
             return UNCHANGED
         draws = generator(self.seed, "augment", epoch, index)
         height, width = self.images.shape[-2:]
-        changes = sample_augmentation(draws, count, height, width, self.preprocess.size, self.augment, self.basis)
+        changes = sample_augmentation(
+            draws, count, height, width, self.preprocess.size, self.augment, self.basis
+        )
         return AugmentParams(
             *(
-                None if change is None else _to_device(change[collectives.rank_slice()], self.device)
+                None
+                if change is None
+                else _to_device(change[collectives.rank_slice()], self.device)
                 for change in changes
             )
         )
@@ -139,8 +158,11 @@ class StreamingLoader:
         basis: Tensor | None = None,
         warn: Callable[[str], None] = print,
     ):
-        self.labels, self.preprocess = torch.as_tensor(labels), preprocess.to(device)
-        self.batch_size, self.device, self.seed = batch_size, device, seed
+        self.labels = torch.as_tensor(labels)
+        self.preprocess = preprocess.to(device)
+        self.batch_size = batch_size
+        self.device = device
+        self.seed = seed
         self.count = len(paths)
         self.batches_per_epoch = -(-self.count // batch_size)
         decoder = ImageDecoder(paths, preprocess.size, seed, augment, basis)
@@ -152,18 +174,27 @@ class StreamingLoader:
         return self._read(epoch, [places[collectives.rank_slice()] for places in batches])
 
     def evaluate(self) -> Iterator[Batch]:
-        return self._read(None, torch.arange(self.count).split(self.batch_size)[collectives.rank_slice()])
+        return self._read(
+            None, torch.arange(self.count).split(self.batch_size)[collectives.rank_slice()]
+        )
 
     def full_images(self, sides: Sequence[int]) -> Iterator[MultiScaleBatch]:
         """As Resident.whole. A worker sends no more bytes at a time than for a batch in training."""
         old = self._decoders
-        decoders = DecoderPool(FullImageDecoder(old.decoder.paths, sides), old.workers, old.pinned, old.warn)
-        most = max(1, self.batch_size * self.preprocess.size**2 // sum(side * side for side in sides))
+        decoders = DecoderPool(
+            FullImageDecoder(old.decoder.paths, sides), old.workers, old.pinned, old.warn
+        )
+        most = max(
+            1, self.batch_size * self.preprocess.size**2 // sum(side * side for side in sides)
+        )
         batches = [places.split(most) for places in torch.arange(self.count).split(self.batch_size)]
         decoded = decoders.decode([(None, part.tolist()) for parts in batches for part in parts])
         for parts in batches:
             scales = zip(*(next(decoded) for _ in parts), strict=True)
-            yield [list(_groups(packed, self.device)) for packed in scales], self._labels_of(torch.cat(parts))
+            yield (
+                [list(_groups(packed, self.device)) for packed in scales],
+                self._labels_of(torch.cat(parts)),
+            )
 
     def _none(self) -> Tensor:
         return torch.empty(0, 3, self.preprocess.size, self.preprocess.size, dtype=torch.uint8)
@@ -172,11 +203,16 @@ class StreamingLoader:
         return _to_device(self.labels[places], self.device)
 
     def _read(self, epoch: int | None, batches: Sequence[Tensor]) -> Iterator[Batch]:
-        decoded = self._decoders.decode([(epoch, places.tolist()) for places in batches if len(places)])
+        decoded = self._decoders.decode(
+            [(epoch, places.tolist()) for places in batches if len(places)]
+        )
         for places in batches:
             images, changes = next(decoded) if len(places) else (self._none(), UNCHANGED)
             changes = AugmentParams(*(_to_device(change, self.device) for change in changes))
-            yield self.preprocess.finish(_to_device(images, self.device), changes), self._labels_of(places)
+            yield (
+                self.preprocess.finish(_to_device(images, self.device), changes),
+                self._labels_of(places),
+            )
 
 
 Loader = InMemoryLoader | StreamingLoader
@@ -197,7 +233,11 @@ def _to_device(tensor: Any, device: torch.device) -> Any:
     """To CUDA from page-locked memory, so that the copy runs beside the network. None stays None."""
     if tensor is None or tensor.device.type == device.type:
         return tensor
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return (
+        tensor.pin_memory().to(device, non_blocking=True)
+        if device.type == "cuda"
+        else tensor.to(device)
+    )
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:

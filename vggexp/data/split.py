@@ -6,7 +6,9 @@ from torch import Tensor
 from vggexp.rng import generator
 
 
-def stratified_sample(labels: Tensor, count: int, seed: int, purpose: str, spare: int = 0) -> Tensor:
+def stratified_sample(
+    labels: Tensor, count: int, seed: int, purpose: str, spare: int = 0
+) -> Tensor:
     """Sorted indices, int64 [min(count, N)], of random images; each class has its share, as near as whole images allow.
 
     labels: int64 [N]. Each class is chosen from, and keeps `spare` images that are not chosen, wherever count allows.
@@ -19,7 +21,9 @@ def stratified_sample(labels: Tensor, count: int, seed: int, purpose: str, spare
     shuffled = torch.randperm(len(labels), generator=generator(seed, purpose))
     by_class = shuffled[torch.argsort(labels[shuffled], stable=True)]
     starts = sizes.cumsum(0) - sizes
-    place = torch.arange(len(labels)) - starts.repeat_interleave(sizes)  # of each image within its class
+    place = torch.arange(len(labels)) - starts.repeat_interleave(
+        sizes
+    )  # of each image within its class
     return by_class[place < shares.repeat_interleave(sizes)].sort().values
 
 

@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-DRAWS_PER_IMAGE = (
-    11  # uniform draws a picture, used or not: switching one operation on leaves the others' draws as they are
-)
+DRAWS_PER_IMAGE = 11  # uniform draws a picture, used or not: switching one operation on leaves the others' draws as they are
 ERASED_AREA = (0.02, 0.4)  # of the picture; Zhong et al. 2020 (arXiv:1708.04896), table 2
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height over width
 CHUNK = 1 << 20  # pixels summed at once: small enough for the cache
@@ -26,21 +24,30 @@ class Augment(NamedTuple):
     """What is drawn for each training picture; all off by default."""
 
     flip: float = 0  # probability
-    crop: int = 0  # largest shift in pixels of the output; He et al. 2016 (arXiv:1512.03385), section 4.2
-    scale: tuple[float, ...] | None = None  # (low, high) >= 1: shorter side over size; arXiv:1409.1556, section 3.1
-    color: float = 0  # standard deviation, in units of `color_basis`; Krizhevsky et al. 2012, section 4.1
+    crop: int = (
+        0  # largest shift in pixels of the output; He et al. 2016 (arXiv:1512.03385), section 4.2
+    )
+    scale: tuple[float, ...] | None = (
+        None  # (low, high) >= 1: shorter side over size; arXiv:1409.1556, section 3.1
+    )
+    color: float = (
+        0  # standard deviation, in units of `color_basis`; Krizhevsky et al. 2012, section 4.1
+    )
     erase: float = 0  # probability; Zhong et al. 2020 (arXiv:1708.04896)
 
 
 class AugmentParams(NamedTuple):
     """What is done to each picture of a batch; None: nothing."""
 
-    window: Tensor | None = None  # int64 [B, 5]: height and width of the scaled picture, top, left, mirrored
+    window: Tensor | None = (
+        None  # int64 [B, 5]: height and width of the scaled picture, top, left, mirrored
+    )
     shift: Tensor | None = None  # [B, C], added to pixels of 0..1
     box: Tensor | None = None  # [B, 4]: top, left, bottom, right of what is blanked
 
 
-PLAIN, UNCHANGED = Augment(), AugmentParams()
+PLAIN = Augment()
+UNCHANGED = AugmentParams()
 
 
 @dataclass(frozen=True, eq=False)
@@ -66,7 +73,9 @@ class Preprocess:
         """All that needs no neighbours: shift, normalise, blank. images: of 0..255, of any size unless blanked."""
         order = torch.channels_last if self.channels_last else torch.contiguous_format
         images = images.to(torch.float32, memory_format=order, copy=True)
-        mean, shift = (0 if value is None else value[..., None, None] for value in (self.mean, changes.shift))
+        mean, shift = (
+            0 if value is None else value[..., None, None] for value in (self.mean, changes.shift)
+        )
         std = 1 if self.std is None else self.std[:, None, None]
         images.div_(255 * std).add_((shift - mean) / std)
         return images if changes.box is None else erase(images, changes.box)
@@ -90,7 +99,9 @@ def sample_augmentation(
         if basis is None:
             raise ValueError("augment.color needs the color_basis of the training images")
         shift = augment.color * torch.randn(count, len(basis), generator=generator) @ basis
-    return AugmentParams(window, shift, erase_boxes(uniform[:, 6:], size, augment.erase) if augment.erase else None)
+    return AugmentParams(
+        window, shift, erase_boxes(uniform[:, 6:], size, augment.erase) if augment.erase else None
+    )
 
 
 def crop_windows(uniform: Tensor, height: int, width: int, size: int, augment: Augment) -> Tensor:
@@ -130,7 +141,9 @@ def resize_matrices(height: int, width: int, size: int) -> tuple[Tensor, Tensor]
 
 def _in_16_bits(weights: Tensor) -> Tensor:
     """Multiples of the least power of two with which the largest weight stays below 2^15."""
-    bits = next(bits for bits in range(22, -1, -1) if int(0.5 + float(weights.max()) * 2**bits) < 1 << 15)
+    bits = next(
+        bits for bits in range(22, -1, -1) if int(0.5 + float(weights.max()) * 2**bits) < 1 << 15
+    )
     return (weights.double() * 2**bits + 0.5).floor().div(2**bits).float()
 
 
@@ -153,9 +166,17 @@ def crop_grid(height: int, width: int, size: int, count: int) -> list[tuple[int,
     """count x count windows, as in Changes, at even distances over the picture; one alone is in the middle."""
 
     def places(room: int) -> list[int]:
-        return [round(room * index / (count - 1)) for index in range(count)] if count > 1 else [round(room / 2)]
+        return (
+            [round(room * index / (count - 1)) for index in range(count)]
+            if count > 1
+            else [round(room / 2)]
+        )
 
-    return [(height, width, top, left, 0) for top in places(height - size) for left in places(width - size)]
+    return [
+        (height, width, top, left, 0)
+        for top in places(height - size)
+        for left in places(width - size)
+    ]
 
 
 def crop(images: Tensor, window: Sequence[int], size: int) -> Tensor:
@@ -163,14 +184,25 @@ def crop(images: Tensor, window: Sequence[int], size: int) -> Tensor:
     height, width, top, left, mirrored = window
     images = scaled(images, height, width)
     outside = (-left, left + size - width, -top, top + size - height)
-    images = functional.pad(images, outside) if any(outside) else images  # negative padding cuts away
+    images = (
+        functional.pad(images, outside) if any(outside) else images
+    )  # negative padding cuts away
     return images.flip(-1) if mirrored else images
 
 
 def crop_each(images: Tensor, window: Tensor, size: int) -> Tensor:
     """A window [B, 5] for each image. Pictures only moved are copied on the CPU, with the bits of `resample`."""
-    if len(images) and images.device.type == "cpu" and (window[:, :2] == torch.tensor(images.shape[2:])).all():
-        return torch.cat([crop(image[None], frame, size) for image, frame in zip(images, window.tolist(), strict=True)])
+    if (
+        len(images)
+        and images.device.type == "cpu"
+        and (window[:, :2] == torch.tensor(images.shape[2:])).all()
+    ):
+        return torch.cat(
+            [
+                crop(image[None], frame, size)
+                for image, frame in zip(images, window.tolist(), strict=True)
+            ]
+        )
     return resample(images, window, size)
 
 
@@ -216,8 +248,11 @@ def erase(images: Tensor, box: Tensor) -> Tensor:
     """Zeros, the mean of normalised images, inside each image's box [B, 4]; in place."""
     rows, columns = (torch.arange(side, device=box.device) for side in images.shape[-2:])
     top, left, bottom, right = box[..., None].unbind(1)
-    tall, wide = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
-    return images.mul_(~(tall[:, :, None] & wide[:, None])[:, None])  # 3 times faster than masked_fill_
+    tall = (rows >= top) & (rows < bottom)
+    wide = (columns >= left) & (columns < right)
+    return images.mul_(
+        ~(tall[:, :, None] & wide[:, None])[:, None]
+    )  # 3 times faster than masked_fill_
 
 
 def channel_mean_std(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -239,8 +274,10 @@ def color_basis(images: Tensor) -> Tensor:
 
 def _moments(images: Tensor) -> tuple[Tensor, Tensor]:
     """Mean [C] and covariance [C, C], float64, from exact sums: integers below 2^53."""
-    channels, pixels = images.shape[1], images.shape[2] * images.shape[3]
-    total, products = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, channels, dtype=torch.float64)
+    channels = images.shape[1]
+    pixels = images.shape[2] * images.shape[3]
+    total = torch.zeros(channels, dtype=torch.float64)
+    products = torch.zeros(channels, channels, dtype=torch.float64)
     for part in images.flatten(2).split(max(1, CHUNK // (channels * pixels))):
         part = part.double()
         total += part.sum((0, 2))

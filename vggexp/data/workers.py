@@ -34,11 +34,15 @@ from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator
 
 WORKER_TIMEOUT_SECONDS = 300  # a worker silent for so long hangs
-_LEAKED_LOADERS: list[Any] = []  # loaders of killed workers: their end would wait for locks that the killed ones held
+_LEAKED_LOADERS: list[
+    Any
+] = []  # loaders of killed workers: their end would wait for locks that the killed ones held
 EXIT_WAIT_SECONDS = 1  # from the first sign of a process's end to its end
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
-DecodeRequest = tuple[int | None, list[int]]  # epoch, None for plain pictures; places of the pictures
+DecodeRequest = tuple[
+    int | None, list[int]
+]  # epoch, None for plain pictures; places of the pictures
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,13 +68,17 @@ class ImageDecoder:
         if epoch is None or not any(self.augment):
             return resize_center_crop(image, self.size), UNCHANGED
         draws = generator(self.seed, "augment", epoch, place)
-        changes = sample_augmentation(draws, 1, image.shape[-2], image.shape[-1], self.size, self.augment, self.basis)
+        changes = sample_augmentation(
+            draws, 1, image.shape[-2], image.shape[-1], self.size, self.augment, self.basis
+        )
         if changes.window is None:
             return resize_center_crop(image, self.size), changes
         return crop(image, changes.window[0].tolist(), self.size), changes._replace(window=None)
 
 
-PackedImages = tuple[Tensor, list[tuple[int, int]]]  # the bytes of [3, height, width] pictures in a row; their shapes
+PackedImages = tuple[
+    Tensor, list[tuple[int, int]]
+]  # the bytes of [3, height, width] pictures in a row; their shapes
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,7 +97,10 @@ class FullImageDecoder:
         except DataError as error:
             return str(error)
         return [
-            (torch.cat([image.flatten() for image in images]), [tuple(image.shape[2:]) for image in images])
+            (
+                torch.cat([image.flatten() for image in images]),
+                [tuple(image.shape[2:]) for image in images],
+            )
             for images in zip(*pictures, strict=True)
         ]
 
@@ -116,7 +127,10 @@ class DecoderPool:
         pinned: bool = False,
         warn: Callable[[str], None] = print,
     ):
-        self.decoder, self.workers, self.pinned, self.warn = decoder, workers, pinned, warn
+        self.decoder = decoder
+        self.workers = workers
+        self.pinned = pinned
+        self.warn = warn
         self.replaced = False
         self._requests: list[DecodeRequest] = []
         self._processes: list[Any] = []
@@ -196,13 +210,14 @@ class DecoderPool:
         try:
             yield
         except (RuntimeError, OSError, EOFError) as error:
-            if wait([process.sentinel for process in self._processes or active_children()], timeout=EXIT_WAIT_SECONDS):
+            if wait(
+                [process.sentinel for process in self._processes or active_children()],
+                timeout=EXIT_WAIT_SECONDS,
+            ):
                 raise WorkerKilledError from error
             if not isinstance(error, RuntimeError) or "DataLoader timed out" not in str(error):
                 raise
-            told = (
-                f"data.workers={self.workers}: no picture came for {WORKER_TIMEOUT_SECONDS} s; is the disk still there?"
-            )
+            told = f"data.workers={self.workers}: no picture came for {WORKER_TIMEOUT_SECONDS} s; is the disk still there?"
             raise ResourceError(told) from error
 
     def _replace(self) -> None:
@@ -213,7 +228,9 @@ class DecoderPool:
                 "less memory)"
             )
         self.replaced = True
-        self.warn("warning: a worker process was killed; the workers were replaced and nothing is lost")
+        self.warn(
+            "warning: a worker process was killed; the workers were replaced and nothing is lost"
+        )
 
     def _end(self) -> None:
         for process in self._processes:
@@ -227,7 +244,9 @@ class DecoderPool:
 def decode_images(paths: Sequence[Path], size: int, workers: int, batch_size: int = 64) -> Tensor:
     """uint8 [N, 3, size, size]: the middle square of each file. Raises DataError, ResourceError."""
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-    requests: list[DecodeRequest] = [(None, part.tolist()) for part in torch.arange(len(paths)).split(batch_size)]
+    requests: list[DecodeRequest] = [
+        (None, part.tolist()) for part in torch.arange(len(paths)).split(batch_size)
+    ]
     if not paths:
         return images
     decoded = DecoderPool(ImageDecoder(paths, size), workers).decode(requests)
@@ -254,7 +273,9 @@ def _init_worker(worker: int) -> None:
 def end_workers() -> None:
     """Python ends daemons by SIGTERM when it exits, and would wait for ever for those that ignore it."""
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # where torch reports a worker's end as a failure
+        signal.signal(
+            signal.SIGCHLD, signal.SIG_DFL
+        )  # where torch reports a worker's end as a failure
     for process in active_children():
         if process.daemon:
             process.kill()

@@ -16,7 +16,9 @@ from torch import Tensor, distributed
 from vggexp.distributed.rank import RankInfo, export_torchrun_env, rank_info
 from vggexp.errors import ConfigError, RankError, VggexpError
 
-DEFAULT_TIMEOUT_MINUTES = 10.0  # that the others wait for a rank, unless device.timeout_minutes says otherwise
+DEFAULT_TIMEOUT_MINUTES = (
+    10.0  # that the others wait for a rank, unless device.timeout_minutes says otherwise
+)
 GRACE_SECONDS = 3  # in which a rank that failed is noticed before those that miss it
 RANK0_PRIORITY_SECONDS = 1  # in which rank 0 tells what all ranks know
 ERROR_KEY = "vggexp/told"
@@ -66,9 +68,12 @@ def device(name: str) -> torch.device:
     """Of several ranks on CUDA each has a GPU of its own. Raises ConfigError where the machine has too few."""
     if name != "cuda" or world_size() == 1:
         return torch.device(name)
-    number, count = rank_info().local_rank, torch.cuda.device_count()
+    number = rank_info().local_rank
+    count = torch.cuda.device_count()
     if number >= count:
-        raise ConfigError(f"device=cuda: rank {rank()} finds no GPU of its own, this machine has {count}")
+        raise ConfigError(
+            f"device=cuda: rank {rank()} finds no GPU of its own, this machine has {count}"
+        )
     torch.cuda.set_device(number)
     return torch.device("cuda", number)
 
@@ -79,7 +84,8 @@ def process_group(kind: str, minutes: float | None) -> Iterator[None]:
 
     kind: of their devices, cpu or cuda.
     """
-    here, minutes = rank_info(), minutes or DEFAULT_TIMEOUT_MINUTES
+    here = rank_info()
+    minutes = minutes or DEFAULT_TIMEOUT_MINUTES
     if here.size == 1:
         yield
         return
@@ -87,14 +93,21 @@ def process_group(kind: str, minutes: float | None) -> Iterator[None]:
     try:
         store = _common_store(timeout)
         backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
-        distributed.init_process_group(backend, store=store, rank=here.rank, world_size=here.size, timeout=timeout)
+        distributed.init_process_group(
+            backend, store=store, rank=here.rank, world_size=here.size, timeout=timeout
+        )
     except (RuntimeError, ValueError) as error:
         told = " ".join(str(error).split())[:200]
-        raise RankError(f"the {here.size} ranks have not met within {minutes:g} minutes: {told}") from error
-    _STATE.place, _STATE.store, _STATE.minutes = here, store, minutes
+        raise RankError(
+            f"the {here.size} ranks have not met within {minutes:g} minutes: {told}"
+        ) from error
+    _STATE.place = here
+    _STATE.store = store
+    _STATE.minutes = minutes
     yield
     # After an error the group stays: `tells` needs it, and to end it would wait for those who are not there.
-    _STATE.place, _STATE.store = RankInfo(), None
+    _STATE.place = RankInfo()
+    _STATE.store = None
     distributed.destroy_process_group()
 
 
@@ -118,7 +131,9 @@ def translate_rank_errors() -> Iterator[None]:
 
 def _is_broken(error: RuntimeError) -> bool:
     words = str(error).lower()
-    return isinstance(error, distributed.DistError) or any(word in words for word in BROKEN_GROUP_WORDS)
+    return isinstance(error, distributed.DistError) or any(
+        word in words for word in BROKEN_GROUP_WORDS
+    )
 
 
 def _cause(words: str) -> str:
@@ -138,10 +153,14 @@ def should_report_error(text: str) -> bool:
         return True
     mine = f"rank {here.rank}: {text}"
     try:
-        store = _STATE.store or _common_store(timedelta(seconds=GRACE_SECONDS))  # of an error before they have met
+        store = _STATE.store or _common_store(
+            timedelta(seconds=GRACE_SECONDS)
+        )  # of an error before they have met
         time.sleep(RANK0_PRIORITY_SECONDS if here.rank else 0)
         is_first = store.compare_set(ERROR_KEY, "", mine) == mine.encode()
-        time.sleep(0 if here.rank or _has_starter() else 2 * RANK0_PRIORITY_SECONDS)  # the store ends with rank 0
+        time.sleep(
+            0 if here.rank or _has_starter() else 2 * RANK0_PRIORITY_SECONDS
+        )  # the store ends with rank 0
         return is_first
     except RuntimeError:  # the store has gone with the process that kept it: rank 0, or the starter
         return here.rank == 0 or (_STATE.store is not None and not _has_starter())

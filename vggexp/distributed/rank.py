@@ -49,5 +49,6 @@ def slurm_env(given: Mapping[str, str]) -> dict[str, str]:
         "LOCAL_RANK": given["SLURM_LOCALID"],
         "MASTER_ADDR": "".join(host.groups("")) if host else "localhost",
         "MASTER_PORT": str(PORTS[number % len(PORTS)]),
-        "OMP_NUM_THREADS": given.get("SLURM_CPUS_PER_TASK") or str(max(1, physical_cores() // tasks)),
+        "OMP_NUM_THREADS": given.get("SLURM_CPUS_PER_TASK")
+        or str(max(1, physical_cores() // tasks)),
     }

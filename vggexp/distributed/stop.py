@@ -20,7 +20,8 @@ class DistributedStop(StopFlag):
 
     def __init__(self, own: StopFlag):
         super().__init__()
-        self.own, self.resume_hint = own, own.resume_hint
+        self.own = own
+        self.resume_hint = own.resume_hint
         self.steps = 0
         self._pending: tuple[Any, Tensor] = (None, torch.zeros(2, dtype=torch.int64))
 
@@ -35,7 +36,10 @@ class DistributedStop(StopFlag):
         number, wanted = answer.tolist()
         self._update(number)
         question = torch.tensor([int(self.own.signal or 0), int(due)])
-        self._pending = (distributed.all_reduce(question, distributed.ReduceOp.MAX, async_op=True), question)
+        self._pending = (
+            distributed.all_reduce(question, distributed.ReduceOp.MAX, async_op=True),
+            question,
+        )
         return bool(number or wanted)
 
     def rest(self, seconds: float) -> None:

@@ -43,10 +43,25 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _answer(argv: Sequence[str]) -> str:
     parser = cli.parser(__doc__)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as outputs/NAME")
-    parser.add_argument("--mode", choices=MODES, default="single", help="how each picture is seen (single)")
-    parser.add_argument("--scales", type=scales, metavar="N,N,...", help="pixels of the shorter side (training size)")
+    parser.add_argument(
+        "--mode", choices=MODES, default="single", help="how each picture is seen (single)"
+    )
+    parser.add_argument(
+        "--scales",
+        type=scales,
+        metavar="N,N,...",
+        help="pixels of the shorter side (training size)",
+    )
     parser.add_argument("--flip", action="store_true", help="each view mirrored too")
-    parser.add_argument("--with", type=Path, nargs="+", default=[], dest="others", metavar="RUN2", help="runs to fuse")
+    parser.add_argument(
+        "--with",
+        type=Path,
+        nargs="+",
+        default=[],
+        dest="others",
+        metavar="RUN2",
+        help="runs to fuse",
+    )
     arguments = parser.parse_intermixed_args(argv)
     folders = [arguments.run, *arguments.others]
     directory.require_run(*folders)
@@ -64,7 +79,10 @@ def _answer(argv: Sequence[str]) -> str:
 def scales(text: str) -> tuple[int, ...]:
     """`88,96,104`: each once, rising."""
     words = text.split(",")
-    if not all(word.strip().isdecimal() and 1 <= int(word) <= MAX_PIXELS for word in words) or len(words) > MAX_SCALES:
+    if (
+        not all(word.strip().isdecimal() and 1 <= int(word) <= MAX_PIXELS for word in words)
+        or len(words) > MAX_SCALES
+    ):
         raise argparse.ArgumentTypeError(
             f"{text}: wanted 1 to {MAX_SCALES} sizes of 1..{MAX_PIXELS} pixels, as 88,96,104"
         )
@@ -73,7 +91,11 @@ def scales(text: str) -> tuple[int, ...]:
 
 def check(folders: Sequence[Path], mode: str, scales: Sequence[int] | None) -> None:
     """Raises ConfigError or CheckpointError where the runs cannot be evaluated so, or not together."""
-    if twice := [folder for place, folder in enumerate(folders) if folder.resolve() in _resolved(folders[:place])]:
+    if twice := [
+        folder
+        for place, folder in enumerate(folders)
+        if folder.resolve() in _resolved(folders[:place])
+    ]:
         raise ConfigError(f"--with {twice[0]}: given twice, and would count twice")
     runs = [read_run(folder) for folder in folders]
     if unfinished := [f"{run.folder} is {run.state}" for run in runs if run.state != "finished"]:
@@ -92,7 +114,8 @@ def _resolved(folders: Sequence[Path]) -> list[Path]:
 def _check_map(folder: Path, scale: int) -> None:
     """The last map must be as large as in training at least."""
     config = load_config(folder)
-    size, layers = input_spec(config).size, spatial_ops(config)
+    size = input_spec(config).size
+    layers = spatial_ops(config)
     least = shapes.minimum_size(layers, shapes.feature_map_sizes(size, layers)[-1])
     if scale < least:
         raise ConfigError(

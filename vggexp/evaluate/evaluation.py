@@ -30,9 +30,11 @@ FOLDER = "evaluations"  # in the run directory
 MATRIX = 20  # classes whose confusion matrix fits a terminal; of more, so many of the least accuracy are told
 MAX_NAME_CHARS = 30  # characters of a class's name
 SCORES = {
-    "test/accuracy": "accuracy", "test/top5_accuracy": "top 5", "test/loss": "loss",
+    "test/accuracy": "accuracy",
+    "test/top5_accuracy": "top 5",
+    "test/loss": "loss",
     "test/calibration_error": "calibration error",
-}  # fmt: skip
+}
 
 EvalResult = dict[str, Any]
 
@@ -56,7 +58,8 @@ class RunPredictions(NamedTuple):
 
 def evaluate_runs(folders: Sequence[Path], asked: EvalOptions) -> EvalResult:
     """The scores of all runs together, written beside the first one. Raises every VggexpError."""
-    console, begun = Console(None, sys.stderr), monotonic()
+    console = Console(None, sys.stderr)
+    begun = monotonic()
     if not os.access(folders[0], os.W_OK):
         raise ResourceError(f"{folders[0]}: cannot be written, and the result belongs there")
     seen = [_evaluate_run(folder, asked, console) for folder in folders]
@@ -87,20 +90,32 @@ def _evaluate_run(folder: Path, asked: EvalOptions, console: Console) -> RunPred
     with memory.oom_as_resource_error(f"in evaluating {folder}; smaller --scales need less"):
         data = datasets.build_loaders(config, hardware.device, console.line)
         if changed := data.changed(saved["data"]):
-            raise CheckpointError(f"{folder}: the data has changed since this run began ({changed}); bring it back")
+            raise CheckpointError(
+                f"{folder}: the data has changed since this run began ({changed}); bring it back"
+            )
         model = build.build_tested_model(config, hardware, checkpoint.weights_of(saved))
         sides = asked.scales or (data.preprocess.size,)
-        viewer = MultiViewPredictor(model, data.test.preprocess, hardware.autocast, config.data.batch_size, asked.flip)
-        batches = console.counted(f"test of {folder.name}", data.test.full_images(sides), data.test.batches_per_epoch)
+        viewer = MultiViewPredictor(
+            model, data.test.preprocess, hardware.autocast, config.data.batch_size, asked.flip
+        )
+        batches = console.counted(
+            f"test of {folder.name}", data.test.full_images(sides), data.test.batches_per_epoch
+        )
         scores, labels = viewer.probabilities(batches, asked.mode)
     if not scores.isfinite().all():
-        raise DivergedError(f"{folder}: at {_listed(sides)} px not all scores are finite in {hardware.precision}")
+        raise DivergedError(
+            f"{folder}: at {_listed(sides)} px not all scores are finite in {hardware.precision}"
+        )
     facts = {
-        "run": str(folder), "scales": list(sides), "views": views(asked.mode, len(sides), asked.flip),
-        **classification_metrics(scores, labels, "test"), "weights_sha256": read_result(folder).get("weights_sha256"),
-        "device": str(hardware.device), "precision": hardware.precision,
+        "run": str(folder),
+        "scales": list(sides),
+        "views": views(asked.mode, len(sides), asked.flip),
+        **classification_metrics(scores, labels, "test"),
+        "weights_sha256": read_result(folder).get("weights_sha256"),
+        "device": str(hardware.device),
+        "precision": hardware.precision,
         "data": data.fingerprint,
-    }  # fmt: skip
+    }
     return RunPredictions(facts, data.classes, scores, labels)
 
 
@@ -132,7 +147,9 @@ def _fuse(seen: Sequence[RunPredictions], asked: EvalOptions) -> EvalResult:
         "images": len(first.labels),
         **classification_metrics(scores, first.labels, "test"),
         "classes": list(first.classes),
-        "class_accuracy": [None if share != share else share for share in shares.tolist()],  # no images: NaN
+        "class_accuracy": [
+            None if share != share else share for share in shares.tolist()
+        ],  # no images: NaN
         "confusion": counts.tolist(),
         "runs": [one.facts for one in seen],
     }
@@ -153,17 +170,32 @@ def _to_tensorboard(folder: Path, result: EvalResult, epoch: int) -> None:
     counts = torch.tensor(result["confusion"]).numpy()
     text = "\n".join([heading(result), "", *_scores(result)])
     write_evaluation(
-        folder, {tag: result[tag] for tag in SCORES}, epoch, text, confusion_image(counts, result["classes"])
+        folder,
+        {tag: result[tag] for tag in SCORES},
+        epoch,
+        text,
+        confusion_image(counts, result["classes"]),
     )
 
 
 def format_report(result: EvalResult) -> str:
     """For a terminal: the scores, and of each class how often it is taken for which."""
-    return "\n".join([heading(result), "", *_scores(result), "", *_classes(result), "", f"written to {result['file']}"])
+    return "\n".join(
+        [
+            heading(result),
+            "",
+            *_scores(result),
+            "",
+            *_classes(result),
+            "",
+            f"written to {result['file']}",
+        ]
+    )
 
 
 def heading(result: EvalResult) -> str:
-    run, flip = result["runs"][0], ", each mirrored too" if result["flip"] else ""
+    run = result["runs"][0]
+    flip = ", each mirrored too" if result["flip"] else ""
     times = "once" if result["views"] == 1 else f"{result['views']} times"
     seen = f"{result['mode']} at {_listed(result['scales'])} px{flip}: {result['images']:,} images seen {times}"
     return f"{seen}, {run['device']} {run['precision']}"
@@ -186,9 +218,15 @@ def _numbers(scores: Mapping[str, Any]) -> list[str]:
 
 def _classes(result: EvalResult) -> list[str]:
     """A row for each class, with the matrix where it fits; of many classes, those of the least accuracy."""
-    counts, names, shares = result["confusion"], result["classes"], result["class_accuracy"]
+    counts = result["confusion"]
+    names = result["classes"]
+    shares = result["class_accuracy"]
     few = len(names) <= MATRIX
-    chosen = range(len(names)) if few else sorted(range(len(names)), key=lambda label: shares[label] or 0)[:MATRIX]
+    chosen = (
+        range(len(names))
+        if few
+        else sorted(range(len(names)), key=lambda label: shares[label] or 0)[:MATRIX]
+    )
     columns = ["class", "images", "accuracy", *(map(str, range(len(names))) if few else [])]
     rows = [
         [
@@ -201,5 +239,9 @@ def _classes(result: EvalResult) -> list[str]:
         ]
         for label in chosen
     ]
-    more = "columns by number: how often it was taken for that class" if few else f"of {len(names)} classes, the worst"
+    more = (
+        "columns by number: how often it was taken for that class"
+        if few
+        else f"of {len(names)} classes, the worst"
+    )
     return [*markdown_table(columns, rows), more]

@@ -48,7 +48,9 @@ def _answer(argv: Sequence[str]) -> str:
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as outputs/NAME")
     parser.add_argument("--format", choices=SUFFIX, required=True, help="what to write")
     parser.add_argument("--preprocess", action="store_true", help="take pictures as they are")
-    parser.add_argument("--unchecked", action="store_true", help="do not compare with the run's predictions")
+    parser.add_argument(
+        "--unchecked", action="store_true", help="do not compare with the run's predictions"
+    )
     parser.add_argument("--out", type=Path, metavar="FILE", help="where the file goes")
     asked = parser.parse_intermixed_args(argv)
     directory.require_run(asked.run)
@@ -65,14 +67,20 @@ def _answer(argv: Sequence[str]) -> str:
 
 
 def _name(asked: argparse.Namespace) -> str:
-    return asked.run.resolve().name + ("-preprocess" if asked.preprocess else "") + SUFFIX[asked.format]
+    return (
+        asked.run.resolve().name
+        + ("-preprocess" if asked.preprocess else "")
+        + SUFFIX[asked.format]
+    )
 
 
 def check(asked: argparse.Namespace) -> None:
     """Raises ConfigError, CheckpointError or ResourceError where the run cannot be exported so."""
     missing = [package for package in PACKAGES.get(asked.format, ()) if find_spec(package) is None]
     if missing:
-        raise ConfigError(f"--format {asked.format}: needs {', '.join(missing)}; pip install 'vggexp[export]'")
+        raise ConfigError(
+            f"--format {asked.format}: needs {', '.join(missing)}; pip install 'vggexp[export]'"
+        )
     if (state := read_run(asked.run).state) != "finished":
         raise CheckpointError(f"{asked.run} is {state}; only finished runs can be exported")
     if asked.format == "torchvision":
@@ -85,7 +93,9 @@ def check(asked: argparse.Namespace) -> None:
 
 def _check_twin(asked: argparse.Namespace) -> None:
     if asked.preprocess:
-        raise ConfigError("--preprocess: a state dict holds weights and no program; choose --format torch or onnx")
+        raise ConfigError(
+            "--preprocess: a state dict holds weights and no program; choose --format torch or onnx"
+        )
     if why := torchvision_code.unsupported_reason(load_config(asked.run).arch):
         raise ConfigError(f"--format torchvision: {why}; choose --format torch or onnx")
 
@@ -94,7 +104,9 @@ def _check_out(path: Path, kind: str) -> None:
     if path.suffix != SUFFIX[kind]:
         raise ConfigError(f"--out {path}: a file of --format {kind} ends in {SUFFIX[kind]}")
     if path.is_dir():
-        raise ConfigError(f"--out {path}: is a directory; give the file, as {path / ('model' + SUFFIX[kind])}")
+        raise ConfigError(
+            f"--out {path}: is a directory; give the file, as {path / ('model' + SUFFIX[kind])}"
+        )
     if not path.parent.is_dir():
         raise ConfigError(f"--out {path}: no such directory: {path.parent}")
     if not os.access(path.parent, os.W_OK):

@@ -14,7 +14,8 @@ from vggexp.data.transforms import Preprocess
 from vggexp.errors import CheckpointError
 from vggexp.runner.load import LoadedRun, load_run
 
-KEY, EXTRA = "vggexp", "vggexp.json"  # where an exported file says what it is
+KEY = "vggexp"
+EXTRA = "vggexp.json"  # where an exported file says what it is
 MAX_METADATA_BYTES = 1 << 26  # bytes
 
 
@@ -36,7 +37,9 @@ def open_model(path: Path) -> ExportedModel:
 
 def from_run(run: LoadedRun) -> ExportedModel:
     given = input_spec(run.config)
-    return ExportedModel(run.classes, given.channels, given.size, lambda images: run.model(run.preprocess(images)))
+    return ExportedModel(
+        run.classes, given.channels, given.size, lambda images: run.model(run.preprocess(images))
+    )
 
 
 def from_onnx(path: Path) -> ExportedModel:
@@ -51,7 +54,9 @@ def from_onnx(path: Path) -> ExportedModel:
         raise CheckpointError(f"{path}: onnxruntime cannot read it: {_one_line(error)}") from error
     facts = _read(path, session.get_modelmeta().custom_metadata_map.get(KEY))
     name = session.get_inputs()[0].name
-    return from_file(facts, lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0]))
+    return from_file(
+        facts, lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    )
 
 
 def from_torch(path: Path) -> ExportedModel:
@@ -75,10 +80,14 @@ def from_file(facts: Mapping[str, Any], run: Callable[[Tensor], Tensor]) -> Expo
 def _extra(path: Path) -> bytes | None:
     try:
         with zipfile.ZipFile(path) as archive:
-            name = next((name for name in archive.namelist() if name.endswith(f"/extra/{EXTRA}")), None)
+            name = next(
+                (name for name in archive.namelist() if name.endswith(f"/extra/{EXTRA}")), None
+            )
             return archive.open(name).read(MAX_METADATA_BYTES) if name else None
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
-        raise CheckpointError(f"{path}: not a program of torch.export: {_one_line(error)}") from error
+        raise CheckpointError(
+            f"{path}: not a program of torch.export: {_one_line(error)}"
+        ) from error
 
 
 def _read(path: Path, text: str | bytes | None) -> dict[str, Any]:
@@ -89,7 +98,9 @@ def _read(path: Path, text: str | bytes | None) -> dict[str, Any]:
             return facts
     except (ValueError, AttributeError, RecursionError):
         pass
-    raise CheckpointError(f"{path}: does not say what it takes (no {KEY!r} among its metadata): not of vggexp.export")
+    raise CheckpointError(
+        f"{path}: does not say what it takes (no {KEY!r} among its metadata): not of vggexp.export"
+    )
 
 
 def _one_line(error: BaseException) -> str:

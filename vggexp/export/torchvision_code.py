@@ -10,7 +10,9 @@ DEPTHS: dict[tuple[int, ...], str] = {
     (2, 2, 3, 3, 3): "vgg16",
     (2, 2, 4, 4, 4): "vgg19",
 }
-COLOR_CHANNELS, IMAGE_SIZE, HIDDEN = 3, 7, (4096, 4096)  # of the images, of the last map, and between it and the output
+COLOR_CHANNELS = 3
+IMAGE_SIZE = 7
+HIDDEN = (4096, 4096)  # of the images, of the last map, and between it and the output
 
 
 def unsupported_reason(arch: Arch) -> str:
@@ -33,21 +35,28 @@ def unsupported_reason(arch: Arch) -> str:
 
 def torchvision_code(config: Config, file: str) -> list[str]:
     """Python that makes torchvision's network of these weights. `why_none` of it must be empty."""
-    arch, given = config.arch, input_spec(config)
+    arch = config.arch
+    given = input_spec(config)
     assert isinstance(arch, Vgg)
     side = next(layer.output[1] for layer in reversed(layers(config)) if layer.kind == "pool")
-    name = DEPTHS[tuple(block.convs for block in arch.blocks)] + ("_bn" if arch.norm == "batch" else "")
+    name = DEPTHS[tuple(block.convs for block in arch.blocks)] + (
+        "_bn" if arch.norm == "batch" else ""
+    )
     made = [
         "import torch, torchvision",
         f"net = torchvision.models.{name}(num_classes={given.classes}, dropout={arch.dropout:g})",
     ]
     if given.channels != COLOR_CHANNELS:
-        made.append(f"net.features[0] = torch.nn.Conv2d({given.channels}, {CHANNELS[0]}, 3, padding=1)")
+        made.append(
+            f"net.features[0] = torch.nn.Conv2d({given.channels}, {CHANNELS[0]}, 3, padding=1)"
+        )
     if side != IMAGE_SIZE:
         made.append(f"net.avgpool = torch.nn.AdaptiveAvgPool2d({side})")
     widths = [CHANNELS[-1] * side * side, *arch.hidden, given.classes]
     usual = [CHANNELS[-1] * IMAGE_SIZE * IMAGE_SIZE, *HIDDEN, given.classes]
     for place in range(3):
         if widths[place : place + 2] != usual[place : place + 2]:
-            made.append(f"net.classifier[{3 * place}] = torch.nn.Linear({widths[place]}, {widths[place + 1]})")
+            made.append(
+                f"net.classifier[{3 * place}] = torch.nn.Linear({widths[place]}, {widths[place + 1]})"
+            )
     return [*made, f"net.load_state_dict(torch.load({file!r}, weights_only=True))", "net.eval()"]

@@ -32,12 +32,15 @@ from vggexp.system import memory
 from vggexp.system.files import atomic_path
 
 ONNX_BYTES = (1 << 31) - (1 << 24)  # protobuf's limit of a message, with room for the graph
-MAX_CLASSES_LISTED, MAX_CLASS_CHARS = 10, 30  # classes that are named, and characters of a name
+MAX_CLASSES_LISTED = 10
+MAX_CLASS_CHARS = 30  # classes that are named, and characters of a name
 
 Result = dict[str, Any]
 
 
-def export_run(folder: Path, kind: str, preprocess: bool, path: Path, kept: Predictions | None) -> Result:
+def export_run(
+    folder: Path, kind: str, preprocess: bool, path: Path, kept: Predictions | None
+) -> Result:
     """Writes the file. kept: what it must answer; None: it is not asked. Raises every VggexpError."""
     begun = monotonic()
     config, saved = load_tested_checkpoint(folder)
@@ -46,9 +49,11 @@ def export_run(folder: Path, kind: str, preprocess: bool, path: Path, kept: Pred
     with memory.oom_as_resource_error(f"in exporting {folder}"), _atomic_output(path) as part:
         _write(kind, part, run, about)
         size = part.stat().st_size
-        model, console = _load_back(kind, part, run, about), Console(None, sys.stderr)
+        model = _load_back(kind, part, run, about)
+        console = Console(None, sys.stderr)
         compared = None if kept is None else parity.parity(model, run, folder, saved, kept, console)
-    loading, seconds = _loading_code(kind, config, str(path)), monotonic() - begun
+    loading = _loading_code(kind, config, str(path))
+    seconds = monotonic() - begun
     result = {"file": str(path), "format": kind, "bytes": size, **about}
     return {**result, "load": loading, "parity": compared, "seconds": seconds}
 
@@ -58,7 +63,11 @@ def _loading_code(kind: str, config: Config, path: str) -> list[str]:
     if kind == "torchvision":
         return [*torchvision_code.torchvision_code(config, path), "logits = net(images)"]
     if kind == "torch":
-        return ["import torch", f"net = torch.export.load({path!r}).module()", "logits = net(images)"]
+        return [
+            "import torch",
+            f"net = torch.export.load({path!r}).module()",
+            "logits = net(images)",
+        ]
     made = ["import onnxruntime", f"session = onnxruntime.InferenceSession({path!r})"]
     return [*made, "logits = session.run(None, {'images': images})[0]  # images: a numpy array"]
 
@@ -66,18 +75,30 @@ def _loading_code(kind: str, config: Config, path: str) -> list[str]:
 def facts(folder: Path, run: LoadedRun, preprocess: bool) -> Result:
     """What the file says of itself. side: of the pictures it takes; size: what they are resized to, the shorter side
     first and then the square in the middle; mean and std: of pixels of 0..1."""
-    mean, std = (None if value is None else value.tolist() for value in (run.preprocess.mean, run.preprocess.std))
+    mean, std = (
+        None if value is None else value.tolist()
+        for value in (run.preprocess.mean, run.preprocess.std)
+    )
     given = input_spec(run.config)
     return {
-        "run": folder.resolve().name, "vggexp": __version__, "weights_sha256": read_result(folder).get("weights_sha256"),
-        "preprocess": preprocess, "channels": given.channels, "side": _stored_side(run.config) if preprocess else given.size,
-        "size": given.size, "mean": mean, "std": std, "classes": list(run.classes),
-    }  # fmt: skip
+        "run": folder.resolve().name,
+        "vggexp": __version__,
+        "weights_sha256": read_result(folder).get("weights_sha256"),
+        "preprocess": preprocess,
+        "channels": given.channels,
+        "side": _stored_side(run.config) if preprocess else given.size,
+        "size": given.size,
+        "mean": mean,
+        "std": std,
+        "classes": list(run.classes),
+    }
 
 
 def _stored_side(config: Config) -> int:
     """The side of a picture of the data set; a folder's are of any size, and are cut and resized as they are read."""
-    data = config.data if isinstance(config.data, ImageFolder) else replace(config.data, resize=None)
+    data = (
+        config.data if isinstance(config.data, ImageFolder) else replace(config.data, resize=None)
+    )
     return input_spec(replace(config, data=data)).size
 
 
@@ -93,7 +114,11 @@ def _atomic_output(path: Path) -> Iterator[Path]:
 
 
 def _write(kind: str, part: Path, run: LoadedRun, about: Result) -> None:
-    module = ModelWithPreprocessing(run.model, run.preprocess, about["side"]) if about["preprocess"] else run.model
+    module = (
+        ModelWithPreprocessing(run.model, run.preprocess, about["side"])
+        if about["preprocess"]
+        else run.model
+    )
     dtype = torch.uint8 if about["preprocess"] else torch.float32
     example = torch.zeros(2, about["channels"], about["side"], about["side"], dtype=dtype)
     write = {"torch": _write_torch, "onnx": _write_onnx, "torchvision": _write_weights}[kind]
@@ -103,7 +128,10 @@ def _write(kind: str, part: Path, run: LoadedRun, about: Result) -> None:
 def _write_torch(part: Path, module: nn.Module, example: Tensor, about: Result) -> None:
     program = torch.export.export(module, (example,), dynamic_shapes=({0: torch.export.Dim("N")},))
     for node in program.graph.nodes:
-        for key in ("stack_trace", "nn_module_stack"):  # paths of this machine, names of our classes
+        for key in (
+            "stack_trace",
+            "nn_module_stack",
+        ):  # paths of this machine, names of our classes
             node.meta.pop(key, None)
     content = io.BytesIO()  # torch writing to a full disk takes the process along
     torch.export.save(program, content, extra_files={EXTRA: json.dumps(about)})
@@ -113,8 +141,14 @@ def _write_torch(part: Path, module: nn.Module, example: Tensor, about: Result) 
 def _write_onnx(part: Path, module: nn.Module, example: Tensor, about: Result) -> None:
     weights = sum(tensor.nbytes for tensor in module.state_dict().values())
     if weights > ONNX_BYTES:
-        raise ConfigError(f"--format onnx: {weights:,} bytes of weights, one file holds {ONNX_BYTES:,}; choose torch")
-    names: Any = {"input_names": ["images"], "output_names": ["logits"], "dynamic_shapes": ({0: "N"},)}
+        raise ConfigError(
+            f"--format onnx: {weights:,} bytes of weights, one file holds {ONNX_BYTES:,}; choose torch"
+        )
+    names: Any = {
+        "input_names": ["images"],
+        "output_names": ["logits"],
+        "dynamic_shapes": ({0: "N"},),
+    }
     program = torch.onnx.export(module, (example,), dynamo=True, verbose=False, **names)
     assert program is not None
     for node in program.model.graph:
@@ -142,7 +176,9 @@ def _load_back(kind: str, part: Path, run: LoadedRun, about: Result) -> Exported
 
 def format_report(result: Result) -> str:
     """For a terminal: what was written, what it takes and gives, and how well it answers."""
-    compared, channels, side = result["parity"], result["channels"], result["side"]
+    compared = result["parity"]
+    channels = result["channels"]
+    side = result["side"]
     rows = [
         ("file", f"{result['file']}  ({result['bytes'] / 1e6:.1f} MB)"),
         ("takes", f"images [N, {channels}, {side}, {side}], {_pixels(result)}"),
@@ -163,7 +199,11 @@ def _pixels(result: Result) -> str:
 
 
 def _listed(classes: list[str]) -> str:
-    more = f", and {len(classes) - MAX_CLASSES_LISTED} more" if len(classes) > MAX_CLASSES_LISTED else ""
+    more = (
+        f", and {len(classes) - MAX_CLASSES_LISTED} more"
+        if len(classes) > MAX_CLASSES_LISTED
+        else ""
+    )
     return ", ".join(shorten(name, MAX_CLASS_CHARS) for name in classes[:MAX_CLASSES_LISTED]) + more
 
 
@@ -177,12 +217,19 @@ class ModelWithPreprocessing(nn.Module):
 
     def __init__(self, model: nn.Module, preprocess: Preprocess, side: int):
         super().__init__()
-        self.model, self.resizes = model, side != preprocess.size
+        self.model = model
+        self.resizes = side != preprocess.size
         rows, columns = resize_matrices(side, side, preprocess.size)
         mean = torch.zeros(1) if preprocess.mean is None else preprocess.mean
         std = torch.ones(1) if preprocess.std is None else preprocess.std
-        scale, shift = (255 * std)[:, None, None], (mean / std)[:, None, None]
-        for name, tensor in {"rows": rows, "columns": columns, "scale": scale, "shift": shift}.items():
+        scale = (255 * std)[:, None, None]
+        shift = (mean / std)[:, None, None]
+        for name, tensor in {
+            "rows": rows,
+            "columns": columns,
+            "scale": scale,
+            "shift": shift,
+        }.items():
             self.register_buffer(name, tensor)
 
     def forward(self, images: Tensor) -> Tensor:

@@ -37,7 +37,8 @@ class Console:
 
     def __init__(self, log_file: Path | None, stream: TextIO | None = None, silent: bool = False):
         """silent: of a rank that leaves the telling to rank 0."""
-        self.log_file, self._silent = log_file, silent
+        self.log_file = log_file
+        self._silent = silent
         self._stream: TextIO | None = None if silent else sys.stdout if stream is None else stream
         self._log_failed = False
         self._last = monotonic()
@@ -55,7 +56,9 @@ class Console:
     @contextlib.contextmanager
     def progress(self, label: str, batches: int, done: int = 0) -> Iterator["Progress"]:
         """Counts batches from `done`: a bar where stderr is a terminal, otherwise plain lines, one a minute."""
-        progress = Progress(self, label, batches, done, None if self._silent else _make_bar(label, batches, done))
+        progress = Progress(
+            self, label, batches, done, None if self._silent else _make_bar(label, batches, done)
+        )
         try:
             yield progress
         finally:
@@ -77,7 +80,10 @@ class Console:
             return
         try:
             _write(self._stream, text)
-        except (OSError, ValueError):  # the reader has gone (`| head`), the disk is full, or the stream is closed
+        except (
+            OSError,
+            ValueError,
+        ):  # the reader has gone (`| head`), the disk is full, or the stream is closed
             _silence(self._stream)
             self._stream = None
 
@@ -91,7 +97,9 @@ class Console:
             if not self._log_failed:
                 self._log_failed = True
                 self._print(
-                    printable(f"warning: {self.log_file}: {error.strerror} (lines are lost until it can be written)")
+                    printable(
+                        f"warning: {self.log_file}: {error.strerror} (lines are lost until it can be written)"
+                    )
                 )
 
 
@@ -99,8 +107,13 @@ class Progress:
     """The batches of one pass; made by Console.progress."""
 
     def __init__(self, console: Console, label: str, batches: int, done: int, bar: Any):
-        self._console, self._label, self._batches, self._bar = console, label, batches, bar
-        self._done, self._first, self._images = done, done, 0
+        self._console = console
+        self._label = label
+        self._batches = batches
+        self._bar = bar
+        self._done = done
+        self._first = done
+        self._images = 0
         self._start = monotonic()
 
     def update(self, images: int) -> None:
@@ -126,7 +139,8 @@ class Progress:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update()
         except (OSError, ValueError):  # the terminal was closed
-            self._bar.disable, self._bar = True, None
+            self._bar.disable = True
+            self._bar = None
 
 
 def _make_bar(label: str, batches: int, done: int) -> Any:
@@ -136,7 +150,9 @@ def _make_bar(label: str, batches: int, done: int) -> Any:
     from tqdm import tqdm
 
     form = "{desc}  {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} batches{postfix}"
-    return tqdm(total=batches, initial=done, desc=label, leave=False, dynamic_ncols=True, bar_format=form)
+    return tqdm(
+        total=batches, initial=done, desc=label, leave=False, dynamic_ncols=True, bar_format=form
+    )
 
 
 def _write(stream: TextIO, text: str) -> None:

@@ -9,8 +9,11 @@ from numpy.typing import NDArray
 
 ImageArray = NDArray[np.uint8]
 Array = NDArray[Any]
-BLUE, RED = (8, 69, 148), (203, 24, 29)
-INK, FRAME, WHITE = (40, 40, 40), (170, 170, 170), (255, 255, 255)
+BLUE = (8, 69, 148)
+RED = (203, 24, 29)
+INK = (40, 40, 40)
+FRAME = (170, 170, 170)
+WHITE = (255, 255, 255)
 GAP = 4
 
 
@@ -34,9 +37,14 @@ def confusion_image(confusion: Array, classes: Sequence[str]) -> ImageArray:
     cell = max(1, min(52, 1000 // count))
     font = _font(min(14, cell))
     names = [_shorten(name, 150, font) for name in classes] if cell >= 9 else []
-    left, top = 12 + max((int(font.getlength(name)) for name in names), default=0), 32
-    canvas = Image.new("RGB", (max(left + count * cell, left + 300) + 12, top + count * cell + left), "white")
-    canvas.paste(Image.fromarray(np.kron(_heat(confusion), np.ones((cell, cell, 1), np.uint8))), (left, top))
+    left = 12 + max((int(font.getlength(name)) for name in names), default=0)
+    top = 32
+    canvas = Image.new(
+        "RGB", (max(left + count * cell, left + 300) + 12, top + count * cell + left), "white"
+    )
+    canvas.paste(
+        Image.fromarray(np.kron(_heat(confusion), np.ones((cell, cell, 1), np.uint8))), (left, top)
+    )
     draw = ImageDraw.Draw(canvas)
     draw.rectangle((left - 1, top - 1, left + count * cell, top + count * cell), outline=FRAME)
     accuracy = np.trace(confusion) / max(1, confusion.sum())
@@ -66,7 +74,9 @@ def mistakes_image(
     if not len(worst):
         return _captioned(np.full((1, 40, 40, 3), 255, np.uint8), ["no mistakes"])
     names = [_shorten(name, 100, _font(12)) for name in classes]
-    captions = [f"{names[labels[i]]} -> {names[predictions[i]]} {confidences[i]:.2f}" for i in worst]
+    captions = [
+        f"{names[labels[i]]} -> {names[predictions[i]]} {confidences[i]:.2f}" for i in worst
+    ]
     return _captioned(_tiles(np.asarray(images)[worst], 112), captions)
 
 
@@ -74,7 +84,8 @@ def _tiles(images: Array, side: int) -> ImageArray:
     """[N, C, H, W] -> [N, h, w, 3], enlarged by a whole factor."""
     if images.dtype != np.uint8:
         values = np.nan_to_num(images.astype(np.float32), posinf=0, neginf=0)
-        low, high = values.min(), values.max()
+        low = values.min()
+        high = values.max()
         images = ((values - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8)
     images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].repeat(3, axis=1)
     factor = max(1, round(side / max(images.shape[2:])))
@@ -89,7 +100,11 @@ def _arrange(tiles: ImageArray) -> ImageArray:
     field = np.full((rows * columns, height + GAP, width + GAP, 3), 255, np.uint8)
     field[:count, GAP:, GAP:] = tiles
     field = field.reshape(rows, columns, height + GAP, width + GAP, 3).swapaxes(1, 2)
-    return np.pad(field.reshape(rows * (height + GAP), -1, 3), ((0, GAP), (0, GAP), (0, 0)), constant_values=255)
+    return np.pad(
+        field.reshape(rows * (height + GAP), -1, 3),
+        ((0, GAP), (0, GAP), (0, 0)),
+        constant_values=255,
+    )
 
 
 def _captioned(tiles: ImageArray, captions: Sequence[str]) -> ImageArray:
@@ -122,7 +137,13 @@ def _counts(draw: Any, confusion: Array, left: int, top: int, cell: int) -> None
     dark = _heat(confusion).mean(axis=2) < 150
     for row, column in np.argwhere(confusion):
         place = (left + (column + 0.5) * cell, top + (row + 0.5) * cell)
-        draw.text(place, str(confusion[row, column]), WHITE if dark[row, column] else INK, font, anchor="mm")
+        draw.text(
+            place,
+            str(confusion[row, column]),
+            WHITE if dark[row, column] else INK,
+            font,
+            anchor="mm",
+        )
 
 
 def _upright(text: str, font: Any, cell: int) -> Any:

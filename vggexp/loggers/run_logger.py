@@ -16,8 +16,12 @@ _Row = dict[str, Any]
 class RunLogger:
     """Tells every finished epoch to all sinks."""
 
-    def __init__(self, folder: Path, console: Console, epochs: int, hparams: _Row, history: Sequence[_Row]):
-        self.folder, self.console, self.epochs = folder, console, epochs
+    def __init__(
+        self, folder: Path, console: Console, epochs: int, hparams: _Row, history: Sequence[_Row]
+    ):
+        self.folder = folder
+        self.console = console
+        self.epochs = epochs
         jsonl.rewrite(folder / METRICS, history)
         self.tensorboard = TensorBoardLogger(folder, hparams, history, warn=console.line)
 

@@ -21,10 +21,19 @@ from tensorboard.compat.proto.tensor_pb2 import TensorProto
 from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
 from tensorboard.compat.proto.types_pb2 import DT_STRING
 from tensorboard.plugins.custom_scalar import metadata as chart_names
-from tensorboard.plugins.custom_scalar.layout_pb2 import Category, Chart, Layout, MultilineChartContent
+from tensorboard.plugins.custom_scalar.layout_pb2 import (
+    Category,
+    Chart,
+    Layout,
+    MultilineChartContent,
+)
 from tensorboard.plugins.hparams import metadata as hparams_names
 from tensorboard.plugins.hparams.api_pb2 import Status
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData, SessionEndInfo, SessionStartInfo
+from tensorboard.plugins.hparams.plugin_data_pb2 import (
+    HParamsPluginData,
+    SessionEndInfo,
+    SessionStartInfo,
+)
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
@@ -38,7 +47,10 @@ def write_evaluation(
     values = [*scalars, _text("evaluation", text), image("test/confusion", confusion)]
     now = time.time()
     with replace_event_files(folder) as file, file:
-        for event in [*session_start_events(now), Event(summary=Summary(value=values), step=epoch, wall_time=now)]:
+        for event in [
+            *session_start_events(now),
+            Event(summary=Summary(value=values), step=epoch, wall_time=now),
+        ]:
             RecordWriter(file).write(event.SerializeToString())
 
 
@@ -65,9 +77,16 @@ class TensorBoardLogger:
     writing, never the run.
     """
 
-    def __init__(self, folder: Path, hparams: Mapping[str, HParam], rows: Sequence[Row], warn: Callable[[str], None]):
+    def __init__(
+        self,
+        folder: Path,
+        hparams: Mapping[str, HParam],
+        rows: Sequence[Row],
+        warn: Callable[[str], None],
+    ):
         """rows: metrics.jsonl so far, empty in a new run; hparams: the columns of the HParams table."""
-        self._folder, self._warn = folder, warn
+        self._folder = folder
+        self._warn = warn
         self._file: Any = None
         self._written: set[tuple[str, int]] = set()
         with self._guard():
@@ -125,11 +144,17 @@ class TensorBoardLogger:
 
     def _scalars(self, metrics: Row, epoch: int, wall_time: float) -> None:
         """A null of metrics.jsonl is a number that was not finite."""
-        new = [tag for tag in metrics if tag not in ("epoch", "step") and (tag, epoch) not in self._written]
+        new = [
+            tag
+            for tag in metrics
+            if tag not in ("epoch", "step") and (tag, epoch) not in self._written
+        ]
         self._written.update((tag, epoch) for tag in new)
         numbers = {tag: float("nan") if metrics[tag] is None else metrics[tag] for tag in new}
         self._summary(
-            [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()], epoch, wall_time
+            [Summary.Value(tag=tag, simple_value=number) for tag, number in numbers.items()],
+            epoch,
+            wall_time,
         )
 
     def _summary(self, values: list[Any], step: int, wall_time: float) -> None:
@@ -150,10 +175,13 @@ class TensorBoardLogger:
             yield
         except Exception as error:
             self._drop()
-            self._warn(f"TensorBoard: {error} (no more events are written; metrics.jsonl stays complete)")
+            self._warn(
+                f"TensorBoard: {error} (no more events are written; metrics.jsonl stays complete)"
+            )
 
     def _drop(self) -> None:
-        file, self._file = self._file, None
+        file = self._file
+        self._file = None
         with contextlib.suppress(OSError):
             if file is not None:
                 file.close()
@@ -180,7 +208,10 @@ def replace_event_files(folder: Path) -> Iterator[Any]:
 def session_start_events(wall_time: float) -> list[Any]:
     """A server that has read an earlier file drops its points at the second mark."""
     session = SessionLog(status=SessionLog.START)
-    return [Event(file_version="brain.Event:2", wall_time=wall_time), Event(session_log=session, wall_time=wall_time)]
+    return [
+        Event(file_version="brain.Event:2", wall_time=wall_time),
+        Event(session_log=session, wall_time=wall_time),
+    ]
 
 
 def _stamp(earlier: Iterable[Path]) -> int:
@@ -196,9 +227,17 @@ def _seconds(row: Row) -> float:
 def _hparams_start(hparams: Mapping[str, HParam], wall_time: float) -> Any:
     info = SessionStartInfo(start_time_secs=wall_time)
     for key, value in hparams.items():
-        kind = "bool" if isinstance(value, bool) else "number" if isinstance(value, (int, float)) else "string"
+        kind = (
+            "bool"
+            if isinstance(value, bool)
+            else "number"
+            if isinstance(value, (int, float))
+            else "string"
+        )
         setattr(info.hparams[key], f"{kind}_value", value)
-    return _hparams(hparams_names.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info))
+    return _hparams(
+        hparams_names.SESSION_START_INFO_TAG, HParamsPluginData(session_start_info=info)
+    )
 
 
 def _hparams_end(ok: bool) -> Any:
@@ -215,13 +254,18 @@ def _hparams(tag: str, data: Any) -> Any:
 
 def _charts() -> list[Any]:
     """Training and validation in one chart each."""
-    return [Chart(title=title, multiline=MultilineChartContent(tag=tags)) for title, tags in CHARTS.items()]
+    return [
+        Chart(title=title, multiline=MultilineChartContent(tag=tags))
+        for title, tags in CHARTS.items()
+    ]
 
 
 def layout(title: str, charts: list[Any]) -> Any:
     """What Custom Scalars shows."""
     content = Layout(category=[Category(title=title, chart=charts)])
-    text = TensorProto(dtype=DT_STRING, string_val=[content.SerializeToString()], tensor_shape=TensorShapeProto())
+    text = TensorProto(
+        dtype=DT_STRING, string_val=[content.SerializeToString()], tensor_shape=TensorShapeProto()
+    )
     metadata = chart_names.create_summary_metadata()
     return Summary.Value(tag=chart_names.CONFIG_SUMMARY_TAG, metadata=metadata, tensor=text)
 
@@ -232,7 +276,9 @@ def image(tag: str, picture: NDArray[np.uint8]) -> Any:
     png = io.BytesIO()
     Image.fromarray(picture).save(png, "png")
     height, width = picture.shape[:2]
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png.getvalue())
+    image = Summary.Image(
+        height=height, width=width, colorspace=3, encoded_image_string=png.getvalue()
+    )
     return Summary.Value(tag=tag, image=image)
 
 

@@ -23,7 +23,9 @@ def lenet(*, in_channels: int, size: int, classes: int) -> nn.Sequential:
         MaxPool2d(2),
         nn.ReLU(inplace=True),
     )
-    return nn.Sequential(features, nn.Flatten(), classifier(16 * side * side, (120, 84), 0.0, classes))
+    return nn.Sequential(
+        features, nn.Flatten(), classifier(16 * side * side, (120, 84), 0.0, classes)
+    )
 
 
 def alexnet(*, dropout: float, in_channels: int, size: int, classes: int) -> nn.Sequential:
@@ -48,4 +50,6 @@ def alexnet(*, dropout: float, in_channels: int, size: int, classes: int) -> nn.
         MaxPool2d(3, 2),
         nn.ReLU(inplace=True),
     )
-    return nn.Sequential(features, nn.Flatten(), classifier(256 * side * side, (4096, 4096), dropout, classes))
+    return nn.Sequential(
+        features, nn.Flatten(), classifier(256 * side * side, (4096, 4096), dropout, classes)
+    )

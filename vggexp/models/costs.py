@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from vggexp.models.shapes import Layer, parameters
 
-FLOAT, INDEX = 4, 8  # bytes of an fp32 number and of a pooling's index
+FLOAT = 4
+INDEX = 8  # bytes of an fp32 number and of a pooling's index
 
 
 class MemoryAtLayer(NamedTuple):
@@ -42,12 +43,17 @@ def memory_bytes(
     weights = parameters(layers) * FLOAT
     learnt = [layer.parameters * (layer.block is None or layer.block > frozen) for layer in layers]
     fullest = max(
-        map(MemoryAtLayer._make, zip(
-            _copies(layers, precision_bytes, fused), _gradients(learnt, precision_bytes, accumulated, fused),
-            _activations(layers, precision_bytes, fused, frozen), strict=True,
-        )),
+        map(
+            MemoryAtLayer._make,
+            zip(
+                _copies(layers, precision_bytes, fused),
+                _gradients(learnt, precision_bytes, accumulated, fused),
+                _activations(layers, precision_bytes, fused, frozen),
+                strict=True,
+            ),
+        ),
         key=lambda instant: instant.held(batch_size),
-    )  # fmt: skip
+    )
     update = MemoryAtLayer(0, FLOAT * sum(learnt), 0)
     fullest = max(fullest, update, key=lambda instant: instant.held(batch_size))
     held = {
@@ -71,7 +77,9 @@ def _copies(layers: Sequence[Layer], precision_bytes: int, fused: bool) -> Itera
         yield size * (parameters(layers) if fused else before)
 
 
-def _gradients(learnt: Sequence[int], precision_bytes: int, accumulated: bool, fused: bool) -> Iterator[int]:
+def _gradients(
+    learnt: Sequence[int], precision_bytes: int, accumulated: bool, fused: bool
+) -> Iterator[int]:
     """Of the layers from each on, or of all where they add up, and once more its own, on the way there."""
     size = precision_bytes if precision_bytes < FLOAT else 0
     total = sum(learnt)
@@ -80,21 +88,31 @@ def _gradients(learnt: Sequence[int], precision_bytes: int, accumulated: bool, f
         yield FLOAT * total if fused else FLOAT * there + size * own
 
 
-def _activations(layers: Sequence[Layer], precision_bytes: int, fused: bool, frozen: int) -> Iterator[int]:
+def _activations(
+    layers: Sequence[Layer], precision_bytes: int, fused: bool, frozen: int
+) -> Iterator[int]:
     """Of an image: what the layers up to each keep, and the gradients around it.
 
     A fused bias, pooling and ReLU keeps a byte for each of its results, and not what it was given.
     """
     first, second = layers[:2]
-    image = first.activations - prod(first.output) * (second.kind != "pool") if frozen else 0  # else its convolution's
+    image = (
+        first.activations - prod(first.output) * (second.kind != "pool") if frozen else 0
+    )  # else its convolution's
     kept = image * precision_bytes
-    before, tail = 0, False  # the image needs no gradient
+    before = 0
+    tail = False  # the image needs no gradient
     for layer, following in pairwise([*layers, None]):
         assert layer is not None
-        after, kind = prod(layer.output), following.kind if following is not None else None
-        response = layer.kind == "lrn"  # computed in fp32 under autocast, by steps of which three have gradients too
+        after = prod(layer.output)
+        kind = following.kind if following is not None else None
+        response = (
+            layer.kind == "lrn"
+        )  # computed in fp32 under autocast, by steps of which three have gradients too
         number = FLOAT if response else precision_bytes
-        if layer.block is not None and layer.block <= frozen:  # passed through: only image and last result stay
+        if (
+            layer.block is not None and layer.block <= frozen
+        ):  # passed through: only image and last result stay
             aside = {"pool": 1 if fused else INDEX, "lrn": 2 * FLOAT}.get(layer.kind, 0)
             yield kept + after * (number + aside)
             kept = (image + after) * number
@@ -110,7 +128,9 @@ def _activations(layers: Sequence[Layer], precision_bytes: int, fused: bool, fro
         before = after
 
 
-def disk_bytes(layers: Iterable[Layer], *, optimizer_states: int | None, ema: bool) -> dict[str, int]:
+def disk_bytes(
+    layers: Iterable[Layer], *, optimizer_states: int | None, ema: bool
+) -> dict[str, int]:
     """One checkpoint (parameters, optimizer, moving average) and the final weights alone, all fp32."""
     weights = parameters(layers) * FLOAT
     return {"checkpoint": weights * (1 + (optimizer_states or 0) + ema), "weights": weights}

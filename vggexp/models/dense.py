@@ -18,10 +18,14 @@ class FullyConvolutional(nn.Module):
 
     def __init__(self, features: nn.Module, classifier: nn.Module, side: int):
         super().__init__()
-        self.features, self.classifier, self.side = features, classifier, side
+        self.features = features
+        self.classifier = classifier
+        self.side = side
 
     def forward(self, images: Tensor) -> Tensor:
-        windows = self.features(images).unfold(2, self.side, 1).unfold(3, self.side, 1)  # [N, C, h, w, side, side]
+        windows = (
+            self.features(images).unfold(2, self.side, 1).unfold(3, self.side, 1)
+        )  # [N, C, h, w, side, side]
         places = windows.permute(0, 2, 3, 1, 4, 5).flatten(3)
         scores = self.classifier(places.flatten(0, 2)).unflatten(0, places.shape[:3])
         return scores.float().mean((1, 2))

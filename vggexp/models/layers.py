@@ -33,7 +33,11 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     @torch.no_grad()
     def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        assert (
+            self.running_mean is not None
+            and self.running_var is not None
+            and self.num_batches_tracked is not None
+        )
         assert self.momentum is not None
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)
@@ -77,14 +81,17 @@ class _Pool(torch.autograd.Function):
     def forward(ctx: Any, images: Tensor, kernel: int, stride: int) -> Tensor:
         maxima, places = torch.ops.aten.max_pool2d_with_indices(images, [kernel] * 2, [stride] * 2)
         ctx.save_for_backward(places)
-        ctx.window, ctx.like = ([kernel] * 2, [stride] * 2, [0, 0], [1, 1], False), _form(images)
+        ctx.window = ([kernel] * 2, [stride] * 2, [0, 0], [1, 1], False)
+        ctx.like = _form(images)
         return maxima
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         shape, memory_format = ctx.like
-        before = torch.empty(shape, dtype=gradient.dtype, device=gradient.device, memory_format=memory_format)
+        before = torch.empty(
+            shape, dtype=gradient.dtype, device=gradient.device, memory_format=memory_format
+        )
         # The input is asked for its shape and layout alone, which the place for the result has too.
         operator = torch.ops.aten.max_pool2d_with_indices_backward.grad_input
         operator(gradient, before, *ctx.window, *ctx.saved_tensors, grad_input=before)

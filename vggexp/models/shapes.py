@@ -28,7 +28,9 @@ class Layer:
     output: tuple[int, int, int]  # channels, height, width
     parameters: int
     macs: int  # multiply-adds an image, biases not counted
-    activations: int  # elements an image that training keeps for the backward pass because of this layer
+    activations: (
+        int  # elements an image that training keeps for the backward pass because of this layer
+    )
 
 
 class SpatialOp(NamedTuple):
@@ -46,7 +48,12 @@ class SpatialOp(NamedTuple):
 
 # LeCun et al. 1998, with the full C3 connection table, ReLU and max-pooling in place of scaled tanh and trainable
 # subsampling, and soft-max in place of radial basis functions.
-LENET = (SpatialOp(1, 6, 5, 1, 2), SpatialOp(1, None, 2, 2), SpatialOp(2, 16, 5), SpatialOp(2, None, 2, 2))
+LENET = (
+    SpatialOp(1, 6, 5, 1, 2),
+    SpatialOp(1, None, 2, 2),
+    SpatialOp(2, 16, 5),
+    SpatialOp(2, None, 2, 2),
+)
 LENET_HIDDEN = (120, 84)
 
 # Krizhevsky 2014 (arXiv:1404.5997), the one-tower form of the network of 2012, without its response normalisation.
@@ -139,7 +146,12 @@ def too_small(size: int, windows: Sequence[SpatialOp]) -> str | None:
 
 
 def _layers(
-    windows: Sequence[SpatialOp], norm: str, hidden: Sequence[int], in_channels: int, size: int, classes: int
+    windows: Sequence[SpatialOp],
+    norm: str,
+    hidden: Sequence[int],
+    in_channels: int,
+    size: int,
+    classes: int,
 ) -> list[Layer]:
     if problem := too_small(size, windows):
         raise ValueError(f"{size} pixels: {problem}")
@@ -175,33 +187,55 @@ def _pooled(layers: Iterable[Layer]) -> Iterator[Layer]:
         yield replace(layer, activations=layer.activations - prod(layer.output) * passed)
 
 
-def _conv(window: SpatialOp, index: int, source: int, output: tuple[int, int, int], image: int) -> Layer:
+def _conv(
+    window: SpatialOp, index: int, source: int, output: tuple[int, int, int], image: int
+) -> Layer:
     channels, height, width = output
     weights = window.kernel**2 * source * channels
-    name, macs = f"block{window.block}.conv{index}", weights * height * width
+    name = f"block{window.block}.conv{index}"
+    macs = weights * height * width
     kept = prod(output) + image
-    return Layer(name, window.block, "conv", window.kernel, source, channels, output, weights + channels, macs, kept)
+    return Layer(
+        name,
+        window.block,
+        "conv",
+        window.kernel,
+        source,
+        channels,
+        output,
+        weights + channels,
+        macs,
+        kept,
+    )
 
 
 def _pool(window: SpatialOp, output: tuple[int, int, int]) -> Layer:
-    name, channels = f"block{window.block}.pool", output[0]
-    return Layer(name, window.block, "pool", window.kernel, channels, channels, output, 0, 0, prod(output))
+    name = f"block{window.block}.pool"
+    channels = output[0]
+    return Layer(
+        name, window.block, "pool", window.kernel, channels, channels, output, 0, 0, prod(output)
+    )
 
 
 def _norm(kind: str, block: int, index: int, output: tuple[int, int, int]) -> Layer:
     """Batch: scale and shift, and it keeps mean and deviation. Local response keeps four tensors, one padded by 4."""
     channels, height, width = output
-    parameters, kept = 2 * channels, prod(output) + 2 * channels
+    parameters = 2 * channels
+    kept = prod(output) + 2 * channels
     if kind == "lrn":
-        parameters, kept = 0, 4 * (channels + 1) * height * width
-    return Layer(f"block{block}.norm{index}", block, kind, 1, channels, channels, output, parameters, 0, kept)
+        parameters = 0
+        kept = 4 * (channels + 1) * height * width
+    return Layer(
+        f"block{block}.norm{index}", block, kind, 1, channels, channels, output, parameters, 0, kept
+    )
 
 
 def _classifier(features: int, hidden: Sequence[int], classes: int) -> Iterator[Layer]:
     """A hidden layer keeps the ReLU's result, the dropout's mask and its result; the last one the log-softmax."""
     for index, width in enumerate([*hidden, classes], 1):
         name, kept = (f"hidden{index}", 3 * width) if index <= len(hidden) else ("output", width)
-        parameters, macs = (features + 1) * width, features * width
+        parameters = (features + 1) * width
+        macs = features * width
         yield Layer(name, None, "linear", 1, features, width, (width, 1, 1), parameters, macs, kept)
         features = width
 

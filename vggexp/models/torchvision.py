@@ -20,7 +20,8 @@ def torchvision_names(model: nn.Sequential) -> dict[str, str]:
     and the pooling comes after the ReLU; a layer with weights therefore stands at the same place in both.
     """
     stack, _, head = model
-    names, index = {}, 0
+    names = {}
+    index = 0
     for block_index, block in enumerate(stack.children()):
         for layer_index, layer in enumerate(block.children()):
             for name in layer.state_dict():
@@ -52,7 +53,10 @@ def layers_in(weights: object) -> dict[str, SourceLayer]:
     is a pooling between them.
     """
     features, classifier = _numbered(weights)
-    found, block, place, before = dict[str, SourceLayer](), 1, 0, -2
+    found = dict[str, SourceLayer]()
+    block = 1
+    place = 0
+    before = -2
     for index in sorted(features):
         given = SourceLayer(f"features.{index}", features[index])
         if convolution := given.tensors["weight"].ndim == 4:
@@ -69,9 +73,13 @@ def _numbered(weights: object) -> tuple[dict[int, Weights], dict[int, Weights]]:
     for name, tensor in weights.items() if isinstance(weights, Mapping) else ():
         match = NAME.fullmatch(name) if isinstance(name, str) else None
         if match is None or not isinstance(tensor, torch.Tensor):
-            raise CheckpointError(f"{str(name)[:60]!r} is no tensor of torchvision's VGG, as features.0.weight is")
+            raise CheckpointError(
+                f"{str(name)[:60]!r} is no tensor of torchvision's VGG, as features.0.weight is"
+            )
         parts[match[1]].setdefault(int(match[2]), {})[match[3]] = tensor
     layers = [*parts["features"].values(), *parts["classifier"].values()]
     if not parts["features"] or not all("weight" in tensors for tensors in layers):
-        raise CheckpointError("holds no weights in torchvision's naming (features.0.weight, ..., classifier.6.bias)")
+        raise CheckpointError(
+            "holds no weights in torchvision's naming (features.0.weight, ..., classifier.6.bias)"
+        )
     return parts["features"], parts["classifier"]

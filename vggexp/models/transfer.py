@@ -29,7 +29,8 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
     """The layers that hold weights, in the order of the data, named as in vggexp.models.shapes: block1.conv1, ..., output."""
     found: dict[str, nn.Module] = {}
     linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
-    block, place = 1, 0
+    block = 1
+    place = 0
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             place += 1
@@ -37,7 +38,8 @@ def named_layers(model: nn.Module) -> dict[str, nn.Module]:
         elif isinstance(module, nn.BatchNorm2d):
             found[f"block{block}.norm{place}"] = module
         elif isinstance(module, nn.MaxPool2d):
-            block, place = block + 1, 0
+            block = block + 1
+            place = 0
     return found | dict(zip(linear_names(len(linear)), linear, strict=True))
 
 
@@ -48,7 +50,9 @@ def linear_names(count: int) -> list[str]:
 
 def source_layers(model: nn.Module) -> dict[str, SourceLayer]:
     """A whole network as a source."""
-    return {name: SourceLayer(name, module.state_dict()) for name, module in named_layers(model).items()}
+    return {
+        name: SourceLayer(name, module.state_dict()) for name, module in named_layers(model).items()
+    }
 
 
 def plan_transfer(model: nn.Module, source: Mapping[str, SourceLayer]) -> dict[str, LayerTransfer]:
@@ -63,18 +67,24 @@ def plan_transfer(model: nn.Module, source: Mapping[str, SourceLayer]) -> dict[s
     same = theirs == [name for name in here if ".conv" in name]
     taken = set(theirs if same else theirs[:FIRST])
     if absent := sorted(taken - here.keys()):
-        raise CheckpointError(f"{absent[0]}: this network has no such layer; begin from a shallower one")
+        raise CheckpointError(
+            f"{absent[0]}: this network has no such layer; begin from a shallower one"
+        )
     return {name: _fate(name, module, source.get(name), taken) for name, module in here.items()}
 
 
-def _fate(name: str, module: nn.Module, given: SourceLayer | None, taken: set[str]) -> LayerTransfer:
+def _fate(
+    name: str, module: nn.Module, given: SourceLayer | None, taken: set[str]
+) -> LayerTransfer:
     if given is None or (".conv" in name and name not in taken):
         return LayerTransfer(None)
     if ".norm" in name and name.replace("norm", "conv") not in taken:
         return LayerTransfer(None)
     grey = _needs_channel_sum(module, given)
     if grey:
-        given = given._replace(tensors={**given.tensors, "weight": given.tensors["weight"].sum(1, keepdim=True)})
+        given = given._replace(
+            tensors={**given.tensors, "weight": given.tensors["weight"].sum(1, keepdim=True)}
+        )
     problem = shape_mismatch(module, given)
     if not problem:
         return LayerTransfer(given, "its input channels summed" if grey else "")
@@ -92,8 +102,10 @@ def _needs_channel_sum(module: nn.Module, given: SourceLayer) -> bool:
 
 def shape_mismatch(module: nn.Module, given: SourceLayer) -> str:
     """The first tensor whose shape differs, or nothing. Counters have no shape, and old files lack them."""
-    ours, theirs = ({name: format_shape(part) for name, part in of.items() if part.ndim}
-                    for of in (module.state_dict(), given.tensors))  # fmt: skip
+    ours, theirs = (
+        {name: format_shape(part) for name, part in of.items() if part.ndim}
+        for of in (module.state_dict(), given.tensors)
+    )
     for name in {**ours, **theirs}:
         if ours.get(name) != theirs.get(name):
             return f"{name} {theirs.get(name, 'none')} there ({given.name}), {ours.get(name, 'none')} here"
@@ -115,8 +127,13 @@ def load_layers(model: nn.Module, fates: Mapping[str, LayerTransfer]) -> None:
 
 def describe_transfer(fates: Mapping[str, LayerTransfer]) -> Iterator[tuple[str, str]]:
     """A line for each block and for the classifier: `block3`, `conv1 <- features.6, conv2 new`."""
-    for part, names in groupby(fates, lambda name: name.partition(".")[0] if "." in name else "classifier"):
-        yield part, ", ".join(_describe_layers(name.rpartition(".")[2], fates[name]) for name in names)
+    for part, names in groupby(
+        fates, lambda name: name.partition(".")[0] if "." in name else "classifier"
+    ):
+        yield (
+            part,
+            ", ".join(_describe_layers(name.rpartition(".")[2], fates[name]) for name in names),
+        )
 
 
 def _describe_layers(name: str, fate: LayerTransfer) -> str:

@@ -47,7 +47,9 @@ def fuse(model: nn.Module) -> None:
             module.on = True
 
 
-def vgg_block(convs: int, channels: int, in_channels: int, pointwise: int = 0, norm: Norm = "none") -> nn.Sequential:
+def vgg_block(
+    convs: int, channels: int, in_channels: int, pointwise: int = 0, norm: Norm = "none"
+) -> nn.Sequential:
     """`convs` 3x3 convolutions that keep the size, then 2x2 max-pooling that halves it.
 
     [N, in_channels, H, W] -> [N, channels, H // 2, W // 2]. The last `pointwise` convolutions are 1x1 (configuration
@@ -79,7 +81,9 @@ def vgg_stack(blocks: Sequence[Block], in_channels: int, norm: Norm = "none") ->
     for index, block in enumerate(blocks):
         first_lrn = norm == "lrn" and index == 0
         block_norm = norm if norm == "batch" or first_lrn else "none"
-        stack.append(vgg_block(block.convs, block.channels, in_channels, block.pointwise, block_norm))
+        stack.append(
+            vgg_block(block.convs, block.channels, in_channels, block.pointwise, block_norm)
+        )
         in_channels = block.channels
     return stack
 

@@ -36,13 +36,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(argv: Sequence[str]) -> None:
     parser = cli.parser(__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, or a .onnx or .pt2 file")
-    parser.add_argument("images", type=Path, nargs="+", metavar="IMAGE", help="a picture, or a folder of them")
-    parser.add_argument("--top", type=_count, default=1, metavar="K", help="how many labels are told (1)")
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run directory, or a .onnx or .pt2 file"
+    )
+    parser.add_argument(
+        "images", type=Path, nargs="+", metavar="IMAGE", help="a picture, or a folder of them"
+    )
+    parser.add_argument(
+        "--top", type=_count, default=1, metavar="K", help="how many labels are told (1)"
+    )
     asked = parser.parse_intermixed_args(argv)
     _check(asked.run)
     images = expand_image_paths(asked.images)
-    from vggexp.predict.predict import predict_images  # imports torch, once the command is known to be right
+    from vggexp.predict.predict import (
+        predict_images,
+    )  # imports torch, once the command is known to be right
 
     console = Console(None)
     seen = predict_images(asked.run, images, asked.top)
@@ -61,7 +69,9 @@ def _check(path: Path) -> None:
     """Raises ConfigError, CheckpointError where it is neither a run with weights nor an exported file."""
     if path.is_file():
         if path.suffix not in FILES:
-            raise ConfigError(f"{path}: give a run directory, or a file of vggexp.export that ends in .onnx or .pt2")
+            raise ConfigError(
+                f"{path}: give a run directory, or a file of vggexp.export that ends in .onnx or .pt2"
+            )
         if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
             raise ConfigError(f"{path}: needs onnxruntime; pip install 'vggexp[export]'")
         return

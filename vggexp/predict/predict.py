@@ -26,7 +26,9 @@ def predict_images(path: Path, images: Sequence[Path], top: int) -> Iterator[Ima
     with memory.oom_as_resource_error(f"in predicting with {path}"):
         model = open_model(path)
         if model.channels not in (1, 3):
-            raise ConfigError(f"{path}: takes {model.channels} channels; pictures have 3, or 1 where they are grey")
+            raise ConfigError(
+                f"{path}: takes {model.channels} channels; pictures have 3, or 1 where they are grey"
+            )
         for start in range(0, len(images), BATCH):
             yield from _batch(model, images[start : start + BATCH], top)
 
@@ -35,7 +37,11 @@ def _batch(model: ExportedModel, paths: Sequence[Path], top: int) -> Iterator[Im
     images = [_image(path, model) for path in paths]
     answers = iter(_probabilities(model, [image for image in images if isinstance(image, Tensor)]))
     for path, image in zip(paths, images, strict=True):
-        found = {"error": image} if isinstance(image, str) else _top_k(next(answers), model.classes, top)
+        found = (
+            {"error": image}
+            if isinstance(image, str)
+            else _top_k(next(answers), model.classes, top)
+        )
         yield {"image": str(path), **found}
 
 

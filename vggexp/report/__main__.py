@@ -28,7 +28,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _answer(argv: Sequence[str]) -> str:
     parser = cli.parser(__doc__)
-    parser.add_argument("folders", type=Path, nargs="+", metavar="DIR", help="a run directory, or a folder of them")
+    parser.add_argument(
+        "folders", type=Path, nargs="+", metavar="DIR", help="a run directory, or a folder of them"
+    )
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
     arguments = parser.parse_intermixed_args(argv)
     return write_report(arguments.folders, arguments.out, arguments.json)
@@ -55,9 +57,15 @@ def write_report(folders: Sequence[Path], out: Path | None, as_json: bool) -> st
     }
     _write(target, files)
     if as_json:
-        answer = {"runs": table.rows, "repeats": groups, "files": [str(target / name) for name in files]}
+        answer = {
+            "runs": table.rows,
+            "repeats": groups,
+            "files": [str(target / name) for name in files],
+        }
         return json.dumps(answer, default=str)
-    return "\n".join([*lines, "", *(f"{Path(name).suffix[1:]:<5} {target / name}" for name in files)])
+    return "\n".join(
+        [*lines, "", *(f"{Path(name).suffix[1:]:<5} {target / name}" for name in files)]
+    )
 
 
 def read_runs(folders: Sequence[Path]) -> Iterator[RunRecord]:
@@ -89,7 +97,9 @@ def _write(target: Path, files: dict[str, Any]) -> None:
     except FileExistsError as error:
         raise ConfigError(f"--out {target}: not a folder") from error
     except OSError as error:
-        raise ResourceError(f"{target}: cannot be written: {error.strerror} (choose another --out)") from error
+        raise ResourceError(
+            f"{target}: cannot be written: {error.strerror} (choose another --out)"
+        ) from error
 
 
 if __name__ == "__main__":

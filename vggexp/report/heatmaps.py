@@ -35,12 +35,15 @@ def heat_map(table: Table, groups: Sequence[Row]) -> str:
     return f"<section><h2>{escape(down)} against {escape(across)}</h2><p>{note} ✕: none finished.</p>{scores}</section>"
 
 
-def _best(table: Table, groups: Sequence[Row], chosen: tuple[str, str]) -> dict[Place, float | None]:
+def _best(
+    table: Table, groups: Sequence[Row], chosen: tuple[str, str]
+) -> dict[Place, float | None]:
     """The highest score of each cell that has runs, None where none of them finished."""
     best: dict[Place, float | None] = {_place(row, chosen): None for row in table.rows}
     column = f"{table.score} mean" if groups else table.score
     for row in groups or (row for row in table.rows if row["state"] == "finished"):
-        place, score = _place(row, chosen), row[column]
+        place = _place(row, chosen)
+        score = row[column]
         if score is not None:
             best[place] = max(score, best[place] or score)
     return best
@@ -53,7 +56,11 @@ def _place(row: Row, chosen: tuple[str, str]) -> Place:
 
 def axes(table: Table) -> tuple[str, str] | None:
     """The settings down and across."""
-    counts = {key: len({format_value(row[key]) for row in table.rows}) for key in table.settings if key != "seed"}
+    counts = {
+        key: len({format_value(row[key]) for row in table.rows})
+        for key in table.settings
+        if key != "seed"
+    }
     counts = {key: count for key, count in counts.items() if count <= MOST_VALUES}
     if {"network", "optimizer.lr"} <= counts.keys():
         return "network", "optimizer.lr"
@@ -67,13 +74,18 @@ def natural_sort_key(text: str) -> tuple[tuple[float, str], ...]:
         return ((float(text), ""),)
     except ValueError:
         parts = re.findall(r"(\d+)|(\D+)", text)
-        return tuple((float(digits), "") if digits else (float("inf"), word) for digits, word in parts)
+        return tuple(
+            (float(digits), "") if digits else (float("inf"), word) for digits, word in parts
+        )
 
 
 def _scores(down: str, across: str, best: dict[Place, float | None]) -> str:
-    rows, columns = (sorted({place[side] for place in best}, key=natural_sort_key) for side in (0, 1))
+    rows, columns = (
+        sorted({place[side] for place in best}, key=natural_sort_key) for side in (0, 1)
+    )
     known = [value for value in best.values() if value is not None] or [0]
-    low, span = min(known), max(known) - min(known) or 1
+    low = min(known)
+    span = max(known) - min(known) or 1
 
     def score(place: Place) -> str:
         value = best.get(place)
@@ -91,12 +103,15 @@ def _shaded(strength: float, text: str, kind: str = "") -> str:
     return f'<td class="{words}" style="--v:{0.06 + 0.94 * strength:.2f}">{text}</td>'
 
 
-def _grid(corner: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]) -> str:
+def _grid(
+    corner: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]
+) -> str:
     """cells: td elements. Long names of many columns are written upright."""
     upright = ' class="upright"' if len(columns) * max(map(len, columns)) > 120 else ""
     head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in columns)
     lines = (
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(line)}</tr>' for name, line in zip(rows, cells, strict=True)
+        f'<tr><th scope="row">{escape(name)}</th>{"".join(line)}</tr>'
+        for name, line in zip(rows, cells, strict=True)
     )
     head = f"<thead{upright}><tr><th>{escape(corner)}</th>{head}</tr></thead>"
     return f'<div class="box fit"><table class="grid">{head}<tbody>{"".join(lines)}</tbody></table></div>'
@@ -107,9 +122,14 @@ def confusion_grid(predictions: Predictions, names: Sequence[str]) -> str:
     counts = confusion(predictions)
     if len(counts) > MOST_CLASSES:
         return ""
-    share = np.sqrt(counts / np.maximum(1, counts.sum(1, keepdims=True)))  # the root shows rare mistakes
+    share = np.sqrt(
+        counts / np.maximum(1, counts.sum(1, keepdims=True))
+    )  # the root shows rare mistakes
     cells = [
-        [_shaded(share[i, j], f"{n:,}", "" if i == j else "miss") if n else "<td></td>" for j, n in enumerate(row)]
+        [
+            _shaded(share[i, j], f"{n:,}", "" if i == j else "miss") if n else "<td></td>"
+            for j, n in enumerate(row)
+        ]
         for i, row in enumerate(counts)
     ]
     note = "Test images by true class (rows) and predicted class (columns); right answers blue, wrong ones red."

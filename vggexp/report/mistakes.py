@@ -38,7 +38,13 @@ def worst_mistakes(predictions: Predictions, count: int = 12) -> list[Mistake]:
     wrong = np.flatnonzero(predicted != labels)
     worst = wrong[np.argsort(-scores[wrong, predicted[wrong]], kind="stable")][:count]
     return [
-        Mistake(int(i), int(labels[i]), int(predicted[i]), float(scores[i, predicted[i]]), float(scores[i, labels[i]]))
+        Mistake(
+            int(i),
+            int(labels[i]),
+            int(predicted[i]),
+            float(scores[i, predicted[i]]),
+            float(scores[i, labels[i]]),
+        )
         for i in worst
     ]
 
@@ -46,7 +52,8 @@ def worst_mistakes(predictions: Predictions, count: int = 12) -> list[Mistake]:
 def class_names(config: dict[str, Any], count: int) -> tuple[str, ...]:
     """Of the data set or its folder; numbers where neither tells `count` names."""
     names: tuple[str, ...] = ()
-    data, root = config.get("data.name"), config.get("data.root")
+    data = config.get("data.name")
+    root = config.get("data.root")
     if isinstance(data, str) and data in DATASETS:
         names = DATASETS[data].classes
     elif data == "image_folder" and isinstance(root, str):
@@ -67,7 +74,11 @@ def read_image_summary(folder: Path, tag: str) -> bytes | None:
     for path in sorted(folder.glob("events.out.tfevents.*")):
         try:
             content = path.read_bytes() if path.stat().st_size <= MOST_BYTES else b""
-            values = [value for record in _records(content) for value in Event.FromString(record).summary.value]
+            values = [
+                value
+                for record in _records(content)
+                for value in Event.FromString(record).summary.value
+            ]
         except (OSError, DecodeError):
             continue
         pictures = [value.image.encoded_image_string for value in values if value.tag == tag]

@@ -58,11 +58,15 @@ def _tiles(table: Table) -> Iterator[str]:
     states = Counter(row["state"] for row in table.rows)
     if states["finished"]:
         best = table.rows[0]
-        scores = {name: best[name] for name in ("val/accuracy", "test/accuracy") if best[name] is not None}
+        scores = {
+            name: best[name] for name in ("val/accuracy", "test/accuracy") if best[name] is not None
+        }
         for name, value in scores.items():
             yield _tile(f"{name} of the best run", f"{value:.4f}", table.run_label(best))
     others = ", ".join(f"{count} {state}" for state, count in states.items() if state != "finished")
-    yield _tile("finished", f"{states['finished']:,} of {len(table.rows):,}", others or "all of them")
+    yield _tile(
+        "finished", f"{states['finished']:,} of {len(table.rows):,}", others or "all of them"
+    )
     yield _tile("time", duration(sum(row["seconds"] or 0 for row in table.rows)), "in all runs")
 
 
@@ -78,7 +82,14 @@ def _drawn(table: Table) -> dict[str, Any]:
     for row, run in zip(table.rows, table.runs, strict=True):
         score = row[table.score] if row["state"] == "finished" else None
         costs = {"seconds": row["seconds"], "parameters": row["parameters"]}
-        runs.append({"name": table.run_label(row), "score": score, **costs, "curves": _curves(run.rows, keys)})
+        runs.append(
+            {
+                "name": table.run_label(row),
+                "score": score,
+                **costs,
+                "curves": _curves(run.rows, keys),
+            }
+        )
     return {"keys": keys, "score": table.score, "runs": runs}
 
 

@@ -19,13 +19,18 @@ from vggexp.runs.records import RunRecord
 from vggexp.runs.repeats import Row
 
 # The last words of the columns whose numbers stand to the right.
-NUMBERS = "accuracy loss epochs seconds parameters mean deviation runs finished image probability".split()
+NUMBERS = (
+    "accuracy loss epochs seconds parameters mean deviation runs finished image probability".split()
+)
 SEVERAL = 5  # values of other runs that are told
 
 
 def runs_section(table: Table) -> str:
     """Rows know the number of their run, and cells the value of the CSV file."""
-    heads = (f'<th{_kind(name)} scope="col"><button>{escape(name)}</button></th>' for name in table.columns)
+    heads = (
+        f'<th{_kind(name)} scope="col"><button>{escape(name)}</button></th>'
+        for name in table.columns
+    )
     body = []
     for index, (row, run) in enumerate(zip(table.rows, table.runs, strict=True)):
         off = "" if run.rows else " disabled"
@@ -39,7 +44,8 @@ def _cells(columns: Sequence[str], row: Mapping[str, Any]) -> str:
 
 
 def _cell(column: str, value: Any) -> str:
-    exact, text = escape(raw(value)), escape(cell(column, value))
+    exact = escape(raw(value))
+    text = escape(cell(column, value))
     held = f' data-value="{exact}"' if exact != text else ""
     if column == "state":
         text = f'<span class="state {re.sub("[^a-z]", "-", exact)}">{text}</span>'
@@ -47,7 +53,13 @@ def _cell(column: str, value: Any) -> str:
 
 
 def _kind(column: str) -> str:
-    kind = "number" if re.split("[/ ]", column)[-1] in NUMBERS else column if column in ("run", "error") else ""
+    kind = (
+        "number"
+        if re.split("[/ ]", column)[-1] in NUMBERS
+        else column
+        if column in ("run", "error")
+        else ""
+    )
     return f' class="{kind}"' if kind else ""
 
 
@@ -67,7 +79,8 @@ def repeats_section(groups: Sequence[Row]) -> str:
 
 def best_run_section(table: Table) -> str:
     """What it gets wrong, as far as its files tell; the empty string where no run has finished."""
-    run, row = table.runs[0], table.rows[0]
+    run = table.runs[0]
+    row = table.rows[0]
     if run.state != "finished":
         return ""
     try:
@@ -77,7 +90,11 @@ def best_run_section(table: Table) -> str:
     names = class_names(run.config, predictions.scores.shape[1])
     wrong = int((~predictions.right).sum())
     note = f"{wrong:,} of {len(predictions.labels):,} test images wrong."
-    return _best(row["run"], note, confusion_grid(predictions, names) + _mistakes(predictions, names, run.folder))
+    return _best(
+        row["run"],
+        note,
+        confusion_grid(predictions, names) + _mistakes(predictions, names, run.folder),
+    )
 
 
 def _best(name: str, note: str, content: str) -> str:
@@ -85,7 +102,9 @@ def _best(name: str, note: str, content: str) -> str:
 
 
 def _mistakes(predictions: Predictions, names: Sequence[str], folder: Path) -> str:
-    from vggexp.report.mistakes import read_image_summary  # imports protobuf, which most commands can do without
+    from vggexp.report.mistakes import (
+        read_image_summary,
+    )  # imports protobuf, which most commands can do without
 
     worst = worst_mistakes(predictions)
     if not worst:
@@ -111,7 +130,10 @@ def _image(png: bytes, name: str) -> str:
 
 def environment_section(runs: Sequence[RunRecord]) -> str:
     """Versions and machine of the first run, and the values that others have instead."""
-    known = [{key: format_value(value) for key, value in flatten(run.environment).items()} for run in runs]
+    known = [
+        {key: format_value(value) for key, value in flatten(run.environment).items()}
+        for run in runs
+    ]
     rows = list(_facts(known))
     if not rows:
         return ""
@@ -127,5 +149,12 @@ def _facts(known: Sequence[Mapping[str, str]]) -> Iterator[Row]:
     for key in dict.fromkeys(key for facts in known for key in facts if key != "attempts"):
         first = known[0].get(key, "-")
         others = Counter(facts.get(key, "-") for facts in known if facts.get(key, "-") != first)
-        told = [f"{value} ({count} run{'s' * (count != 1)})" for value, count in others.most_common(SEVERAL)]
-        yield {"": key, "first run": first, "other runs": ", ".join(told) + ", ..." * (len(others) > SEVERAL)}
+        told = [
+            f"{value} ({count} run{'s' * (count != 1)})"
+            for value, count in others.most_common(SEVERAL)
+        ]
+        yield {
+            "": key,
+            "first run": first,
+            "other runs": ", ".join(told) + ", ..." * (len(others) > SEVERAL),
+        }

@@ -17,15 +17,39 @@ from vggexp.models import shapes
 from vggexp.runs.records import RunRecord
 from vggexp.runs.repeats import Row, mean_rows, rank_key
 
-STATE_ORDER = ("finished", "running", "interrupted", "not started")  # failed runs, and states nobody knows, come last
+STATE_ORDER = (
+    "finished",
+    "running",
+    "interrupted",
+    "not started",
+)  # failed runs, and states nobody knows, come last
 MEASURED = ("val/accuracy", "val/loss", "test/accuracy", "epochs", "seconds", "parameters")
-NETWORK_NAME_KEYS = ("arch.name", "arch.blocks", "arch.norm", "arch.width")  # what a network is named by
-OWN_COLUMNS = {"run", "state", "network", "error", *MEASURED}  # columns that no key of a configuration may take
+NETWORK_NAME_KEYS = (
+    "arch.name",
+    "arch.blocks",
+    "arch.norm",
+    "arch.width",
+)  # what a network is named by
+OWN_COLUMNS = {
+    "run",
+    "state",
+    "network",
+    "error",
+    *MEASURED,
+}  # columns that no key of a configuration may take
 FORMATS = {
-    "val/accuracy": ".4f", "val/loss": ".4f", "test/accuracy": ".4f", "seconds": ".1f", "parameters": ",",
+    "val/accuracy": ".4f",
+    "val/loss": ".4f",
+    "test/accuracy": ".4f",
+    "seconds": ".1f",
+    "parameters": ",",
     "train.init_sha256": ".8",
-    **{f"{part}/accuracy {word}": ".4f" for part in ("val", "test") for word in ("mean", "deviation")},
-}  # fmt: skip
+    **{
+        f"{part}/accuracy {word}": ".4f"
+        for part in ("val", "test")
+        for word in ("mean", "deviation")
+    },
+}
 
 
 class NetworkSummary(NamedTuple):
@@ -52,7 +76,9 @@ class Table(NamedTuple):
 
     def run_label(self, row: Row) -> str:
         """`network=vgg11 optimizer.lr=0.01`: what tells this run from the others; alone, its name."""
-        return " ".join(f"{key}={format_value(row[key])}" for key in self.settings) or str(row["run"])
+        return " ".join(f"{key}={format_value(row[key])}" for key in self.settings) or str(
+            row["run"]
+        )
 
 
 def build_table(runs: Sequence[RunRecord]) -> Table:
@@ -61,10 +87,17 @@ def build_table(runs: Sequence[RunRecord]) -> Table:
     settings = differing(configs)
     names = _names(runs)
     rows = [
-        {"run": name, "state": run.state, **{key: config.get(key) for key in settings}, **_measured(run, config)}
+        {
+            "run": name,
+            "state": run.state,
+            **{key: config.get(key) for key in settings},
+            **_measured(run, config),
+        }
         for run, config, name in zip(runs, configs, names, strict=True)
     ]
-    score = "val/accuracy" if any(row["val/accuracy"] is not None for row in rows) else "test/accuracy"
+    score = (
+        "val/accuracy" if any(row["val/accuracy"] is not None for row in rows) else "test/accuracy"
+    )
     ranked = sorted(zip(rows, runs, strict=True), key=lambda pair: _rank(pair[0], score))
     return Table([run for _, run in ranked], [row for row, _ in ranked], settings, score)
 
@@ -82,10 +115,14 @@ def _names(runs: Sequence[RunRecord]) -> list[str]:
 
 def _configurations(runs: Sequence[RunRecord]) -> list[Row]:
     """The keys that make a run what it is, with the network's name and parameters before them."""
-    networks: dict[str, NetworkSummary] = {}  # many runs have the same, and to read a configuration takes a millisecond
+    networks: dict[
+        str, NetworkSummary
+    ] = {}  # many runs have the same, and to read a configuration takes a millisecond
     configs = []
     for run in runs:
-        parts = format_value({key: value for key, value in run.config.items() if key.startswith(("arch.", "data."))})
+        parts = format_value(
+            {key: value for key, value in run.config.items() if key.startswith(("arch.", "data."))}
+        )
         if networks.get(parts, UNKNOWN).parameters is None:
             networks[parts] = _network(run.config)
         kept = {
@@ -109,8 +146,12 @@ def _network(config: Mapping[str, Any]) -> NetworkSummary:
 
 
 def _named(config: Config) -> NetworkSummary:
-    if isinstance(config.data, ImageFolder) and config.data.classes is None:  # the folder may be on another machine
-        return NetworkSummary(network_name(replace(config, data=replace(config.data, classes=1))), None)
+    if (
+        isinstance(config.data, ImageFolder) and config.data.classes is None
+    ):  # the folder may be on another machine
+        return NetworkSummary(
+            network_name(replace(config, data=replace(config.data, classes=1))), None
+        )
     return NetworkSummary(network_name(config), shapes.parameters(layers(config)))
 
 
@@ -119,9 +160,13 @@ def differing(configs: Sequence[Row]) -> list[str]:
 
     A key of NAMED is left out where the network's name tells its value.
     """
-    keys = dict.fromkeys(("network", "optimizer.lr")) | dict.fromkeys(key for config in configs for key in config)
+    keys = dict.fromkeys(("network", "optimizer.lr")) | dict.fromkeys(
+        key for config in configs for key in config
+    )
     values = {
-        key: [format_value(config.get(key)) for config in configs] for key in keys if key not in ("seed", "parameters")
+        key: [format_value(config.get(key)) for config in configs]
+        for key in keys
+        if key not in ("seed", "parameters")
     }
     values["seed"] = [format_value(config.get("seed")) for config in configs]
     networks = values["network"]
@@ -142,7 +187,9 @@ def _measured(run: RunRecord, config: Row) -> Row:
     last = run.rows[-1] if run.rows else {}
     facts = {**last, **{key: value for key, value in run.result.items() if value is not None}}
     spent = [number(row.get("time/epoch_seconds")) or 0 for row in run.rows]
-    measured = {name: number(facts.get(name)) for name in ("val/accuracy", "val/loss", "test/accuracy")}
+    measured = {
+        name: number(facts.get(name)) for name in ("val/accuracy", "val/loss", "test/accuracy")
+    }
     error = run.result.get("error")
     return {
         **measured,
@@ -156,7 +203,11 @@ def _measured(run: RunRecord, config: Row) -> Row:
 def number(value: Any) -> int | float | None:
     """None for what is no finite number: files of a run may hold anything."""
     try:
-        return value if isinstance(value, int | float) and type(value) is not bool and math.isfinite(value) else None
+        return (
+            value
+            if isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
+            else None
+        )
     except OverflowError:
         return None
 
@@ -185,5 +236,7 @@ def as_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
 def as_markdown(columns: Sequence[str], rows: Sequence[Row], longest: int = 80) -> list[str]:
     """Texts lose what would break the table or be read as HTML, and what is longer than `longest`."""
     cells = [[cell(column, row[column]) for column in columns] for row in rows]
-    head, *body = [[shorten(text, longest).replace("<", "\\<") for text in row] for row in [columns, *cells]]
+    head, *body = [
+        [shorten(text, longest).replace("<", "\\<") for text in row] for row in [columns, *cells]
+    ]
     return markdown_table(head, body)

@@ -38,10 +38,18 @@ def with_class_count(config: Config, classes: int) -> Config:
 
 def build_model(config: Config) -> nn.Sequential:
     """The network with its initial weights, on the CPU."""
-    arch, given = config.arch, input_spec(config)
+    arch = config.arch
+    given = input_spec(config)
     facts = {"in_channels": given.channels, "size": given.size, "classes": given.classes}
     if isinstance(arch, Vgg):
-        model = vgg(arch.blocks, norm=arch.norm, hidden=arch.hidden, dropout=arch.dropout, width=arch.width, **facts)
+        model = vgg(
+            arch.blocks,
+            norm=arch.norm,
+            hidden=arch.hidden,
+            dropout=arch.dropout,
+            width=arch.width,
+            **facts,
+        )
     elif isinstance(arch, LeNet):
         model = lenet(**facts)
     else:
@@ -59,23 +67,34 @@ def build_state(config: Config, hardware: DeviceSetup, steps_per_epoch: int) -> 
     ema = None if config.train.ema is None else EMA(model, config.train.ema)
     if config.device.compile:
         model.compile()
-    chosen, course = config.optimizer, config.scheduler
-    own = {key: value for key, value in vars(course).items() if key not in ("name", "warmup_epochs")}
+    chosen = config.optimizer
+    course = config.scheduler
+    own = {
+        key: value for key, value in vars(course).items() if key not in ("name", "warmup_epochs")
+    }
     return TrainState(
         model=model,
-        optimizer=build_optimizer(chosen.name, model, chosen.lr, chosen.weight_decay, chosen.arguments),
+        optimizer=build_optimizer(
+            chosen.name, model, chosen.lr, chosen.weight_decay, chosen.arguments
+        ),
         schedule=build_schedule(
-            course.name, chosen.lr, course.warmup_epochs,
-            epochs=config.train.epochs, steps_per_epoch=steps_per_epoch, **own,
+            course.name,
+            chosen.lr,
+            course.warmup_epochs,
+            epochs=config.train.epochs,
+            steps_per_epoch=steps_per_epoch,
+            **own,
         ),
         scaler=precision.scaler(hardware.precision, hardware.device),
         ema=ema,
         sums=MetricSums(hardware.device),
         micro_batches=config.train.accumulate,
-    )  # fmt: skip
+    )
 
 
-def build_tested_model(config: Config, hardware: DeviceSetup, weights: dict[str, Tensor]) -> nn.Sequential:
+def build_tested_model(
+    config: Config, hardware: DeviceSetup, weights: dict[str, Tensor]
+) -> nn.Sequential:
     """The network as it was when a run took its test, in eval mode. weights: of `checkpoint.weights_of`.
 
     Raises CheckpointError.
@@ -119,7 +138,11 @@ def train_settings(config: Config, hardware: DeviceSetup) -> TrainSettings:
 def _step_function(config: Config) -> Callable[..., tuple[Tensor, Tensor]]:
     if collectives.world_size() > 1:
         return DistributedStep()
-    return CudaGraphStep() if config.device.name == "cuda" and not config.device.compile else forward_backward
+    return (
+        CudaGraphStep()
+        if config.device.name == "cuda" and not config.device.compile
+        else forward_backward
+    )
 
 
 def dead_layer_check(config: Config) -> DeadLayerCheck | None:
@@ -127,5 +150,7 @@ def dead_layer_check(config: Config) -> DeadLayerCheck | None:
     return (
         None
         if steps is None
-        else DeadLayerCheck(steps, layers(config), suggested_overrides(config), bool(config.train.stop_if_dead))
+        else DeadLayerCheck(
+            steps, layers(config), suggested_overrides(config), bool(config.train.stop_if_dead)
+        )
     )

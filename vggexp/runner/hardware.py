@@ -24,7 +24,11 @@ class DeviceSetup:
 
 def is_available(device: str) -> bool:
     """Whether this machine has it: cpu, cuda or mps."""
-    return {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}[device]
+    return {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }[device]
 
 
 def setup_device(config: Config, threads: int | None = None) -> DeviceSetup:
@@ -34,13 +38,23 @@ def setup_device(config: Config, threads: int | None = None) -> DeviceSetup:
     """
     wanted = config.device
     if not is_available(wanted.name):
-        raise ConfigError(f"device={wanted.name}: no usable device (torch {torch.__version__}); use device=cpu")
+        raise ConfigError(
+            f"device={wanted.name}: no usable device (torch {torch.__version__}); use device=cpu"
+        )
     device = collectives.device(wanted.name)
     resolved = precision.resolve_precision(wanted.precision, device)
-    if resolved == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+    if (
+        resolved == "bf16"
+        and device.type == "cuda"
+        and not torch.cuda.is_bf16_supported(including_emulation=False)
+    ):
         raise ConfigError("device.precision=bf16: this GPU does not multiply it; use fp16 or fp32")
-    threads = precision.configure_backends(device, resolved, wanted.deterministic, wanted.threads or threads)
-    return DeviceSetup(device, resolved, threads, partial(precision.autocast_context, resolved, device))
+    threads = precision.configure_backends(
+        device, resolved, wanted.deterministic, wanted.threads or threads
+    )
+    return DeviceSetup(
+        device, resolved, threads, partial(precision.autocast_context, resolved, device)
+    )
 
 
 def device_name(device: torch.device) -> str:

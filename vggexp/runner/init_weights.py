@@ -35,12 +35,17 @@ def load_init_weights(model: nn.Module, config: Config) -> list[str]:
         fates = plan_transfer(model, source)
         _check_frozen(fates, config.train.freeze or 0)
         load_layers(model, fates)
-    except (CheckpointError, RuntimeError) as error:  # torch's, where a tensor is none that can be copied
+    except (
+        CheckpointError,
+        RuntimeError,
+    ) as error:  # torch's, where a tensor is none that can be copied
         if memory.is_out_of_memory(error):
             raise
         problem = " ".join(str(error).removeprefix(f"{path}: ").split())
         raise CheckpointError(f"train.init_from={path}: {problem[:300]}") from error
-    return _lines(f"{path}  ({kind}, SHA-256 {(config.train.init_sha256 or '')[:8]}...)", fates, config)
+    return _lines(
+        f"{path}  ({kind}, SHA-256 {(config.train.init_sha256 or '')[:8]}...)", fates, config
+    )
 
 
 def _source(path: Path, sha256: str | None) -> tuple[str, Mapping[str, SourceLayer]]:
@@ -49,11 +54,17 @@ def _source(path: Path, sha256: str | None) -> tuple[str, Mapping[str, SourceLay
         raise ConfigError(f"train.init_from={path}: has gone, and this run has no checkpoint yet")
     if path.is_dir():
         run = load_run(path)
-        found, kind, layers = weights_sha256(run.model.state_dict()), network_name(run.config), source_layers(run.model)
+        found = weights_sha256(run.model.state_dict())
+        kind = network_name(run.config)
+        layers = source_layers(run.model)
     else:
-        found, kind, layers = source_sha256(path), "torchvision's naming", layers_in(load_foreign(path))
+        found = source_sha256(path)
+        kind = "torchvision's naming"
+        layers = layers_in(load_foreign(path))
     if found != sha256:
-        raise CheckpointError(f"has changed since this command began: SHA-256 {found}, not {sha256}")
+        raise CheckpointError(
+            f"has changed since this command began: SHA-256 {found}, not {sha256}"
+        )
     return kind, layers
 
 

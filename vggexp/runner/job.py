@@ -48,7 +48,11 @@ def machine_fingerprint(hardware: hardware.DeviceSetup) -> dict[str, Any]:
 
 
 def evaluate_epoch(
-    model: nn.Module, config: Config, hardware: hardware.DeviceSetup, data: datasets.DataLoaders, console: Console
+    model: nn.Module,
+    config: Config,
+    hardware: hardware.DeviceSetup,
+    data: datasets.DataLoaders,
+    console: Console,
 ) -> dict[str, float]:
     """The scores after an epoch: validation, and the test set only where the configuration asks for it."""
     scores: dict[str, float] = {}
@@ -63,7 +67,9 @@ def evaluate_epoch(
 
 
 def with_progress(label: str, batches: Loader, console: Console) -> Iterator[tuple[Tensor, Tensor]]:
-    return console.counted(label, batches.evaluate(), len(range(batches.batches_per_epoch)[collectives.rank_slice()]))
+    return console.counted(
+        label, batches.evaluate(), len(range(batches.batches_per_epoch)[collectives.rank_slice()])
+    )
 
 
 class TrainingJob:
@@ -79,11 +85,18 @@ class TrainingJob:
         data: datasets.DataLoaders,
         state: TrainState,
     ):
-        self.config, self.stop, self.console, self.folder = config, stop, console, folder
-        self.hardware, self.data, self.state = hardware, data, state
+        self.config = config
+        self.stop = stop
+        self.console = console
+        self.folder = folder
+        self.hardware = hardware
+        self.data = data
+        self.state = state
         self.init_lines: list[str] = []  # lines on the weights that it begins from
 
-    def run_on_rank_zero(self, overrides: Sequence[str], saved: dict[str, Any] | None) -> EpochMetrics:
+    def run_on_rank_zero(
+        self, overrides: Sequence[str], saved: dict[str, Any] | None
+    ) -> EpochMetrics:
         """Runs, and leaves in result.json how it ended."""
         try:
             summary.reset_peaks(self.hardware)
@@ -118,7 +131,9 @@ class TrainingJob:
     @contextlib.contextmanager
     def _translate_errors(self) -> Iterator[None]:
         with (
-            memory.oom_as_resource_error(f"with data.batch_size={self.config.data.batch_size}; choose a smaller one"),
+            memory.oom_as_resource_error(
+                f"with data.batch_size={self.config.data.batch_size}; choose a smaller one"
+            ),
             collectives.translate_rank_errors(),
         ):
             yield
@@ -130,7 +145,9 @@ class TrainingJob:
     def _write_metadata(self, overrides: Sequence[str]) -> None:
         self.console.log_file = self.folder / "run.log"
         here = {
-            key: value for key, value in machine_fingerprint(self.hardware).items() if key != "torch"
+            key: value
+            for key, value in machine_fingerprint(self.hardware).items()
+            if key != "torch"
         }  # among the versions
         known = (
             collect_environment()
@@ -142,15 +159,24 @@ class TrainingJob:
         directory.write_result(self.folder, "running")
 
     def _run(self, overrides: Sequence[str], continued: bool) -> EpochMetrics:
-        config, state, data = self.config, self.state, self.data
-        for line in [*summary.start_banner(config, self.hardware, data, self.folder), *self.init_lines]:
+        config = self.config
+        state = self.state
+        data = self.data
+        for line in [
+            *summary.start_banner(config, self.hardware, data, self.folder),
+            *self.init_lines,
+        ]:
             self.console.line(line)
         if continued:
-            self.console.line(f"continued after step {state.step}: {state.epoch} epochs and {state.batch} batches")
+            self.console.line(
+                f"continued after step {state.step}: {state.epoch} epochs and {state.batch} batches"
+            )
         checkpoints = self._checkpoints()
         columns = summary.hyperparameters(config, overrides)
         watch = RunLogger(self.folder, self.console, config.train.epochs, columns, state.history)
-        watch.best_effort("the pictures of the first images", lambda: summary.log_first_images(watch, data))
+        watch.best_effort(
+            "the pictures of the first images", lambda: summary.log_first_images(watch, data)
+        )
         ok = False
         try:
             clock = PhaseTimer(self.hardware.device)
@@ -164,12 +190,20 @@ class TrainingJob:
         return content
 
     def _train(
-        self, watcher: Logger, checkpoints: checkpoint_manager.CheckpointManager | None, clock: PhaseTimer
+        self,
+        watcher: Logger,
+        checkpoints: checkpoint_manager.CheckpointManager | None,
+        clock: PhaseTimer,
     ) -> None:
         """checkpoints: of rank 0."""
-        plan, stop = build.train_settings(self.config, self.hardware), self.stop
+        plan = build.train_settings(self.config, self.hardware)
+        stop = self.stop
         measure = partial(
-            evaluate_epoch, config=self.config, hardware=self.hardware, data=self.data, console=self.console
+            evaluate_epoch,
+            config=self.config,
+            hardware=self.hardware,
+            data=self.data,
+            console=self.console,
         )
         keeper: Checkpointer | None = (
             checkpoint_manager.DistributedCheckpointManager(stop, checkpoints)
@@ -187,17 +221,26 @@ class TrainingJob:
         model = state.eval_model()
         if scored["step"] != state.step:
             path = self.folder / "checkpoints" / checkpoint_manager.checkpoint_name(scored["step"])
-            model.load_state_dict(collectives.run_on_rank_zero(lambda: checkpoint.weights_of(checkpoint.load(path))))
+            model.load_state_dict(
+                collectives.run_on_rank_zero(lambda: checkpoint.weights_of(checkpoint.load(path)))
+            )
         collectives.broadcast_(model.buffers())
-        logits, labels = predict(model, with_progress("test", self.data.test, self.console), self.hardware.autocast)
+        logits, labels = predict(
+            model, with_progress("test", self.data.test, self.console), self.hardware.autocast
+        )
         return scored, model, logits, labels
 
     def _checkpoints(self) -> checkpoint_manager.CheckpointManager:
-        train, preprocess = self.config.train, self.data.preprocess
+        train = self.config.train
+        preprocess = self.data.preprocess
         facts = {
-            "identity": identity(to_plain(self.config)), **machine_fingerprint(self.hardware), "data": self.data.fingerprint,
-            "classes": list(self.data.classes), "mean": preprocess.mean, "std": preprocess.std,
-        }  # fmt: skip
+            "identity": identity(to_plain(self.config)),
+            **machine_fingerprint(self.hardware),
+            "data": self.data.fingerprint,
+            "classes": list(self.data.classes),
+            "mean": preprocess.mean,
+            "std": preprocess.std,
+        }
         checkpoints = checkpoint_manager.CheckpointManager(
             self.folder / "checkpoints", train.keep, train.checkpoint_minutes, facts
         )
@@ -208,15 +251,26 @@ class TrainingJob:
         self, watch: RunLogger, checkpoints: checkpoint_manager.CheckpointManager, clock: PhaseTimer
     ) -> EpochMetrics:
         """The test, once; then the weights, the scores and the result."""
-        state, data = self.state, self.data
+        state = self.state
+        data = self.data
         scored, model, logits, labels = self._predict_test_set()
         scores = logits.softmax(1)
-        weights = {key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()}
-        numpy.savez_compressed(self.folder / PREDICTIONS, scores=scores.numpy(), labels=labels.numpy())
-        content = summary.result_fields(self.config, self.hardware, state, scored, logits, labels, weights)
+        weights = {
+            key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()
+        }
+        numpy.savez_compressed(
+            self.folder / PREDICTIONS, scores=scores.numpy(), labels=labels.numpy()
+        )
+        content = summary.result_fields(
+            self.config, self.hardware, state, scored, logits, labels, weights
+        )
         clock.lap("evaluation")
         content |= summary.total_times(state.history, clock.read())
-        scores_ = {key: value for key, value in content.items() if "/" in key and not key.startswith("time/")}
+        scores_ = {
+            key: value
+            for key, value in content.items()
+            if "/" in key and not key.startswith("time/")
+        }
         watch.tensorboard.final(scores_, state.epoch)
         show = partial(summary.log_test_images, watch, data, scores, labels, state.epoch)
         watch.best_effort("the pictures of the mistakes", show)

@@ -33,9 +33,12 @@ STOPPED_AT_ONCE = "stopped at once by a second Ctrl-C"
 def run_ranks(config: Config, overrides: Sequence[str]) -> int:
     """Trains with device.processes ranks; the exit code, whose reason the ranks have told. Raises ConfigError,
     RankError where one of them was killed, KeyboardInterrupt after a second Ctrl-C."""
-    ranks, folder = config.device.processes or 1, records.run_dir(config)
+    ranks = config.device.processes or 1
+    folder = records.run_dir(config)
     if config.device.name == "cuda" and torch.cuda.device_count() < ranks:
-        raise ConfigError(f"device.processes={ranks}: this machine has {torch.cuda.device_count()} GPUs")
+        raise ConfigError(
+            f"device.processes={ranks}: this machine has {torch.cuda.device_count()} GPUs"
+        )
     try:
         with (
             handle_stop_signals() as stop,
@@ -50,7 +53,9 @@ def run_ranks(config: Config, overrides: Sequence[str]) -> int:
             told = f"rank {number} was killed by {processes.signal_name(failure.exitcode)}"
             directory.mark_interrupted(folder, told, RankError.exit_code, "running", "interrupted")
             raise RankError(f"{told}; run the same command to continue") from None
-        directory.mark_interrupted(folder, f"rank {number} has failed", failure.exitcode)  # where rank 0 could not
+        directory.mark_interrupted(
+            folder, f"rank {number} has failed", failure.exitcode
+        )  # where rank 0 could not
         return failure.exitcode
     except KeyboardInterrupt:
         directory.mark_interrupted(folder, STOPPED_AT_ONCE, 128 + signal.SIGINT)
@@ -90,7 +95,8 @@ def _shared_cores(ranks: int) -> Iterator[None]:
     """Each rank has its part of this job's threads. What torch logs of a rank's end is told in one line instead."""
     logging.disable(logging.CRITICAL)
     try:
-        threads, level = str(max(1, default_threads() // ranks)), os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
+        threads = str(max(1, default_threads() // ranks))
+        level = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
         with _variable("OMP_NUM_THREADS", threads), _variable("TORCH_CPP_LOG_LEVEL", level):
             yield
     finally:
@@ -104,7 +110,8 @@ def _passing_on(stop: StopFlag) -> Iterator[None]:
     They are born with such signals held back, until they listen. So this thread holds them back while they are, and
     another takes them: Python's handlers run here all the same.
     """
-    ended, numbers = threading.Event(), [getattr(signal, name) for name in STOP_SIGNALS]
+    ended = threading.Event()
+    numbers = [getattr(signal, name) for name in STOP_SIGNALS]
     messenger = threading.Thread(target=_pass_on, args=(stop, ended), daemon=True)
     messenger.start()
     _track_quietly()  # before the signals are held back: it lets them through when it starts

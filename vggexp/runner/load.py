@@ -38,7 +38,9 @@ def _scored(folder: Path) -> Path:
     paths = find_checkpoints(folder / "checkpoints")
     chosen = [path for path in paths if step is None or int(path.stem) == step]
     if not chosen:
-        raise CheckpointError(f"{folder}: holds no checkpoint{'' if step is None else f' of step {step}'}")
+        raise CheckpointError(
+            f"{folder}: holds no checkpoint{'' if step is None else f' of step {step}'}"
+        )
     return chosen[0]
 
 
@@ -52,7 +54,10 @@ def build_loaded_run(config: Config, saved: dict[str, Any]) -> LoadedRun:
     model = build.build_model(config)
     model.load_state_dict(checkpoint.weights_of(saved))
     return LoadedRun(
-        model.eval(), config, datasets.make_preprocess(config, saved["mean"], saved["std"]), tuple(saved["classes"])
+        model.eval(),
+        config,
+        datasets.make_preprocess(config, saved["mean"], saved["std"]),
+        tuple(saved["classes"]),
     )
 
 

@@ -29,28 +29,42 @@ def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) 
     """
     with contextlib.ExitStack() as held:
         stop = stop or held.enter_context(handle_stop_signals())
-        held.enter_context(collectives.process_group(config.device.name, config.device.timeout_minutes))
+        held.enter_context(
+            collectives.process_group(config.device.name, config.device.timeout_minutes)
+        )
         held.enter_context(collectives.translate_rank_errors())
-        collectives.assert_same_on_all_ranks(_launch_fingerprint(config), "start all with the same command and code")
+        collectives.assert_same_on_all_ranks(
+            _launch_fingerprint(config), "start all with the same command and code"
+        )
         console = Console(None, silent=collectives.rank() > 0)
         opened = collectives.run_on_rank_zero(lambda: open_run_dir(config, held, console))
         if opened.done is not None:
             console.line(records.finished_line(config, opened.done))
             return opened.done
         if config.resume == "never":
-            stop.resume_hint = f"run.name={opened.folder.name} in place of resume=never continues it"
+            stop.resume_hint = (
+                f"run.name={opened.folder.name} in place of resume=never continues it"
+            )
         stop = DistributedStop(stop) if collectives.world_size() > 1 else stop
         with memory.oom_as_resource_error(
             "before the first batch; choose a smaller network, data.resize or data.limit"
         ):
-            job = TrainingJob(config, stop, console, opened.folder, *build_run(config, opened.saved, console))
+            job = TrainingJob(
+                config, stop, console, opened.folder, *build_run(config, opened.saved, console)
+            )
             if opened.saved is None:  # other ranks get the weights from rank 0
-                job.init_lines = collectives.run_on_rank_zero(lambda: load_init_weights(job.state.model, config))
+                job.init_lines = collectives.run_on_rank_zero(
+                    lambda: load_init_weights(job.state.model, config)
+                )
         stop.rest(0)
         stop.check("before its first batch")
         if opened.new:
             collectives.run_on_rank_zero(lambda: create_run_dir(opened.folder, held))
-        return job.run_on_other_ranks() if collectives.rank() else job.run_on_rank_zero(overrides, opened.saved)
+        return (
+            job.run_on_other_ranks()
+            if collectives.rank()
+            else job.run_on_rank_zero(overrides, opened.saved)
+        )
 
 
 PER_MACHINE_KEYS = (
@@ -64,6 +78,10 @@ PER_MACHINE_KEYS = (
 
 def _launch_fingerprint(config: Config) -> dict[str, Any]:
     """What all ranks must have in common before anything is read."""
-    keys = {key: value for key, value in flatten(to_plain(config)).items() if not key.startswith(PER_MACHINE_KEYS)}
+    keys = {
+        key: value
+        for key, value in flatten(to_plain(config)).items()
+        if not key.startswith(PER_MACHINE_KEYS)
+    }
     versions = {"torch": str(torch.__version__), "Python": platform.python_version()}
     return keys | versions | {"code": code_sha256()[:8] if collectives.world_size() > 1 else ""}

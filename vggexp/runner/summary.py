@@ -29,9 +29,12 @@ from vggexp.training.metrics import confusion_matrix, score_logits
 from vggexp.training.timer import PARTS
 
 
-def start_banner(config: Config, hardware: DeviceSetup, data: DataLoaders, folder: Path) -> list[str]:
+def start_banner(
+    config: Config, hardware: DeviceSetup, data: DataLoaders, folder: Path
+) -> list[str]:
     """What will happen, told before it does."""
-    table, disk = layers(config), disk_bytes(config)
+    table = layers(config)
+    disk = disk_bytes(config)
     held_out = f", {data.val.count:,} for validation" if data.val else ""
     epochs = f"{config.train.epochs} epochs of {data.train.batches_per_epoch} steps"
     return [
@@ -46,7 +49,9 @@ def start_banner(config: Config, hardware: DeviceSetup, data: DataLoaders, folde
 
 
 def _ranks() -> str:
-    return f" in each of {collectives.world_size()} processes" if collectives.world_size() > 1 else ""
+    return (
+        f" in each of {collectives.world_size()} processes" if collectives.world_size() > 1 else ""
+    )
 
 
 def _gpu_bytes(hardware: DeviceSetup) -> int | None:
@@ -54,18 +59,34 @@ def _gpu_bytes(hardware: DeviceSetup) -> int | None:
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
-COLUMNS = ("data.name", "data.resize", "data.batch_size", "optimizer.name", "optimizer.lr", "optimizer.weight_decay",
-           "scheduler.name", "train.epochs", "seed")  # fmt: skip
+COLUMNS = (
+    "data.name",
+    "data.resize",
+    "data.batch_size",
+    "optimizer.name",
+    "optimizer.lr",
+    "optimizer.weight_decay",
+    "scheduler.name",
+    "train.epochs",
+    "seed",
+)
 
 
-def hyperparameters(config: Config, overrides: Sequence[str]) -> dict[str, bool | int | float | str]:
+def hyperparameters(
+    config: Config, overrides: Sequence[str]
+) -> dict[str, bool | int | float | str]:
     """The columns of TensorBoard's HParams table: the network, what tells most runs apart, and what was typed."""
     typed = [word.lstrip("+").partition("=")[0] for word in overrides]
     values = {key: value for key, value in flatten(to_plain(config)).items() if value is not None}
     chosen = {
-        key: values[key] for key in (*COLUMNS, *typed) if key in values and not key.startswith(("run.", "sweep."))
+        key: values[key]
+        for key in (*COLUMNS, *typed)
+        if key in values and not key.startswith(("run.", "sweep."))
     }
-    shown = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in chosen.items()}
+    shown = {
+        key: value if isinstance(value, bool | int | float) else str(value)
+        for key, value in chosen.items()
+    }
     return {"network": network_name(config), **shown}
 
 
@@ -96,7 +117,9 @@ def result_fields(
         "weights_step": scored["step"],
         "weights_sha256": weights_sha256(weights),
         **_best(state.history),
-        "images_per_second": float(numpy.median([row["images_per_second"] for row in state.history])),
+        "images_per_second": float(
+            numpy.median([row["images_per_second"] for row in state.history])
+        ),
         "parameters": parameters(layers(config)),
         **_peaks(hardware),
     }
@@ -104,7 +127,11 @@ def result_fields(
 
 def _best(history: Sequence[EpochMetrics]) -> EpochMetrics:
     best = best_epoch(history)
-    return {} if best is None else {"best/epoch": best["epoch"], "best/val/accuracy": best["val/accuracy"]}
+    return (
+        {}
+        if best is None
+        else {"best/epoch": best["epoch"], "best/val/accuracy": best["val/accuracy"]}
+    )
 
 
 def total_times(history: Sequence[EpochMetrics], end: Mapping[str, float]) -> EpochMetrics:
@@ -123,7 +150,9 @@ def reset_peaks(hardware: DeviceSetup) -> None:
 
 def _peaks(hardware: DeviceSetup) -> EpochMetrics:
     if STATUS.exists():
-        kib = next(line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM"))
+        kib = next(
+            line.split()[1] for line in STATUS.read_text().splitlines() if line.startswith("VmHWM")
+        )
         peaks: EpochMetrics = {"peak_memory_bytes": int(kib) * 1024}
     else:
         unit = 1 if sys.platform == "darwin" else 1024
@@ -140,7 +169,9 @@ def log_first_images(watch: RunLogger, data: DataLoaders) -> None:
     watch.tensorboard.images("images/first_batch", image_grid(images[:32].float().cpu().numpy()))
 
 
-def log_test_images(watch: RunLogger, data: DataLoaders, scores: Tensor, labels: Tensor, epoch: int) -> None:
+def log_test_images(
+    watch: RunLogger, data: DataLoaders, scores: Tensor, labels: Tensor, epoch: int
+) -> None:
     from vggexp.loggers.images import confusion_image, mistakes_image
 
     confidences, predictions = scores.max(1)
@@ -173,7 +204,9 @@ def end_banner(result: EpochMetrics, folder: Path) -> list[str]:
     total = result["seconds"]
     shares = {part: result[f"time/{part}_seconds"] / total for part in PARTS}
     epochs = f"{result['epoch']} epoch" + "s" * (result["epoch"] != 1)
-    large = ", ".join(f"{part} {100 * share:.0f} %" for part, share in shares.items() if share > 1 / 200)
+    large = ", ".join(
+        f"{part} {100 * share:.0f} %" for part, share in shares.items() if share > 1 / 200
+    )
     return [
         f"test accuracy {result['test/accuracy']:.4f}  loss {result['test/loss']:.4f}",
         f"time     {duration(total)} in {epochs}: {large}",
@@ -183,5 +216,12 @@ def end_banner(result: EpochMetrics, folder: Path) -> list[str]:
 
 
 def time_advice(seconds: float, shares: Mapping[str, float]) -> list[str]:
-    large = [part for part, (limit, _) in ADVICE.items() if shares[part] > limit and seconds > SHORT_SECONDS]
-    return [f"advice   {100 * shares[part]:.0f} % of the time is {part}; try {ADVICE[part][1]}" for part in large]
+    large = [
+        part
+        for part, (limit, _) in ADVICE.items()
+        if shares[part] > limit and seconds > SHORT_SECONDS
+    ]
+    return [
+        f"advice   {100 * shares[part]:.0f} % of the time is {part}; try {ADVICE[part][1]}"
+        for part in large
+    ]

@@ -21,12 +21,16 @@ def require_run(*folders: Path) -> None:
             f"{', '.join(map(str, missing))}: no such directory; give the folder of a run, as outputs/NAME"
         )
     if foreign := [folder for folder in folders if not os.path.isfile(folder / "config.yaml")]:
-        raise CheckpointError(f"{', '.join(map(str, foreign))}: not the folder of a run, it has no config.yaml")
+        raise CheckpointError(
+            f"{', '.join(map(str, foreign))}: not the folder of a run, it has no config.yaml"
+        )
 
 
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times faster
 MAX_CONFIG_BYTES = 1 << 20  # more is no configuration of ours
-RESULT, ENVIRONMENT, METRICS = "result.json", "env.json", "metrics.jsonl"
+RESULT = "result.json"
+ENVIRONMENT = "env.json"
+METRICS = "metrics.jsonl"
 
 
 def read_result(folder: Path) -> dict[str, Any]:
@@ -50,11 +54,17 @@ def read_config(folder: Path) -> dict[str, Any]:
         if path.stat().st_size > MAX_CONFIG_BYTES:
             raise CheckpointError(f"{path}: larger than a configuration can be")
         text = path.read_text("utf-8")
-        if "*" in text and any(isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=SAFE_LOADER)):
-            raise CheckpointError(f"{path}: holds aliases, which a run never writes: they can stand for endless values")
+        if "*" in text and any(
+            isinstance(event, yaml.AliasEvent) for event in yaml.parse(text, Loader=SAFE_LOADER)
+        ):
+            raise CheckpointError(
+                f"{path}: holds aliases, which a run never writes: they can stand for endless values"
+            )
         content = yaml.load(text, Loader=SAFE_LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        raise CheckpointError(f"{path}: not the folder of a run: {' '.join(str(error).split())}") from error
+        raise CheckpointError(
+            f"{path}: not the folder of a run: {' '.join(str(error).split())}"
+        ) from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: not a configuration")
     return content
@@ -62,7 +72,8 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 def unused_name(root: Path, name: str) -> str:
     """`name`, or name-2, name-3, ...: the first folder that does not exist."""
-    number, candidate = 1, name
+    number = 1
+    candidate = name
     while (root / candidate).exists():
         number += 1
         candidate = f"{name}-{number}"
@@ -70,10 +81,16 @@ def unused_name(root: Path, name: str) -> str:
 
 
 def write_metadata(
-    folder: Path, config: Mapping[str, Any], overrides: Sequence[str], environment: Mapping[str, Any]
+    folder: Path,
+    config: Mapping[str, Any],
+    overrides: Sequence[str],
+    environment: Mapping[str, Any],
 ) -> None:
     """Writes what the run is: config.yaml, overrides.txt and env.json."""
-    atomic_write(folder / "config.yaml", yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode())
+    atomic_write(
+        folder / "config.yaml",
+        yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True).encode(),
+    )
     atomic_write(folder / "overrides.txt", "".join(f"{line}\n" for line in overrides).encode())
     write_json(folder / ENVIRONMENT, environment)
 

@@ -11,14 +11,30 @@ from typing import Any
 
 from vggexp.system import cpu
 
-PACKAGES = ("vggexp", "torch", "torchvision", "numpy", "hydra-core", "omegaconf", "tensorboard", "scikit-learn")
-VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "CUBLAS_WORKSPACE_CONFIG", "SLURM_JOB_ID")
+PACKAGES = (
+    "vggexp",
+    "torch",
+    "torchvision",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "tensorboard",
+    "scikit-learn",
+)
+VARIABLES = (
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "CUDA_VISIBLE_DEVICES",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "SLURM_JOB_ID",
+)
 
 
 def collect_environment() -> dict[str, Any]:
     """versions, commit (of the package's own checkout, None outside one) and whether dirty, host, processor."""
     return {
-        "versions": {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+        "versions": {"python": platform.python_version()}
+        | {name: _version(name) for name in PACKAGES},
         **_commit(),
         "host": socket.gethostname(),
         "system": platform.platform(),
@@ -30,7 +46,8 @@ def collect_environment() -> dict[str, Any]:
 
 def code_sha256() -> str:
     """Of the package's own modules, by their names."""
-    package, digest = Path(__file__).parents[1], hashlib.sha256()
+    package = Path(__file__).parents[1]
+    digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
         digest.update(str(path.relative_to(package)).encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
@@ -47,9 +64,21 @@ def _commit() -> dict[str, Any]:
     package = Path(__file__).resolve().parents[2]
     if not (package / ".git").exists():
         return {"commit": None, "dirty": None}
-    status = ["git", "-C", str(package), "status", "--porcelain", "--", "vggexp", "conf", "hydra_plugins"]
+    status = [
+        "git",
+        "-C",
+        str(package),
+        "status",
+        "--porcelain",
+        "--",
+        "vggexp",
+        "conf",
+        "hydra_plugins",
+    ]
     try:
-        head = subprocess.run(["git", "-C", str(package), "rev-parse", "HEAD"], capture_output=True, timeout=10)
+        head = subprocess.run(
+            ["git", "-C", str(package), "rev-parse", "HEAD"], capture_output=True, timeout=10
+        )
         changed = subprocess.run(status, capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return {"commit": None, "dirty": None}

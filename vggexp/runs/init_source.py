@@ -17,14 +17,21 @@ def pin_init_weights(config: Config) -> Config:
     Where the source has gone, a run that was begun from it still tells. Raises ConfigError for a path that does not
     exist, CheckpointError for other weights than the given ones and for a run that has not finished.
     """
-    path, given = config.train.init_from, config.train.init_sha256
+    path = config.train.init_from
+    given = config.train.init_sha256
     if path is None:
         return config
-    found = source_sha256(Path(path)) if os.path.exists(path) else given or _sha_from_started_runs(config)
+    found = (
+        source_sha256(Path(path))
+        if os.path.exists(path)
+        else given or _sha_from_started_runs(config)
+    )
     if found is None:
         raise ConfigError(f"train.init_from={path}: no such run directory or file of weights")
     if given not in (None, found):
-        raise CheckpointError(f"train.init_from={path}: its SHA-256 is {found}, not train.init_sha256={given}")
+        raise CheckpointError(
+            f"train.init_from={path}: its SHA-256 is {found}, not train.init_sha256={given}"
+        )
     return replace(config, train=replace(config.train, init_sha256=found))
 
 
@@ -38,7 +45,9 @@ def source_sha256(path: Path) -> str:
     require_run(path)
     result = read_result(path)
     if result.get("state") != "finished" or not isinstance(result.get("weights_sha256"), str):
-        raise CheckpointError(f"train.init_from={path}: this run has not finished ({RESULT}: {result.get('state')})")
+        raise CheckpointError(
+            f"train.init_from={path}: this run has not finished ({RESULT}: {result.get('state')})"
+        )
     return result["weights_sha256"]
 
 

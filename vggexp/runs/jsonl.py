@@ -37,9 +37,15 @@ def read(path: Path) -> list[dict[str, Any]]:
     except FileNotFoundError:
         return []
     rows = [_parse(line) for line in lines]
-    bad = [number for number, (line, row) in enumerate(zip(lines[:-1], rows, strict=False), 1) if line and row is None]
+    bad = [
+        number
+        for number, (line, row) in enumerate(zip(lines[:-1], rows, strict=False), 1)
+        if line and row is None
+    ]
     if bad:
-        raise CheckpointError(f"{path}: line {bad[0]} is not a JSON object (restore the file or start a new run)")
+        raise CheckpointError(
+            f"{path}: line {bad[0]} is not a JSON object (restore the file or start a new run)"
+        )
     return [row for row in rows if row is not None]
 
 
@@ -48,7 +54,10 @@ def rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    atomic_write(path, json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n")
+    atomic_write(
+        path,
+        json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n",
+    )
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
@@ -74,6 +83,10 @@ def _parse(line: bytes) -> dict[str, Any] | None:
 def _cut_short(path: Path) -> bool:
     try:
         with open(path, "rb") as file:
-            return file.seek(0, os.SEEK_END) > 0 and file.seek(-1, os.SEEK_END) >= 0 and file.read(1) != b"\n"
+            return (
+                file.seek(0, os.SEEK_END) > 0
+                and file.seek(-1, os.SEEK_END) >= 0
+                and file.read(1) != b"\n"
+            )
     except FileNotFoundError:
         return False

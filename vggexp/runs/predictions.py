@@ -15,9 +15,18 @@ from vggexp.errors import CheckpointError
 PREDICTIONS = "predictions.npz"
 MOST_BYTES = 1 << 31  # of one array, unpacked: half a million images of a thousand classes
 DAMAGE = (
-    OSError, ValueError, EOFError, KeyError, MemoryError, RuntimeError, SyntaxError, struct.error,
-    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+    OSError,
+    ValueError,
+    EOFError,
+    KeyError,
+    MemoryError,
+    RuntimeError,
+    SyntaxError,
+    struct.error,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 class Predictions(NamedTuple):

@@ -13,7 +13,14 @@ from vggexp.config.schema import Config
 from vggexp.data.catalog import DATASETS
 from vggexp.errors import CheckpointError
 from vggexp.runs import jsonl
-from vggexp.runs.directory import ENVIRONMENT, METRICS, RESULT, read_config, read_result, unused_name
+from vggexp.runs.directory import (
+    ENVIRONMENT,
+    METRICS,
+    RESULT,
+    read_config,
+    read_result,
+    unused_name,
+)
 from vggexp.system.locks import is_locked
 
 SKIPPED_FOLDERS = {"checkpoints"}  # folders of a run, never looked into
@@ -36,9 +43,15 @@ class RunRecord(NamedTuple):
 
 def read_run(folder: Path) -> RunRecord:
     """Raises CheckpointError where the folder is not a run's, or its files are not what a run writes."""
-    config, result = flatten(read_config(folder)), read_result(folder)
+    config = flatten(read_config(folder))
+    result = read_result(folder)
     return RunRecord(
-        folder, run_state(folder, result), config, result, jsonl.read(folder / METRICS), _environment(folder)
+        folder,
+        run_state(folder, result),
+        config,
+        result,
+        jsonl.read(folder / METRICS),
+        _environment(folder),
     )
 
 
@@ -47,7 +60,9 @@ def load_config(folder: Path) -> Config:
     problems = ErrorList()
     config = parse_config(read_config(folder), problems)
     if config is None:
-        raise CheckpointError(f"{folder / 'config.yaml'}: not a configuration of this version ({problems[0]})")
+        raise CheckpointError(
+            f"{folder / 'config.yaml'}: not a configuration of this version ({problems[0]})"
+        )
     return config
 
 
@@ -83,7 +98,8 @@ def _environment(folder: Path) -> dict[str, Any]:
 
 def run_dir(config: Config) -> Path:
     """Where the run of this configuration lies or will lie."""
-    root, name = Path(config.run.root), run_name(config)
+    root = Path(config.run.root)
+    name = run_name(config)
     return root / (unused_name(root, name) if config.resume == "never" else name)
 
 
@@ -96,13 +112,16 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     folder = Path(config.run.root) / run_name(config)
     if config.resume == "never" or not folder.exists():
         return None
-    there, here = {}, identity(to_plain(config))
+    there = {}
+    here = identity(to_plain(config))
     if (folder / "config.yaml").exists():
         there = identity(read_config(folder))
         differing = differences(there, here)
         if differing and config.resume != "force":
             told = "; ".join(differing)
-            raise CheckpointError(f"{folder}: another configuration ({told}); choose another run.name or resume=force")
+            raise CheckpointError(
+                f"{folder}: another configuration ({told}); choose another run.name or resume=force"
+            )
     result = read_result(folder)
     if result.get("state") != "finished" or there != here or list(folder.glob("checkpoints/*.tmp")):
         return None  # a temporary file: it was killed while it wrote its last one

@@ -36,17 +36,24 @@ def group_repeats(rows: Iterable[Row], keys: Sequence[str]) -> list[list[Row]]:
 
 
 def _setting(row: Mapping[str, Any], keys: Sequence[str]) -> Setting:
-    return tuple(None if row.get(key) is None else format_value(row[key]) for key in keys if key != "seed")
+    return tuple(
+        None if row.get(key) is None else format_value(row[key]) for key in keys if key != "seed"
+    )
 
 
-def mean_rows(rows: Iterable[Row], keys: Sequence[str], metrics: Sequence[str], score: str) -> list[Row]:
+def mean_rows(
+    rows: Iterable[Row], keys: Sequence[str], metrics: Sequence[str], score: str
+) -> list[Row]:
     """A row for each setting, best mean first; none where nothing is repeated.
 
     Means and sample standard deviations of the finished runs; `runs` counts those, `not finished` the others.
     """
     settings = [key for key in keys if key != "seed"]
     sets = group_repeats(rows, settings)
-    found = [{key: members[0].get(key) for key in settings} | _means(members, metrics) for members in sets]
+    found = [
+        {key: members[0].get(key) for key in settings} | _means(members, metrics)
+        for members in sets
+    ]
     return sorted(found, key=lambda row: rank_key(row[f"{score} mean"], score))
 
 
@@ -55,5 +62,7 @@ def _means(members: Sequence[Row], metrics: Sequence[str]) -> Row:
     found: Row = {}
     for metric in metrics:
         scores = [row[metric] for row in finished if row[metric] is not None]
-        found[f"{metric} mean"], found[f"{metric} deviation"] = mean_and_std(scores) if scores else (None, None)
+        found[f"{metric} mean"], found[f"{metric} deviation"] = (
+            mean_and_std(scores) if scores else (None, None)
+        )
     return {**found, "runs": len(finished), "not finished": len(members) - len(finished)}

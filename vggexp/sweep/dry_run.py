@@ -17,9 +17,7 @@ from vggexp.runs import records
 from vggexp.runs.directory import read_config, read_result
 from vggexp.sweep.results import parse_job, swept_keys
 
-SIMILAR_MACS_FACTOR = (
-    8  # a network of so many times another's multiply-adds an image takes another time for each of them
-)
+SIMILAR_MACS_FACTOR = 8  # a network of so many times another's multiply-adds an image takes another time for each of them
 
 
 class RunCost(NamedTuple):
@@ -35,15 +33,23 @@ def dry_run_table(jobs: Sequence[tuple[Sequence[str], Config]]) -> list[str]:
     """Lines for people. jobs: overrides and configuration of each. Reads run directories, writes nothing."""
     overrides, configs = zip(*jobs, strict=True)
     costs = finished_costs(Path(configs[0].run.root))
-    states, seconds = [state(config) for config in configs], [expected_seconds(config, costs) for config in configs]
+    states = [state(config) for config in configs]
+    seconds = [expected_seconds(config, costs) for config in configs]
     keys = swept_keys(overrides)
     columns = [*keys, "parameters", "GMAC an image", "state", "expected", "run"]
     cells = [
-        [*(parse_job(words).get(key, "-") for key in keys), *_facts(config), stands, _told(expected, stands),
-         records.run_dir(config).name]
+        [
+            *(parse_job(words).get(key, "-") for key in keys),
+            *_facts(config),
+            stands,
+            _told(expected, stands),
+            records.run_dir(config).name,
+        ]
         for words, config, stands, expected in zip(overrides, configs, states, seconds, strict=True)
-    ]  # fmt: skip
-    left = [expected for expected, stands in zip(seconds, states, strict=True) if stands != "finished"]
+    ]
+    left = [
+        expected for expected, stands in zip(seconds, states, strict=True) if stands != "finished"
+    ]
     known = [expected for expected in left if expected is not None]
     told = f"{len(jobs)} jobs: {len(jobs) - len(left)} finished, {len(left)} to run"
     if left and len(known) == len(left):
@@ -94,7 +100,8 @@ def expected_seconds(config: Config, costs: Sequence[RunCost]) -> float | None:
     alike = [
         cost
         for cost in costs
-        if cost.device == config.device.name and own / SIMILAR_MACS_FACTOR <= cost.macs <= own * SIMILAR_MACS_FACTOR
+        if cost.device == config.device.name
+        and own / SIMILAR_MACS_FACTOR <= cost.macs <= own * SIMILAR_MACS_FACTOR
     ]
     same = [cost for cost in alike if cost.network == network_name(config)]
     rates = [cost.seconds for cost in same or alike]

@@ -14,11 +14,21 @@ from vggexp.models.shapes import macs, parameters, weight_layers
 
 MAX_CHARS = 1000  # characters
 BINARY: dict[type, Any] = {
-    ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
-    ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod, ast.Lt: operator.lt, ast.LtE: operator.le,
-    ast.Gt: operator.gt, ast.GtE: operator.ge, ast.Eq: operator.eq, ast.NotEq: operator.ne,
-    ast.In: lambda one, many: one in many, ast.NotIn: lambda one, many: one not in many,
-}  # fmt: skip
+    ast.Add: operator.add,
+    ast.Sub: operator.sub,
+    ast.Mult: operator.mul,
+    ast.Div: operator.truediv,
+    ast.FloorDiv: operator.floordiv,
+    ast.Mod: operator.mod,
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+    ast.In: lambda one, many: one in many,
+    ast.NotIn: lambda one, many: one not in many,
+}
 UNARY: dict[type, Any] = {ast.Not: operator.not_, ast.USub: operator.neg, ast.UAdd: operator.pos}
 
 
@@ -29,7 +39,9 @@ def parse_filter(text: str) -> ast.expr:
             raise ValueError
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ConfigError(f"sweep.where={text}: not an expression, as parameters < 30e6 and macs < 1e9") from None
+        raise ConfigError(
+            f"sweep.where={text}: not an expression, as parameters < 30e6 and macs < 1e9"
+        ) from None
 
 
 def matches(text: str, config: Config) -> bool:
@@ -41,14 +53,20 @@ def matches(text: str, config: Config) -> bool:
     except LookupError as error:
         raise ConfigError(f"sweep.where={text}: {error.args[0]}") from None
     if not isinstance(answer, bool):
-        raise ConfigError(f"sweep.where={text}: gives {answer}, not true or false; compare it with something")
+        raise ConfigError(
+            f"sweep.where={text}: gives {answer}, not true or false; compare it with something"
+        )
     return answer
 
 
 def filter_values(config: Config) -> dict[str, Any]:
     """What an expression may name: plan's numbers, and every key of the configuration."""
     table = layers(config)
-    numbers = {"parameters": parameters(table), "macs": macs(table), "weight_layers": weight_layers(table)}
+    numbers = {
+        "parameters": parameters(table),
+        "macs": macs(table),
+        "weight_layers": weight_layers(table),
+    }
     return numbers | {"true": True, "false": False, "null": None} | flatten(to_plain(config))
 
 
@@ -71,7 +89,9 @@ def _value(node: ast.expr, names: Mapping[str, Any]) -> Any:
             sides = [_value(side, names) for side in (node.left, *node.comparators)]
             pairs = zip(node.ops, sides, sides[1:], strict=False)
             return all(BINARY[type(sign)](one, other) for sign, one, other in pairs)
-    raise LookupError(f"{ast.unparse(node)} is not allowed; names, numbers, + - * / and comparisons are")
+    raise LookupError(
+        f"{ast.unparse(node)} is not allowed; names, numbers, + - * / and comparisons are"
+    )
 
 
 def _number(node: ast.expr, names: Mapping[str, Any]) -> float:

@@ -18,7 +18,11 @@ from vggexp.config.schema import Sweep
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 
-SWEEP_ONLY_KEYS = ("sweep.pairs", "sweep.repeats", "sweep.where")  # what makes the jobs, and is none of theirs
+SWEEP_ONLY_KEYS = (
+    "sweep.pairs",
+    "sweep.repeats",
+    "sweep.where",
+)  # what makes the jobs, and is none of theirs
 
 GridComposeFn = Callable[[Sequence[str]], DictConfig]
 GridAxis = list[list[str]]  # of each value, the overrides that belong together
@@ -33,7 +37,11 @@ def expand_grid(
     configured one, from which repeats count up. Raises ConfigError for an axis without discrete values, for one
     without any, for a key that two axes set, and for more than sweep.max_jobs jobs.
     """
-    overrides = [one for one in _parsed(config_loader, arguments, params) if one.key_or_group not in SWEEP_ONLY_KEYS]
+    overrides = [
+        one
+        for one in _parsed(config_loader, arguments, params)
+        if one.key_or_group not in SWEEP_ONLY_KEYS
+    ]
     keys = {override.get_key_element(): override.is_sweep_override() for override in overrides}
     axes = [[[value] for value in _axis(override, sweep.max_jobs)] for override in overrides]
     axes += [*_pairs(sweep, keys), *_repeats(sweep, keys, seed)]
@@ -44,7 +52,9 @@ def expand_grid(
     return [[word for words in combination for word in words] for combination in product(*axes)]
 
 
-def endpoint_jobs(config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any], sweep: Sweep) -> GridAxis:
+def endpoint_jobs(
+    config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any], sweep: Sweep
+) -> GridAxis:
     """Jobs that a search may make: every choice, both ends of intervals and ranges, the others at their first."""
     for key in ("pairs", "repeats", "where"):
         if getattr(sweep, key) not in ((), 1, None):
@@ -53,18 +63,27 @@ def endpoint_jobs(config_loader: Any, arguments: Sequence[str], params: Mapping[
             )
     axes = []
     for override in _parsed(config_loader, arguments, params):
-        key, value = override.get_key_element(), override.value()
+        key = override.get_key_element()
+        value = override.value()
         if isinstance(value, IntervalSweep):
             axes.append([f"{key}={value.start}", f"{key}={value.end}"])
             continue
         values = _axis(override, sweep.max_jobs)
-        axes.append([values[0], values[-1]] if override.is_range_sweep() and len(values) > 1 else values)
+        axes.append(
+            [values[0], values[-1]] if override.is_range_sweep() and len(values) > 1 else values
+        )
     first = [axis[0] for axis in axes]
-    others = [[*first[:place], value, *first[place + 1 :]] for place, axis in enumerate(axes) for value in axis[1:]]
+    others = [
+        [*first[:place], value, *first[place + 1 :]]
+        for place, axis in enumerate(axes)
+        for value in axis[1:]
+    ]
     return [first, *others]
 
 
-def _parsed(config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any]) -> list[Override]:
+def _parsed(
+    config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any]
+) -> list[Override]:
     """The last one of each key is what counts."""
     written = [f"{key}={value}" for key, value in params.items()] + list(arguments)
     try:
@@ -76,13 +95,16 @@ def _parsed(config_loader: Any, arguments: Sequence[str], params: Mapping[str, A
 
 def _axis(override: Override, at_most: int) -> list[str]:
     """One override for each value, of which one more than `at_most` are enough to refuse the sweep."""
-    text, key = override.input_line or "", override.get_key_element()
+    text = override.input_line or ""
+    key = override.get_key_element()
     if not override.is_sweep_override():
         return [text]
     if not override.is_discrete_sweep():
         raise ConfigError(f"{text}: a grid needs single values; use a search sweeper for intervals")
     try:
-        values = [f"{key}={value}" for value in islice(override.sweep_string_iterator(), at_most + 1)]
+        values = [
+            f"{key}={value}" for value in islice(override.sweep_string_iterator(), at_most + 1)
+        ]
     except (HydraException, ValueError, ArithmeticError) as error:
         raise ConfigError(f"{text}: {error}") from error
     if not values:
@@ -104,7 +126,9 @@ def _repeats(sweep: Sweep, keys: Mapping[str, bool], seed: int) -> Iterator[Grid
     if sweep.repeats == 1:
         return
     if keys.get("seed") or any("seed" in pair for pair in sweep.pairs):
-        raise ConfigError(f"sweep.repeats={sweep.repeats}: the seed is swept as well; leave one out")
+        raise ConfigError(
+            f"sweep.repeats={sweep.repeats}: the seed is swept as well; leave one out"
+        )
     yield [[f"seed={seed + number}"] for number in range(sweep.repeats)]
 
 
@@ -121,7 +145,8 @@ def format_override(key: str, value: Any) -> str:
 
 def cached_compose(composed: GridComposeFn) -> GridComposeFn:
     """As `composed`, but reads each choice of files once: what a sweep's jobs differ in is mostly single values."""
-    parser, bases = OverridesParser.create(), dict[tuple[str, ...], DictConfig]()
+    parser = OverridesParser.create()
+    bases = dict[tuple[str, ...], DictConfig]()
     loader: Any = GlobalHydra.instance().config_loader()
 
     def made(overrides: Sequence[str]) -> DictConfig:
@@ -131,7 +156,9 @@ def cached_compose(composed: GridComposeFn) -> GridComposeFn:
         if chosen not in bases:
             bases[chosen] = composed(chosen)
         node = copy.deepcopy(bases[chosen])
-        loader._apply_overrides_to_config([override for override in parsed if override not in files], node)
+        loader._apply_overrides_to_config(
+            [override for override in parsed if override not in files], node
+        )
         return node
 
     return made
@@ -157,8 +184,12 @@ def _launcher_problems(launcher: DictConfig) -> Iterator[str]:
     """Of the local launcher's own keys."""
     for key, other in (("jobs", "auto"), ("slots_per_gpu", None)):
         value = launcher.get(key)
-        if value != other and not (isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096):
+        if value != other and not (
+            isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096
+        ):
             yield f"hydra.launcher.{key}={format_value(value)}: must be {f'{other} or ' if other else ''}1..4096"
     gpus = launcher.get("gpus")
-    if gpus is not None and not (OmegaConf.is_list(gpus) and len(gpus) and len(set(gpus)) == len(gpus)):
+    if gpus is not None and not (
+        OmegaConf.is_list(gpus) and len(gpus) and len(set(gpus)) == len(gpus)
+    ):
         yield f"hydra.launcher.gpus={format_value(gpus)}: must be a list of different devices, as [0,1], or null"

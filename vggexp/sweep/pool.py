@@ -37,11 +37,17 @@ class PoolJob(NamedTuple):
 
 def make_job(number: int, config: Config | VggexpError) -> PoolJob:
     """Its folder is found once: with resume=never it is another one as soon as it is there."""
-    return PoolJob(number, config, records.run_dir(config) if isinstance(config, Config) else Path(f"job-{number + 1}"))
+    return PoolJob(
+        number,
+        config,
+        records.run_dir(config) if isinstance(config, Config) else Path(f"job-{number + 1}"),
+    )
 
 
 def most_ranks(jobs: Sequence[PoolJob]) -> int:
-    return max(job.config.device.processes or 1 if isinstance(job.config, Config) else 1 for job in jobs)
+    return max(
+        job.config.device.processes or 1 if isinstance(job.config, Config) else 1 for job in jobs
+    )
 
 
 class JobResult(NamedTuple):
@@ -62,17 +68,25 @@ class WorkerSlot:
     log_bytes: int = 0  # of earlier tries
 
 
-def make_slots(wanted: Any, per_gpu: int, gpus: Sequence[Any] | None, device: str, ranks: int = 1) -> list[WorkerSlot]:
+def make_slots(
+    wanted: Any, per_gpu: int, gpus: Sequence[Any] | None, device: str, ranks: int = 1
+) -> list[WorkerSlot]:
     """wanted: auto or a number of jobs. gpus: None for all that are there. Threads are divided among the slots.
 
     ranks: the most that a job has, each of which needs a GPU.
     """
     single = [str(gpu) for gpu in gpus] if gpus else _visible_gpus() if device == "cuda" else []
-    names = [",".join(single[first : first + ranks]) for first in range(0, len(single) - ranks + 1, ranks)]
+    names = [
+        ",".join(single[first : first + ranks])
+        for first in range(0, len(single) - ranks + 1, ranks)
+    ]
     cores = default_threads()
     count = wanted if wanted != "auto" else len(names) * per_gpu or max(1, cores // CORES_PER_JOB)
     shared = {"OMP_NUM_THREADS": str(max(1, cores // count))}
-    visible = [{"CUDA_VISIBLE_DEVICES": names[number % len(names)]} if names else {} for number in range(count)]
+    visible = [
+        {"CUDA_VISIBLE_DEVICES": names[number % len(names)]} if names else {}
+        for number in range(count)
+    ]
     return [WorkerSlot(number, shared | own) for number, own in enumerate(visible)]
 
 
@@ -81,11 +95,16 @@ def _visible_gpus() -> list[str]:
     import torch
 
     given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+    return (
+        given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
+    )
 
 
 def run_pool(
-    jobs: Sequence[PoolJob], slots: Sequence[WorkerSlot], perform: Callable[[PoolJob], int], folder: Path
+    jobs: Sequence[PoolJob],
+    slots: Sequence[WorkerSlot],
+    perform: Callable[[PoolJob], int],
+    folder: Path,
 ) -> list[JobResult]:
     """Runs what is missing; returns how each job stands, in their order.
 
@@ -96,8 +115,13 @@ def run_pool(
     try:
         logs.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ResourceError(f"{logs}: cannot be made: {error.strerror} (choose another run.root)") from error
-    with handle_stop_signals() as stop, SweepProgress([_work(job) for job in jobs], len(slots)) as board:
+        raise ResourceError(
+            f"{logs}: cannot be made: {error.strerror} (choose another run.root)"
+        ) from error
+    with (
+        handle_stop_signals() as stop,
+        SweepProgress([_work(job) for job in jobs], len(slots)) as board,
+    ):
         pool = Pool(jobs, slots, perform, logs, board)
         try:
             pool.run_all(stop)
@@ -108,8 +132,12 @@ def run_pool(
             raise
     if stop.signal is not None:
         done = sum(end is not None and end.ok for end in pool.results)
-        raise StoppedError(stop.signal, f"with {done} of {len(jobs)} jobs done", "run the same command to continue")
-    return [end or JobResult(False, None, "not started: sweep.on_error=stop") for end in pool.results]
+        raise StoppedError(
+            stop.signal, f"with {done} of {len(jobs)} jobs done", "run the same command to continue"
+        )
+    return [
+        end or JobResult(False, None, "not started: sweep.on_error=stop") for end in pool.results
+    ]
 
 
 class Pool:
@@ -121,8 +149,12 @@ class Pool:
         logs: Path,
         board: SweepProgress,
     ):
-        self.waiting, self.running_elsewhere = deque(jobs), list[PoolJob]()
-        self.slots, self.perform, self.logs, self.board = slots, perform, logs, board
+        self.waiting = deque(jobs)
+        self.running_elsewhere = list[PoolJob]()
+        self.slots = slots
+        self.perform = perform
+        self.logs = logs
+        self.board = board
         self.results: list[JobResult | None] = [None] * len(jobs)
         self.preloaded = self.stop_starting = False
         self.last_poll = 0.0
@@ -134,7 +166,9 @@ class Pool:
         """Until every job has ended, or those that were running when a stop was asked for."""
         passed_on = False
         self.skip_done()
-        while self.busy() or (not (self.stop_starting or stop.signal) and (self.waiting or self.running_elsewhere)):
+        while self.busy() or (
+            not (self.stop_starting or stop.signal) and (self.waiting or self.running_elsewhere)
+        ):
             if stop.signal and not passed_on:
                 self.pass_on(stop.signal)
                 passed_on = True
@@ -159,7 +193,9 @@ class Pool:
             self.last_poll = time.monotonic()
             self.waiting.extend(job for job in list(self.running_elsewhere) if self.needs_run(job))
             self.running_elsewhere = [
-                job for job in self.running_elsewhere if self.results[job.number] is None and job not in self.waiting
+                job
+                for job in self.running_elsewhere
+                if self.results[job.number] is None and job not in self.waiting
             ]
         for slot in self.slots:
             if slot.job is None and self.waiting and not (stop.signal or self.stop_starting):
@@ -186,7 +222,8 @@ class Pool:
     def start(self, job: PoolJob, slot: WorkerSlot) -> None:
         assert isinstance(job.config, Config)
         log = self.log(job)
-        slot.log_bytes, slot.since = log.stat().st_size if log.exists() else 0, time.monotonic()
+        slot.log_bytes = log.stat().st_size if log.exists() else 0
+        slot.since = time.monotonic()
         slot.pid = processes.fork_call(lambda: self.perform(job), log, slot.variables)
         slot.job = job
         self.board.job_started(slot.number, job.number, job.folder, job.config.train.epochs, log)
@@ -200,7 +237,8 @@ class Pool:
             code = processes.poll(slot.pid)
             if code is None or slot.job is None:
                 continue
-            job, slot.job = slot.job, None
+            job = slot.job
+            slot.job = None
             self.board.slot_freed(slot.number)
             try:
                 if code == InUseError.exit_code:  # another process was faster
@@ -214,14 +252,20 @@ class Pool:
                 end = JobResult(False, None, str(error))
             self.end(job, end, time.monotonic() - slot.since, stopped=code > 128)
 
-    def end(self, job: PoolJob, end: JobResult, seconds: float | None = None, stopped: bool = False) -> None:
+    def end(
+        self, job: PoolJob, end: JobResult, seconds: float | None = None, stopped: bool = False
+    ) -> None:
         self.results[job.number] = end
         if isinstance(job.config, Config) and not (end.ok or stopped):
             self.stop_starting = self.stop_starting or job.config.sweep.on_error == "stop"
         what = f"{end.objective:.4f}" if end.objective is not None else end.error
         parts = [job.folder.name, what, *([] if seconds is None else [duration(seconds)])]
         parts += [f"({self.log(job)})"] * (not (end.ok or stopped) and seconds is not None)
-        self.board.job_ended(job.number, "finished" if end.ok else "stopped" if stopped else "failed", "  ".join(parts))
+        self.board.job_ended(
+            job.number,
+            "finished" if end.ok else "stopped" if stopped else "failed",
+            "  ".join(parts),
+        )
 
 
 def preload(configs: Sequence[Config | VggexpError]) -> None:

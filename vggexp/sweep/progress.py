@@ -10,7 +10,8 @@ from vggexp.formatting import duration
 from vggexp.loggers.console import Console
 from vggexp.runs.directory import METRICS
 
-TICK_SECONDS, MINUTE = 1.0, 60.0
+TICK_SECONDS = 1.0
+MINUTE = 60.0
 TAIL_BYTES = 400
 
 
@@ -18,10 +19,13 @@ class SweepProgress:
     """work: what each job costs, in any unit; from it the end is expected. As a context it clears its lines."""
 
     def __init__(self, work: Sequence[float], slots: int, console: Console | None = None):
-        self.work, self.console = list(work), console or Console(None)
+        self.work = list(work)
+        self.console = console or Console(None)
         self.open = dict.fromkeys(range(len(work)), 0.0)  # job -> work that is done of it
         self.done = {"finished": 0, "failed": 0, "stopped": 0}
-        self.running: dict[int, tuple[int, Path, int, Path]] = {}  # slot -> job, run directory, epochs, log
+        self.running: dict[
+            int, tuple[int, Path, int, Path]
+        ] = {}  # slot -> job, run directory, epochs, log
         self.begin = self.ticked = self.told = monotonic()
         self.bars = _bars(slots) if sys.stderr is not None and sys.stderr.isatty() else []
 
@@ -73,7 +77,9 @@ class SweepProgress:
         self.ticked = now
         if self.bars:
             for slot, (job, folder, _, log) in self.running.items():
-                self.bars[slot].set_description_str(f"  {job + 1}/{len(self.work)} {folder.name}  {_last_line(log)}")
+                self.bars[slot].set_description_str(
+                    f"  {job + 1}/{len(self.work)} {folder.name}  {_last_line(log)}"
+                )
             self.bars[-1].set_description_str(self.summary())
         elif now - self.told > MINUTE:
             self._line(f"running  {self.summary()}")
@@ -90,7 +96,10 @@ class SweepProgress:
         """Of the work that was missing at the start, what is done; running jobs count by their epochs."""
         total = sum(self.work)
         left = sum(self.work[job] for job in self.open)
-        parts = (self.work[job] * _epochs(folder) / epochs for job, folder, epochs, _ in self.running.values())
+        parts = (
+            self.work[job] * _epochs(folder) / epochs
+            for job, folder, epochs, _ in self.running.values()
+        )
         return min(1.0, (total - left + sum(parts)) / total) if total else 0.0
 
     def _line(self, text: str) -> None:
@@ -104,7 +113,10 @@ def _bars(slots: int) -> list[Any]:
 
     tqdm.monitor_interval = 0  # its thread would not survive a fork
     places = range(slots + 1)
-    return [tqdm(total=1, position=place, bar_format="{desc}", dynamic_ncols=True, leave=False) for place in places]
+    return [
+        tqdm(total=1, position=place, bar_format="{desc}", dynamic_ncols=True, leave=False)
+        for place in places
+    ]
 
 
 def _epochs(folder: Path) -> int:

@@ -45,7 +45,11 @@ class SearchAxis(NamedTuple):
         """A value of the axis as an override has it."""
         if self.low is None:
             return str(value)
-        return min(self.values, key=lambda known: abs(float(known) - value)) if self.values else repr(value)
+        return (
+            min(self.values, key=lambda known: abs(float(known) - value))
+            if self.values
+            else repr(value)
+        )
 
 
 class SearchPlan(NamedTuple):
@@ -59,7 +63,9 @@ def search_axes(
     config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any]
 ) -> tuple[list[str], dict[str, SearchAxis]]:
     """The overrides that every trial has, and the axes by their keys. Raises ConfigError."""
-    parsed, problems, found = _parsed(config_loader, arguments, params), ErrorList(), dict[str, SearchAxis]()
+    parsed = _parsed(config_loader, arguments, params)
+    problems = ErrorList()
+    found = dict[str, SearchAxis]()
     for override in parsed:
         if override.is_sweep_override():
             try:
@@ -67,12 +73,20 @@ def search_axes(
             except ConfigError as error:
                 problems += error.problems
     if problems or not found:
-        raise ConfigError(*(problems or ["hydra/sweeper=optuna: no axis; give a key an interval or several values"]))
-    return [override.input_line or "" for override in parsed if not override.is_sweep_override()], found
+        raise ConfigError(
+            *(
+                problems
+                or ["hydra/sweeper=optuna: no axis; give a key an interval or several values"]
+            )
+        )
+    return [
+        override.input_line or "" for override in parsed if not override.is_sweep_override()
+    ], found
 
 
 def _read(override: Override) -> SearchAxis:
-    text, sweep = override.input_line or "", override.value()
+    text = override.input_line or ""
+    sweep = override.value()
     tags: set[str] = getattr(sweep, "tags", set())
     if tags - {"log"}:
         raise ConfigError(f"{text}: tag {', '.join(sorted(tags - {'log'}))}: unknown; allowed log")
@@ -111,7 +125,9 @@ def _values(override: Override) -> tuple[str, ...]:
     return tuple(sorted(values) if getattr(override.value(), "shuffle", False) else values)
 
 
-def search_settings(sweeper: DictConfig, problems: ErrorList, launcher: DictConfig | None = None) -> SearchSettings:
+def search_settings(
+    sweeper: DictConfig, problems: ErrorList, launcher: DictConfig | None = None
+) -> SearchSettings:
     """Of hydra.sweeper. `parallel` is as many as the launcher says it runs at a time, where it is not given."""
     node = OmegaConf.to_container(sweeper)
     assert isinstance(node, dict)
@@ -147,11 +163,15 @@ def search_problems(node: DictConfig) -> Iterator[str]:
         yield "hydra/sweeper=optuna: Optuna is not installed; pip install 'vggexp[search]'"
 
 
-def plan_search(node: DictConfig, found: dict[str, SearchAxis], ends: Sequence[Config], typed: bool) -> SearchPlan:
+def plan_search(
+    node: DictConfig, found: dict[str, SearchAxis], ends: Sequence[Config], typed: bool
+) -> SearchPlan:
     """The search with its folder. ends: of `grid.ends`. typed: the command names the folder. Raises ConfigError."""
     names = [run_name(config) for config in ends]
     if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(f"search: {names.count(twice)} of its settings share the folder {twice}; they are one run")
+        raise ConfigError(
+            f"search: {names.count(twice)} of its settings share the folder {twice}; they are one run"
+        )
     name = search_name(node.hydra.sweeper, found, ends[0])
     folder = Path(node.hydra.sweep.dir) if typed else Path(ends[0].run.root) / "sweeps" / name
     return SearchPlan(name, folder, found, ends[0])

@@ -42,7 +42,9 @@ def open_study(folder: Path, name: str | None = None, objective: str = "") -> St
             direction = ways.MAXIMIZE if higher_is_better(objective) else ways.MINIMIZE
             return optuna.create_study(study_name=name, storage=storage, direction=direction)
         if name not in (None, *there):
-            raise CheckpointError(f"{folder}: holds the search {there[0]}, not {name}; choose another hydra.sweep.dir")
+            raise CheckpointError(
+                f"{folder}: holds the search {there[0]}, not {name}; choose another hydra.sweep.dir"
+            )
         return optuna.load_study(study_name=there[0], storage=storage)
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
@@ -74,7 +76,10 @@ def finished_trials(study: Study) -> list[Trial]:
 
 
 def next_trials(
-    study: Study, axes: Mapping[str, SearchAxis], settings: SearchSettings, run_of: Callable[[Mapping[str, Any]], str]
+    study: Study,
+    axes: Mapping[str, SearchAxis],
+    settings: SearchSettings,
+    run_of: Callable[[Mapping[str, Any]], str],
 ) -> list[Trial]:
     """The next trials to run at once: those that a kill has interrupted, then new ones. Empty at the end.
 
@@ -82,9 +87,12 @@ def next_trials(
     asked. run_of: the folder for the values of a trial.
     """
     _fail_incomplete(study)
-    space, whole = {key: _distribution(axis) for key, axis in axes.items()}, finished_trials(study)
+    space = {key: _distribution(axis) for key, axis in axes.items()}
+    whole = finished_trials(study)
     left = sum(not trial.state.is_finished() for trial in whole)
-    for place in range(len(whole), min(settings.n_trials, len(whole) + (settings.parallel or 1) - left)):
+    for place in range(
+        len(whole), min(settings.n_trials, len(whole) + (settings.parallel or 1) - left)
+    ):
         study.sampler = _sampler(settings, place)
         trial = study.ask(space)
         trial.set_user_attr(RUN, run_of(trial.params))
@@ -101,7 +109,8 @@ def _fail_incomplete(study: Study) -> None:
 def _distribution(axis: SearchAxis) -> Any:
     from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
-    low, high = axis.low, axis.high
+    low = axis.low
+    high = axis.high
     if low is None or high is None:
         return CategoricalDistribution(axis.values)
     if isinstance(low, int) and isinstance(high, int):
@@ -117,7 +126,9 @@ def _sampler(settings: SearchSettings, place: int) -> Any:
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # as if running trials had done badly
+        return optuna.samplers.TPESampler(
+            seed=seed, constant_liar=True
+        )  # as if running trials had done badly
 
 
 def finished_values(study: Study) -> dict[str, float | None]:
@@ -131,12 +142,17 @@ def tell(study: Study, trial: Trial, value: Any) -> None:
     from optuna.trial import TrialState
 
     good = isinstance(value, int | float) and math.isfinite(value)
-    study.tell(trial.number, float(value) if good else None, state=None if good else TrialState.FAIL)
+    study.tell(
+        trial.number, float(value) if good else None, state=None if good else TrialState.FAIL
+    )
 
 
 def trial_runs(study: Study, axes: Mapping[str, SearchAxis]) -> dict[str, list[str]]:
     """The run directories of the search with the overrides of each; `trial-7` where there was nothing to run."""
-    named = {trial.user_attrs[RUN] or f"trial-{trial.number + 1}": trial for trial in finished_trials(study)}
+    named = {
+        trial.user_attrs[RUN] or f"trial-{trial.number + 1}": trial
+        for trial in finished_trials(study)
+    }
     return {run: trial_overrides(axes, trial.params) for run, trial in named.items()}
 
 
@@ -153,4 +169,6 @@ def trial_line(study: Study, trial: Trial, axes: Mapping[str, SearchAxis], total
         return said
     best = [one for one in finished_trials(study) if one.value is not None]
     came = "failed" if told.value is None else f"{told.value:.4f}"
-    return f"{said}  {came}" + (f"  best {study.best_value:.4f} (trial {study.best_trial.number + 1})" if best else "")
+    return f"{said}  {came}" + (
+        f"  best {study.best_value:.4f} (trial {study.best_trial.number + 1})" if best else ""
+    )

@@ -36,7 +36,9 @@ SHARED_PROCESS_LAUNCHERS = (
 def run_hydra(command: compose.Command, *overrides: str) -> int:
     """Enters hydra.main with flags and overrides in the order that its parser wants."""
     sys.argv = [sys.argv[0], *command.flags, *command.overrides, *overrides]
-    entry = hydra.main(config_path=compose.conf_dir(), config_name="config", **compose.VERSION_BASE)(task)
+    entry = hydra.main(
+        config_path=compose.conf_dir(), config_name="config", **compose.VERSION_BASE
+    )(task)
     try:
         entry()
     except SystemExit as end:
@@ -49,13 +51,18 @@ def run_hydra(command: compose.Command, *overrides: str) -> int:
 def task(node: DictConfig) -> float | None:
     """What Hydra runs for each job. Where jobs share a process, one that fails is told and not raised."""
     job = HydraConfig.get()
-    many, launcher = job.mode == RunMode.MULTIRUN, job.runtime.choices.get("hydra/launcher")
+    many = job.mode == RunMode.MULTIRUN
+    launcher = job.runtime.choices.get("hydra/launcher")
     try:
         config = expand.validate_node(node)  # a search has made it only now
         folder = records.run_dir(config)
         if many and launcher != "local" and _already_failed(config):
             return None
-        if many and launcher in SHARED_PROCESS_LAUNCHERS and records.finished_result(config) is None:
+        if (
+            many
+            and launcher in SHARED_PROCESS_LAUNCHERS
+            and records.finished_result(config) is None
+        ):
             return _train_in_child(folder, config, list(job.overrides.task))
     except VggexpError as error:
         report_error(error)
@@ -100,7 +107,8 @@ def _train_in_child(folder: Path, config: Config, overrides: list[str]) -> float
     import vggexp.runner.run  # noqa: F401  (once, for all jobs of this process)
 
     with handle_stop_signals() as stop:
-        pid, passed_on = processes.fork_call(lambda: train_job(config, overrides)), False
+        pid = processes.fork_call(lambda: train_job(config, overrides))
+        passed_on = False
         try:
             while (code := processes.poll(pid)) is None:
                 if stop.signal and not passed_on:
@@ -112,7 +120,10 @@ def _train_in_child(folder: Path, config: Config, overrides: list[str]) -> float
             os.waitpid(pid, 0)
             raise
     if code < 0:
-        print(error_line(f"{run_id.run_name(config)}: killed by {processes.signal_name(code)}"), file=sys.stderr)
+        print(
+            error_line(f"{run_id.run_name(config)}: killed by {processes.signal_name(code)}"),
+            file=sys.stderr,
+        )
     if code >= 128:
         raise SystemExit(code)
     return read_objective(folder, config) if code == 0 else None
@@ -145,7 +156,8 @@ def requeue_if_preempted() -> None:
     """
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return
-    job, show = _number(), ["scontrol", "--oneliner", "show", "job"]
+    job = _number()
+    show = ["scontrol", "--oneliner", "show", "job"]
     words = subprocess.run([*show, job], capture_output=True, text=True).stdout.split()
     facts = dict(word.partition("=")[::2] for word in words)
     if facts.get("JobState") == "RUNNING" and facts.get("PreemptTime", "None") != "None":

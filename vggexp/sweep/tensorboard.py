@@ -17,20 +17,37 @@ from vggexp.runs.repeats import mean_and_std
 TAGS = ("val/accuracy", "val/loss", "train/accuracy", "train/loss")
 
 Rows = Sequence[Mapping[str, Any]]  # of a run, one for each epoch
-ConfidenceBand = tuple[float, float, float]  # the mean, and a standard deviation of the sample below and above it
+ConfidenceBand = tuple[
+    float, float, float
+]  # the mean, and a standard deviation of the sample below and above it
 
 
 def write_means(folder: Path, sets: Mapping[str, Sequence[Rows]]) -> None:
     """sets: for each setting the histories of its repeats. The folder's earlier events are replaced."""
-    bands = {tag: {label: bands_by_tag(histories, tag) for label, histories in sets.items()} for tag in TAGS}
-    lines = {tag: {label: epochs for label, epochs in found.items() if epochs} for tag, found in bands.items()}
+    bands = {
+        tag: {label: bands_by_tag(histories, tag) for label, histories in sets.items()}
+        for tag in TAGS
+    }
+    lines = {
+        tag: {label: epochs for label, epochs in found.items() if epochs}
+        for tag, found in bands.items()
+    }
     now = time.time()
     # a title of its own: the server loses charts where several sweeps share one
-    charts = layout(f"repeats: {folder.name}", [chart(tag, found) for tag, found in lines.items() if found])
+    charts = layout(
+        f"repeats: {folder.name}", [chart(tag, found) for tag, found in lines.items() if found]
+    )
     with replace_event_files(folder) as file, file:
         writer = RecordWriter(file)
-        scalars = [Event(summary=Summary(value=values), step=step, wall_time=now) for step, values in _scalars(lines)]
-        for event in [*session_start_events(now), Event(summary=Summary(value=[charts]), wall_time=now), *scalars]:
+        scalars = [
+            Event(summary=Summary(value=values), step=step, wall_time=now)
+            for step, values in _scalars(lines)
+        ]
+        for event in [
+            *session_start_events(now),
+            Event(summary=Summary(value=[charts]), wall_time=now),
+            *scalars,
+        ]:
             writer.write(event.SerializeToString())
 
 
@@ -47,7 +64,10 @@ def bands_by_tag(histories: Iterable[Rows], tag: str) -> dict[int, ConfidenceBan
 def chart(tag: str, labels: Iterable[str]) -> Any:
     """A line in its band for each setting."""
     names = [_names(label, tag) for label in labels]
-    series = [MarginChartContent.Series(value=middle, lower=low, upper=high) for middle, low, high in names]
+    series = [
+        MarginChartContent.Series(value=middle, lower=low, upper=high)
+        for middle, low, high in names
+    ]
     return Chart(title=tag, margin=MarginChartContent(series=series))
 
 
@@ -65,9 +85,14 @@ def _names(label: str, tag: str) -> tuple[str, str, str]:
     return name, f"{name} mean-sd", f"{name} mean+sd"
 
 
-def _scalars(lines: Mapping[str, Mapping[str, Mapping[int, ConfidenceBand]]]) -> Iterable[tuple[int, list[Any]]]:
+def _scalars(
+    lines: Mapping[str, Mapping[str, Mapping[int, ConfidenceBand]]],
+) -> Iterable[tuple[int, list[Any]]]:
     for tag, found in lines.items():
         for label, epochs in found.items():
             for epoch, band in epochs.items():
                 numbers = zip(_names(label, tag), band, strict=True)
-                yield epoch, [Summary.Value(tag=name, simple_value=number) for name, number in numbers]
+                yield (
+                    epoch,
+                    [Summary.Value(tag=name, simple_value=number) for name, number in numbers],
+                )

@@ -31,7 +31,11 @@ def ram_bytes() -> int | None:
 
 def physical_cores() -> int:
     """Cores this process may use: two threads of one core share its multipliers."""
-    usable = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set(range(os.cpu_count() or 1))
+    usable = (
+        os.sched_getaffinity(0)
+        if hasattr(os, "sched_getaffinity")
+        else set(range(os.cpu_count() or 1))
+    )
     cores = set()
     for cpu in usable:
         siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
@@ -41,7 +45,9 @@ def physical_cores() -> int:
 
 def default_threads() -> int:
     """Of one operation: OMP_NUM_THREADS, by which launchers divide a machine, else the cores (of a Slurm job, its)."""
-    given, of_job = (os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK"))
+    given, of_job = (
+        os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")
+    )
     if given.isdecimal() and int(given):
         return int(given)
     cores = physical_cores()

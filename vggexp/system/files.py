@@ -19,7 +19,9 @@ def atomic_write(path: Path, content: bytes) -> None:
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields where to write what is too large to be held: after the block the path holds it, after an error the old."""
-    part = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")  # libraries want their own suffix
+    part = path.with_name(
+        f"{path.stem}.{os.getpid()}.tmp{path.suffix}"
+    )  # libraries want their own suffix
     with _replace_when_done(path, part):
         yield part
         with open(part, "rb") as file:

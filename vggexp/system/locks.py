@@ -42,7 +42,9 @@ def lock_run_dir(folder: Path) -> Iterator[Path]:
         folder.mkdir(parents=True, exist_ok=True)
         lock = open(folder / ".lock", "a+")  # held until the run ends
     except OSError as error:
-        raise ResourceError(f"{folder}: cannot be made: {error.strerror} (choose another run.root)") from error
+        raise ResourceError(
+            f"{folder}: cannot be made: {error.strerror} (choose another run.root)"
+        ) from error
     with lock:
         try:
             _lock(lock)
@@ -51,9 +53,13 @@ def lock_run_dir(folder: Path) -> Iterator[Path]:
         except BlockingIOError:
             lock.seek(0)
             holder = lock.read().strip() or "another process"
-            raise InUseError(f"{folder}: in use by {holder}; wait for it or choose another run.name") from None
+            raise InUseError(
+                f"{folder}: in use by {holder}; wait for it or choose another run.name"
+            ) from None
         except OSError as error:
-            raise ResourceError(f"{folder}: cannot be locked: {error.strerror} (choose another run.root)") from error
+            raise ResourceError(
+                f"{folder}: cannot be locked: {error.strerror} (choose another run.root)"
+            ) from error
         _LOCKS.add(lock)
         try:
             yield folder

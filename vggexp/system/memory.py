@@ -17,7 +17,9 @@ OOM_WORDS = (
     "bad_alloc",
     "could not create a primitive",  # oneDNN's, where its own allocation fails
 )
-M_TRIM_THRESHOLD, M_MMAP_MAX, M_ARENA_MAX = -1, -4, -8  # of glibc's malloc.h
+M_TRIM_THRESHOLD = -1
+M_MMAP_MAX = -4
+M_ARENA_MAX = -8  # of glibc's malloc.h
 
 
 def retain_freed_memory() -> None:
@@ -57,4 +59,5 @@ def oom_as_resource_error(advice: str) -> Iterator[None]:
         raise ResourceError(f"out of memory {advice}") from error
 
 
-CLEAR, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+CLEAR = Path("/proc/self/clear_refs")
+STATUS = Path("/proc/self/status")

@@ -15,7 +15,9 @@ from vggexp.system.signals import STOP_SIGNALS
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
-def fork_call(call: Callable[[], int], log: Path | None = None, variables: Mapping[str, str] = {}) -> int:
+def fork_call(
+    call: Callable[[], int], log: Path | None = None, variables: Mapping[str, str] = {}
+) -> int:
     """Forks; the child runs `call`, ends with the exit code it returns, and writes what it prints to `log`.
 
     The caller must not have run an operation of torch on several threads: those do not survive a fork. A child gets
@@ -23,14 +25,18 @@ def fork_call(call: Callable[[], int], log: Path | None = None, variables: Mappi
     Raises ResourceError.
     """
     numbers = [getattr(signal, name) for name in STOP_SIGNALS]
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)  # none is lost between fork and handlers
+    earlier = signal.pthread_sigmask(
+        signal.SIG_BLOCK, numbers
+    )  # none is lost between fork and handlers
     flush_output()
     parent = os.getpid()
     try:
         pid = os.fork()
     except OSError as error:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
-        raise ResourceError(f"no process for a job: {error.strerror} (fewer hydra.launcher.jobs)") from error
+        raise ResourceError(
+            f"no process for a job: {error.strerror} (fewer hydra.launcher.jobs)"
+        ) from error
     if pid:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
         return pid
@@ -52,16 +58,22 @@ def fork_call(call: Callable[[], int], log: Path | None = None, variables: Mappi
 
 def flush_output() -> None:
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(OSError, ValueError, AttributeError):  # its reader has gone; it is closed; None
+        with contextlib.suppress(
+            OSError, ValueError, AttributeError
+        ):  # its reader has gone; it is closed; None
             stream.flush()
 
 
-def _setup_child(numbers: list[int], parent: int, log: Path | None, variables: Mapping[str, str]) -> None:
+def _setup_child(
+    numbers: list[int], parent: int, log: Path | None, variables: Mapping[str, str]
+) -> None:
     """In the child: its own group, handlers, output and variables."""
     os.setpgid(0, 0)
     for number in numbers:
         if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
+            signal.signal(
+                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
+            )
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # it died before that
@@ -73,7 +85,9 @@ def _setup_child(numbers: list[int], parent: int, log: Path | None, variables: M
             os.dup2(file, number)
         if file > 2:
             os.close(file)
-        sys.stdout, sys.stderr = (open(number, "w", buffering=1, closefd=False) for number in (1, 2))
+        sys.stdout, sys.stderr = (
+            open(number, "w", buffering=1, closefd=False) for number in (1, 2)
+        )
 
 
 def poll(pid: int) -> int | None:

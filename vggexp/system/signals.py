@@ -50,7 +50,9 @@ def handle_stop_signals() -> Iterator[StopFlag]:
     Only by then all is saved: submitit's handler hands the job back to Slurm and exits. A second Ctrl-C stops at once,
     by KeyboardInterrupt. Processes forked meanwhile do not listen.
     """
-    stop, owner, come = StopFlag(), os.getpid(), list[int]()
+    stop = StopFlag()
+    owner = os.getpid()
+    come = list[int]()
     earlier: dict[int, Any] = {}
 
     def on_signal(number: int, frame: FrameType | None) -> Any:
@@ -67,7 +69,9 @@ def handle_stop_signals() -> Iterator[StopFlag]:
         if before not in (signal.SIG_IGN, None):
             earlier[number] = before
             signal.signal(number, on_signal)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, earlier)  # a rank is born with them held back until there is a listener
+    signal.pthread_sigmask(
+        signal.SIG_UNBLOCK, earlier
+    )  # a rank is born with them held back until there is a listener
     try:
         yield stop
     finally:

@@ -73,7 +73,9 @@ def verify(path: Path) -> None:
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if left != 0 or trailer != MAGIC + digest.digest():
-        raise DamagedError(f"{path}: damaged, its content does not have the hash it was written with")
+        raise DamagedError(
+            f"{path}: damaged, its content does not have the hash it was written with"
+        )
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -93,7 +95,9 @@ def load_foreign(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if is_zip and not _plain(path):
         raise CheckpointError(f"{path}: not a file that torch.save writes")
-    with warnings.catch_warnings(action="ignore"):  # torch's, of what it may not know; the outcome tells
+    with warnings.catch_warnings(
+        action="ignore"
+    ):  # torch's, of what it may not know; the outcome tells
         return _read(path)
 
 
@@ -119,7 +123,11 @@ def _plain(path: Path) -> bool:
         size = os.fstat(file.fileno()).st_size
     pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
     stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    return stored and sum(entry.file_size for entry in entries) <= size and sum(pickles) <= PICKLE_BYTES
+    return (
+        stored
+        and sum(entry.file_size for entry in entries) <= size
+        and sum(pickles) <= PICKLE_BYTES
+    )
 
 
 def weights_of(saved: dict[str, Any]) -> dict[str, Tensor]:
@@ -133,5 +141,7 @@ def weights_sha256(weights: dict[str, Tensor]) -> str:
     """SHA-256 of the bytes of all tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(weights):
-        digest.update(weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+        digest.update(
+            weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        )
     return digest.hexdigest()

@@ -21,7 +21,10 @@ class CheckpointManager:
 
     def __init__(self, folder: Path, keep: str, minutes: float, facts: dict[str, Any]):
         """keep: all, last or weights. facts: plain values and tensors that are stored with every checkpoint."""
-        self.folder, self.keep, self.seconds, self.facts = folder, keep, minutes * 60, facts
+        self.folder = folder
+        self.keep = keep
+        self.seconds = minutes * 60
+        self.facts = facts
         self.folder.mkdir(exist_ok=True)
         for left in self.folder.glob("*.tmp"):  # of a process that was killed while it wrote
             left.unlink()
@@ -35,7 +38,9 @@ class CheckpointManager:
 
     def save(self, state: TrainState) -> None:
         """Raises ResourceError, and leaves the earlier checkpoints as they are."""
-        checkpoint.save(self.path(state.step), {"format": FORMAT_VERSION, **self.facts, **state.capture()})
+        checkpoint.save(
+            self.path(state.step), {"format": FORMAT_VERSION, **self.facts, **state.capture()}
+        )
         self.saved = time.monotonic()
         if self.keep != "all":
             self._prune(best_epoch(state.history))
@@ -65,7 +70,8 @@ class DistributedCheckpointManager:
     """
 
     def __init__(self, stop: stop.DistributedStop, checkpoints: CheckpointManager | None):
-        self.stop, self.checkpoints = stop, checkpoints
+        self.stop = stop
+        self.checkpoints = checkpoints
 
     def due(self) -> bool:
         return self.stop.step(self.checkpoints is not None and self.checkpoints.due())
@@ -78,7 +84,9 @@ class DistributedCheckpointManager:
             {"weights": weights[:8]}, "they have drifted apart, and this checkpoint is not written"
         )
         state.sums.pool()
-        collectives.run_on_rank_zero(lambda: self.checkpoints.save(state) if self.checkpoints else None)
+        collectives.run_on_rank_zero(
+            lambda: self.checkpoints.save(state) if self.checkpoints else None
+        )
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
@@ -114,7 +122,9 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
 def check_format(saved: dict[str, Any], path: Path) -> dict[str, Any]:
     version = saved.get("format") if isinstance(saved, dict) else None
     if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise CheckpointError(f"{path}: format {version}, this vggexp reads up to {FORMAT_VERSION}; update vggexp")
+        raise CheckpointError(
+            f"{path}: format {version}, this vggexp reads up to {FORMAT_VERSION}; update vggexp"
+        )
     return saved
 
 

@@ -40,7 +40,9 @@ class CudaGraphStep:
         if len(images) != given["batch_size"] or scaler.is_enabled():
             return forward_backward(model, scaler, guard, images, labels, **given)
         if given["micro_batches"] != self.parts:
-            self.calls, self.parts, self.graph = 0, given["micro_batches"], None
+            self.calls = 0
+            self.parts = given["micro_batches"]
+            self.graph = None
         self.calls += 1
         if self.calls == WARMUP_CALLS + 1 and has_memory_for_graph():
             self._record(model, scaler, guard, images, labels, given)
@@ -58,11 +60,16 @@ class CudaGraphStep:
         given: dict[str, Any],
     ) -> None:
         """Nothing is computed yet. The graph keeps the memory of a step to itself."""
-        self.images, self.labels = images.clone(), labels.clone()
+        self.images = images.clone()
+        self.labels = labels.clone()
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
-            self.results = forward_backward(precast_weights(model), scaler, guard, self.images, self.labels, **given)
-        self.gradients = [(weights, weights.grad) for weights in model.parameters() if weights.grad is not None]
+            self.results = forward_backward(
+                precast_weights(model), scaler, guard, self.images, self.labels, **given
+            )
+        self.gradients = [
+            (weights, weights.grad) for weights in model.parameters() if weights.grad is not None
+        ]
         self.graph = graph
 
     def _replay(self, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -91,8 +98,14 @@ def precast_weights(model: nn.Module) -> Callable[[Tensor], Tensor]:
 
     def called(images: Tensor) -> Tensor:
         device = images.device.type
-        learnt = [(name, weight) for name, weight in model.named_parameters() if weight.requires_grad]
-        large = {name: weight for name, weight in learnt if weight.ndim > 1 and weight.numel() >= MIN_NUMEL_TO_PRECAST}
+        learnt = [
+            (name, weight) for name, weight in model.named_parameters() if weight.requires_grad
+        ]
+        large = {
+            name: weight
+            for name, weight in learnt
+            if weight.ndim > 1 and weight.numel() >= MIN_NUMEL_TO_PRECAST
+        }
         if not large or not torch.is_autocast_enabled(device):
             return model(images)
         cast = _Cast.apply(torch.get_autocast_dtype(device), *large.values())

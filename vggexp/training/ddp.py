@@ -35,11 +35,16 @@ class DistributedStep:
         **given: Any,
     ) -> tuple[Tensor, Tensor]:
         self.model = self.model or wrapped(model)
-        parts = zip(images.tensor_split(micro_batches), labels.tensor_split(micro_batches), strict=True)
-        losses, answers = [], []
+        parts = zip(
+            images.tensor_split(micro_batches), labels.tensor_split(micro_batches), strict=True
+        )
+        losses = []
+        answers = []
         for number, (part, truth) in enumerate(parts, 1):
             with contextlib.nullcontext() if number == micro_batches else self.model.no_sync():
-                loss, logits = forward_backward(self.model, scaler, guard, part, truth, micro_batches=1, **given)
+                loss, logits = forward_backward(
+                    self.model, scaler, guard, part, truth, micro_batches=1, **given
+                )
             losses.append(loss)
             answers.append(logits)
         return reduce(torch.add, losses), torch.cat(answers)
@@ -47,7 +52,9 @@ class DistributedStep:
 
 def wrapped(model: nn.Module) -> DistributedDataParallel:
     """The ranks keep their buffers, for which see dist.spread."""
-    with warnings.catch_warnings(action="ignore", category=FutureWarning):  # the new name is not in every torch
+    with warnings.catch_warnings(
+        action="ignore", category=FutureWarning
+    ):  # the new name is not in every torch
         made = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
     made.register_comm_hook(None, summed)
     return made

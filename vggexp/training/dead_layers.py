@@ -14,9 +14,7 @@ from vggexp.system import memory
 
 PROBE_IMAGES = 64  # of the batch: enough for a scale
 LOSS_MARGIN_NATS = 0.1  # nats below ln(classes) from which on a net does more than guess
-MIN_SIGNAL_RATIO = (
-    3e-4  # of the differences between images: dead nets keep 1e-4 or less, slow ones 1e-3 (benchmarks/dead.md)
-)
+MIN_SIGNAL_RATIO = 3e-4  # of the differences between images: dead nets keep 1e-4 or less, slow ones 1e-3 (benchmarks/dead.md)
 MIN_ACTIVE_SHARE = 1e-3  # share of a ReLU's results above zero below which it counts as closed
 
 
@@ -44,7 +42,9 @@ class DeadLayerCheck:
         if not loss > math.log(self.layers[-1].out_channels) - LOSS_MARGIN_NATS:
             return None
         try:
-            found, loss = layer_stats(model, images[:PROBE_IMAGES], labels[:PROBE_IMAGES], self.layers)
+            found, loss = layer_stats(
+                model, images[:PROBE_IMAGES], labels[:PROBE_IMAGES], self.layers
+            )
         except (MemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -53,12 +53,18 @@ class DeadLayerCheck:
         return (
             None
             if dead is None
-            else self.message(loss, dead, closed=dead.open < MIN_ACTIVE_SHARE and dead is not found[-1])
+            else self.message(
+                loss, dead, closed=dead.open < MIN_ACTIVE_SHARE and dead is not found[-1]
+            )
         )
 
     def message(self, loss: float, dead: LayerStats, closed: bool) -> str:
         classes = self.layers[-1].out_channels
-        why = "its ReLU is zero for all images" if closed else f"{dead.signal:.1g} of what tells images apart is left"
+        why = (
+            "its ReLU is zero for all images"
+            if closed
+            else f"{dead.signal:.1g} of what tells images apart is left"
+        )
         return (
             f"after {self.steps} steps the net only guesses (loss {loss:.4f}, ln {classes} = {math.log(classes):.4f}): "
             f"{dead.layer} is dead, {why}\nadvice   try {', or '.join(self.cures)}"
@@ -89,12 +95,16 @@ def layer_stats(
             module.eval()
     for outlet in activation_modules(copied):
         outlet.register_forward_hook(
-            lambda module, _, result: answers.update({module: spread_and_positive_share(result.detach())})
+            lambda module, _, result: answers.update(
+                {module: spread_and_positive_share(result.detach())}
+            )
         )
     with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
         loss = functional.cross_entropy(copied(images.float()), labels)
         loss.backward()
-    gradients = [rms(weight.grad) / rms(weight.detach()).clamp(min=1e-30) for weight in weights(copied)]
+    gradients = [
+        rms(weight.grad) / rms(weight.detach()).clamp(min=1e-30) for weight in weights(copied)
+    ]
     scales = torch.stack([*answers.values()])
     scales[:, 0] /= spread_and_positive_share(images.float())[0]
     rows = torch.cat([scales, torch.stack(gradients)[:, None]], 1).tolist()
@@ -114,7 +124,9 @@ def activation_modules(model: nn.Module) -> list[nn.Module]:
 
 
 def weights(model: nn.Module) -> Iterator[Tensor]:
-    return (module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear))
+    return (
+        module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)
+    )
 
 
 def spread_and_positive_share(result: Tensor) -> Tensor:

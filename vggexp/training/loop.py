@@ -49,7 +49,9 @@ class TrainState:
     step: int = 0  # optimizer steps taken
     micro_batches: int = 1  # in which a batch is taken; doubled where the memory does not suffice
     history: list[EpochMetrics] = field(default_factory=list)  # a row for each finished epoch
-    elapsed: dict[str, float] = field(default_factory=dict)  # the clock's times of the epoch under way
+    elapsed: dict[str, float] = field(
+        default_factory=dict
+    )  # the clock's times of the epoch under way
 
     def eval_model(self) -> nn.Module:
         """The weights that scores are taken with."""
@@ -57,33 +59,53 @@ class TrainState:
 
     def recent_loss(self) -> float:
         """Mean of the epoch under way, or of the last one where none is. Waits for the device."""
-        return self.sums.read("train")["train/loss"] if self.batch else self.history[-1]["train/loss"]
+        return (
+            self.sums.read("train")["train/loss"] if self.batch else self.history[-1]["train/loss"]
+        )
 
     def close_epoch(self, row: EpochMetrics) -> None:
         self.history.append(row)
-        self.epoch, self.batch, self.elapsed = self.epoch + 1, 0, {}
+        self.epoch = self.epoch + 1
+        self.batch = 0
+        self.elapsed = {}
         self.sums.reset()
 
     def parts(self) -> dict[str, Any]:
         """What keeps a state of its own, each with state_dict and load_state_dict."""
-        parts = {"net": self.model, "optimizer": self.optimizer, "schedule": self.schedule, "scaler": self.scaler}
+        parts = {
+            "net": self.model,
+            "optimizer": self.optimizer,
+            "schedule": self.schedule,
+            "scaler": self.scaler,
+        }
         return parts | {"sums": self.sums} | ({"ema": self.ema} if self.ema is not None else {})
 
     def capture(self) -> dict[str, Any]:
         """Tensors and plain values only; the tensors are those of the run, not copies."""
-        counts = {"epoch": self.epoch, "batch": self.batch, "step": self.step, "history": self.history}
+        counts = {
+            "epoch": self.epoch,
+            "batch": self.batch,
+            "step": self.step,
+            "history": self.history,
+        }
         counts |= {"micro_batches": self.micro_batches, "spent": self.elapsed}
         return counts | {name: part.state_dict() for name, part in self.parts().items()}
 
     def restore(self, saved: dict[str, Any]) -> None:
         """Takes over what `capture` gave. Raises KeyError, RuntimeError or ValueError where it does not fit."""
-        given = [{key: group[key] for key in group if key != "params"} for group in self.optimizer.param_groups]
+        given = [
+            {key: group[key] for key in group if key != "params"}
+            for group in self.optimizer.param_groups
+        ]
         for name, part in self.parts().items():
             part.load_state_dict(saved[name])
         for group, values in zip(self.optimizer.param_groups, given, strict=True):
             group.update(values)  # the configuration's, which resume=force may have changed
-        self.epoch, self.batch, self.step = saved["epoch"], saved["batch"], saved["step"]
-        self.history, self.elapsed = saved["history"], saved["spent"]
+        self.epoch = saved["epoch"]
+        self.batch = saved["batch"]
+        self.step = saved["step"]
+        self.history = saved["history"]
+        self.elapsed = saved["spent"]
         self.micro_batches = saved["micro_batches"]
 
 
@@ -100,7 +122,9 @@ class TrainSettings:
     patience: int | None
     rest_minutes: float
     autocast: Callable[[], AbstractContextManager]
-    gradients: Callable[..., tuple[Tensor, Tensor]] = forward_backward  # or its stand-in for the device, vggexp.graphs
+    gradients: Callable[..., tuple[Tensor, Tensor]] = (
+        forward_backward  # or its stand-in for the device, vggexp.graphs
+    )
     probe: DeadLayerCheck | None = None  # looks once, after so many steps, whether the net is dead
 
 
@@ -144,7 +168,11 @@ def train(
     clock.start(state.elapsed)
     while state.epoch < plan.epochs and not should_stop_early(state.history, plan.patience):
         train_epoch(state, batches, plan, clock, guard, watcher, keeper, stop)
-        row = {"epoch": state.epoch + 1, "step": state.step, "lr": state.schedule.at(state.step - 1)}
+        row = {
+            "epoch": state.epoch + 1,
+            "step": state.step,
+            "lr": state.schedule.at(state.step - 1),
+        }
         row |= state.sums.read("train") | measure(state.eval_model())
         clock.lap("evaluation")
         state.schedule.observe(row.get("val/accuracy"))
@@ -182,7 +210,9 @@ def train_epoch(
             clock.lap("data")
             if plan.probe is not None and state.step == plan.probe.steps:
                 check_dead_layers(state, plan.probe, images, labels, watcher, save)
-            loss, logits = forward_backward_with_oom_retry(state, plan, guard, images, labels, watcher)
+            loss, logits = forward_backward_with_oom_retry(
+                state, plan, guard, images, labels, watcher
+            )
             state.sums.add(loss, logits, labels)
             clock.lap("compute")
             set_lr(state.optimizer, state.schedule.at(state.step))
@@ -192,8 +222,11 @@ def train_epoch(
             clock.lap("optimizer")
             if not applied:
                 raise divergence_error(state, guard, batches.batches_per_epoch)
-            state.step, state.batch = state.step + 1, state.batch + 1
-            if state.batch == 1:  # what the others free lies elsewhere, and would come on top of what it has left
+            state.step = state.step + 1
+            state.batch = state.batch + 1
+            if (
+                state.batch == 1
+            ):  # what the others free lies elsewhere, and would come on top of what it has left
                 memory.trim_heap()
             if state.ema is not None:
                 state.ema.update(state.model)
@@ -208,10 +241,17 @@ def train_epoch(
 
 
 def check_dead_layers(
-    state: TrainState, probe: DeadLayerCheck, images: Tensor, labels: Tensor, watcher: Logger, save: Callable[[], None]
+    state: TrainState,
+    probe: DeadLayerCheck,
+    images: Tensor,
+    labels: Tensor,
+    watcher: Logger,
+    save: Callable[[], None],
 ) -> None:
     """A net that does not learn says so, before this batch. Raises DivergedError, after saving, where asked."""
-    found = probe.diagnose(state.model, images, labels, state.recent_loss())  # by all: batch norm may ask all ranks
+    found = probe.diagnose(
+        state.model, images, labels, state.recent_loss()
+    )  # by all: batch norm may ask all ranks
     finding = collectives.run_on_rank_zero(lambda: found)
     if finding is not None and probe.stop:
         save()
@@ -221,23 +261,45 @@ def check_dead_layers(
 
 
 def forward_backward_with_oom_retry(
-    state: TrainState, plan: TrainSettings, guard: NonFiniteGuard, images: Tensor, labels: Tensor, watcher: Logger
+    state: TrainState,
+    plan: TrainSettings,
+    guard: NonFiniteGuard,
+    images: Tensor,
+    labels: Tensor,
+    watcher: Logger,
 ) -> tuple[Tensor, Tensor]:
     """plan.gradients with the dropout that belongs to this step, split further until the memory suffices."""
     while True:
-        seed_step(plan.seed, "step", state.epoch, state.batch, *([collectives.rank()] if collectives.rank() else []))
+        seed_step(
+            plan.seed,
+            "step",
+            state.epoch,
+            state.batch,
+            *([collectives.rank()] if collectives.rank() else []),
+        )
         try:
             return plan.gradients(
-                state.model, state.scaler, guard, images, labels, batch_size=plan.batch_size,
-                micro_batches=state.micro_batches, label_smoothing=plan.label_smoothing, autocast=plan.autocast,
-            )  # fmt: skip
+                state.model,
+                state.scaler,
+                guard,
+                images,
+                labels,
+                batch_size=plan.batch_size,
+                micro_batches=state.micro_batches,
+                label_smoothing=plan.label_smoothing,
+                autocast=plan.autocast,
+            )
         except (MemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
                 raise
             if collectives.world_size() > 1:  # the other ranks are in the middle of the same step
                 raise ResourceError(oom_message(state, plan.batch_size)) from error
-        double_micro_batches(state, plan.batch_size)  # after the handler, whose traceback holds the activations
-        watcher.log(f"warning: out of memory; from here on a batch is taken in {state.micro_batches} micro-batches")
+        double_micro_batches(
+            state, plan.batch_size
+        )  # after the handler, whose traceback holds the activations
+        watcher.log(
+            f"warning: out of memory; from here on a batch is taken in {state.micro_batches} micro-batches"
+        )
 
 
 def double_micro_batches(state: TrainState, batch_size: int) -> None:
@@ -247,7 +309,9 @@ def double_micro_batches(state: TrainState, batch_size: int) -> None:
         what = "to split the batch further would change what batch norm computes, so it is yours to choose: "
         raise ResourceError(oom_message(state, batch_size, what))
     if state.micro_batches >= batch_size:
-        raise ResourceError("out of memory with a single image; choose a smaller network or data.resize")
+        raise ResourceError(
+            "out of memory with a single image; choose a smaller network or data.resize"
+        )
     state.micro_batches = min(2 * state.micro_batches, batch_size)
     torch.cuda.empty_cache()  # nothing without a GPU
 
@@ -259,7 +323,13 @@ def oom_message(state: TrainState, batch_size: int, reason: str = "choose ") -> 
     )
 
 
-def _save(state: TrainState, batches: Batches, guard: NonFiniteGuard, keeper: Checkpointer, clock: PhaseTimer) -> None:
+def _save(
+    state: TrainState,
+    batches: Batches,
+    guard: NonFiniteGuard,
+    keeper: Checkpointer,
+    clock: PhaseTimer,
+) -> None:
     """In the middle of an epoch, where an accelerator's flag has not been read since the last line."""
     if guard.first_nonfinite_step() is not None:
         raise divergence_error(state, guard, batches.batches_per_epoch)
@@ -267,7 +337,9 @@ def _save(state: TrainState, batches: Batches, guard: NonFiniteGuard, keeper: Ch
     keeper.save(state)
 
 
-def divergence_error(state: TrainState, guard: NonFiniteGuard, batches_per_epoch: int) -> DivergedError:
+def divergence_error(
+    state: TrainState, guard: NonFiniteGuard, batches_per_epoch: int
+) -> DivergedError:
     epoch, batch = divmod(guard.first_nonfinite_step() or 0, batches_per_epoch)
     lr = state.schedule.at(guard.first_nonfinite_step() or 0)
     return DivergedError(

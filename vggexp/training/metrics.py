@@ -11,37 +11,46 @@ from torch.nn import functional
 from vggexp.distributed import collectives
 
 CALIBRATION_BINS = 15  # bins of confidence, as in Guo et al. 2017
-MIN_PROB = torch.finfo(torch.float32).tiny  # a smaller probability counts as this in the loss, which stays finite
+MIN_PROB = torch.finfo(
+    torch.float32
+).tiny  # a smaller probability counts as this in the loss, which stays finite
 
 
 class MetricSums:
     """Adds up loss and correct answers of batches of any size; each rank of several those of its own images."""
 
     def __init__(self, device: torch.device):
-        kind = torch.float32 if device.type == "mps" else torch.float64  # Apple's GPUs have no 64-bit numbers
+        kind = (
+            torch.float32 if device.type == "mps" else torch.float64
+        )  # Apple's GPUs have no 64-bit numbers
         self.sums = torch.zeros(2, dtype=kind, device=device)
         self.count = 0
 
     def reset(self) -> None:
-        self.sums, self.count = torch.zeros_like(self.sums), 0
+        self.sums = torch.zeros_like(self.sums)
+        self.count = 0
 
     def state_dict(self) -> dict[str, Any]:
         return {"sums": self.sums, "count": self.count}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.sums, self.count = state["sums"].to(self.sums), state["count"]
+        self.sums = state["sums"].to(self.sums)
+        self.count = state["count"]
         if collectives.rank():
             self.reset()
 
     def pool(self) -> None:
         """Rank 0 takes over what all have added. Numbers of fp32 add up exactly in fp64, in whatever order."""
         *_, count = totals = self._totals()
-        self.sums, self.count = totals[:2], int(count)
+        self.sums = totals[:2]
+        self.count = int(count)
         if collectives.rank():
             self.reset()
 
     def _totals(self) -> Tensor:
-        return collectives.all_reduce_sum(torch.cat((self.sums, self.sums.new_tensor([self.count]))))
+        return collectives.all_reduce_sum(
+            torch.cat((self.sums, self.sums.new_tensor([self.count])))
+        )
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
         """loss: summed over the batch. logits: [N, K]. labels: [N]."""
@@ -58,7 +67,9 @@ class MetricSums:
 
 def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
     """[classes, classes] counts, row = true class, column = predicted class."""
-    return torch.bincount(labels * classes + predictions, minlength=classes**2).view(classes, classes)
+    return torch.bincount(labels * classes + predictions, minlength=classes**2).view(
+        classes, classes
+    )
 
 
 def classification_metrics(scores: Tensor, labels: Tensor, split: str) -> dict[str, float]:
@@ -84,9 +95,13 @@ def calibration_error(scores: Tensor, labels: Tensor, bins: int = CALIBRATION_BI
     Source: Guo et al. 2017, "On calibration of modern neural networks", arXiv:1706.04599, equation 3.
     """
     confidence, predicted = scores.max(1)
-    place = (confidence * bins).ceil().long().clamp(1, bins) - 1  # of 15 bins the first is (0, 1/15]
+    place = (confidence * bins).ceil().long().clamp(
+        1, bins
+    ) - 1  # of 15 bins the first is (0, 1/15]
     distance = (predicted == labels).double() - confidence.double()
-    return torch.zeros(bins, dtype=torch.float64).index_add_(0, place, distance).abs().sum().item() / len(labels)
+    return torch.zeros(bins, dtype=torch.float64).index_add_(
+        0, place, distance
+    ).abs().sum().item() / len(labels)
 
 
 @torch.inference_mode()
@@ -106,15 +121,23 @@ def evaluate(
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: Callable[[], AbstractContextManager]
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    autocast: Callable[[], AbstractContextManager],
 ) -> tuple[Tensor, Tensor]:
     """logits [N, K] in fp32 and labels [N], both on the CPU, in the order of the batches; each rank gets all."""
-    labels, logits = zip(*collectives.gather_interleaved(list(_forward(model, batches, autocast))), strict=True)
-    return torch.cat(logits).cpu(), torch.cat(labels).cpu()  # one wait for the device, not one a batch
+    labels, logits = zip(
+        *collectives.gather_interleaved(list(_forward(model, batches, autocast))), strict=True
+    )
+    return torch.cat(logits).cpu(), torch.cat(
+        labels
+    ).cpu()  # one wait for the device, not one a batch
 
 
 def _forward(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], autocast: Callable[[], AbstractContextManager]
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    autocast: Callable[[], AbstractContextManager],
 ) -> Iterable[tuple[Tensor, Tensor]]:
     training = model.training
     model.eval()
@@ -131,4 +154,7 @@ def score_logits(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]
     """The same two metrics from logits [N, K] that were kept."""
     loss = functional.cross_entropy(logits.double(), labels, reduction="sum")
     correct = (logits.argmax(1) == labels).sum()
-    return {f"{split}/loss": loss.item() / len(labels), f"{split}/accuracy": correct.item() / len(labels)}
+    return {
+        f"{split}/loss": loss.item() / len(labels),
+        f"{split}/accuracy": correct.item() / len(labels),
+    }

@@ -24,9 +24,13 @@ def build_optimizer(
         given["weight_decay"] = weight_decay
     if "fused" in takes:
         on_mps = next(model.parameters()).device.type == "mps"
-        given["fused"] = not (on_mps and name == "Adagrad")  # no such kernel; torch tells only at the first step
+        given["fused"] = not (
+            on_mps and name == "Adagrad"
+        )  # no such kernel; torch tells only at the first step
     try:
-        return cls([parameter for parameter in model.parameters() if parameter.requires_grad], **given)
+        return cls(
+            [parameter for parameter in model.parameters() if parameter.requires_grad], **given
+        )
     except (TypeError, ValueError, IndexError) as error:
         raise ConfigError(f"optimizer.name={name}: {error}") from error
 
@@ -39,7 +43,9 @@ def _without_compiler_hooks(cls: type[torch.optim.Optimizer]) -> type[torch.opti
     """
     wrapped = ("add_param_group", "zero_grad", "state_dict", "load_state_dict")
     methods: dict[str, Any] = {name: inspect.unwrap(getattr(cls, name)) for name in wrapped}
-    return type(cls.__name__, (cls,), {**methods, "step": torch.no_grad()(inspect.unwrap(cls.step))})
+    return type(
+        cls.__name__, (cls,), {**methods, "step": torch.no_grad()(inspect.unwrap(cls.step))}
+    )
 
 
 def _tuples(value: Any) -> Any:

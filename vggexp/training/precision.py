@@ -32,7 +32,9 @@ def autocast_context(precision: str, device: torch.device) -> AbstractContextMan
 def has_triton() -> bool:
     """Whether vggexp.models.triton_ops can be used: Triton asks for a C compiler too."""
     compilers = (os.environ.get("CC"), "cc", "gcc", "clang")
-    return find_spec("triton") is not None and any(name and shutil.which(name) for name in compilers)
+    return find_spec("triton") is not None and any(
+        name and shutil.which(name) for name in compilers
+    )
 
 
 def scaler(precision: str, device: torch.device) -> GradScaler:
@@ -40,7 +42,9 @@ def scaler(precision: str, device: torch.device) -> GradScaler:
     return GradScaler(device.type, enabled=precision == "fp16")
 
 
-def configure_backends(device: torch.device, precision: str, deterministic: bool, threads: int | None) -> int:
+def configure_backends(
+    device: torch.device, precision: str, deterministic: bool, threads: int | None
+) -> int:
     """Sets the process-wide switches of torch; returns the number of threads of one operation."""
     torch.set_num_threads(threads or default_threads())
     if device.type == "cpu":

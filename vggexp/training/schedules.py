@@ -6,7 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-Factor = Callable[[float], float]  # epochs since the start of the run, a real number -> factor of lr
+Factor = Callable[
+    [float], float
+]  # epochs since the start of the run, a real number -> factor of lr
 
 
 def constant(epoch: float) -> float:
@@ -23,7 +25,9 @@ def cosine(epoch: float, *, epochs: int, final_factor: float) -> float:
     return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * share)) / 2
 
 
-def onecycle(epoch: float, *, epochs: int, peak_fraction: float, initial_factor: float, final_factor: float) -> float:
+def onecycle(
+    epoch: float, *, epochs: int, peak_fraction: float, initial_factor: float, final_factor: float
+) -> float:
     """Linear up to the peak, linear down. Source: Smith and Topin 2018, arXiv:1708.07120."""
     share = min(1.0, epoch / epochs)
     if share < peak_fraction:
@@ -51,17 +55,21 @@ class Plateau:
     def observe(self, accuracy: float) -> None:
         """accuracy: of the validation images after an epoch, 0..1."""
         if accuracy > self.best + self.threshold:
-            self.best, self.waited = accuracy, 0
+            self.best = accuracy
+            self.waited = 0
             return
         self.waited += 1
         if self.waited > self.patience:
-            self.factor, self.waited = self.factor * self.gamma, 0
+            self.factor = self.factor * self.gamma
+            self.waited = 0
 
     def state_dict(self) -> dict[str, float]:
         return {"factor": self.factor, "best": self.best, "waited": self.waited}
 
     def load_state_dict(self, state: dict[str, float]) -> None:
-        self.factor, self.best, self.waited = state["factor"], state["best"], int(state["waited"])
+        self.factor = state["factor"]
+        self.best = state["best"]
+        self.waited = int(state["waited"])
 
 
 @dataclass

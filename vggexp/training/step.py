@@ -25,10 +25,14 @@ class NonFiniteGuard:
         self.on_cpu = device.type == "cpu"
         self.first_nonfinite = torch.full((), -1, dtype=torch.int64, device=device)
 
-    def allows(self, step: int, loss: Tensor, norm: Tensor, optimizer: torch.optim.Optimizer) -> bool:
+    def allows(
+        self, step: int, loss: Tensor, norm: Tensor, optimizer: torch.optim.Optimizer
+    ) -> bool:
         """Whether the optimizer may be called. loss, norm: scalars on the device."""
         bad = 0 * loss + 0 * norm != 0  # NaN unless both are finite: 4 kernels, with isfinite 10
-        self.first_nonfinite = torch.where((self.first_nonfinite < 0) & bad, step, self.first_nonfinite)
+        self.first_nonfinite = torch.where(
+            (self.first_nonfinite < 0) & bad, step, self.first_nonfinite
+        )
         if self.on_cpu:
             return int(self.first_nonfinite) < 0
         if optimizer.defaults.get("fused"):
@@ -59,13 +63,18 @@ def forward_backward(
     short last batch: every image of an epoch weighs the same. The gradients of micro-batches add up to the same sum.
     """
     size = -(-len(images) // micro_batches)
-    losses, answers = [], []
+    losses = []
+    answers = []
     for part, truth in zip(images.split(size), labels.split(size), strict=True):
         with autocast():
             logits = model(part)
-        loss = functional.cross_entropy(logits.float(), truth, reduction="sum", label_smoothing=label_smoothing)
+        loss = functional.cross_entropy(
+            logits.float(), truth, reduction="sum", label_smoothing=label_smoothing
+        )
         scaled = scaler.scale(loss / batch_size)
-        if scaler.is_enabled():  # a scaler overwrites the optimizer's flag, so it has to see the bad step itself
+        if (
+            scaler.is_enabled()
+        ):  # a scaler overwrites the optimizer's flag, so it has to see the bad step itself
             scaled = scaled * torch.where(guard.first_nonfinite < 0, 1.0, torch.nan)
         if collectives.world_size() > 1:  # a loss is one rank's own, the gradient is everyone's
             scaled = scaled * torch.where(loss.isfinite(), 1.0, torch.nan)
@@ -87,10 +96,14 @@ def optimizer_step(
     """Clips and applies the gradients, and clears them; False if the guard stopped it. loss: of `gradients`."""
     scaler.unscale_(optimizer)  # before clipping, always
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+    norm = get_total_norm(
+        [parameter.grad for parameter in parameters if parameter.grad is not None]
+    )
     if clip_norm is not None:
         clip_grads_with_norm_(parameters, clip_norm, norm)
-    if scaler.is_enabled():  # fp16 overflows now and then: the scaler skips that step and lowers its scale
+    if (
+        scaler.is_enabled()
+    ):  # fp16 overflows now and then: the scaler skips that step and lowers its scale
         norm = torch.zeros_like(norm)
     allowed = guard.allows(step, loss, norm, optimizer)
     if allowed:

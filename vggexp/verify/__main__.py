@@ -17,7 +17,9 @@ from vggexp.formatting import error_line
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments = cli.parse_run_command(__doc__, sys.argv[1:] if argv is None else argv)
-        from vggexp.verify.replay import replay  # imports torch, once the command is known to be right
+        from vggexp.verify.replay import (
+            replay,
+        )  # imports torch, once the command is known to be right
 
         verdict = replay(arguments.run)
     except VggexpError as error:

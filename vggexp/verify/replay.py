@@ -33,7 +33,8 @@ class StopAtStep:
     """Stands in for the folder of checkpoints, and ends the training where the later one was written."""
 
     def __init__(self, state: TrainState, later: Mapping[str, Any]):
-        self.state, self.place = state, (later["epoch"], later["batch"])
+        self.state = state
+        self.place = (later["epoch"], later["batch"])
 
     def due(self) -> bool:
         return (self.state.epoch, self.state.batch) == self.place
@@ -56,10 +57,15 @@ def replay(folder: Path) -> dict[str, Any]:
     measure = partial(evaluate_epoch, config=config, hardware=hardware, data=data, console=console)
     with contextlib.suppress(ReachedError):
         target = StopAtStep(state, later)
-        plan, clock = build.train_settings(config, hardware), PhaseTimer(hardware.device)
+        plan = build.train_settings(config, hardware)
+        clock = PhaseTimer(hardware.device)
         train(state, data.train, plan, clock, measure, NullLogger(), target, StopFlag())
     again = dict(named_tensors(state.capture()))
-    expected = {name: tensor for name, tensor in named_tensors(later) if name.partition(".")[0] in state.parts()}
+    expected = {
+        name: tensor
+        for name, tensor in named_tensors(later)
+        if name.partition(".")[0] in state.parts()
+    }
     differing = [name for name in expected if not bitwise_equal(expected[name], again.get(name))]
     return {
         "run": str(folder),
@@ -74,7 +80,11 @@ def replay(folder: Path) -> dict[str, Any]:
 def _last_two(folder: Path) -> list[Path]:
     paths = find_checkpoints(folder / "checkpoints")
     if len(paths) < 2:
-        kept = "it keeps only its weights" if read_config(folder)["train"]["keep"] == "weights" else "has it ended?"
+        kept = (
+            "it keeps only its weights"
+            if read_config(folder)["train"]["keep"] == "weights"
+            else "has it ended?"
+        )
         raise CheckpointError(f"{folder}: needs two checkpoints, has {len(paths)} ({kept})")
     return paths[:2]
 
@@ -83,7 +93,13 @@ def named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
     """Every tensor inside nested mappings and lists, under its path."""
     if isinstance(value, Tensor):
         yield name, value
-    inside = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    inside = (
+        value.items()
+        if isinstance(value, Mapping)
+        else enumerate(value)
+        if isinstance(value, list)
+        else ()
+    )
     for key, item in inside:
         yield from named_tensors(item, f"{name}.{key}" if name else str(key))
 
@@ -92,5 +108,7 @@ def bitwise_equal(one: Tensor, other: Tensor | None) -> bool:
     """Bit by bit, so that NaN is equal to itself."""
     if other is None or one.shape != other.shape or one.dtype != other.dtype:
         return False
-    bits = [tensor.detach().cpu().contiguous().flatten().view(torch.uint8) for tensor in (one, other)]
+    bits = [
+        tensor.detach().cpu().contiguous().flatten().view(torch.uint8) for tensor in (one, other)
+    ]
     return torch.equal(*bits)

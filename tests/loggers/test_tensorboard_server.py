@@ -1,0 +1,239 @@
+"""The real server: over HTTP on two runs, with both of its loaders, and in a browser on a sweep with repeats."""
+
+import contextlib
+import json
+import re
+import subprocess
+import sys
+import threading
+import time
+from queue import Queue
+from urllib.parse import urlencode
+from urllib.request import Request, urlopen
+
+import pytest
+from PIL import Image
+
+from vggexp.loggers.tensorboard import TensorBoardLogger
+from vggexp.sweep.tensorboard import write_means
+
+WAIT_SECONDS = 60
+STATUSES = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
+EVERY_ROW = {"allowedStatuses": STATUSES, "colParams": [], "startIndex": 0, "sliceSize": 9}
+
+
+def row(epoch):
+    return {
+        "epoch": epoch,
+        "step": epoch,
+        "train/loss": 1.0 / epoch,
+        "val/loss": 2.0 / epoch,
+        "time/epoch_seconds": 9.0,
+    }
+
+
+def record(folder, hparams, rows, ok):
+    folder.mkdir(exist_ok=True)
+    board = TensorBoardLogger(folder, hparams, rows, pytest.fail)
+    board.epoch(row(len(rows) + 1))
+    board.final({"test/accuracy": 0.5}, len(rows) + 1)
+    board.close(ok)
+
+
+@pytest.fixture(params=["auto", "false"])
+def ask(request, tmp_path):
+    """The server's answer, as soon as both runs are loaded."""
+    record(tmp_path / "a", {"lr": 0.1, "compile": True}, [row(1)], ok=True)
+    record(tmp_path / "b", {"lr": 0.2, "compile": False}, [], ok=True)
+    record(
+        tmp_path / "b", {"lr": 0.2, "compile": False}, [row(1)], ok=False
+    )  # continued, then failed
+    with serving(tmp_path, f"--load_fast={request.param}") as server:
+        yield answering(
+            server,
+            lambda ask: sorted(statuses(ask).values()) == ["STATUS_FAILURE", "STATUS_SUCCESS"],
+        )
+
+
+@contextlib.contextmanager
+def serving(logdir, *words):
+    """The address of a server on this folder."""
+    command = [
+        sys.executable,
+        "-m",
+        "tensorboard.main",
+        "--logdir",
+        str(logdir),
+        "--host",
+        "127.0.0.1",
+        "--port",
+        "0",
+    ]
+    server = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
+    lines = Queue()
+    reader = threading.Thread(
+        target=lambda: [lines.put(line) for line in server.stderr], daemon=True
+    )
+    reader.start()
+    try:
+        yield address(lines)
+    finally:
+        server.terminate()
+        try:
+            server.wait(10)
+        except subprocess.TimeoutExpired:
+            server.kill()
+            server.wait(10)
+        reader.join(10)
+        server.stderr.close()
+
+
+def address(lines):
+    while True:
+        found = re.search(r"http://127\.0\.0\.1:\d+", lines.get(timeout=WAIT_SECONDS))
+        if found:
+            return found[0]
+
+
+def answering(server, ready):
+    def ask(path, body=None):
+        data = None if body is None else json.dumps(body).encode()
+        with urlopen(
+            Request(f"{server}/data/{path}", data, {"Content-Type": "application/json"}), timeout=20
+        ) as reply:
+            return json.load(reply)
+
+    wait(lambda: ready(ask))
+    return ask
+
+
+def wait(ready):
+    deadline = time.monotonic() + WAIT_SECONDS
+    while not ready() and time.monotonic() < deadline:
+        time.sleep(0.2)
+
+
+def statuses(ask):
+    groups = ask("plugin/hparams/session_groups", EVERY_ROW)["sessionGroups"]
+    return {group["name"]: session["status"] for group in groups for session in group["sessions"]}
+
+
+def test_both_loaders_show_a_row_a_run_and_every_point_once(ask):
+    assert sorted(ask("runs")) == ["a", "b"]
+    tags = ask("plugin/scalars/tags")
+    assert (
+        tags["a"].keys()
+        == tags["b"].keys()
+        == row(1).keys() - {"epoch", "step"} | {"test/accuracy"}
+    )
+    for run in "ab":
+        points = ask(f"plugin/scalars/scalars?run={run}&tag=train/loss")
+        assert [(step, value) for _, step, value in points] == [(1, 1.0), (2, 0.5)]
+
+    infos = ask("plugin/hparams/experiment", {"experimentName": ""})
+    assert {info["name"]: info["type"] for info in infos["hparamInfos"]} == {
+        "lr": "DATA_TYPE_FLOAT64",
+        "compile": "DATA_TYPE_BOOL",
+    }
+    assert {info["name"]["tag"] for info in infos["metricInfos"]} == tags["a"].keys()
+
+    rows = {
+        group["name"]: group
+        for group in ask("plugin/hparams/session_groups", EVERY_ROW)["sessionGroups"]
+    }
+    assert statuses(ask) == {"a": "STATUS_SUCCESS", "b": "STATUS_FAILURE"} and rows.keys() == {
+        "a",
+        "b",
+    }
+    assert rows["a"]["hparams"] == {"lr": 0.1, "compile": True}
+    metrics = {metric["name"]["tag"]: metric["value"] for metric in rows["b"]["metricValues"]}
+    assert (metrics["train/loss"], metrics["test/accuracy"]) == (0.5, 0.5)
+
+    (category,) = ask("plugin/custom_scalars/layout")["category"]
+    assert category["chart"][0]["multiline"]["tag"] == ["train/loss", "val/loss", "test/loss"]
+
+
+@pytest.fixture(scope="module")
+def sweep(tmp_path_factory):
+    """The address of a server on two runs and the sweep they belong to, and what asks it."""
+    root = tmp_path_factory.mktemp("outputs")
+    for seed in (0, 1):
+        record(root / f"vgg11-seed{seed}", {"arch.norm": "batch", "seed": seed}, [row(1)], ok=True)
+    (root / "sweeps" / "norm-seed").mkdir(parents=True)
+    write_means(root / "sweeps" / "norm-seed", {LABEL: [[row(1), row(2)]] * 2})
+    with serving(root, "--reload_interval=1") as server:
+        yield (
+            root,
+            server,
+            answering(server, lambda ask: len(ask("runs")) == 3 and "run" in layout_titles(ask)),
+        )
+
+
+LABEL = "arch.norm=batch,arch.hidden=[16]"
+
+
+def layout_titles(ask):
+    return [
+        category["title"] for category in ask("plugin/custom_scalars/layout").get("category", [])
+    ]
+
+
+def test_a_sweep_is_one_more_run_and_no_row(sweep):
+    root, _, ask = sweep
+    assert sorted(ask("runs")) == ["sweeps/norm-seed", "vgg11-seed0", "vgg11-seed1"]
+    assert statuses(ask).keys() == {"vgg11-seed0", "vgg11-seed1"}
+    assert sorted(layout_titles(ask)) == ["repeats: norm-seed", "run"]
+    run_charts = urlencode({"run": "sweeps/norm-seed", "tag": "(train/loss)|(val/loss)"})
+    assert ask(f"plugin/custom_scalars/scalars?{run_charts}")["tag_to_events"] == {}
+
+    def points():
+        mean = urlencode({"run": "sweeps/norm-seed", "tag": f"repeats/val/loss/{LABEL}"})
+        return [point[1:] for point in ask(f"plugin/scalars/scalars?{mean}")]
+
+    assert points() == [[1, 2.0], [2, 1.0]]
+    write_means(root / "sweeps" / "norm-seed", {LABEL: [[row(1) | {"val/loss": 8.0}, row(2)]] * 2})
+    wait(lambda: points() == [[1, 8.0], [2, 1.0]])
+    assert points() == [[1, 8.0], [2, 1.0]]  # of a server that had read the earlier file
+
+
+def chromium(folder, address, *words):
+    quiet = [
+        "--disable-quic",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+    ]
+    command = [
+        "chromium",
+        "--headless",
+        "--no-sandbox",
+        "--disable-gpu",
+        *quiet,
+        "--disable-sync",
+        *words,
+    ]
+    command += [
+        f"--user-data-dir={folder / 'profile'}",
+        "--window-size=1500,1000",
+        "--virtual-time-budget=15000",
+    ]
+    return subprocess.run(
+        [*command, address], capture_output=True, text=True, timeout=120, check=True
+    ).stdout
+
+
+@pytest.mark.browser
+def test_in_a_browser(sweep, tmp_path):
+    """Names where the page holds them as text; the tabs drawn in shadow trees by the colours of their picture."""
+    _, server, _ = sweep
+    page = chromium(tmp_path, f"{server}/#timeseries", "--dump-dom")
+    for name in ("vgg11-seed0", "vgg11-seed1", "sweeps/norm-seed", "train/loss", LABEL):
+        assert name in page
+    pictures = {}
+    for tab in ("hparams", "custom_scalars"):
+        chromium(tmp_path, f"{server}/#{tab}", f"--screenshot={tmp_path / tab}.png")
+        pictures[tab] = Image.open(tmp_path / f"{tab}.png").convert("RGB")
+    charts = pictures["custom_scalars"].crop((320, 60, 1500, 1000))  # without the head and the side
+    assert len(charts.getcolors(1 << 24)) > 200  # 15 where there is nothing to show
+    head, views = (pictures["hparams"].getpixel((450, height)) for height in (10, 75))
+    assert head == views  # the bar that chooses a view of the table is there with a table only
