@@ -1,0 +1,93 @@
+"""Makes the pictures of README and docs from a sweep: python -m tools.pictures OUTPUTS.
+
+Starts the real TensorBoard server on OUTPUTS, writes the report of its runs, opens both in
+Chromium, and saves docs/images/tensorboard.png and docs/images/report.png. The sweep must be there:
+
+    python -m vggexp -m arch=vgg11_bn,vgg13_bn,vgg16_bn optimizer.lr=0.01,0.03,0.1 \\
+        data.resize=32 arch.width=0.25 data.limit=12000 train.epochs=8
+"""
+
+import argparse
+import re
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from urllib.request import urlopen
+
+from vggexp.report.__main__ import main as write_report
+
+IMAGES = Path(__file__).parents[1] / "docs" / "images"
+CHROMIUM = [
+    "chromium",
+    "--headless",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--hide-scrollbars",
+    "--force-device-scale-factor=1",
+]
+LOAD_SECONDS = 20  # the server reads the event files
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m tools.pictures")
+    parser.add_argument("outputs", type=Path, metavar="OUTPUTS", help="the folder of the runs")
+    outputs = parser.parse_args().outputs
+    IMAGES.mkdir(exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        write_report([str(outputs), f"--out={folder}"])
+        page = (Path(folder) / "report.html").as_uri()
+        take_screenshot(page, IMAGES / "report.png", width=1400, height=1000)
+    take_tensorboard(outputs)
+
+
+def take_tensorboard(outputs: Path) -> None:
+    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={outputs}"]
+    command += ["--host=127.0.0.1", "--port=0"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert server.stderr is not None
+    try:
+        address = next(
+            match[0] for line in server.stderr if (match := re.search(r"http://127\S+\d", line))
+        )
+        wait_for_runs(address)
+        take_screenshot(
+            f"{address}/#timeseries", IMAGES / "tensorboard.png", width=1400, height=1000
+        )
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def wait_for_runs(address: str) -> None:
+    end = time.monotonic() + LOAD_SECONDS
+    while time.monotonic() < end:
+        with urlopen(f"{address}/data/runs") as reply:
+            if len(reply.read()) > 2:
+                time.sleep(5)  # the rest of the runs follows
+                return
+        time.sleep(0.5)
+
+
+def take_screenshot(address: str, target: Path, width: int, height: int) -> None:
+    with tempfile.TemporaryDirectory() as profile:
+        command = [
+            *CHROMIUM,
+            f"--user-data-dir={profile}",
+            f"--window-size={width},{height}",
+            "--virtual-time-budget=20000",
+            f"--screenshot={target}",
+            address,
+        ]
+        subprocess.run(command, check=True, capture_output=True, timeout=180)
+    print(target.relative_to(IMAGES.parents[1]))
+
+
+if __name__ == "__main__":
+    main()
