@@ -125,7 +125,7 @@ def told(words: str, made: Trial) -> str:
 
 def main() -> None:
     print(
-        "| overrides | what is told | learns | mean loss of each epoch |\n|---|---|---|---|",
+        "| overrides | warning | learns | mean loss of each epoch |\n|---|---|---|---|",
         flush=True,
     )
     for words in DEAD:

@@ -124,10 +124,11 @@ def record(rates: dict[str, list[float]], asked: argparse.Namespace) -> str:
             f"| {name} | {statistics.median(many):,.0f} | {span} | {statistics.median(ratios):.2f} |"
         )
     table = "\n".join(lines)
-    return f"""# Folders of pictures
+    return f"""# Image folders
 
-{asked.images:,} generated JPEGs of 320x256, cut to {SIZE} px, flipped and normalised, {asked.workers} workers, no
-network; medians of {asked.rounds} epochs in turn after one that does not count.
+{asked.images:,} generated JPEGs of 320x256, cropped to {SIZE} px, flipped and normalized,
+{asked.workers} workers, no network; medians of {asked.rounds} epochs in turn, after one epoch that
+does not count.
 
 | | images/s | range | of torchvision's |
 |---|---:|---:|---:|

@@ -84,13 +84,13 @@ def record(results: dict[int, list[Result]], rounds: int) -> str:
 
 Training images of Fashion-MNIST at 28 px, all 10,000 of the test set; two small convolutions. Medians of {rounds}.
 
-| images | µs an image | s besides the epochs | MB at most |
+| images | µs an image | s outside the epochs | MB at most |
 |---:|---:|---:|---:|
 {table}
 
 `python -m benchmarks.growth --rounds {rounds}` ({date.today()}), {os.cpu_count()} virtual cores of
 {cpu.cpu_model()}; Python {platform.python_version()}, torch {version("torch")}. All four files are read and hashed
-whatever `data.limit` says, so only what is trained on grows.
+with any `data.limit`, so only the training grows.
 """
 
 

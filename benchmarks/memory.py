@@ -181,8 +181,9 @@ def record(lines: Iterator[str]) -> str:
     table = "\n".join(lines)
     return f"""# The memory of a training step
 
-MB at the peak of the second step on a processor. Estimate: `vggexp.plan`. Tensors: what torch's operators make. With
-workspaces: all that torch's allocator gives out, also inside an operator. Beside each: how far off the estimate is.
+MB at the peak of the second step on a CPU. "Estimate" is the value of `vggexp.plan`. "Tensors" is
+the output of torch's operators. "With workspaces" is all that torch's allocator hands out, also
+inside an operator. "Off by" is the error of the estimate.
 
 | configuration | format | estimate | tensors | off by | with workspaces | off by |
 |---|---|---:|---:|---:|---:|---:|

@@ -182,21 +182,21 @@ def record(
         f"| {blocks} | {depth} | {seconds.full_images:.2f} | {seconds.processor:.2f} |"
         for blocks, (depth, seconds) in plans.items()
     )
-    return f"""# What a report and a plan cost
+    return f"""# The cost of a report and a plan
 
-Whole commands, from the shell and back to it; medians of {rounds}. Other processes were running on the machine: what a
-command takes alone is near its seconds of the processor.
+Whole commands, from the shell and back to it; medians of {rounds}. Other processes were running on
+the machine. A command that runs alone takes about its CPU seconds.
 
-A report reads made run directories of {EPOCHS} epochs: a sweep over {len(NETWORKS)} networks, {len(RATES)} learning
-rates and as many seeds as it takes.
+A report reads generated run directories of {EPOCHS} epochs: a sweep over {len(NETWORKS)} networks,
+{len(RATES)} learning rates and as many seeds as needed.
 
-| runs | s | s of the processor | MB of report.html |
+| runs | s | CPU s | MB of report.html |
 |---:|---:|---:|---:|
 {first}
 
 A plan of blocks of 16 convolutions:
 
-| blocks | weight layers | s | s of the processor |
+| blocks | weight layers | s | CPU s |
 |---:|---:|---:|---:|
 {second}
 

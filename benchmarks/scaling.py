@@ -197,30 +197,32 @@ def record(found: dict[str, Measured], rounds: int) -> str:
     head = " | ".join(str(count) for count in COUNTS)
     volumes = ", ".join(f"{volume(count, 4 * 44_920_074) / 1e6:.0f}" for count in COUNTS)
     table = "\n".join(f"| {device.name} | {' | '.join(kept(device))} |" for device in ELSEWHERE)
-    return f"""# What more ranks cost
+    return f"""# The cost of more ranks
 
 ## Measured: one and two ranks
 
-{IMAGES} images a step and one thread for each rank, fp32 gradients by gloo. One rank: the slower of two that run side
-by side and tell one another nothing. Medians of {rounds} rounds in turn; seconds of a step's forward and backward pass.
+Each rank has {IMAGES} images a step and one thread; the gradients are fp32, by gloo. "One rank" is
+the slower of two ranks that run side by side without communication. Medians of {rounds} rounds in
+turn; seconds of a step's forward and backward pass.
 
-| network | MB of gradients | one rank | all-reduce alone | two ranks | share kept, by arithmetic | measured |
+| network | MB of gradients | one rank | all-reduce alone | two ranks | share kept, calculated | measured |
 |---|---:|---:|---:|---:|---:|---:|
 {here}
 
 `python -m benchmarks.scaling --rounds {rounds}` ({date.today()}), {os.cpu_count()} virtual cores of
-{cpu.cpu_model()}; Python {platform.python_version()}, torch {version("torch")}. By arithmetic: from where the
-all-reduce comes wholly after the step, to where it hides behind the backward pass, two thirds of it.
+{cpu.cpu_model()}; Python {platform.python_version()}, torch {version("torch")}. The calculated
+range: at the lower end the whole all-reduce follows the step. At the upper end it overlaps with
+the backward pass, which is two thirds of the step.
 
-## By arithmetic: 1 to {COUNTS[-1]} devices
+## Calculated: 1 to {COUNTS[-1]} devices
 
-Each keeps its 128 images a step where nothing else is said, so the whole batch grows. MB that a
+Each device has 128 images a step unless the row says otherwise, so the global batch grows. MB that a
 device sends in a step of the source run's network (44.9 million
 parameters, fp32), by a ring: {volumes} at {head.replace(" | ", ", ")} devices.
 
-The share of its rate that a device keeps, from the step that gpu.md has of one H200 and the speed of the links that
-their maker gives (NVLink 450 GB/s in each direction between 8 devices, InfiniBand 400 Gbit/s for each device). **None
-of it was measured.**
+The table shows the share of its rate that a device keeps. It is calculated from the step of one
+H200 in gpu.md and the link speeds of the manufacturer's data sheets (NVLink 450 GB/s in each
+direction between 8 devices, InfiniBand 400 Gbit/s for each device). **None of it was measured.**
 
 | | {head} |
 |---|{"---:|" * len(COUNTS)}

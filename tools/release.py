@@ -41,7 +41,7 @@ HEAD = (
     "install, s",
     "quickstart",
     "quickstart, s",
-    "doors",
+    "commands",
     "quick tests of the sdist",
 )
 

@@ -107,23 +107,24 @@ def record(rows: list[Row], asked: argparse.Namespace) -> str:
     data = (
         "Fashion-MNIST"
         if SYSTEM.is_dir() and not asked.small
-        else "pictures made by arithmetic, of Fashion-MNIST's number and shape"
+        else "generated images, with Fashion-MNIST's number and shape"
     )
     kind = (
-        "\n**Small sizes: none of these figures says anything of speed.**\n" if asked.small else ""
+        "\n**Small sizes: none of these figures is a measure of speed.**\n" if asked.small else ""
     )
     return f"""# On a GPU
 
 {device_name(device)}, {os.cpu_count()} virtual cores of {cpu.cpu_model()}; Python {platform.python_version()}, torch
-{torch.__version__}{library}. {data}; VGG-11, plain SGD, batch 128 where nothing else is said.
+{torch.__version__}{library}. {data}; VGG-11, plain SGD, batch 128 unless the row says otherwise.
 {kind}
 | what | figure | goal | |
 |---|---:|---:|---|
 {table}
 
-`python -m benchmarks.gpu` ({date.today()}). Rates are of the whole loop with its data, guard and clock. A share is the
-rate times three times the forward pass's multiply-adds, over the matrix product in the same format. A run's data is
-what the device waits for and works at before a batch is ready.
+`python -m benchmarks.gpu` ({date.today()}). Rates are of the whole loop with its data, guard and timer. A
+share is the rate times three times the multiply-adds of the forward pass, divided by the matrix
+product in the same format. The data time of a run is the time that the device waits and works
+until a batch is ready.
 """
 
 

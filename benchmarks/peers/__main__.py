@@ -20,8 +20,10 @@ from vggexp.system import cpu
 
 TARGET = Path(__file__).parents[1] / "peers.md"
 FORMATS = {
-    True: "This processor multiplies bf16: vggexp and the peers with their best flags use it, the others fp32.",
-    False: "This processor does not multiply bf16: all use fp32, with their best flags the peers add channels_last.",
+    True: "This CPU has bf16 instructions. vggexp and the peers with their best flags use bf16; "
+    "the others use fp32.",
+    False: "This CPU has no bf16 instructions. All use fp32; the best flags of the peers add "
+    "channels_last.",
 }
 
 
@@ -81,11 +83,11 @@ def record(results: dict[str, list[Result]], asked: argparse.Namespace) -> str:
     )
     table = "\n".join(lines)
     instructions = "with bf16 instructions" if cpu.supports_bf16() else "without bf16 instructions"
-    return f"""# Beside the peers
+    return f"""# Comparison with peers
 
 The source run's network (VGG-11, 44.9 million parameters), Fashion-MNIST at {asked.size} px, batch 128, plain SGD:
 {asked.images:,} images, {asked.epochs} epochs of which the faster counts, {asked.rounds} rounds in turn, medians with
-their range. Every contender does the same number of steps. The ratio is taken within each round.
+their range. Every contender does the same number of steps. The ratio is computed within each round.
 {FORMATS[cpu.supports_bf16()]}
 
 | contender | images/s | range | vggexp is faster by | s to the first step | s in all | GB at most |
@@ -94,9 +96,10 @@ their range. Every contender does the same number of steps. The ratio is taken w
 
 `python -m benchmarks.peers --rounds {asked.rounds} --images {asked.images}{" --best" * asked.best}` ({date.today()}),
 {os.cpu_count()} virtual cores of {cpu.cpu_model()}, {instructions}; Python {platform.python_version()}, {versions}.
-The seconds in all of vggexp hold its checkpoints and TensorBoard events. timm's training script is not in its package;
-"timm's parts" are its loader, optimizer factory and meters in the loop of its documentation. The memory is that of the
-main process; the peers' loaders have two worker processes besides.
+The total seconds of vggexp include its checkpoints and TensorBoard events. timm's training script
+is not in its package. "timm's parts" are its loader, optimizer factory and meters in the loop of
+its documentation. The memory is that of the main process; the peers' loaders also have two worker
+processes.
 """
 
 

@@ -1,13 +1,19 @@
-"""The pages of the site: their code runs, their commands compose, their links lead somewhere.
+"""Checks the pages of the site: the code runs, the commands compose, the links resolve.
 
-What a fence says: `python` is run, and what is behind a print has to be printed. `console` is run and compared, with
-`...` for lines left out; `console figures` compares all but the figures, and so does `console slow`, in a slow test.
-`console recorded` is of a longer run and has to compose, as `bash` has to. A `yaml` that opens with a path is written
-there. The fences of a page share a folder and their names.
+The first word after the opening fence selects the check:
+
+- `python`: the block is executed. If comments show printed lines, the output must equal them.
+- `console`: the commands are executed and the output is compared; `...` stands for omitted lines.
+  `console figures` ignores numbers. `console slow` also does, and runs in a slow test only.
+- `console recorded` and `bash`: the commands are composed, not executed.
+- `yaml`: if the first line is a comment with a path, the block is written to this path.
+
+The blocks of one page share a directory and their Python names.
 """
 
 import contextlib
 import glob
+import importlib
 import importlib.util
 import io
 import re
@@ -28,22 +34,21 @@ from vggexp.config.compose import parse_command
 from vggexp.sweep.expand import load_command
 
 ROOT = Path(__file__).parents[2]
-DOCS = [
-    path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name != "keys.md"
-]  # which is made
-RUN = [
-    path for path in DOCS if not path.name.endswith(".zh-CN.md")
-]  # a translation has the same code
-READ = [*DOCS, *sorted(ROOT.glob("*.md")), *sorted((ROOT / "benchmarks").glob("*.md"))]
+# keys.md is generated.
+PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name != "keys.md"]
+# A translation has the same code as the page in English.
+ENGLISH_PAGES = [path for path in PAGES if not path.name.endswith(".zh-CN.md")]
+BENCHMARK_PAGES = sorted((ROOT / "benchmarks").glob("*.md"))
+LINKED_PAGES = [*PAGES, *sorted(ROOT.glob("*.md")), *BENCHMARK_PAGES]
 KEYS = runpy.run_path(str(ROOT / "docs/keys.py"))
 FENCE = re.compile(r"^```(?P<info>[^\n{]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+FENCE_FORMATS = ("python", "console", "bash", "yaml", "json")
 PLACEHOLDERS = ("NAME", "FOLDER", "DIR", "RUN", "...")
-FIGURE = re.compile(
-    r"(?:\b[bf][fp])?\d[\d,.]*(e[+-]?\d+)?"
-)  # and bf16 or fp32, which the processor decides
+# A number, or a precision such as bf16 or fp32, which depends on the processor.
+FIGURE = re.compile(r"(?:\b[bf][fp])?\d[\d,.]*(e[+-]?\d+)?")
 
 
-def named(path: Path) -> str:
+def relative_name(path: Path) -> str:
     return str(path.relative_to(ROOT))
 
 
@@ -51,290 +56,336 @@ class Fence(NamedTuple):
     info: tuple[str, ...]
     text: str
 
+    @property
+    def format(self) -> str:
+        return self.info[0] if self.info else ""
+
     def commands(self) -> Iterator[tuple[str, str]]:
-        """(command, what is shown of its output); the lines of `bash` are commands."""
+        """Yields (command, expected output). Without a prompt every line is a command."""
         text = re.sub(r"\\\n\s*", "", self.text)
         if "\n$ " not in f"\n{text}":
-            yield from ((line, "") for line in text.splitlines())
+            for line in text.splitlines():
+                yield line, ""
         for part in f"\n{text}".split("\n$ ")[1:]:
             command, _, output = part.partition("\n")
             yield command, output
 
+    def yaml_path(self) -> str | None:
+        """Returns the path in the first line of a `yaml` block, to which the block is written."""
+        match = re.match(r"# (\S+\.yaml)\b", self.text)
+        return match[1] if match and self.info == ("yaml",) else None
+
+    def is_executed(self) -> bool:
+        if self.format == "python":
+            return not any(word in self.text for word in PLACEHOLDERS)
+        if self.format == "console":
+            return set(self.info[1:]) <= {"figures", "slow"}
+        return self.yaml_path() is not None
+
 
 @cache
 def fences(path: Path) -> list[Fence]:
-    found = [
-        Fence(tuple(match["info"].split()), match["text"])
-        for match in FENCE.finditer(path.read_text("utf-8"))
-    ]
-    assert all(
-        fence.info[:1] in ((), ("python",), ("console",), ("bash",), ("yaml",), ("json",))
-        for fence in found
-    )
-    return found
+    blocks = []
+    for match in FENCE.finditer(path.read_text("utf-8")):
+        info = tuple(match["info"].split())
+        blocks.append(Fence(info, match["text"]))
+    assert {block.format for block in blocks} <= {"", *FENCE_FORMATS}
+    return blocks
 
 
-def is_run(fence: Fence) -> bool:
-    kind, *words = fence.info or [""]
-    if kind == "python":
-        return not any(word in fence.text for word in PLACEHOLDERS)
-    return written(fence) is not None or (kind == "console" and set(words) <= {"figures", "slow"})
+def executed_fences(page: Path, slow: bool) -> list[Fence]:
+    """Returns the executed blocks of a page; without `slow`, those before the first slow block."""
+    blocks = [fence for fence in fences(page) if fence.is_executed()]
+    if slow:
+        return blocks
+    return list(takewhile(lambda fence: "slow" not in fence.info, blocks))
 
 
-def run_on(page: Path, slow: bool) -> list[Fence]:
-    """What is run of a page: all of it, or what stands before its first slow fence."""
-    there = [fence for fence in fences(page) if is_run(fence)]
-    return there if slow else list(takewhile(lambda fence: "slow" not in fence.info, there))
+def split_command(command: str) -> list[str]:
+    """Splits a command as a shell does, with wildcards expanded."""
+    words = []
+    for word in shlex.split(command, comments=True):
+        words += sorted(glob.glob(word)) or [word]
+    return words
 
 
-def written(fence: Fence) -> str | None:
-    match = re.match(r"# (\S+\.yaml)\b", fence.text)
-    return match[1] if match and fence.info == ("yaml",) else None
+def find_module(words: list[str]) -> tuple[str, list[str]] | None:
+    """Returns ("vggexp.plan", arguments) for `python -m vggexp.plan ...` and `vggexp-plan ...`."""
+    if words[:2] == ["python", "-m"]:
+        name, *arguments = words[2:]
+    else:
+        script, *arguments = words or [""]
+        name = script.replace("-", ".")
+    return (name, arguments) if name.split(".")[0] == "vggexp" else None
 
 
-def words_of(command: str) -> list[str]:
-    words = shlex.split(command, comments=True)
-    return [found for word in words for found in (sorted(glob.glob(word)) or [word])]
-
-
-def door_of(words: list[str]) -> tuple[str, list[str]] | None:
-    """vggexp.plan and its arguments, of `python -m vggexp.plan ...` and of `vggexp-plan ...`."""
-    if words[:2] == ["python", "-m"] and words[2].startswith("vggexp"):
-        return words[2], words[3:]
-    return (
-        (words[0].replace("-", "."), words[1:])
-        if words and re.fullmatch(r"vggexp(-\w+)?", words[0])
-        else None
-    )
-
-
-def answered(door: str, arguments: list[str]) -> int:
-    module = importlib.import_module("vggexp.__main__" if door == "vggexp" else door)
+def run_module(name: str, arguments: list[str]) -> int:
+    """Runs a command in this process, as `python -m NAME` does, and returns its exit code."""
+    spec = importlib.util.find_spec(name)
+    assert spec is not None, name
+    is_package = spec.submodule_search_locations is not None
+    module = importlib.import_module(f"{name}.__main__" if is_package else name)
     try:
         return module.main(arguments)
     except SystemExit as end:
         return end.code or 0
 
 
-def pattern(expected: str) -> str:
-    lines = expected.rstrip("\n").split("\n")
-    return "".join(r"(.*\n)*?" if line == "..." else re.escape(line) + "\n" for line in lines)
+def output_pattern(expected: str) -> str:
+    pattern = ""
+    for line in expected.rstrip("\n").split("\n"):
+        if line == "...":
+            pattern += r"(.*\n)*?"
+        else:
+            pattern += re.escape(line) + "\n"
+    return pattern
 
 
-def plainly(text: str, figures: bool) -> str:
-    """Without spaces at the ends; figures: without them, and with what is aligned pushed together."""
+def normalize_output(text: str, ignore_figures: bool) -> str:
+    """Strips trailing spaces. To ignore figures, replaces them by 0 and collapses the columns."""
     text = re.sub(r" +$", "", text, flags=re.MULTILINE)
-    return re.sub(r" +|-{2,}", " ", FIGURE.sub("0", text)) if figures else text
+    if ignore_figures:
+        text = re.sub(r" +|-{2,}", " ", FIGURE.sub("0", text))
+    return text
 
 
-def ran(command: str, expected: str, figures: bool, capfd: pytest.CaptureFixture) -> None:
-    door = door_of(words_of(command))
-    if door:
-        code, output = answered(*door), "".join(capfd.readouterr())
+def check_command(
+    command: str, expected: str, ignore_figures: bool, capfd: pytest.CaptureFixture
+) -> None:
+    """Runs a command and compares its output with that of the page."""
+    target = find_module(split_command(command))
+    if target:
+        code = run_module(*target)
+        output = "".join(capfd.readouterr())
     else:
         end = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
-        code, output = end.returncode, end.stdout
+        code = end.returncode
+        output = end.stdout
     assert (code != 0) == expected.startswith("vggexp: error"), f"{command}\n{output}"
-    wanted, given = plainly(expected, figures), plainly(output, figures)
-    assert re.fullmatch(pattern(wanted), given.rstrip("\n") + "\n"), f"{command}\n{given}"
+    pattern = output_pattern(normalize_output(expected, ignore_figures))
+    actual = normalize_output(output, ignore_figures).rstrip("\n") + "\n"
+    assert re.fullmatch(pattern, actual), f"{command}\n{actual}"
 
 
-def executed(code: str, names: dict) -> None:
+def check_python(code: str, names: dict) -> None:
+    """Executes a block and compares the printed lines with its comments, if it shows any."""
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(compile(code, "fence", "exec"), names)
-    beside = re.findall(r"^ *print\(.*  # (.*)$", code, re.MULTILINE)
-    below = re.search(r"(?:^# .*\n)*\Z", code, re.MULTILINE)[0].replace("# ", "").splitlines()
-    told = beside or below
-    assert printed.getvalue().splitlines() == told or not told, printed.getvalue()
+    expected = re.findall(r"^ *print\(.*  # (.*)$", code, re.MULTILINE)
+    if not expected:
+        last_comments = re.search(r"(?:^# .*\n)*\Z", code, re.MULTILINE)
+        expected = last_comments[0].replace("# ", "").splitlines()
+    if expected:
+        assert printed.getvalue().splitlines() == expected
 
 
 @pytest.fixture
-def page_runs(tmp_path, monkeypatch, capfd):
-    """page_runs(page, slow) runs the fences of a page in their order, in an empty folder."""
+def check_page(tmp_path, monkeypatch, capfd):
+    """check_page(page, slow) checks the blocks of a page in their order, in an empty directory."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("sys.argv", ["vggexp"])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # which waits for no other process
+    # One thread does not wait for other processes.
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def run(page: Path, slow: bool) -> None:
+    def check(page: Path, slow: bool) -> None:
         names: dict = {}
-        for fence in run_on(page, slow):
-            if path := written(fence):
+        for fence in executed_fences(page, slow):
+            path = fence.yaml_path()
+            if path:
                 Path(path).parent.mkdir(parents=True, exist_ok=True)
                 Path(path).write_text(fence.text)
-            elif fence.info[0] == "python":
-                executed(fence.text, names)
-            for command, expected in fence.commands() if fence.info[0] == "console" else ():
-                capfd.readouterr()
-                ran(command, expected, len(fence.info) > 1, capfd)
+            elif fence.format == "python":
+                check_python(fence.text, names)
+            else:
+                for command, expected in fence.commands():
+                    capfd.readouterr()
+                    check_command(command, expected, len(fence.info) > 1, capfd)
 
-    return run
+    return check
 
 
 def is_slow(page: Path) -> bool:
     return any("slow" in fence.info for fence in fences(page))
 
 
-@pytest.mark.parametrize("page", [path for path in RUN if run_on(path, slow=False)], ids=named)
-def test_code_that_is_shown_runs(page, page_runs):
-    page_runs(page, slow=False)
+@pytest.mark.process
+@pytest.mark.parametrize(
+    "page",
+    [page for page in ENGLISH_PAGES if executed_fences(page, slow=False)],
+    ids=relative_name,
+)
+def test_code_runs_and_prints_what_the_page_shows(page, check_page):
+    check_page(page, slow=False)
 
 
-@pytest.mark.slow  # sweeps, and runs that are stopped
-@pytest.mark.parametrize("page", [*filter(is_slow, RUN)], ids=named)
-def test_slow_code_that_is_shown_runs(page, page_runs):
-    page_runs(page, slow=True)
+@pytest.mark.slow  # sweeps, and runs that are interrupted
+@pytest.mark.process
+@pytest.mark.parametrize("page", [*filter(is_slow, ENGLISH_PAGES)], ids=relative_name)
+def test_slow_code_runs_and_prints_what_the_page_shows(page, check_page):
+    check_page(page, slow=True)
 
 
 @pytest.fixture(scope="module")
 def sandbox(tmp_path_factory):
-    """A folder with what placeholders stand for: pictures, a file of weights, a folder of YAML."""
-    place = tmp_path_factory.mktemp("sandbox")
+    """A directory with what the placeholders name: images, a file of weights, a folder of YAML."""
+    root = tmp_path_factory.mktemp("sandbox")
     for folder in ("FOLDER", "IMAGENET"):
-        write_pictures(place / folder, {"train": 2, "test": 2}, lambda index: (8, 8), "png")
-    (place / "vgg11-8a719046.pth").write_bytes(b"hashed, not read")
-    (place / "DIR/arch").mkdir(parents=True)
-    (place / "DIR/arch/vgg9.yaml").write_text((ROOT / "conf/arch/vgg11.yaml").read_text())
-    return place
+        write_pictures(root / folder, {"train": 2, "test": 2}, lambda index: (8, 8), "png")
+    (root / "vgg11-8a719046.pth").write_bytes(b"hashed, not read")
+    (root / "DIR/arch").mkdir(parents=True)
+    (root / "DIR/arch/vgg9.yaml").write_text((ROOT / "conf/arch/vgg11.yaml").read_text())
+    return root
 
 
 @pytest.fixture(scope="module")
-def finished(sandbox):
-    """The same with finished runs, NAME and A."""
-    small = [
+def sandbox_with_runs(sandbox):
+    """The sandbox with two finished runs, NAME and A."""
+    overrides = [
         "data=digits",
         "data.resize=32",
         "data.limit=300",
         "arch.width=0.02",
         "arch.hidden=[4]",
         "train.epochs=1",
+        "run.name=NAME",
     ]
-    with contextlib.chdir(sandbox), pytest.MonkeyPatch.context() as patched:
-        patched.setattr("sys.argv", ["vggexp"])
-        assert answered("vggexp", [*small, "run.name=NAME"]) == 0
+    with contextlib.chdir(sandbox), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", ["vggexp"])
+        assert run_module("vggexp", overrides) == 0
         Path("outputs/A").symlink_to("NAME")
     return sandbox
 
 
 @cache
-def flags(door: str) -> str:
+def help_text(module: str) -> str:
     with contextlib.redirect_stdout(io.StringIO()) as printed:
-        answered(door, ["--help"])
+        run_module(module, ["--help"])
     return printed.getvalue()
 
 
-def composes(command: str) -> None:
-    door, arguments = door_of(words_of(command)) or (None, [])
+def check_composes(command: str) -> None:
+    """Composes a command of a run; of another command, checks that its options exist."""
+    target = find_module(split_command(command))
+    if target is None:
+        return
+    module, arguments = target
     arguments = [word for word in arguments if word != "..."]
-    if door in ("vggexp", "vggexp.plan", "vggexp.bench"):
-        own = [word for word in arguments if word not in ("--json", "--help")]
-        if (
-            "hydra/launcher=ray" in own and importlib.util.find_spec("ray") is None
-        ):  # it wants its own environment
-            own = [word for word in own if not re.match(r"hydra[./]launcher", word)]
-        load_command(parse_command(own))
-    elif door:
-        assert [
-            flag
-            for flag in arguments
-            if flag.startswith("--") and flag.split("=")[0] not in flags(door)
-        ] == []
+    if module in ("vggexp", "vggexp.plan", "vggexp.bench"):
+        overrides = [word for word in arguments if word not in ("--json", "--help")]
+        if "hydra/launcher=ray" in overrides and importlib.util.find_spec("ray") is None:
+            # The launcher needs an environment of its own.
+            overrides = [word for word in overrides if not re.match(r"hydra[./]launcher", word)]
+        load_command(parse_command(overrides))
+        return
+    for word in arguments:
+        if word.startswith("--"):
+            option = word.split("=")[0]
+            assert option in help_text(module), command
 
 
-def not_run(page: Path) -> Iterator[str]:
-    """Commands that no test runs, but for those that show an error."""
+def commands_to_compose(page: Path) -> list[str]:
+    """Returns the commands that no test executes, except those that show an error."""
+    commands = []
     for fence in fences(page):
-        if fence.info[:1] in ((), ("bash",), ("console",)) and not is_run(fence):
-            yield from (
-                command
-                for command, output in fence.commands()
-                if not output.startswith("vggexp: error")
-            )
+        if fence.format in ("", "bash", "console") and not fence.is_executed():
+            for command, output in fence.commands():
+                if not output.startswith("vggexp: error"):
+                    commands.append(command)
+    return commands
 
 
-@pytest.mark.parametrize("page", [path for path in RUN if any(not_run(path))], ids=named)
-def test_commands_that_are_shown_compose(page, sandbox, monkeypatch):
+@pytest.mark.parametrize(
+    "page", [page for page in ENGLISH_PAGES if commands_to_compose(page)], ids=relative_name
+)
+def test_commands_of_a_page_compose(page, sandbox, monkeypatch):
     monkeypatch.chdir(sandbox)
-    for command in not_run(page):
-        composes(command)
+    for command in commands_to_compose(page):
+        check_composes(command)
 
 
 @pytest.mark.slow  # many sweeps
-@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "README.zh-CN.md"], ids=named)
-def test_commands_of_the_readme_compose(page, finished, monkeypatch):
-    monkeypatch.chdir(finished)
-    for command in not_run(page):
-        composes(command.split(" && ")[-1])
+@pytest.mark.process
+@pytest.mark.parametrize("page", [ROOT / "README.md", ROOT / "README.zh-CN.md"], ids=relative_name)
+def test_commands_of_the_readme_compose(page, sandbox_with_runs, monkeypatch):
+    monkeypatch.chdir(sandbox_with_runs)
+    for command in commands_to_compose(page):
+        check_composes(command.split(" && ")[-1])
 
 
 def test_both_languages_show_the_same_code():
-    english, chinese = (
-        fences(ROOT / "docs" / name) for name in ("tutorial.md", "tutorial.zh-CN.md")
-    )
-    assert english == chinese and len(english) > 10
+    english = fences(ROOT / "docs/tutorial.md")
+    chinese = fences(ROOT / "docs/tutorial.zh-CN.md")
+    assert len(english) > 10
+    assert english == chinese
 
 
-def results(path: Path) -> list[str]:
+def epoch_rows(path: Path) -> list[str]:
     return re.findall(r"^\| [1-5] \|.*$", path.read_text("utf-8"), re.MULTILINE)
 
 
-def test_the_table_of_the_tutorials_is_the_recorded_one():
-    record = results(ROOT / "benchmarks/README.md")
-    assert len(record) == 5
-    assert record == results(ROOT / "docs/tutorial.md") == results(ROOT / "docs/tutorial.zh-CN.md")
+@pytest.mark.parametrize("name", ["tutorial.md", "tutorial.zh-CN.md"])
+def test_the_table_of_the_tutorial_is_the_recorded_one(name):
+    recorded = epoch_rows(ROOT / "benchmarks/README.md")
+    assert len(recorded) == 5
+    assert epoch_rows(ROOT / "docs" / name) == recorded
 
 
 @cache
 def prose(path: Path) -> str:
-    """Without its fences; of the page of keys, which need not be there yet, what is made."""
-    return FENCE.sub("", KEYS["page"]() if path == KEYS["PAGE"] else path.read_text("utf-8"))
+    """Returns a page without its fences. The page of keys is generated, since it may not exist."""
+    text = KEYS["page"]() if path == KEYS["PAGE"] else path.read_text("utf-8")
+    return FENCE.sub("", text)
 
 
 @cache
 def anchors(path: Path) -> set[str]:
-    """As GitHub and the site make them: lower case, words joined by -, no other signs."""
-    heads = re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE)
-    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+    """Returns the anchors of the headings, as GitHub and Sphinx make them."""
+    result = set()
+    for heading in re.findall(r"^#+ (.*)$", prose(path), re.MULTILINE):
+        text = re.sub(r"[^\w\- ]", "", heading.lower())
+        result.add(text.replace(" ", "-"))
+    return result
 
 
-@pytest.mark.parametrize("page", READ, ids=named)
-def test_links_lead_somewhere(page):
-    for target in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`\n]*`", "`", prose(page))):
-        if not target.startswith("https://"):  # `make docs` lists those
-            path, _, anchor = target.partition("#")
-            there = (page.parent / path).resolve() if path else page
-            assert there.exists() or there == KEYS["PAGE"], target
-            assert not anchor or anchor in anchors(there), target
+@pytest.mark.parametrize("page", LINKED_PAGES, ids=relative_name)
+def test_links_resolve(page):
+    text = re.sub(r"`[^`\n]*`", "`", prose(page))
+    for target in re.findall(r"\]\(([^)\s]+)\)", text):
+        if target.startswith("https://"):  # `make docs` lists them
+            continue
+        path, _, anchor = target.partition("#")
+        file = (page.parent / path).resolve() if path else page
+        assert file.exists() or file == KEYS["PAGE"], target
+        if anchor:
+            assert anchor in anchors(file), target
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """The files of the built site and their text. Sphinx must not warn."""
+    pytest.importorskip("pydata_sphinx_theme")
+    root = tmp_path_factory.mktemp("site")
+    options = ["-n", "-W", "-q", "-d", str(root / "trees"), "-c", "docs"]
+    command = [sys.executable, "-m", "sphinx", *options, ".", str(root)]
+    end = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert end.returncode == 0, end.stderr
+    assert end.stderr == ""
+    pages = {}
+    for path in root.rglob("*.html"):
+        if "_static" not in path.parts:
+            pages[path] = path.read_text("utf-8")
+    return pages
 
 
 @pytest.mark.slow  # half a minute, and Sphinx (pip install -e '.[docs]')
-def test_the_site_is_built_without_a_warning_and_its_links_lead_somewhere(tmp_path):
-    pytest.importorskip("pydata_sphinx_theme")
-    words = [
-        sys.executable,
-        "-m",
-        "sphinx",
-        "-n",
-        "-W",
-        "-q",
-        "-d",
-        f"{tmp_path}/trees",
-        "-c",
-        "docs",
-        ".",
-        tmp_path,
-    ]
-    end = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
-    assert end.returncode == 0 and not end.stderr, end.stderr
-    pages = {
-        path: path.read_text("utf-8")
-        for path in tmp_path.rglob("*.html")
-        if "_static" not in path.parts
-    }
-    assert len(pages) > 40
-    for path, text in pages.items():
+@pytest.mark.process
+def test_links_of_the_built_site_resolve(site):
+    assert len(site) > 40
+    for page, text in site.items():
         for target in re.findall(r'(?:href|src)="(?!https?:|data:|mailto:)([^"?]*)', text):
-            file, _, anchor = target.partition("#")
-            there = (path.parent / file).resolve() if file else path
-            assert there.exists(), (path, target)
-            assert not anchor or f'id="{anchor}"' in pages[there], (path, target)
+            path, _, anchor = target.partition("#")
+            file = (page.parent / path).resolve() if path else page
+            assert file.exists(), (page, target)
+            if anchor:
+                assert f'id="{anchor}"' in site[file], (page, target)
