@@ -23,6 +23,7 @@ include_patterns = [
     "ARCHITECTURE.md",
     "CONTRIBUTING.md",
     "CHANGELOG.md",
+    "SECURITY.md",
 ]
 
 html_theme = "pydata_sphinx_theme"
