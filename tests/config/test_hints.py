@@ -1,10 +1,9 @@
-"""Advice before a run: when it is told, when it is not, and that what it advises is so."""
+"""Hints before a run: which configuration gets which hint, and that the advice is right."""
 
 import dataclasses
 
 import pytest
 
-from vggexp.config import hints as hints_module
 from vggexp.config.compose import parse_command
 from vggexp.config.derived import layers, memory_bytes
 from vggexp.config.hints import hints, suggested_overrides
@@ -12,20 +11,15 @@ from vggexp.models.shapes import macs
 from vggexp.sweep.expand import compose_run
 from vggexp.system import cpu
 
-
-@pytest.fixture(autouse=True)
-def large(monkeypatch):
-    monkeypatch.setattr(hints_module, "ram_bytes", lambda: 10**12)
+PLENTY = 10**12  # bytes of memory
 
 
-def config(*words: str):
-    return compose_run(
-        parse_command(["device=cpu", "device.precision=fp32", *" ".join(words).split()])
-    )
+def load(overrides=""):
+    return compose_run(parse_command(["device=cpu", "device.precision=fp32", *overrides.split()]))
 
 
 @pytest.mark.parametrize(
-    ("words", "keys"),
+    ("overrides", "keys"),
     [
         ("", ["data.resize"]),
         ("experiment=gluon_vgg11", ["data.resize"]),
@@ -50,37 +44,44 @@ def config(*words: str):
         ("arch=lenet data.resize=28", []),
     ],
 )
-def test_when_a_hint_is_told(words, keys):
-    told = hints(config(words))
-    assert [hint.key for hint in told] == keys
-    assert all(hint.source and len(str(hint)) <= 120 for hint in told)
+def test_a_configuration_gets_these_hints(overrides, keys):
+    configuration_hints = hints(load(overrides), host_bytes=PLENTY)
+    assert [hint.key for hint in configuration_hints] == keys
+    assert [hint for hint in configuration_hints if not hint.source] == []
+    assert [hint for hint in configuration_hints if len(str(hint)) > 120] == []
 
 
 def test_a_resize_that_only_costs():
-    made = config()
-    (hint,) = hints(made)
-    share = macs(layers(config("data.resize=32"))) / macs(layers(made))
-    assert str(hint) == (
-        f"data.resize=96: pictures of 28 px hold no more; 32 takes {share:.2g} of the multiply-adds (arithmetic)"
-    )
+    config = load()
+    (hint,) = hints(config, host_bytes=PLENTY)
+    share = macs(layers(load("data.resize=32"))) / macs(layers(config))
+    cost = f"32 takes {share:.2g} of the multiply-adds"
+    assert str(hint) == f"data.resize=96: pictures of 28 px hold no more; {cost} (arithmetic)"
 
 
 @pytest.mark.parametrize(
     ("arch", "key"), [("vgg16", "train.accumulate="), ("vgg16_bn", "data.batch_size=")]
 )
-def test_memory_that_will_not_fit(arch, key, monkeypatch):
-    made = config(f"arch={arch} data.resize=64")
-    needed = memory_bytes(made)["total"]
-    assert hints(made) == []
-    monkeypatch.setattr(hints_module, "ram_bytes", lambda: int(0.7 * needed))
-    (hint,) = hints(made)
-    cure = hint.text.rpartition("; ")[2]
-    assert cure.startswith(key) and hints(config(f"arch={arch} data.resize=64 {cure}")) == []
-    monkeypatch.setattr(hints_module, "ram_bytes", lambda: 1000)
-    assert hints(made)[0].text.endswith("choose a smaller network")
-    on_gpu = dataclasses.replace(made, device=dataclasses.replace(made.device, name="cuda"))
-    assert hints(on_gpu) == [] and hints(on_gpu, needed) == []
-    assert [hint.key for hint in hints(on_gpu, 1000)] == ["memory"]
+def test_memory_that_will_not_fit(arch, key):
+    config = load(f"arch={arch} data.resize=64")
+    needed = memory_bytes(config)["total"]
+    available = int(0.7 * needed)
+    assert hints(config, host_bytes=PLENTY) == []
+    (hint,) = hints(config, host_bytes=available)
+    override = hint.text.rpartition("; ")[2]
+    assert override.startswith(key)
+    smaller = load(f"arch={arch} data.resize=64 {override}")
+    assert hints(smaller, host_bytes=available) == []
+    assert hints(config, host_bytes=1000)[0].text.endswith("choose a smaller network")
+
+
+def test_on_a_gpu_its_own_memory_counts():
+    config = load("arch=vgg16 data.resize=64")
+    on_gpu = dataclasses.replace(config, device=dataclasses.replace(config.device, name="cuda"))
+    needed = memory_bytes(config)["total"]
+    assert hints(on_gpu, host_bytes=1000) == []
+    assert hints(on_gpu, gpu_bytes=needed, host_bytes=1000) == []
+    assert [hint.key for hint in hints(on_gpu, gpu_bytes=1000)] == ["memory"]
 
 
 def test_the_memory_of_a_container_is_its_limit(monkeypatch, tmp_path):
@@ -92,7 +93,7 @@ def test_the_memory_of_a_container_is_its_limit(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("overrides", "expected"),
     [
         ("", ["arch.norm=batch"]),
         ("optimizer.lr=0.1", ["optimizer.lr=0.01", "optimizer.lr=0.01 arch.norm=batch"]),
@@ -106,7 +107,7 @@ def test_the_memory_of_a_container_is_its_limit(monkeypatch, tmp_path):
         ("arch=lenet", ["optimizer.lr=0.001"]),
     ],
 )
-def test_cures(words, expected):
-    assert suggested_overrides(config(words)) == expected
-    for cure in expected:
-        config(words, cure)  # each is an override that composes
+def test_suggested_overrides_compose(overrides, expected):
+    assert suggested_overrides(load(overrides)) == expected
+    for suggestion in expected:
+        load(f"{overrides} {suggestion}")

@@ -1,4 +1,4 @@
-"""The same command is the same run, and whatever changes a result is another one."""
+"""The same command has the same run name; every key that changes a result changes the name."""
 
 from copy import deepcopy
 from pathlib import Path
@@ -8,29 +8,33 @@ import yaml
 
 from vggexp.config.compose import parse_command
 from vggexp.config.keys import flatten, to_plain
-from vggexp.config.parse import ErrorList, parse_config, schema_keys
-from vggexp.config.run_id import identity, run_name, sweep_name
+from vggexp.config.parse import parse_config, schema_keys
+from vggexp.config.run_id import differences, identity, run_name, sweep_name
 from vggexp.sweep.expand import compose_run
 
-ASIDE = {"run.root", "run.name", "resume", "train.rest_minutes"} | {
-    key for key in schema_keys() if "sweep." in key
-}
-ASIDE |= {
+SWEEP_KEYS = {key for key in schema_keys() if key.startswith("sweep.")}
+NON_IDENTITY_KEYS = SWEEP_KEYS | {
+    "run.root",
+    "run.name",
+    "resume",
+    "data.root",
+    "data.download",
+    "data.workers",
+    "data.cache",
+    "device.timeout_minutes",
+    "train.rest_minutes",
     "train.checkpoint_minutes",
     "train.keep",
     "train.init_from",
     "train.probe_steps",
     "train.stop_if_dead",
 }
-ASIDE |= {"device.timeout_minutes", "data.root", "data.download", "data.workers", "data.cache"}
-FILES = [
+OVERRIDES = [
     "arch=alexnet",
     "arch=lenet",
     "data=synthetic",
     "data=image_folder data.classes=3",
     "optimizer=adam",
-]
-FILES += [
     "scheduler=step",
     "scheduler=cosine",
     "scheduler=onecycle",
@@ -38,14 +42,10 @@ FILES += [
     "augment=strong",
     "",
 ]
-CLASSES = {
-    "arch.name",
-    "data.name",
-    "scheduler.name",
-    "optimizer.arguments",
-}  # another value takes other keys
+# Keys of which another value requires other keys.
+SELECTORS = {"arch.name", "data.name", "scheduler.name", "optimizer.arguments"}
 # Another value of each key that is not a number.
-OTHER = {
+OTHER_VALUES = {
     "arch.blocks": [[1, 8], [1, 16, 1]],
     "arch.norm": "batch",
     "arch.hidden": [8],
@@ -83,91 +83,90 @@ OTHER = {
 }
 
 
-def other(key, value):
-    if key in OTHER:
-        return OTHER[key]
-    return (
-        not value
-        if isinstance(value, bool)
-        else value + 1
-        if isinstance(value, int)
-        else 0.7 * value + 0.2
-    )
+def other_value(key, value):
+    if key in OTHER_VALUES:
+        return OTHER_VALUES[key]
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, int):
+        return value + 1
+    return 0.7 * value + 0.2
+
+
+def load(*overrides):
+    return compose_run(parse_command(overrides))
 
 
 @pytest.fixture(scope="module")
 def configs():
-    return [
-        to_plain(compose_run(parse_command(["device=cpu", *overrides.split()])))
-        for overrides in FILES
-    ]
+    return [to_plain(load("device=cpu", *overrides.split())) for overrides in OVERRIDES]
 
 
-def made(config):
-    problems = ErrorList()
-    config = parse_config(config, problems)
-    assert not problems
+def parse(values):
+    config, errors = parse_config(values)
+    assert errors == []
     return config
 
 
-def changed(config, key, value):
-    copy, (*sections, leaf) = deepcopy(config), key.split(".")
-    (copy[sections[0]] if sections else copy)[leaf] = value
-    return made(copy)
+def parse_changed(values, key, value):
+    """Parses a copy of the plain configuration in which one key has another value."""
+    values = deepcopy(values)
+    section, _, name = key.rpartition(".")
+    (values[section] if section else values)[name] = value
+    return parse(values)
 
 
 def test_each_key_that_changes_a_result_changes_the_name(configs):
     seen = set()
-    for config in configs:
-        keys = {key: value for key, value in flatten(config).items() if key not in CLASSES}
-        for key, value in keys.items():
-            there = changed(config, key, other(key, value))
-            assert (identity(to_plain(there)) == identity(config)) == (key in ASIDE), key
-            assert key == "run.name" or (run_name(there) == run_name(made(config))) == (
-                key in ASIDE
-            ), key
-        seen |= keys.keys()
-    assert seen >= set(schema_keys()) - CLASSES
+    for values in configs:
+        name = run_name(parse(values))
+        for key, value in flatten(values).items():
+            if key in SELECTORS:
+                continue
+            seen.add(key)
+            changed = parse_changed(values, key, other_value(key, value))
+            same_identity = identity(to_plain(changed)) == identity(values)
+            assert same_identity == (key in NON_IDENTITY_KEYS), key
+            if key != "run.name":
+                assert (run_name(changed) == name) == (key in NON_IDENTITY_KEYS), key
+    assert set(schema_keys()) - SELECTORS - seen == set()
 
 
-def test_files_that_differ_in_their_class_differ_in_name(configs):
-    assert len({run_name(made(config)) for config in configs}) == len(configs)
+def test_files_with_other_keys_have_another_name(configs):
+    assert len({run_name(parse(values)) for values in configs}) == len(configs)
 
 
 def test_a_configuration_survives_yaml(configs):
-    for config in configs:
-        read_back = yaml.safe_load(yaml.safe_dump(config))
-        assert to_plain(made(read_back)) == config == read_back
-        assert made(to_plain(made(config))) == made(config)
+    for values in configs:
+        read_back = yaml.safe_load(yaml.safe_dump(values))
+        assert read_back == values
+        assert to_plain(parse(read_back)) == values
+        assert parse(to_plain(parse(values))) == parse(values)
 
 
 def test_the_same_values_are_the_same_run():
-    typed = compose_run(
-        parse_command(
-            [
-                "arch.blocks=[[1,64],[1,128],[2,256],[2,512],[2,512,0]]",
-                "optimizer.lr=1e-2",
-                "arch.width=1.0",
-            ]
-        )
-    )
-    assert run_name(typed) == run_name(compose_run(parse_command([])))
+    blocks = "arch.blocks=[[1,64],[1,128],[2,256],[2,512],[2,512,0]]"
+    typed = load(blocks, "optimizer.lr=1e-2", "arch.width=1.0")
+    assert run_name(typed) == run_name(load())
     assert run_name(typed).startswith("vgg11-fashion_mnist-96px-lr0.01-")
 
 
+def test_one_process_is_the_same_run_as_none():
+    assert run_name(load("device.processes=1")) == run_name(load())
+
+
 def test_an_upgrade_keeps_the_name():
-    assert run_name(compose_run(parse_command(["experiment=quickstart", "device=cpu"]))) == (
-        "vgg8_bn-digits-16px-lr0.001-91840403"  # as the README has it
-    )
+    name = run_name(load("experiment=quickstart", "device=cpu"))
+    assert name == "vgg8_bn-digits-16px-lr0.001-91840403"  # as the README has it
 
 
 def test_keys_that_are_null_do_not_enter(configs):
-    here = identity(configs[-1])
-    assert "train.ema" not in here and None not in here.values()
-    assert (
-        identity({**configs[-1], "new": None, "train": {**configs[-1]["train"], "new": None}})
-        == here
-    )
+    values = configs[-1]
+    keys = identity(values)
+    assert "train.ema" not in keys
+    assert None not in keys.values()
+    with_new_options = {**values, "new": None, "train": {**values["train"], "new": None}}
+    assert identity(with_new_options) == keys
 
 
 @pytest.mark.parametrize(
@@ -187,12 +186,39 @@ def test_keys_that_are_null_do_not_enter(configs):
     ],
 )
 def test_names_can_be_read(overrides, beginning):
-    name = run_name(compose_run(parse_command(overrides)))
-    assert name.startswith(beginning) and len(name) == len(beginning) + 8 * beginning.endswith("-")
+    name = run_name(load(*overrides))
+    hash_length = 8 if beginning.endswith("-") else 0
+    assert name.startswith(beginning)
+    assert len(name) == len(beginning) + hash_length
     assert Path(name).name == name
 
 
+def test_differences_name_each_key_with_both_values():
+    recorded = {"scheduler.name": "cosine", "train.epochs": 5, "optimizer.lr": 0.1}
+    current = {"scheduler.name": "cosine", "train.epochs": 6, "train.ema": 0.9}
+    assert differences(recorded, current) == [
+        "optimizer.lr: run has 0.1, command says null",
+        "train.ema: run has null, command says 0.9",
+        "train.epochs: run has 5, command says 6",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("schedule", "epochs", "expected"),
+    [
+        ("constant", 6, []),
+        ("constant", 4, ["train.epochs: run has 5, command says 4"]),
+        ("cosine", 6, ["train.epochs: run has 5, command says 6"]),
+    ],
+)
+def test_more_epochs_are_no_difference_for_an_open_ended_schedule(schedule, epochs, expected):
+    recorded = {"scheduler.name": schedule, "train.epochs": 5}
+    assert differences(recorded, {**recorded, "train.epochs": epochs}) == expected
+
+
 def test_the_name_of_a_sweep_does_not_depend_on_its_order():
-    sweep = [["arch=vgg11", "optimizer.lr=0.1"], ["arch=vgg13", "optimizer.lr=0.1"]]
-    assert sweep_name(sweep) == sweep_name(sweep[::-1]) != sweep_name(sweep[:1])
-    assert sweep_name(sweep).startswith("arch-")
+    jobs = [["arch=vgg11", "optimizer.lr=0.1"], ["arch=vgg13", "optimizer.lr=0.1"]]
+    name = sweep_name(jobs)
+    assert name.startswith("arch-")
+    assert sweep_name(jobs[::-1]) == name
+    assert sweep_name(jobs[:1]) != name

@@ -1,61 +1,33 @@
-"""One process owns a run directory; what it holds is read as data, never executed."""
+"""Files of a run directory: what is written comes back, and every other content is refused."""
 
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
+import resource
 
 import pytest
 
-from vggexp.errors import CheckpointError, InUseError, ResourceError
+from vggexp.errors import CheckpointError, ConfigError, ResourceError
 from vggexp.runs import directory
-from vggexp.system import locks
-
-HOLDER = """
-import sys, time
-from pathlib import Path
-from vggexp.runs.directory import claimed
-with claimed(Path(sys.argv[1])):
-    print("ready", flush=True)
-    time.sleep(60)
-"""
 
 
-def test_the_lock_names_its_holder_and_dies_with_it(tmp_path):
-    folder, host = tmp_path / "outputs" / "run", socket.gethostname()
-    holder = subprocess.Popen(
-        [sys.executable, "-c", HOLDER, str(folder)], stdout=subprocess.PIPE, text=True
-    )
-    try:
-        assert holder.stdout.readline() == "ready\n"
-        for _ in range(2):  # a refused claim leaves the holder's name as it is
-            with pytest.raises(InUseError, match=f"in use by {host} pid {holder.pid};"):
-                locks.lock_run_dir(folder).__enter__()
-    finally:
-        holder.kill()
-        holder.communicate()
-    for _ in range(2):
-        with (
-            locks.lock_run_dir(folder) as claimed,
-            pytest.raises(InUseError, match=f"by {host} pid {os.getpid()};"),
-        ):
-            locks.lock_run_dir(claimed).__enter__()
+def test_require_run(tmp_path):
+    with pytest.raises(CheckpointError, match=r"not the folder of a run, it has no config\.yaml"):
+        directory.require_run(tmp_path)
+    with pytest.raises(ConfigError, match=f"{tmp_path}/a, {tmp_path}/b: no such directory"):
+        directory.require_run(tmp_path / "a", tmp_path, tmp_path / "b")
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    directory.require_run(tmp_path)
 
 
-def test_names(tmp_path):
+def test_unused_name(tmp_path):
     (tmp_path / "run-4").write_text("a file takes a name too")
     names = []
     for _ in range(4):
         names.append(directory.unused_name(tmp_path, "run"))
         (tmp_path / names[-1]).mkdir()
     assert names == ["run", "run-2", "run-3", "run-5"]
-    with pytest.raises(ResourceError, match="cannot be made: Not a directory"):
-        locks.lock_run_dir(tmp_path / "run-4" / "run").__enter__()
 
 
-def test_what_was_described_comes_back(tmp_path):
+def test_metadata_and_result_come_back(tmp_path):
     config = {
         "seed": 0,
         "data": {"root": None, "name": "größe"},
@@ -72,9 +44,32 @@ def test_what_was_described_comes_back(tmp_path):
     assert directory.read_result(tmp_path) == {"state": "failed", "error": "x", "val/loss": None}
 
 
-NO_CONFIGURATION = {
+@pytest.mark.parametrize(
+    ("state", "states", "is_changed"),
+    [
+        ("running", ("running",), True),
+        ("interrupted", ("running",), False),
+        ("interrupted", ("running", "interrupted"), True),
+        ("finished", ("running", "interrupted"), False),
+    ],
+)
+def test_mark_interrupted_writes_only_over_the_given_states(tmp_path, state, states, is_changed):
+    before = directory.write_result(tmp_path, state)
+    directory.mark_interrupted(tmp_path, "killed", 9, states=states)
+    interrupted = {"state": "interrupted", "error": "killed", "exit_code": 9}
+    assert directory.read_result(tmp_path) == (interrupted if is_changed else before)
+
+
+def test_mark_interrupted_expects_a_running_run(tmp_path):
+    directory.write_result(tmp_path, "running")
+    directory.mark_interrupted(tmp_path, "killed", 9)
+    assert directory.read_result(tmp_path)["state"] == "interrupted"
+
+
+REFUSED_CONFIGS = {
     "tag": (b"!!python/object/apply:os.system ['touch planted']", "not the folder of a run"),
     "name": (b"seed: !!python/name:os.system", "not the folder of a run"),
+    "alias": (b"a: &a [1]\nb: *a", "holds aliases"),
     "list": (b"[1, 2]", "not a configuration"),
     "empty": (b"", "not a configuration"),
     "cut": (b"a: [", "not the folder of a run"),
@@ -84,19 +79,19 @@ NO_CONFIGURATION = {
 }
 
 
-@pytest.mark.parametrize(("content", "told"), NO_CONFIGURATION.values(), ids=NO_CONFIGURATION)
-def test_what_is_no_configuration(tmp_path, monkeypatch, content, told):
+@pytest.mark.parametrize(("content", "message"), REFUSED_CONFIGS.values(), ids=REFUSED_CONFIGS)
+def test_another_config_yaml_is_refused_and_not_executed(tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(CheckpointError, match="No such file"):
         directory.read_config(tmp_path)
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"^[^\n]*{told}[^\n]*\Z"):
+    with pytest.raises(CheckpointError, match=rf"^[^\n]*{message}[^\n]*\Z"):
         directory.read_config(tmp_path)
     assert not (tmp_path / "planted").exists()
 
 
 @pytest.mark.parametrize("content", [b'{"state": ', b"", b"\xff", b"[]", b"null", b"[" * 10_000])
-def test_what_is_no_result(tmp_path, content):
+def test_another_result_json_is_refused(tmp_path, content):
     for name in (directory.RESULT, directory.ENVIRONMENT):
         (tmp_path / name).write_bytes(content)
     with pytest.raises(CheckpointError, match=r"result\.json: "):
@@ -104,23 +99,14 @@ def test_what_is_no_result(tmp_path, content):
     assert directory.count_attempts(tmp_path) == 1
 
 
-def test_the_lock_does_not_outlive_its_process_in_a_forked_one(tmp_path):
-    """As when a run with data workers is killed: they live on for some seconds."""
-    folder, (read, write) = tmp_path / "a", os.pipe()
-    if not (owner := os.fork()):
-        with locks.lock_run_dir(folder):
-            if not os.fork():
-                os.close(write)
-                time.sleep(30)
-                os._exit(0)
-            os.write(write, b"x")
-            time.sleep(30)
-        os._exit(0)
-    os.close(write)
-    os.read(read, 1)
-    with pytest.raises(InUseError), locks.lock_run_dir(folder):
-        pass
-    os.kill(owner, signal.SIGKILL)
-    os.waitpid(owner, 0)
-    with locks.lock_run_dir(folder):
-        pass
+def test_no_descriptor_left_is_no_damaged_file(tmp_path):
+    (tmp_path / directory.RESULT).write_text("{}")
+    limits = resource.getrlimit(resource.RLIMIT_NOFILE)
+    taken = os.dup(0)  # the next free number is the limit
+    os.close(taken)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (taken, limits[1]))
+    try:
+        with pytest.raises(ResourceError, match=r"result\.json: cannot be read: Too many open"):
+            directory.read_result(tmp_path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)

@@ -1,4 +1,4 @@
-"""Which weights a run begins from, as the door sees it: by what they are and not by where they lie."""
+"""The hash of the initial weights: the name of a run follows from it and not from the path."""
 
 import hashlib
 import json
@@ -8,83 +8,88 @@ import yaml
 
 from vggexp.config.compose import parse_command
 from vggexp.config.keys import to_plain
-from vggexp.config.parse import ErrorList, parse_config
 from vggexp.config.run_id import run_name
 from vggexp.errors import CheckpointError, ConfigError
 from vggexp.sweep.expand import compose_run
 
 HASH = "5f" * 32
+OTHER_HASH = "60" * 32
 
 
 @pytest.fixture(autouse=True)
 def folder(tmp_path, monkeypatch):
-    """A finished run in outputs/a, a file w.pth."""
+    """Makes a finished run outputs/a and a file w.pth, and enters their folder."""
     monkeypatch.chdir(tmp_path)
-    finished(tmp_path / "outputs" / "a")
+    write_source(tmp_path / "outputs" / "a")
     (tmp_path / "w.pth").write_bytes(b"weights")
     return tmp_path
 
 
-def finished(path, sha256=HASH, state="finished"):
+def write_source(path, sha256=HASH, state="finished"):
     path.mkdir(parents=True, exist_ok=True)
     (path / "config.yaml").write_text("seed: 0")
     (path / "result.json").write_text(json.dumps({"state": state, "weights_sha256": sha256}))
 
 
-def loaded(*words):
-    return compose_run(parse_command(["device=cpu", *words]))
-
-
-def test_the_hash_of_a_run_and_of_a_file():
-    assert loaded("train.init_from=outputs/a").train.init_sha256 == HASH
-    assert (
-        loaded("train.init_from=w.pth").train.init_sha256 == hashlib.sha256(b"weights").hexdigest()
-    )
-    assert loaded().train.init_sha256 is None
-
-
-def test_the_name_is_that_of_the_weights(folder):
-    name = run_name(loaded("train.init_from=outputs/a"))
-    assert name != run_name(loaded())
-    (folder / "elsewhere").symlink_to(folder / "outputs")
-    for path in ("./outputs/a/", folder / "outputs" / "a", "elsewhere/a"):
-        assert run_name(loaded(f"train.init_from={path}", f"train.init_sha256={HASH}")) == name
-    finished(folder / "outputs" / "a", "60" * 32)
-    assert run_name(loaded("train.init_from=outputs/a")) != name
-    file = run_name(loaded("train.init_from=w.pth"))
-    (folder / "w.pth").write_bytes(b"weight s")
-    assert run_name(loaded("train.init_from=w.pth")) not in (file, name)
-
-
-def begun(folder, name, config):
-    path = folder / "outputs" / name
+def write_started_run(folder, config):
+    path = folder / "outputs" / run_name(config)
     path.mkdir()
     (path / "config.yaml").write_text(yaml.safe_dump(to_plain(config)))
 
 
-def test_where_the_source_has_gone_the_run_that_was_begun_tells(folder):
-    begin = "train.init_from=outputs/a"
-    config = loaded(begin)
-    begun(folder, run_name(config), config)
+def load(*overrides):
+    return compose_run(parse_command(["device=cpu", *overrides]))
+
+
+def test_the_hash_of_a_run_and_of_a_file():
+    assert load("train.init_from=outputs/a").train.init_sha256 == HASH
+    digest = hashlib.sha256(b"weights").hexdigest()
+    assert load("train.init_from=w.pth").train.init_sha256 == digest
+    assert load().train.init_sha256 is None
+
+
+def test_the_name_follows_from_the_weights(folder):
+    name = run_name(load("train.init_from=outputs/a"))
+    assert name != run_name(load())
+    (folder / "elsewhere").symlink_to(folder / "outputs")
+    for path in ("./outputs/a/", folder / "outputs" / "a", "elsewhere/a"):
+        config = load(f"train.init_from={path}", f"train.init_sha256={HASH}")
+        assert run_name(config) == name
+    write_source(folder / "outputs" / "a", OTHER_HASH)
+    assert run_name(load("train.init_from=outputs/a")) != name
+    name_of_file = run_name(load("train.init_from=w.pth"))
+    (folder / "w.pth").write_bytes(b"weight s")
+    assert run_name(load("train.init_from=w.pth")) not in (name_of_file, name)
+
+
+def test_a_started_run_provides_the_hash_of_a_missing_source(folder):
+    override = "train.init_from=outputs/a"
+    config = load(override)
+    write_started_run(folder, config)
     (folder / "outputs" / "a").rename(folder / "gone")
-    assert run_name(loaded(begin)) == run_name(config)
+    assert run_name(load(override)) == run_name(config)
     with pytest.raises(ConfigError, match="no such run directory or file"):
-        loaded(begin, "run.name=other")
-    assert run_name(loaded("train.init_from=nowhere", f"train.init_sha256={HASH}")) == run_name(
-        config
-    )
-    finished(folder / "outputs" / "a", "60" * 32)
-    other = loaded(begin)
-    begun(folder, run_name(other), other)
-    (folder / "outputs" / "a").rename(folder / "gone_too")
-    with pytest.raises(
-        ConfigError, match="no such run directory or file"
-    ):  # two runs tell different things
-        loaded(begin)
+        load(override, "run.name=other")
+
+
+def test_a_given_hash_replaces_a_missing_source():
+    name = run_name(load("train.init_from=outputs/a"))
+    config = load("train.init_from=nowhere", f"train.init_sha256={HASH}")
+    assert run_name(config) == name
+
+
+def test_started_runs_that_disagree_provide_no_hash(folder):
+    override = "train.init_from=outputs/a"
+    write_started_run(folder, load(override))
+    write_source(folder / "outputs" / "a", OTHER_HASH)
+    write_started_run(folder, load(override))
+    (folder / "outputs" / "a").rename(folder / "gone")
+    with pytest.raises(ConfigError, match="no such run directory or file"):
+        load(override)
 
 
 @pytest.mark.parametrize(
-    ("words", "expected"),
+    ("overrides", "expected"),
     [
         (
             ["train.init_from=nowhere"],
@@ -101,18 +106,8 @@ def test_where_the_source_has_gone_the_run_that_was_begun_tells(folder):
         ),
     ],
 )
-def test_what_is_refused(folder, words, expected):
-    finished(folder / "outputs" / "b", state="running")
+def test_a_wrong_source_is_refused(folder, overrides, expected):
+    write_source(folder / "outputs" / "b", state="running")
     with pytest.raises((ConfigError, CheckpointError)) as refused:
-        loaded(*words)
+        load(*overrides)
     assert str(refused.value).startswith(expected)
-
-
-def test_a_run_of_an_earlier_version_is_read():
-    """It has not heard of options that were born null since."""
-    values = to_plain(loaded())
-    old = values | {
-        "train": {key: value for key, value in values["train"].items() if value is not None}
-    }
-    problems = ErrorList()
-    assert parse_config(old, problems) == loaded() and not problems

@@ -1,4 +1,4 @@
-"""Predictions read back: whole, or refused in one line."""
+"""predictions.npz is read completely or refused in one line; counts made from it."""
 
 import io
 import zipfile
@@ -8,67 +8,82 @@ import numpy
 import pytest
 
 from vggexp.errors import CheckpointError
-from vggexp.runs.predictions import read
+from vggexp.runs.predictions import Mistake, Predictions, confusion_matrix, read, worst_mistakes
 
-SCORES = numpy.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], numpy.float32)
+PROBS = numpy.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], numpy.float32)
 LABELS = numpy.array([0, 1, 1])
 
 
+def save(folder: Path, probs=PROBS, labels=LABELS) -> Path:
+    path = folder / "predictions.npz"
+    numpy.savez_compressed(path, scores=probs, labels=labels)
+    return path
+
+
 def test_read(tmp_path):
-    numpy.savez_compressed(tmp_path / "predictions.npz", scores=SCORES, labels=LABELS)
-    assert read(tmp_path).right.tolist() == [True, True, False]
+    save(tmp_path)
+    predictions = read(tmp_path)
+    assert predictions.probs.tolist() == PROBS.tolist()
+    assert predictions.labels.tolist() == LABELS.tolist()
+    assert predictions.predicted.tolist() == [0, 1, 0]
+    assert predictions.correct.tolist() == [True, True, False]
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changes", "message"),
     [
         ({"labels": LABELS[:2]}, r"scores \[3, 2\] and labels \[2\]"),
-        ({"scores": SCORES[0]}, r"scores \[2\]"),
-        ({"scores": SCORES[:0], "labels": LABELS[:0]}, r"scores \[0, 2\]"),
+        ({"scores": PROBS[0]}, r"scores \[2\]"),
+        ({"scores": PROBS[:0], "labels": LABELS[:0]}, r"scores \[0, 2\]"),
         ({"labels": LABELS + 1}, r"labels 1\.\.2, classes are 0\.\.1"),
         ({"labels": LABELS - 1}, r"labels -1\.\.0"),
         ({"labels": LABELS * 1.0}, "labels of float64"),
-        ({"scores": SCORES > 0.5}, "scores of bool"),
-        ({"scores": SCORES.astype(int)}, "scores of int64"),
-        ({"scores": SCORES * numpy.inf}, "not finite"),
-        ({"scores": SCORES.astype(object)}, "allow_pickle=False"),
+        ({"scores": PROBS > 0.5}, "scores of bool"),
+        ({"scores": PROBS.astype(int)}, "scores of int64"),
+        ({"scores": PROBS * numpy.inf}, "not finite"),
+        ({"scores": PROBS.astype(object)}, "allow_pickle=False"),
         ({"scores": None}, "scores"),
     ],
 )
-def test_what_no_run_writes(changed, told, tmp_path):
-    kept = {"scores": SCORES, "labels": LABELS} | changed
-    numpy.savez(
-        tmp_path / "predictions.npz",
-        **{name: value for name, value in kept.items() if value is not None},
-    )
-    with pytest.raises(CheckpointError, match=told):
+def test_arrays_that_no_run_writes_are_refused(changes, message, tmp_path):
+    arrays = {"scores": PROBS, "labels": LABELS} | changes
+    present = {name: array for name, array in arrays.items() if array is not None}
+    numpy.savez(tmp_path / "predictions.npz", **present)
+    with pytest.raises(CheckpointError, match=message):
         read(tmp_path)
 
 
-def test_damage_of_any_kind(tmp_path, monkeypatch):
-    path = tmp_path / "predictions.npz"
+def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(CheckpointError, match="No such file"):
         read(tmp_path)
-    numpy.savez_compressed(path, scores=SCORES, labels=LABELS)
-    whole, random = path.read_bytes(), numpy.random.default_rng(0)
+
+
+def test_a_damaged_file_never_raises_another_error(tmp_path):
+    path = save(tmp_path)
+    content = path.read_bytes()
+    random = numpy.random.default_rng(0)
     refused = 0
     for _ in range(300):
-        place, end = random.integers(len(whole), size=2)
-        bad = bytearray(whole[:end] if random.random() < 0.2 else whole)
-        bad[place % max(1, len(bad)) : place % max(1, len(bad)) + 1] = random.bytes(1)
-        path.write_bytes(bad)
+        position, end = random.integers(len(content), size=2)
+        damaged = bytearray(content[:end] if random.random() < 0.2 else content)
+        index = position % max(1, len(damaged))
+        damaged[index : index + 1] = random.bytes(1)
+        path.write_bytes(damaged)
         try:
-            read(tmp_path)  # a changed date, say, does no harm
+            read(tmp_path)  # a changed date, for example, does no harm
         except CheckpointError as error:
-            refused += "\n" not in str(error)
+            assert "\n" not in str(error)
+            refused += 1
     assert refused > 200
-    path.write_bytes(whole)
-    monkeypatch.setattr("vggexp.runs.predictions.MOST_BYTES", 100)
+
+
+def test_a_large_array_is_refused_by_its_size(tmp_path):
+    save(tmp_path)
     with pytest.raises(CheckpointError, match="scores takes 152 bytes, more than 100"):
-        read(tmp_path)
+        read(tmp_path, max_bytes=100)
 
 
-def _archive(path: Path, scores: bytes) -> None:
+def write_archive(path: Path, scores: bytes) -> None:
     labels = io.BytesIO()
     numpy.save(labels, LABELS)
     with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
@@ -76,18 +91,39 @@ def _archive(path: Path, scores: bytes) -> None:
         archive.writestr("scores.npy", scores)
 
 
-def test_a_header_reserves_no_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("vggexp.runs.predictions.MOST_BYTES", 1 << 20)
+def test_a_header_reserves_no_memory(tmp_path):
     file = io.BytesIO()
-    numpy.lib.format.write_array_header_1_0(
-        file, {"descr": "<f4", "fortran_order": False, "shape": (10**12, 3)}
-    )
+    header = {"descr": "<f4", "fortran_order": False, "shape": (10**12, 3)}
+    numpy.lib.format.write_array_header_1_0(file, header)
     path = tmp_path / "predictions.npz"
     for scores in (file.getvalue(), file.getvalue()[:20], b"", bytes(1 << 21)):
-        _archive(path, scores)
+        write_archive(path, scores)
         with pytest.raises(CheckpointError, match=r"predictions\.npz"):
-            read(tmp_path)
+            read(tmp_path, max_bytes=1 << 20)
     for content in (b"", b"PK\x03\x04" + bytes(50), path.read_bytes()[:-30]):
         path.write_bytes(content)
         with pytest.raises(CheckpointError, match=r"predictions\.npz"):
-            read(tmp_path)
+            read(tmp_path, max_bytes=1 << 20)
+
+
+@pytest.fixture
+def predictions():
+    probs = [[0.7, 0.2, 0.1], [0.1, 0.9, 0.0], [0.3, 0.3, 0.4], [0.6, 0.3, 0.1]]
+    return Predictions(numpy.array(probs, numpy.float32), numpy.array([0, 2, 2, 1]))
+
+
+def test_confusion_matrix_counts_by_true_class_and_predicted_class(predictions):
+    counts = confusion_matrix(predictions.labels, predictions.predicted, 3)
+    assert counts.tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 1]]
+
+
+def test_worst_mistakes_are_the_most_confident(predictions):
+    worst = worst_mistakes(predictions)
+    assert [(mistake.index, mistake.label, mistake.predicted) for mistake in worst] == [
+        (1, 2, 1),
+        (3, 1, 0),
+    ]
+    assert [mistake.prob for mistake in worst] == pytest.approx([0.9, 0.6])
+    assert worst[0] == Mistake(1, 2, 1, pytest.approx(0.9), pytest.approx(0.0))
+    assert worst[1].label_prob == pytest.approx(0.3)
+    assert worst_mistakes(predictions, 1) == worst[:1]

@@ -1,8 +1,10 @@
-"""Rows that differ in their seed alone."""
+"""Rows that differ only in their seed, their means, and the order of scores."""
+
+from statistics import mean, stdev
 
 import pytest
 
-from vggexp.runs.repeats import group_repeats, mean_rows
+from vggexp.runs.repeats import group_repeats, mean_and_std, mean_rows, rank_key
 
 KEYS = ["optimizer.lr", "seed"]
 
@@ -11,13 +13,32 @@ def row(lr, seed, loss=None, state="finished"):
     return {"optimizer.lr": lr, "seed": seed, "val/loss": loss, "state": state}
 
 
-def test_a_setting_is_all_but_the_seed():
+@pytest.mark.parametrize(
+    ("metric", "order"),
+    [("val/accuracy", [0.9, 0.1, 0.0, None]), ("x/loss", [0.0, 0.1, 0.9, None])],
+)
+def test_the_best_score_is_first(metric, order):
+    scores = [None, 0.0, 0.9, 0.1]
+    assert sorted(scores, key=lambda score: rank_key(score, metric)) == order
+
+
+def test_mean_and_std():
+    scores = [0.5, 0.7, 0.9]
+    assert mean_and_std(scores) == pytest.approx((mean(scores), stdev(scores)))
+    assert mean_and_std([0.5]) == (0.5, None)
+
+
+def test_a_group_shares_all_keys_but_the_seed():
     rows = [row([1, 2], 0), row(None, 0), row([1, 2], 1), row("null", 0)]
     assert group_repeats(rows, KEYS) == [[rows[0], rows[2]], [rows[1]], [rows[3]]]
-    assert group_repeats(rows[:2], KEYS) == group_repeats([], KEYS) == []
 
 
-def test_means_of_the_finished_the_lowest_loss_first():
+def test_without_repeats_there_is_no_group():
+    assert group_repeats([row([1, 2], 0), row(None, 0)], KEYS) == []
+    assert group_repeats([], KEYS) == []
+
+
+def test_means_cover_the_finished_runs_and_the_lowest_loss_is_first():
     rows = [
         row(1, 0, 0.9),
         row(2, 0, 0.1),
@@ -25,8 +46,15 @@ def test_means_of_the_finished_the_lowest_loss_first():
         row(2, 2, 9.0, "failed"),
         row(3, 0, None, "failed"),
     ]
-    best, other, none = mean_rows(rows, KEYS, ["val/loss"], "val/loss")
-    assert (best["optimizer.lr"], best["runs"], best["not finished"]) == (2, 2, 1)
-    assert (best["val/loss mean"], best["val/loss deviation"]) == pytest.approx((0.2, 0.02**0.5))
-    assert (other["val/loss mean"], other["val/loss deviation"]) == (0.9, None)
-    assert (none["val/loss mean"], none["runs"]) == (None, 0)
+    best, second, empty = mean_rows(rows, KEYS, ["val/loss"], "val/loss")
+    assert best == {
+        "optimizer.lr": 2,
+        "runs": 2,
+        "not finished": 1,
+        "val/loss mean": pytest.approx(0.2),
+        "val/loss deviation": pytest.approx(0.02**0.5),
+    }
+    assert second["val/loss mean"] == 0.9
+    assert second["val/loss deviation"] is None
+    assert empty["val/loss mean"] is None
+    assert empty["runs"] == 0

@@ -1,9 +1,14 @@
-"""The door from the command line to a checked configuration: before anything is written, without torch."""
+"""Composes a command line into one checked configuration, without torch and without writing.
+
+`parse_command` sorts the arguments, `compose_or_diagnose` composes the overrides with Hydra, and
+`build_config` parses and validates the result. A sweep repeats the last two steps for each job.
+"""
 
 import argparse
 import contextlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
@@ -19,45 +24,48 @@ from omegaconf.errors import OmegaConfBaseException
 from vggexp import __version__
 from vggexp.config.device import conf_dir, device_profile
 from vggexp.config.diagnostics import SECTIONS, ComposeFn, diagnose, one_line, parse_overrides
-from vggexp.config.parse import ErrorList, parse_partial
+from vggexp.config.parse import parse_partial
 from vggexp.config.schema import Config
 from vggexp.config.validate import validate
 from vggexp.errors import ConfigError
 
 HYDRA_VERSION = tuple(int(part) for part in hydra.__version__.split(".")[:2])
-REGISTER: Any = (
+VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if HYDRA_VERSION < (1, 4) else {}
+HYDRA_FLAGS = ("help", "hydra_help", "cfg", "info", "shell_completion")  # Hydra's, without a run
+
+register_resolver: Any = (
     OmegaConf.register_new_resolver if HYDRA_VERSION < (1, 4) else OmegaConf.register_resolver
 )
-VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if HYDRA_VERSION < (1, 4) else {}
-REGISTER("vggexp.device", lambda key: device_profile()[key], replace=True)
-HYDRA_FLAGS = (
-    "help",
-    "hydra_help",
-    "cfg",
-    "info",
-    "shell_completion",
-)  # answered by Hydra, without a run
+register_resolver("vggexp.device", lambda key: device_profile()[key], replace=True)
 
 
 class Command(NamedTuple):
-    """A command line, sorted: `flags` are Hydra's own as typed, `arguments` their parsed values."""
+    """A sorted command line."""
 
     overrides: list[str]
-    flags: list[str]
-    arguments: argparse.Namespace
+    flags: list[str]  # Hydra's own flags, as typed
+    arguments: argparse.Namespace  # the parsed values of the flags
 
 
 def parse_command(argv: Sequence[str], *switches: str) -> Command:
-    """Sorts a command line, whose flags may stand anywhere. switches: a door's own flags. Raises ConfigError."""
+    """Sorts a command line, in which flags may stand anywhere.
+
+    Args:
+        argv: the command line without the program's name.
+        switches: additional flags without a value, as `--json`.
+
+    Raises:
+        ConfigError: a flag is unknown, not allowed, or does not fit another flag.
+    """
     parser = get_args_parser()
     for switch in switches:
         parser.add_argument(switch, action="store_true")
     for action in parser._actions:
         if action.dest == "version":
             action.version = versions()  # type: ignore[attr-defined]
-    parser.error = _refuse  # type: ignore[method-assign, assignment]
+    parser.error = _raise_usage_error  # type: ignore[method-assign, assignment]
     arguments = parser.parse_intermixed_args(list(argv))
-    typed = list(arguments.overrides)
+    overrides = list(arguments.overrides)
     if arguments.experimental_rerun is not None:
         raise ConfigError(
             "--experimental-rerun: not allowed, it would run code from a file; repeat the command"
@@ -74,103 +82,152 @@ def parse_command(argv: Sequence[str], *switches: str) -> Command:
         raise ConfigError(
             "--cfg: shows a single configuration; leave out -m and give each key one value"
         )
-    return Command([_quote_filter(word) for word in typed], _without(argv, typed), arguments)
-
-
-def _quote_filter(word: str) -> str:
-    """sweep.where=a < b in the quotes that Hydra's grammar wants for <."""
-    key, _, value = word.partition("=")
-    quoted = value[:1] in ("'", '"') and value.count(value[0]) == 2 and value[-1] == value[0]
-    if key.lstrip("+") != "sweep.where" or value in ("", "null") or quoted:
-        return word
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{key}="{escaped}"'
+    flags = _remove_words(argv, overrides)
+    return Command([_quote_filter(text) for text in overrides], flags, arguments)
 
 
 def versions() -> str:
     return f"vggexp {__version__} (hydra {hydra.__version__}, torch {version('torch')})"
 
 
-def _without(words: Sequence[str], taken: Sequence[str]) -> list[str]:
-    """The words that are left once each of `taken` has gone, the order kept."""
-    left = Counter(words) - Counter(taken)
-    return [word for index, word in enumerate(words) if words[:index].count(word) < left[word]]
+def _quote_filter(override: str) -> str:
+    """Puts the value of `sweep.where=a < b` into the quotes that Hydra's grammar needs for `<`."""
+    key, _, value = override.partition("=")
+    if key.lstrip("+") != "sweep.where" or value in ("", "null"):
+        return override
+    quote = value[0]
+    if quote in ("'", '"') and value.count(quote) == 2 and value.endswith(quote):
+        return override  # already in quotes
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
+    return f'{key}="{escaped}"'
 
 
-def _refuse(message: str) -> NoReturn:
-    """In place of argparse's page of usage. Raises ConfigError."""
+def _remove_words(words: Sequence[str], removed: Sequence[str]) -> list[str]:
+    """Returns `words` in their order, without the last occurrence of each word in `removed`."""
+    remaining = Counter(words)
+    remaining.subtract(removed)
+    kept = []
+    for word in words:
+        if remaining[word] > 0:
+            remaining[word] -= 1
+            kept.append(word)
+    return kept
+
+
+def _raise_usage_error(message: str) -> NoReturn:
+    """Raises ConfigError, in place of argparse's page of usage."""
     unknown = message.removeprefix("unrecognized arguments: ")
-    raise ConfigError(
-        *(map(_unknown_flag, unknown.split()) if unknown != message else [f"{message}; see --help"])
-    )
+    if unknown == message:
+        raise ConfigError(f"{message}; see --help")
+    raise ConfigError(*map(_unknown_flag, unknown.split()))
 
 
 def _unknown_flag(word: str) -> str:
     key, equals, value = word.lstrip("-").partition("=")
-    if equals or key.split(".")[0] in SECTIONS:
-        return f"{word}: unknown flag; keys take no dashes, write {key}={value or 'VALUE'}"
+    section, _, _ = key.partition(".")
+    if equals or section in SECTIONS:
+        value = value or "VALUE"
+        return f"{word}: unknown flag; keys take no dashes, write {key}={value}"
     return f"{word}: unknown flag; see --help"
 
 
 @contextlib.contextmanager
 def hydra_session(command: Command) -> Iterator[ComposeFn]:
-    """Opens Hydra's configuration; yields what makes overrides into our keys, and Hydra's under `hydra`."""
-    name = command.arguments.config_name or "config"
+    """Initializes Hydra for a command and yields a function that composes overrides.
+
+    The composed node has vggexp's keys, and Hydra's own keys under `hydra`.
+    """
+    config_name = command.arguments.config_name or "config"
     folder = command.arguments.config_dir
     with initialize_config_dir(config_dir=conf_dir(), job_name="vggexp", **VERSION_BASE):
-        if folder:  # as hydra.main does it
-            loader: Any = GlobalHydra.instance().config_loader()
-            path = loader.get_search_path()
-            path.prepend(
-                "command-line",
-                f"file://{Path(folder).resolve()}",
-                SearchPathQuery(provider="schema"),
-            )
-            loader.repository.initialize_sources(path)
-        yield lambda overrides: compose(name, overrides=list(overrides), return_hydra_config=True)
+        if folder:
+            _prepend_config_dir(Path(folder))
+
+        def compose_overrides(overrides: Sequence[str]) -> DictConfig:
+            return compose(config_name, overrides=list(overrides), return_hydra_config=True)
+
+        yield compose_overrides
 
 
-def compose_or_diagnose(
-    overrides: Sequence[str], composed: ComposeFn
-) -> tuple[DictConfig | None, ErrorList, str]:
-    """What could be composed, the problems of the overrides that it is without, and Hydra's refusal of the whole."""
+def _prepend_config_dir(folder: Path) -> None:
+    """Searches `folder` first, as hydra.main does for --config-dir."""
+    loader: Any = GlobalHydra.instance().config_loader()
+    search_path = loader.get_search_path()
+    anchor = SearchPathQuery(provider="schema")
+    search_path.prepend("command-line", f"file://{folder.resolve()}", anchor)
+    loader.repository.initialize_sources(search_path)
+
+
+@dataclass(frozen=True)
+class Composition:
+    """The node that Hydra composed from a list of overrides, or the problems of the overrides."""
+
+    node: DictConfig | None  # without the overrides that have a problem; None if nothing composes
+    problems: list[str] = field(default_factory=list)  # one text for each rejected override
+    refusal: str = ""  # Hydra's error for the whole list
+
+
+def compose_or_diagnose(overrides: Sequence[str], compose_fn: ComposeFn) -> Composition:
+    """Composes; if Hydra raises, finds out which of the overrides are the reason."""
     try:
-        return composed(overrides), ErrorList(), ""
-    except Exception as error:  # Hydra fails in many ways, and here only on what it is given
-        return *diagnose(parse_overrides(overrides)[0], composed), one_line(error)
+        return Composition(compose_fn(overrides))
+    except Exception as error:  # Hydra raises many types, all of them because of the overrides
+        parsed, _ = parse_overrides(overrides)
+        node, problems = diagnose(parsed, compose_fn)
+        return Composition(node, problems, refusal=one_line(error))
 
 
-def build_config(
-    node: DictConfig | None, problems: ErrorList, refusal: str, overrides: Sequence[str]
-) -> Config:
-    """Reads and checks what was composed, as `_explained` returns it. Raises ConfigError."""
-    if node is None:
-        raise ConfigError(*(problems or [refusal]))
-    found = ErrorList()
-    config = parse_partial(_container(node, problems), found)
+def build_config(composition: Composition, overrides: Sequence[str]) -> Config:
+    """Parses and validates a composition.
+
+    Args:
+        composition: the result of `compose_or_diagnose`.
+        overrides: the composed overrides; error texts show values as they stand there.
+
+    Raises:
+        ConfigError: with every problem of the composition and of its values.
+    """
+    problems = composition.problems
+    if composition.node is None:
+        raise ConfigError(*(problems or [composition.refusal]))
+    config, value_problems = parse_partial(_container(composition.node, problems))
     if not problems:
-        found += validate(config, whole=not found)
-    if told := [*problems, *with_typed_values(found, overrides)] or [refusal] * bool(refusal):
-        raise ConfigError(*told)
+        value_problems += validate(config, value_problems.paths)
+    all_problems = list(problems)
+    all_problems += with_typed_values(value_problems, overrides)
+    if not all_problems and composition.refusal:
+        all_problems = [composition.refusal]
+    if all_problems:
+        raise ConfigError(*all_problems)
     return config
 
 
 def with_typed_values(problems: Sequence[str], overrides: Sequence[str]) -> Iterator[str]:
-    """`data.batch_size=1000.0: ...` as `data.batch_size=1e3: ...` where that was the command."""
-    typed = dict(text.lstrip("+").partition("=")[::2] for text in overrides)
+    """Yields the problems; `data.batch_size=1000.0: ...` becomes `data.batch_size=1e3: ...`."""
+    typed: dict[str, str] = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        typed[key] = value
     for problem in problems:
-        head, _, rest = problem.partition(": ")
-        key, equals, _ = head.partition("=")
-        known = equals and key in typed and ": " not in typed[key]
-        yield f"{key}={typed[key]}: {rest}" if known else problem
+        setting, _, text = problem.partition(": ")
+        key, equals, _ = setting.partition("=")
+        typed_value = typed.get(key)
+        if not equals or typed_value is None or ": " in typed_value:
+            yield problem
+        else:
+            yield f"{key}={typed_value}: {text}"
 
 
 def _container(node: DictConfig, problems: Sequence[str]) -> Any:
-    """Our keys in plain containers. Raises ConfigError for values that cannot be filled in."""
-    ours = OmegaConf.masked_copy(node, [str(key) for key in node if key != "hydra"])
+    """Returns vggexp's keys as plain containers. Raises ConfigError for unresolvable values."""
+    own_keys = [str(key) for key in node if key != "hydra"]
+    own = OmegaConf.masked_copy(node, own_keys)
     try:
-        if missing := sorted(OmegaConf.missing_keys(ours)):
-            raise ConfigError(*problems, *(f"{key}=???: give a value" for key in missing))
-        return OmegaConf.to_container(ours, resolve=True)
+        missing = []
+        for key in sorted(OmegaConf.missing_keys(own)):
+            missing.append(f"{key}=???: give a value")
+        if missing:
+            raise ConfigError(*problems, *missing)
+        return OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         raise ConfigError(*problems, one_line(error)) from error

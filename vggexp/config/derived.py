@@ -1,3 +1,5 @@
+"""Computes what follows from a configuration: input, layers, memory, disk. Needs no torch."""
+
 import os
 from math import ceil
 from pathlib import Path
@@ -10,9 +12,25 @@ from vggexp.models import costs, shapes
 from vggexp.models.costs import KEEP_NEWEST
 from vggexp.system.cpu import supports_bf16
 
+DEFAULT_FOLDER_SIZE = 224  # pixels, of an image folder without data.resize
+INPUT_KEYS = (  # all keys that input_spec reads
+    "data.name",
+    "data.resize",
+    "data.root",
+    "data.limit",
+    "data.val_fraction",
+    "data.classes",
+    "data.images",
+    "data.channels",
+    "data.size",
+)
+
 
 class InputSpec(NamedTuple):
-    """What the network meets: [channels, size, size] images, and how many of them (None: not known before a look)."""
+    """Shape of the network's input, [channels, size, size], and the numbers of images.
+
+    The numbers of images of an image folder are None: nothing has counted its files.
+    """
 
     channels: int
     size: int
@@ -23,100 +41,137 @@ class InputSpec(NamedTuple):
 
 
 def input_spec(config: Config) -> InputSpec:
-    """Raises ConfigError where a folder's classes are neither given nor there to be counted."""
+    """Returns the input of the network.
+
+    Raises:
+        ConfigError: an image folder's classes are neither configured nor can be counted.
+        DataError: the image folder holds no classes.
+    """
     data = config.data
+    if isinstance(data, ImageFolder):
+        size = data.resize or DEFAULT_FOLDER_SIZE
+        classes = data.classes or _count_folder_classes(data)
+        return InputSpec(3, size, classes, None, None, None)
     if isinstance(data, Synthetic):
         channels = data.channels
-        side = data.size
+        size = data.size
         classes = data.classes
         train = data.images
         test = data.images // 5
-    elif isinstance(data, ImageFolder):
-        return InputSpec(
-            3, data.resize or 224, data.classes or _folder_classes(data), None, None, None
-        )
     else:
-        facts = DATASETS[data.name]
-        channels = facts.channels
-        side = facts.size
-        classes = len(facts.classes)
-        train = facts.train_images
-        test = facts.test_images
+        info = DATASETS[data.name]
+        channels = info.channels
+        size = info.size
+        classes = len(info.classes)
+        train = info.train_images
+        test = info.test_images
     train = min(train, data.limit or train)
     val = round(train * data.val_fraction)
-    return InputSpec(channels, data.resize or side, classes, train - val, val, test)
+    return InputSpec(channels, data.resize or size, classes, train - val, val, test)
 
 
-def _folder_classes(data: ImageFolder) -> int:
+def _count_folder_classes(data: ImageFolder) -> int:
     if data.root is None:
-        raise ConfigError(
-            "data.root=null: give the folder that holds train/ and test/, or data.classes=N to plan"
-        )
+        folders = "give the folder that holds train/ and test/, or data.classes=N to plan"
+        raise ConfigError(f"data.root=null: {folders}")
     if not os.path.isdir(data.root):
         raise ConfigError(f"data.root={data.root}: no such directory")
     return len(folder_classes(Path(data.root)))
 
 
 def layers(config: Config) -> list[shapes.Layer]:
-    """The network's table. Raises ValueError where the image is too small."""
-    given = input_spec(config)
-    facts = {"in_channels": given.channels, "size": given.size, "classes": given.classes}
-    if isinstance(config.arch, Vgg):
-        arch = config.arch
-        return shapes.vgg_layers(arch.blocks, arch.norm, arch.hidden, arch.width, **facts)
-    table = {"lenet": shapes.lenet_layers, "alexnet": shapes.alexnet_layers}
-    return table[config.arch.name](**facts)
-
-
-def training_macs(config: Config) -> int:
-    """Multiply-adds of all forward passes in training; of one image an epoch where their number is not known."""
-    return (
-        shapes.macs(layers(config)) * (input_spec(config).train_images or 1) * config.train.epochs
+    """Returns the layers of the network. Raises ValueError if the image is too small."""
+    spec = input_spec(config)
+    arch = config.arch
+    if isinstance(arch, Vgg):
+        return shapes.vgg_layers(
+            arch.blocks,
+            arch.norm,
+            arch.hidden,
+            arch.width,
+            in_channels=spec.channels,
+            size=spec.size,
+            classes=spec.classes,
+        )
+    functions = {"lenet": shapes.lenet_layers, "alexnet": shapes.alexnet_layers}
+    return functions[arch.name](
+        in_channels=spec.channels,
+        size=spec.size,
+        classes=spec.classes,
     )
 
 
+def training_macs(config: Config) -> int:
+    """Returns the multiply-adds of all forward passes in training.
+
+    If the number of training images is not known, one image an epoch is counted.
+    """
+    images = input_spec(config).train_images or 1
+    return shapes.macs(layers(config)) * images * config.train.epochs
+
+
 def disk_bytes(config: Config) -> dict[str, int]:
-    """What lies on the disk: one `checkpoint`, the `weights` alone, and the most that the `run` needs at a time."""
+    """Returns the bytes of one `checkpoint`, of the `weights` alone, and of the whole `run`.
+
+    The run's figure is the largest that the run needs at any time.
+    """
     train = config.train
     states = costs.optimizer_states(config.optimizer.name, config.optimizer.arguments)
     sizes = costs.disk_bytes(layers(config), optimizer_states=states, ema=train.ema is not None)
-    kept = train.epochs if train.keep == "all" else KEEP_NEWEST + bool(config.data.val_fraction)
-    return {**sizes, "run": (kept + 1) * sizes["checkpoint"]}  # one more while it is written
+    if train.keep == "all":
+        checkpoints = train.epochs
+    else:
+        checkpoints = KEEP_NEWEST
+        if config.data.val_fraction:
+            checkpoints += 1  # the best one
+    checkpoints += 1  # the one that is being written
+    return {**sizes, "run": checkpoints * sizes["checkpoint"]}
 
 
 def memory_bytes(config: Config) -> dict[str, int | None]:
-    """What a training step holds on one device, by part and in `total`; see costs.memory_bytes."""
+    """Returns the bytes of a training step on one device, by part and in `total`.
+
+    See vggexp.models.costs.memory_bytes.
+    """
     precision = expected_precision(config.device)
+    processes = config.device.processes or 1
+    micro_batches = config.train.accumulate * processes
     return costs.memory_bytes(
         layers(config),
-        batch_size=ceil(
-            config.data.batch_size / (config.train.accumulate * (config.device.processes or 1))
-        ),
+        batch_size=ceil(config.data.batch_size / micro_batches),
         precision_bytes=2 if precision in ("bf16", "fp16") else 4,
         optimizer_states=costs.optimizer_states(config.optimizer.name, config.optimizer.arguments),
         ema=config.train.ema is not None,
-        accumulated=config.train.accumulate > 1
-        or (config.device.processes or 1) > 1,  # DDP keeps them too
+        accumulated=micro_batches > 1,  # DDP keeps the sums of the gradients too
         fused=uses_triton(config, precision),
         frozen=config.train.freeze or 0,
     )
 
 
 def expected_precision(device: Device) -> str:
-    """What `auto` becomes on this processor; for a GPU, which is not asked, on one of the last years."""
+    """Returns what the precision `auto` becomes.
+
+    The processor is asked for bf16. A CUDA device is not: a GPU of recent years is assumed.
+    """
     if device.precision != "auto":
         return device.precision
-    return "bf16" if device.name == "cuda" or (device.name == "cpu" and supports_bf16()) else "fp32"
+    if device.name == "cuda":
+        return "bf16"
+    if device.name == "cpu" and supports_bf16():
+        return "bf16"
+    return "fp32"
 
 
 def uses_triton(config: Config, precision: str) -> bool:
-    """Whether the network is one for the kernels of vggexp.models.triton_ops, on a machine that has what they need."""
+    """Returns whether the kernels of vggexp.models.triton_ops fit the network and the device."""
     device = config.device
-    usual = device.name == "cuda" and device.channels_last and not device.compile
-    return usual and precision == "bf16" and isinstance(config.arch, Vgg)
+    if device.name != "cuda" or not device.channels_last or device.compile:
+        return False
+    return precision == "bf16" and isinstance(config.arch, Vgg)
 
 
 def spatial_ops(config: Config) -> tuple[shapes.SpatialOp, ...]:
+    """Returns the convolutions and poolings of the network in order."""
     if isinstance(config.arch, Vgg):
         return shapes.vgg_spatial_ops(config.arch.blocks)
     return {"lenet": shapes.LENET, "alexnet": shapes.ALEXNET}[config.arch.name]

@@ -1,4 +1,4 @@
-"""Which device `device=auto` means, found without importing torch."""
+"""Finds the device that `device=auto` means, without importing torch."""
 
 import ctypes
 import os
@@ -11,9 +11,12 @@ from typing import Any
 
 import yaml
 
+USER_FOLDERS = "VGGEXP_CONF_PATH"  # environment variable: folders with a user's own files
+HIDDEN_DEVICES = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide every GPU
+
 
 def conf_dir() -> str:
-    """The shipped configuration: inside the package when installed from a wheel, beside it in a source tree."""
+    """Returns the shipped configuration: inside an installed package, beside it in a checkout."""
     package = Path(__file__).resolve().parents[1]
     for folder in (package / "conf", package.parent / "conf"):
         if (folder / "config.yaml").is_file():
@@ -23,15 +26,22 @@ def conf_dir() -> str:
 
 @cache
 def device_profile() -> dict[str, Any]:
-    """The values of the found device's file, a user's own folder (VGGEXP_CONF_PATH) before the shipped one."""
-    folders = [*filter(None, os.environ.get("VGGEXP_CONF_PATH", "").split(os.pathsep)), conf_dir()]
-    files = (Path(folder, "device", f"{detect_device()}.yaml") for folder in folders)
-    return yaml.safe_load(next(file for file in files if file.is_file()).read_text("utf-8"))
+    """Returns the values in the file of the detected device.
+
+    A user's own folder (VGGEXP_CONF_PATH) takes precedence over the shipped one.
+    """
+    user_folders = os.environ.get(USER_FOLDERS, "").split(os.pathsep)
+    name = detect_device()
+    for folder in [*user_folders, conf_dir()]:
+        path = Path(folder, "device", f"{name}.yaml")
+        if folder and path.is_file():
+            return yaml.safe_load(path.read_text("utf-8"))
+    raise FileNotFoundError(f"no file of the device {name} in {conf_dir()}")
 
 
 def detect_device() -> str:
-    """cuda, mps or cpu: the first that is present and that the installed torch was built for."""
-    if _torch_is_built_for_cuda() and _cuda_devices() > 0:
+    """Returns cuda, mps or cpu: the first that is present and supported by the installed torch."""
+    if _torch_is_built_for_cuda() and _count_cuda_devices() > 0:
         return "cuda"
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return "mps"
@@ -46,15 +56,20 @@ def _torch_is_built_for_cuda() -> bool:
     return version.is_file() and "cuda: Optional[str] = '" in version.read_text(encoding="utf-8")
 
 
-def _cuda_devices() -> int:
-    """Counted by NVIDIA's management library: unlike CUDA itself it may be asked before a process forks."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1", "NoDevFiles"):
+def _count_cuda_devices() -> int:
+    """Counts GPUs by NVIDIA's management library.
+
+    Unlike CUDA itself, this library may be used before a process forks.
+    """
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in HIDDEN_DEVICES:
         return 0
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
     except OSError:
         return 0
     count = ctypes.c_uint(0)
-    if nvml.nvmlInit_v2() != 0 or nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
+    if nvml.nvmlInit_v2() != 0:
+        return 0
+    if nvml.nvmlDeviceGetCount_v2(ctypes.byref(count)) != 0:
         return 0
     return count.value

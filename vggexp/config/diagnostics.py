@@ -1,4 +1,4 @@
-"""Why Hydra does not compose a command, told override by override."""
+"""Explains, override by override, why Hydra does not compose a command."""
 
 import dataclasses
 import re
@@ -18,55 +18,67 @@ from vggexp.config.torch_optim import arguments, optimizers
 from vggexp.formatting import format_value
 
 ComposeFn = Callable[[Sequence[str]], DictConfig]
-
 SECTIONS = ("experiment", *(field.name for field in dataclasses.fields(Config)))
-LAUNCHERS = {
+LAUNCHER_EXTRAS = {  # the extra of this package that installs the launcher
     "joblib": "joblib",
     "ray": "ray",
     "slurm": "slurm",
     "submitit_local": "slurm",
     "submitit_slurm": "slurm",
 }
+FORCED_KEYS = ("hydra.run.dir", "hydra.output_subdir")  # set by vggexp, which owns the run folder
 NEEDS_SWEEP = "a list of values needs -m (a sweep)"
 
 
 def one_line(error: Exception) -> str:
-    """What matters of an error of Hydra, OmegaConf or YAML, whose texts have several lines."""
+    """Returns the first line of an error of Hydra, OmegaConf or YAML, with the key or file."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: {error.problem}"
     while isinstance(error.__cause__, Exception) and not isinstance(error, OmegaConfBaseException):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    text = lines[0] if lines else type(error).__name__
+    text = re.sub(r"\s+", " ", text)
     key = getattr(error, "full_key", None)
-    return (f"{key}: " if key else "") + re.sub(
-        r"\s+", " ", lines[0] if lines else type(error).__name__
-    )
+    return f"{key}: {text}" if key else text
 
 
 def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], ErrorList]:
-    """Parses each override by itself; the problems are of those outside Hydra's grammar and of forbidden ones."""
+    """Parses each override by itself.
+
+    Returns:
+        The allowed overrides, and an error for each override that is forbidden or does not
+        follow Hydra's grammar.
+    """
     parser = OverridesParser.create()
     parsed = []
-    problems = ErrorList()
+    errors = ErrorList()
     for text in overrides:
         try:
             override = parser.parse_override(text)
-        except Exception:  # Hydra's parser fails in many ways, and only on the text it is given
-            problems.append(f"{text}: {_grammar_problem(text)}")
+        except Exception:  # Hydra's parser raises many types, all because of the text
+            errors.append(f"{text}: {_grammar_problem(text)}")
             continue
         problem = _forbidden(override)
-        problems.append(f"{text}: {problem}") if problem else parsed.append(override)
-    return parsed, problems
+        if problem is None:
+            parsed.append(override)
+        else:
+            errors.append(f"{text}: {problem}")
+    return parsed, errors
 
 
 def _forbidden(override: Override) -> str | None:
-    """What Hydra would take and vggexp does not. Hydra's own keys keep Hydra's semantics."""
-    _key, _, value = (override.input_line or "").partition("=")
-    parts = override.key_or_group.split(".")
+    """Returns why vggexp refuses an override that Hydra accepts.
+
+    Hydra's own keys keep Hydra's semantics.
+    """
+    key = override.key_or_group
+    value = (override.input_line or "").partition("=")[2]
+    parts = key.split(".")
     if not parts[0]:
         return "key missing (no spaces around =)"
-    if override.key_or_group in ("hydra.run.dir", "hydra.output_subdir"):
+    if key in FORCED_KEYS:
         return "not allowed, a run has a folder of its own; write run.root=FOLDER or run.name=NAME"
     if re.split("[./]", parts[0])[0] == "hydra":
         return None
@@ -74,28 +86,30 @@ def _forbidden(override: Override) -> str | None:
         return "not allowed in a configuration"
     if "${" in value:
         return "interpolations are not allowed on the command line; write the value"
-    if override.is_delete() and not (parts[0] == "optimizer" and len(parts) == 2):
+    is_optimizer_argument = parts[0] == "optimizer" and len(parts) == 2
+    if override.is_delete() and not is_optimizer_argument:
         return "may not be removed" if parts[0] in SECTIONS else "no such key"
     return None
 
 
 def _grammar_problem(text: str) -> str:
+    """Returns why `text` does not follow Hydra's grammar, and what to write instead."""
     key, equals, value = text.partition("=")
     if not text.strip():
         return "an empty word; leave it out"
     if not equals:
-        return _without_equals(text)
+        return _missing_equals_problem(text)
     if value.startswith("="):
         return "one = only"
     if value.startswith("("):
-        return f"no tuples here; write {key}={value.replace('(', '[').replace(')', ']')}"
+        brackets = value.replace("(", "[").replace(")", "]")
+        return f"no tuples here; write {key}={brackets}"
     for opening, closing in ("[]", "{}", "()"):
-        if value.count(opening) != value.count(closing):
-            return (
-                f"{opening} is not closed"
-                if value.count(opening) > value.count(closing)
-                else f"stray {closing}"
-            )
+        surplus = value.count(opening) - value.count(closing)
+        if surplus > 0:
+            return f"{opening} is not closed"
+        if surplus < 0:
+            return f"stray {closing}"
     if value.endswith(","):
         return "ends in a comma"
     if value.startswith("~"):
@@ -105,85 +119,112 @@ def _grammar_problem(text: str) -> str:
     return f"put the value into quotes: '{key}=\"{value}\"'"
 
 
-def _without_equals(text: str) -> str:
+def _missing_equals_problem(text: str) -> str:
     key, colon, value = text.partition(":")
     if colon:
         return f"= missing; write {key}={value}"
     inside = [known for known in schema_keys() if known.startswith(f"{text}.")]
-    if inside and not _options(text):
+    if inside and not _group_options(text):
         return f"= missing; write {inside[0]}=VALUE"
-    groups = [group for group in SECTIONS if text in _options(group)]
-    return (
-        f"= missing; write {groups[0]}={text}"
-        if groups
-        else f"= missing; write {text}=VALUE, or see --help"
-    )
+    for group in SECTIONS:
+        if text in _group_options(group):
+            return f"= missing; write {group}={text}"
+    return f"= missing; write {text}=VALUE, or see --help"
 
 
-def _options(group: str) -> list[str]:
-    return (
-        [] if group == "hydra" else GlobalHydra.instance().config_loader().get_group_options(group)
-    )
+def _group_options(group: str) -> list[str]:
+    """Returns the files of a group; [] if `group` is not a group."""
+    if group == "hydra":
+        return []
+    return GlobalHydra.instance().config_loader().get_group_options(group)
 
 
 def diagnose(
-    parsed: Sequence[Override], composed: ComposeFn
+    parsed: Sequence[Override],
+    compose: ComposeFn,
 ) -> tuple[DictConfig | None, ErrorList]:
-    """What is wrong with each override, and what the others compose to, so that its problems can be told as well.
+    """Finds the errors of each override and composes the remaining ones.
 
-    An unknown key is put in by force: `read` tells it, as it tells one in a file. What depends on an unknown file is
-    not judged.
+    The caller parses the composed node, so that all errors are reported together. An unknown key
+    is therefore added by force: the parser reports it, as it reports an unknown key in a file.
+    Keys that depend on an unknown file are not checked.
     """
-    groups = {override.key_or_group for override in parsed if _options(override.key_or_group)}
-    chosen = [override for override in parsed if override.key_or_group in groups]
-    unfit = {
-        override.key_or_group: problem
-        for override in chosen
-        if (problem := _group_problem(override))
-    }
-    good = [override.input_line or "" for override in chosen if override.key_or_group not in unfit]
-    problems = ErrorList(unfit.values())
+    errors = ErrorList()
+    good: list[str] = []
+    groups: set[str] = set()
+    bad_groups: dict[str, str] = {}
+    for override in parsed:
+        group = override.key_or_group
+        if not _group_options(group):
+            continue
+        groups.add(group)
+        problem = _group_problem(override)
+        if problem is not None:
+            bad_groups[group] = problem
+    for override in parsed:
+        group = override.key_or_group
+        if group in groups and group not in bad_groups:
+            good.append(override.input_line or "")
+    errors.extend(bad_groups.values())
     try:
-        before = composed(good)
-    except Exception:  # as the whole command does; its error is told by the caller
-        return None, problems
-    known = set(_keys(before))
+        groups_only = compose(good)
+    except Exception:  # raised for the whole command too, whose error the caller reports
+        return None, errors
+    known = set(_all_keys(groups_only))
     for override in parsed:
         key = override.key_or_group
-        text = override.input_line or ""
-        if (
-            key in groups
-            or key.split(".")[0] in unfit
-            or ("experiment" in unfit and key not in known)
-        ):
+        if key in groups or _depends_on(key, bad_groups, known):
             continue
-        new = key not in known and override.type == OverrideType.CHANGE
-        problem = _value_problem(override, known, before)
-        problems.append(problem) if problem else good.append(f"++{text}" if new else text)
-    return _compose_leniently(good, composed, problems), problems
+        text = override.input_line or ""
+        problem = _value_problem(override, known, groups_only)
+        is_new = key not in known and override.type == OverrideType.CHANGE
+        if problem is not None:
+            errors.append(problem)
+        elif is_new:
+            good.append(f"++{text}")
+        else:
+            good.append(text)
+    return _compose_leniently(good, compose, errors), errors
+
+
+def _depends_on(
+    key: str,
+    bad_groups: Mapping[str, str],
+    known: set[str],
+) -> bool:
+    """Returns whether an unknown file may be the reason that the key is unknown."""
+    if key.split(".")[0] in bad_groups:
+        return True
+    return "experiment" in bad_groups and key not in known
 
 
 def _compose_leniently(
-    overrides: Sequence[str], composed: ComposeFn, problems: ErrorList
+    overrides: Sequence[str],
+    compose: ComposeFn,
+    errors: ErrorList,
 ) -> DictConfig:
-    """Composes; an override that Hydra refuses for a reason not foreseen here is told in Hydra's words and left out."""
+    """Composes without the overrides that Hydra refuses for a reason unknown to this module.
+
+    The error of such an override is Hydra's text.
+    """
     try:
-        return composed(overrides)
-    except Exception:  # Hydra fails in many ways, and here only on what it is given
-        kept: list[str] = []
+        return compose(overrides)
+    except Exception:  # Hydra raises many types, all because of the overrides
+        accepted: list[str] = []
     for text in overrides:
         try:
-            composed([*kept, text])
-            kept.append(text)
+            compose([*accepted, text])
+            accepted.append(text)
         except Exception as error:
-            problems.append(f"{text.removeprefix('++')}: {one_line(error)}")
-    return composed(kept)
+            errors.append(f"{text.removeprefix('++')}: {one_line(error)}")
+    return compose(accepted)
 
 
 def _group_problem(override: Override) -> str | None:
+    """Returns the error of an override that chooses a file of a group."""
     text = override.input_line or ""
     group = override.key_or_group
-    options = _options(override.key_or_group)
+    options = _group_options(group)
     if override.is_sweep_override():
         return f"{text}: {NEEDS_SWEEP}"
     value = override.value()
@@ -192,29 +233,40 @@ def _group_problem(override: Override) -> str | None:
     if override.is_add() and group in SECTIONS:
         return f"{text}: {group} is already set; write {group}={format_value(value)}"
     if isinstance(value, dict):
-        return f"{text}: set one key at a time, as {group}.{next(iter(value), 'KEY')}=VALUE"
-    unknown = [
-        name
-        for name in map(format_value, value if isinstance(value, list) else [value])
-        if name not in options
-    ]
+        key = next(iter(value), "KEY")
+        return f"{text}: set one key at a time, as {group}.{key}=VALUE"
     if group == "hydra/launcher" and (extra := _missing_extra(value, options)):
         return f"{text}: needs another package: pip install -e '.[{extra}]'"
-    if unknown:
-        return f"{group}={unknown[0]}: unknown; {did_you_mean(unknown[0], options)}allowed {', '.join(options)}"
+    names = value if isinstance(value, list) else [value]
+    for name in map(format_value, names):
+        if name not in options:
+            nearest = did_you_mean(name, options)
+            return f"{group}={name}: unknown; {nearest}allowed {', '.join(options)}"
     return None
 
 
 def _missing_extra(launcher: Any, options: Sequence[str]) -> str | None:
-    """The extra of a launcher that comes with another package. The file `slurm` is there without it."""
+    """Returns the extra to install if the package of this launcher is missing.
+
+    The file `slurm` is shipped; its package provides the file `submitit_slurm`.
+    """
     name = "submitit_slurm" if launcher == "slurm" else launcher
-    return None if name in options else LAUNCHERS.get(name)
+    return None if name in options else LAUNCHER_EXTRAS.get(name)
 
 
-def _value_problem(override: Override, known: set[str], before: DictConfig) -> str | None:
+def _value_problem(
+    override: Override,
+    known: set[str],
+    groups_only: DictConfig,
+) -> str | None:
+    """Returns the error of an override of a key.
+
+    Args:
+        known: all keys of the chosen files.
+        groups_only: the chosen files, composed.
+    """
     text = override.input_line or ""
     key = override.key_or_group
-    section, _, leaf = key.rpartition(".")
     if override.is_sweep_override():
         return f"{text}: {NEEDS_SWEEP}"
     if override.is_add() and key in known and not isinstance(override.value(), dict):
@@ -225,19 +277,21 @@ def _value_problem(override: Override, known: set[str], before: DictConfig) -> s
         return None
     if key.startswith("hydra."):
         return f"{key}: unknown key of Hydra; --cfg hydra prints those it has"
-    name = OmegaConf.select(before, "optimizer.name")
-    if section == "optimizer" and name in optimizers() and leaf in arguments(name):
+    section, _, argument = key.rpartition(".")
+    optimizer = OmegaConf.select(groups_only, "optimizer.name")
+    if section == "optimizer" and optimizer in optimizers() and argument in arguments(optimizer):
         return f"{text}: not in the file of this optimizer; write +{text}"
     return None
 
 
-def _keys(node: DictConfig) -> Iterator[str]:
-    """Every key with its path, sections too."""
+def _all_keys(node: DictConfig) -> Iterator[str]:
+    """Yields the full name of every key and of every section."""
+    values = cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
+    yield from _walk(values, "")
 
-    def walk(values: Mapping[str, Any], path: str) -> Iterator[str]:
-        for key, value in values.items():
-            yield f"{path}{key}"
-            if isinstance(value, dict):
-                yield from walk(value, f"{path}{key}.")
 
-    return walk(cast(dict[str, Any], OmegaConf.to_container(node, resolve=False)), "")
+def _walk(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in values.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, dict):
+            yield from _walk(value, f"{prefix}{key}.")

@@ -1,25 +1,34 @@
+"""Converts configurations between schema classes, nested dictionaries and flat keys."""
+
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from vggexp.config import schema
+from vggexp.config.schema import is_rest_field
 from vggexp.models.shapes import Block
 
 
-def flatten(node: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"optimizer": {"lr": 0.1}} -> {"optimizer.lr": 0.1}."""
+def flatten(
+    node: Mapping[str, Any],
+    prefix: str = "",
+) -> dict[str, Any]:
+    """Converts {"optimizer": {"lr": 0.1}} into {"optimizer.lr": 0.1}."""
     keys: dict[str, Any] = {}
     for key, value in node.items():
-        keys |= (
-            flatten(value, f"{prefix}{key}.")
-            if isinstance(value, Mapping)
-            else {f"{prefix}{key}": value}
-        )
+        path = f"{prefix}{key}"
+        if isinstance(value, Mapping):
+            keys |= flatten(value, f"{path}.")
+        else:
+            keys[path] = value
     return keys
 
 
 def unflatten(keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The reverse of `flat`. Raises AttributeError or TypeError where a key is a value and a section at once."""
+    """Reverses `flatten`.
+
+    Raises:
+        AttributeError, TypeError: a key is a value and a section at once.
+    """
     tree: dict[str, Any] = {}
     for key, value in keys.items():
         *sections, last = key.split(".")
@@ -31,16 +40,21 @@ def unflatten(keys: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def to_plain(value: Any) -> Any:
-    """The reverse of `read`: dicts, lists and scalars, with the optimizer's arguments beside its other keys."""
-    if isinstance(value, schema.Optimizer):
-        shared = {"name": value.name, "lr": value.lr, "weight_decay": value.weight_decay}
-        return shared | to_plain(value.arguments)
+    """Converts schema classes to dicts, lists and scalars: reverses vggexp.config.parse.
+
+    The optimizer's arguments stand beside its other keys.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {
-            field.name: to_plain(getattr(value, field.name)) for field in dataclasses.fields(value)
-        }
+        plain: dict[str, Any] = {}
+        for field in dataclasses.fields(value):
+            item = to_plain(getattr(value, field.name))
+            if is_rest_field(field):
+                plain |= item
+            else:
+                plain[field.name] = item
+        return plain
     if isinstance(value, Block):
-        return list(value if value.pointwise else value[:2])
+        return list(value) if value.pointwise else [value.convs, value.channels]
     if isinstance(value, Mapping):
         return {key: to_plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -1,4 +1,4 @@
-"""The one door from YAML to Python values: plain containers in, schema classes out, every problem collected."""
+"""Converts plain YAML containers into the schema classes and collects every error."""
 
 import dataclasses
 import math
@@ -12,265 +12,372 @@ from vggexp.config import schema
 from vggexp.formatting import format_value
 from vggexp.models.shapes import Block
 
+# Groups whose files have different keys; the key `name` selects the class.
 GROUP_CLASSES: dict[str, tuple[type, ...]] = {
     "arch": (schema.Vgg, schema.LeNet, schema.AlexNet),
     "data": (schema.Data, schema.Synthetic, schema.ImageFolder),
     "scheduler": (schema.Constant, schema.Step, schema.Cosine, schema.OneCycle, schema.Plateau),
 }
-
-
-class Invalid:
-    """In place of a value that could not be read. Whoever asks for more than its identity gets a TypeError or an
-    AttributeError, which ends the rule that asked and no other."""
-
-    def __bool__(self) -> bool:
-        raise TypeError("not read")
+BLOCK_LIMITS = {  # of the numbers in a row of arch.blocks
+    "convolutions": schema.Range(1, 64),
+    "channels": schema.Range(1, 65536),
+    "1x1s": schema.Range(0, 64),
+}
+MIN_SIMILARITY = 0.6  # ratio of difflib, 0..1, from which a word is suggested
 
 
 class ErrorList(list[str]):
-    """Collects problems; `value` returns the placeholder of the value that has one."""
+    """The text of every error, and in `paths` the keys whose values are invalid."""
 
-    def value(self, problem: str) -> Any:
-        self.append(problem)
-        return Invalid()
+    def __init__(self, texts: Iterable[str] = ()) -> None:
+        super().__init__(texts)
+        self.paths: set[str] = set()
+
+    def add(
+        self,
+        path: str,
+        text: str,
+    ) -> None:
+        """Adds an error that leaves the key `path` without a value."""
+        self.append(text)
+        self.paths.add(path)
+
+    def reject(
+        self,
+        path: str,
+        value: object,
+        reason: str,
+    ) -> None:
+        """Adds the error `path=value: reason`."""
+        self.add(path, f"{path}={format_value(value)}: {reason}")
 
 
 def close_matches(word: str, allowed: Iterable[str]) -> list[str]:
-    """At most two, the most alike first; of equals the first."""
-    likeness = {
-        option: SequenceMatcher(None, word.lower(), option.lower()).ratio() for option in allowed
-    }
-    return sorted(
-        (option for option in likeness if likeness[option] >= 0.6),
-        key=lambda option: -likeness[option],
-    )[:2]
+    """Returns at most two similar words, the most similar first; equally similar ones in order."""
+    similarity: dict[str, float] = {}
+    for option in allowed:
+        ratio = SequenceMatcher(None, word.lower(), option.lower()).ratio()
+        if ratio >= MIN_SIMILARITY:
+            similarity[option] = ratio
+    return sorted(similarity, key=lambda option: -similarity[option])[:2]
 
 
 def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """`nearest a, b; ` or nothing."""
-    close = close_matches(word, allowed)
-    return f"nearest {', '.join(close)}; " if close else ""
+    """Returns `nearest a, b; `, or the empty string if no allowed word is similar."""
+    matches = close_matches(word, allowed)
+    return f"nearest {', '.join(matches)}; " if matches else ""
 
 
-def _number(
-    kind: type, value: Any, key: str, limits: schema.Range | None, problems: ErrorList
-) -> Any:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    allowed = "" if limits is None else f", {limits}"
-    if kind is int and not whole:
-        meant = _intended_int(value)
-        hint = allowed.replace(",", "; must be", 1) if meant is None else f"; write {meant}"
-        return problems.value(f"{key}={format_value(value)}: not a whole number{hint}")
-    if not whole and not (isinstance(value, float) and math.isfinite(value)):
-        return problems.value(f"{key}={format_value(value)}: must be a finite number{allowed}")
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _number_error(
+    number_type: type,
+    value: Any,
+    limits: schema.Range | None,
+    nullable: bool = False,
+) -> str | None:
+    """Returns why `value` is not a number of this type within the limits."""
+    allowed = "" if limits is None else str(limits)
+    if allowed and nullable:
+        allowed += " or null"
+    if number_type is int and not _is_whole(value):
+        intended = _intended_int(value)
+        if intended is not None:
+            return f"not a whole number; write {intended}"
+        return f"not a whole number; must be {allowed}" if allowed else "not a whole number"
+    is_finite = isinstance(value, float) and math.isfinite(value)
+    if not _is_whole(value) and not is_finite:
+        return f"must be a finite number, {allowed}" if allowed else "must be a finite number"
     if limits is not None and value not in limits:
-        return problems.value(f"{key}={format_value(value)}: must be {limits}")
-    return kind(value)
+        return f"must be {allowed}"
+    return None
 
 
 def _intended_int(value: Any) -> int | None:
-    """The whole number that 1e3, 007, 0x10 or "12" stand for."""
+    """Returns the whole number that 1e3, 007, 0x10 or "12" stands for."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
+    if not isinstance(value, str):
+        return None
     try:
-        return int(value, 16 if value.startswith("0x") else 10) if isinstance(value, str) else None
+        return int(value, base=16 if value.startswith("0x") else 10)
     except ValueError:
         return None
 
 
-def _block(value: Any, key: str, problems: ErrorList) -> Any:
+def _text_error(
+    value: Any,
+    path: str,
+    nullable: bool,
+) -> str | None:
+    if isinstance(value, str) and value:
+        return None
+    if isinstance(value, int | float):
+        return f"must be text; put it into quotes: '{path}=\"{value}\"'"
+    return "must be text or null" if nullable else "must be text"
+
+
+def _scalar_error(
+    annotation: Any,
+    value: Any,
+    path: str,
+    nullable: bool,
+) -> str | None:
+    """Returns why `value` does not fit an annotation that is neither a tuple nor a Block."""
+    origin = get_origin(annotation)
+    args = get_args(annotation)
+    if origin is Annotated:
+        number_type, limits = args
+        return _number_error(number_type, value, limits, nullable)
+    if annotation in (int, float):
+        return _number_error(annotation, value, None)
+    if origin is Literal:
+        if isinstance(value, str) and value in args:
+            return None
+        return f"{did_you_mean(str(value), args)}allowed {', '.join(args)}"
+    if origin is dict:
+        is_filled = isinstance(value, Mapping) and value
+        return None if is_filled else "needs keys and values, as {seed:1}"
+    if annotation is bool and not isinstance(value, bool):
+        return "must be true or false"
+    if annotation is str:
+        return _text_error(value, path, nullable)
+    return None
+
+
+def _parse_block(
+    value: Any,
+    path: str,
+    errors: ErrorList,
+) -> Block | None:
     if not isinstance(value, list | tuple) or len(value) not in (2, 3):
-        return problems.value(
-            f"{key}={format_value(value)}: needs [convolutions,channels] or [convolutions,channels,1x1s]"
-        )
-    limits = {
-        "convolutions": schema.Range(1, 64),
-        "channels": schema.Range(1, 65536),
-        "1x1s": schema.Range(0, 64),
-    }
-    before = len(problems)
-    parts = zip(value, limits, strict=False)
-    numbers = [
-        _number(int, item, f"{key}={format_value(value)}: {name}", limits[name], problems)
-        for item, name in parts
-    ]
-    if len(problems) > before:
-        return Invalid()
-    block = Block(*numbers)
+        row_forms = "[convolutions,channels] or [convolutions,channels,1x1s]"
+        errors.reject(path, value, f"needs {row_forms}")
+        return None
+    is_valid = True
+    for number, (name, limits) in zip(value, BLOCK_LIMITS.items(), strict=False):
+        reason = _number_error(int, number, limits)
+        if reason is not None:
+            errors.reject(path, value, f"{name}={format_value(number)}: {reason}")
+            is_valid = False
+    if not is_valid:
+        return None
+    block = Block(*value)
     if block.pointwise > block.convs:
-        return problems.value(
-            f"{key}={format_value(value)}: 1x1s={block.pointwise}: more than its convolutions"
-        )
+        reason = f"1x1s={block.pointwise}: more than its convolutions"
+        errors.reject(path, value, reason)
+        return None
     return block
 
 
-def _row_hint(item: Any, value: Any, key: str) -> str:
-    if item is Block:
-        return f", as {key}=[[1,64],[2,128]]"
-    return f"; write {key}=[{value}]" if isinstance(value, int | float) else ""
-
-
-def _sequence(item: Any, value: Any, key: str, problems: ErrorList) -> Any:
+def _list_error(
+    item_type: Any,
+    value: Any,
+    path: str,
+) -> str | None:
+    """Returns why `value` is not a list of `item_type`, apart from the items themselves."""
     if isinstance(value, str) and value.startswith("("):
-        written = value.replace("(", "[").replace(")", "]").replace(" ", "")
-        return problems.value(f"{key}={value}: YAML has no tuples; write {written}")
+        brackets = value.replace("(", "[").replace(")", "]").replace(" ", "")
+        return f"YAML has no tuples; write {brackets}"
     if not isinstance(value, list | tuple):
-        return problems.value(
-            f"{key}={format_value(value)}: must be a list{_row_hint(item, value, key)}"
-        )
-    if item is Block and value and all(isinstance(number, int) for number in value):
-        return problems.value(
-            f"{key}={format_value(value)}: needs a list of rows; write {key}=[{format_value(value)}]"
-        )
-    return tuple(
-        convert(item, element, f"{key}[{index}]", problems) for index, element in enumerate(value)
-    )
+        if item_type is Block:
+            return f"must be a list, as {path}=[[1,64],[2,128]]"
+        if isinstance(value, int | float):
+            return f"must be a list; write {path}=[{value}]"
+        return "must be a list"
+    if item_type is Block and value and all(isinstance(item, int) for item in value):
+        return f"needs a list of rows; write {path}=[{format_value(value)}]"
+    return None
 
 
-def convert(kind: Any, value: Any, key: str, problems: ErrorList) -> Any:
-    """`value` as the annotated type `kind`; a misfit is added to `problems`."""
-    origin = get_origin(kind)
-    args = get_args(kind)
+def convert(
+    annotation: Any,
+    value: Any,
+    path: str,
+    errors: ErrorList,
+    nullable: bool = False,
+) -> Any:
+    """Converts the value of one key to its annotated type.
+
+    Returns None and adds an error if the value does not fit.
+
+    Args:
+        path: the key with its sections, as `data.resize`.
+        nullable: whether error texts name null among the allowed values.
+    """
+    origin = get_origin(annotation)
+    args = get_args(annotation)
     if origin in (Union, types.UnionType):
-        return None if value is None else _optional(args[0], value, key, problems)
-    if origin is Annotated:
-        return _number(args[0], value, key, args[1], problems)
-    if origin is Literal:
-        if value in args and isinstance(value, str):
-            return value
-        return problems.value(
-            f"{key}={format_value(value)}: {did_you_mean(str(value), args)}allowed {', '.join(args)}"
-        )
+        return None if value is None else convert(args[0], value, path, errors, nullable=True)
+    if annotation is Block:
+        return _parse_block(value, path, errors)
     if origin is tuple:
-        return _sequence(args[0], value, key, problems)
-    if kind is Block:
-        return _block(value, key, problems)
-    if origin is dict:
-        fits = isinstance(value, Mapping) and value
-        return (
-            dict(value)
-            if fits
-            else problems.value(
-                f"{key}={format_value(value)}: needs keys and values, as {{seed:1}}"
-            )
-        )
-    if kind in (int, float):
-        return _number(kind, value, key, None, problems)
-    if kind is bool and not isinstance(value, bool):
-        return problems.value(f"{key}={format_value(value)}: must be true or false")
-    if kind is str and (not isinstance(value, str) or not value):
-        quoted = (
-            f"; put it into quotes: '{key}=\"{value}\"'" if isinstance(value, int | float) else ""
-        )
-        return problems.value(f"{key}={format_value(value)}: must be text{quoted}")
-    return value
-
-
-def _optional(kind: Any, value: Any, key: str, problems: ErrorList) -> Any:
-    before = len(problems)
-    end = str(get_args(kind)[-1]) if get_origin(kind) is Annotated else "must be text"
-    converted = convert(kind, value, key, problems)
-    problems[before:] = [
-        f"{told} or null" if told.endswith(end) else told for told in problems[before:]
-    ]
-    return converted
+        reason = _list_error(args[0], value, path)
+    else:
+        reason = _scalar_error(annotation, value, path, nullable)
+    if reason is not None:
+        errors.reject(path, value, reason)
+        return None
+    if origin is tuple:
+        items = [convert(args[0], item, f"{path}[{i}]", errors) for i, item in enumerate(value)]
+        return tuple(items)
+    number_type = args[0] if origin is Annotated else annotation
+    return float(value) if number_type is float else value
 
 
 @cache
-def _hints(cls: type) -> dict[str, Any]:
+def _annotations(cls: type) -> dict[str, Any]:
     hints = get_type_hints(cls, include_extras=True)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
-def select_schema(group: str, node: Mapping[str, Any], problems: ErrorList) -> type | Invalid:
-    """The schema class of a group whose members differ, chosen by `name`."""
-    names = {name: cls for cls in GROUP_CLASSES[group] for name in get_args(_hints(cls)["name"])}
+@cache
+def _rest_field(cls: type) -> str | None:
+    """Returns the field that holds all keys without a field of their own."""
+    for field in dataclasses.fields(cls):
+        if schema.is_rest_field(field):
+            return field.name
+    return None
+
+
+def select_schema(
+    group: str,
+    node: Mapping[str, Any],
+    errors: ErrorList,
+) -> type | None:
+    """Returns the schema class of a group whose files have different keys, selected by `name`."""
+    classes: dict[str, type] = {}
+    for cls in GROUP_CLASSES[group]:
+        for name in get_args(_annotations(cls)["name"]):
+            classes[name] = cls
     name = node.get("name")
+    if isinstance(name, str) and name in classes:
+        return classes[name]
     if name is None:
-        return problems.value(f"{group}: no file of this group is chosen; see --help")
-    if isinstance(name, str) and name in names:
-        return names[name]
-    return convert(Literal[tuple(names)], name, f"{group}.name", problems)
+        errors.add(group, f"{group}: no file of this group is chosen; see --help")
+    else:
+        reason = _scalar_error(Literal[tuple(classes)], name, group, False)
+        errors.add(group, f"{group}.name={format_value(name)}: {reason}")
+    return None
 
 
 @cache
 def schema_keys(cls: Any = schema.Config, path: str = "") -> tuple[str, ...]:
-    """The full names of the keys that some configuration has, without an optimizer's own."""
+    """Returns the full names of all keys of all groups, without an optimizer's own arguments."""
     keys: list[str] = []
-    for name, kind in _hints(cls).items():
-        members: tuple[Any, ...] = GROUP_CLASSES.get(f"{path}{name}", (kind,))
-        sections: list[Any] = [member for member in members if dataclasses.is_dataclass(member)]
-        keys += [key for member in sections for key in schema_keys(member, f"{path}{name}.")] or [
-            f"{path}{name}"
-        ]
+    for name, annotation in _annotations(cls).items():
+        key = f"{path}{name}"
+        classes: tuple[Any, ...] = GROUP_CLASSES.get(key, (annotation,))
+        if dataclasses.is_dataclass(classes[0]):
+            for section in classes:
+                keys += schema_keys(section, f"{key}.")
+        else:
+            keys.append(key)
     return tuple(dict.fromkeys(keys))
 
 
-def _unknown(key: str, siblings: Iterable[str], path: str, member: object) -> str:
-    """For a key of the right name in the wrong section the right one is told, else what is alike beside it."""
-    full = f"{path}.{key}" if path else key
-    there = f"keys{path and f' of {path}'}: {', '.join(siblings)}"
-    if full in schema_keys():
-        return f"{full}: not a key of {path} {format_value(member)}; {there}"
-    elsewhere = [name for name in schema_keys() if name.rpartition(".")[2] == key]
-    beside = (
-        close_matches(key, siblings)
-        if path
-        else close_matches(key.replace("/", "."), schema_keys())
-    )
-    near = elsewhere or [f"{path}.{name}" if path else name for name in beside]
-    told = f"nearest {', '.join(near)}; " if near else ""
-    return f"{full}: unknown key; {told}{there}"
+def _similar_keys(
+    key: str,
+    siblings: Iterable[str],
+    path: str,
+) -> list[str]:
+    """Returns the keys of the same name in any section, otherwise similar keys of this section."""
+    same_name = [known for known in schema_keys() if known.rpartition(".")[2] == key]
+    if same_name:
+        return same_name
+    if not path:
+        return close_matches(key.replace("/", "."), schema_keys())
+    return [f"{path}.{name}" for name in close_matches(key, siblings)]
 
 
-def parse_section(cls: type, node: Any, path: str, problems: ErrorList) -> Any:
-    """Fills the schema class `cls` from the mapping `node`, with `Unread` where it cannot.
+def _unknown_key_error(
+    key: str,
+    siblings: Iterable[str],
+    path: str,
+    member: object,
+) -> str:
+    """Describes a key that the section does not have.
 
-    A key that may be null need not be there: the run of an earlier version has no such option.
+    Args:
+        siblings: the keys of the section.
+        path: the section.
+        member: the `name` in the section, which selects its keys.
     """
-    hints = _hints(cls)
+    full_name = f"{path}.{key}" if path else key
+    section = f"keys of {path}" if path else "keys"
+    known = f"{section}: {', '.join(siblings)}"
+    if full_name in schema_keys():
+        return f"{full_name}: not a key of {path} {format_value(member)}; {known}"
+    similar = _similar_keys(key, siblings, path)
+    nearest = f"nearest {', '.join(similar)}; " if similar else ""
+    return f"{full_name}: unknown key; {nearest}{known}"
+
+
+def parse_section(
+    cls: type,
+    node: Any,
+    path: str,
+    errors: ErrorList,
+) -> Any:
+    """Fills the schema class `cls` from the mapping `node`.
+
+    Each invalid value adds an error, and its field is None. A section that is not a mapping is
+    None. A key that may be null may be missing: a run of an earlier version lacks newer options.
+    """
+    annotations = _annotations(cls)
     if not isinstance(node, Mapping):
-        some = ", ".join(f"{path}.{key}" for key in list(hints)[:3])
-        return problems.value(f"{path}={format_value(node)}: a group of keys; set {some}, ...")
-    problems += [
-        _unknown(str(key), hints, path, node.get("name")) for key in node if key not in hints
-    ]
-    values = {}
-    for key, kind in hints.items():
-        name = f"{path}.{key}" if path else key
-        missing = f"{name}: missing; it may not be removed"
+        examples = ", ".join(f"{path}.{key}" for key in list(annotations)[:3])
+        errors.reject(path, node, f"a group of keys; set {examples}, ...")
+        return None
+    rest_field = _rest_field(cls)
+    named = [key for key in annotations if key != rest_field]
+    rest = {key: value for key, value in node.items() if key not in named}
+    values: dict[str, Any] = {}
+    if rest_field is not None:
+        values[rest_field] = rest
+    else:
+        member = node.get("name")
+        errors.extend(_unknown_key_error(str(key), named, path, member) for key in rest)
+    for key in named:
+        key_path = f"{path}.{key}" if path else key
         if key in node:
-            values[key] = _parse_field(kind, node[key], name, problems)
-        else:
-            values[key] = None if type(None) in get_args(kind) else problems.value(missing)
+            values[key] = _parse_field(annotations[key], node[key], key_path, errors)
+            continue
+        values[key] = None
+        if type(None) not in get_args(annotations[key]):
+            errors.add(key_path, f"{key_path}: missing; it may not be removed")
     return cls(**values)
 
 
-def _parse_field(kind: Any, value: Any, path: str, problems: ErrorList) -> Any:
+def _parse_field(
+    annotation: Any,
+    value: Any,
+    path: str,
+    errors: ErrorList,
+) -> Any:
     if path in GROUP_CLASSES:
-        cls = (
-            select_schema(path, value, problems)
-            if isinstance(value, Mapping)
-            else GROUP_CLASSES[path][0]
-        )
-        return parse_section(cls, value, path, problems) if isinstance(cls, type) else cls
-    if path == "optimizer" and isinstance(value, Mapping):
-        own = ("name", "lr", "weight_decay")
-        arguments = {key: item for key, item in value.items() if key not in own}
-        value = {key: item for key, item in value.items() if key in own} | {"arguments": arguments}
-    if dataclasses.is_dataclass(kind):
-        return parse_section(kind, value, path, problems)  # type: ignore[arg-type]
-    if path == "optimizer.arguments":
-        return dict(value)
-    return convert(kind, value, path, problems)
+        cls: type | None = GROUP_CLASSES[path][0]
+        if isinstance(value, Mapping):
+            cls = select_schema(path, value, errors)
+        return None if cls is None else parse_section(cls, value, path, errors)
+    if dataclasses.is_dataclass(annotation):
+        return parse_section(annotation, value, path, errors)  # type: ignore[arg-type]
+    return convert(annotation, value, path, errors)
 
 
-def parse_config(node: Mapping[str, Any], problems: ErrorList) -> schema.Config | None:
-    """The whole configuration, or None with the reasons added to `problems`."""
-    config = parse_partial(node, problems)
-    return None if problems else config
+def parse_config(node: Mapping[str, Any]) -> tuple[schema.Config | None, ErrorList]:
+    """Returns the configuration and no error, or None and every error."""
+    config, errors = parse_partial(node)
+    return None if errors else config, errors
 
 
-def parse_partial(node: Mapping[str, Any], problems: ErrorList) -> schema.Config:
-    """As `read`, but with `Unread` in place of what could not be read, so that the rules can look at the rest."""
-    return parse_section(schema.Config, node, "", problems)
+def parse_partial(node: Mapping[str, Any]) -> tuple[schema.Config, ErrorList]:
+    """Returns a configuration in which every key of `errors.paths` is None, and the errors.
+
+    vggexp.config.validate checks the remaining keys, so that one command reports all errors.
+    """
+    errors = ErrorList()
+    config = parse_section(schema.Config, node, "", errors)
+    return config, errors

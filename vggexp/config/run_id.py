@@ -1,8 +1,8 @@
-"""Which run a configuration is: the same command is the same name."""
+"""Names runs and sweeps after their configuration: the same command gives the same name."""
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vggexp.config.derived import input_spec, layers
@@ -11,8 +11,9 @@ from vggexp.config.schema import Config, Vgg
 from vggexp.formatting import format_value
 from vggexp.models import shapes
 
-# Keys that do not change a result. A key that is null is left out as well, so that names survive a new option. What
-# `train.init_from` names enters by the hash of its weights, `train.init_sha256`, and not by its path.
+# Keys that do not change a result. A key that is null is left out as well, so that names survive
+# a new option. The weights that `train.init_from` names enter by their hash,
+# `train.init_sha256`, and not by their path.
 NON_IDENTITY_KEYS = (
     "run.",
     "sweep.",
@@ -29,88 +30,116 @@ NON_IDENTITY_KEYS = (
     "train.stop_if_dead",
     "device.timeout_minutes",
 )
-OPEN_ENDED_SCHEDULES = (
-    "constant",
-    "step",
-    "plateau",
-)  # schedules that do not depend on the number of epochs
+# Schedules that do not depend on the number of epochs.
+OPEN_ENDED_SCHEDULES = ("constant", "step", "plateau")
+MAX_SWEPT_CHARS = 80  # of the swept keys in the name of a sweep
 
 
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys of a plain configuration that make a run what it is."""
+    """Returns the keys of a plain configuration that determine the result of a run."""
     keys = flatten(values)
-    if keys.get("device.processes") == 1:  # as if it were not given
+    if keys.get("device.processes") == 1:  # the same run as without the key
         keys["device.processes"] = None
-    kept = {
-        key: value
-        for key, value in keys.items()
-        if value is not None and not key.startswith(NON_IDENTITY_KEYS)
-    }
-    return {key: _canonical(value) for key, value in sorted(kept.items())}
-
-
-def differences(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """What keeps a run from being continued, a line for each key. there, here: of `identity`.
-
-    More epochs keep nothing, where the schedule does not depend on their number.
-    """
-    differing = [key for key in sorted({*there, *here}) if there.get(key) != here.get(key)]
-    if only_more_epochs(there, here):
-        differing.remove("train.epochs")
-    return [
-        f"{key}: run has {format_value(there.get(key))}, command says {format_value(here.get(key))}"
-        for key in differing
-    ]
-
-
-def only_more_epochs(there: Mapping[str, Any], here: Mapping[str, Any]) -> bool:
-    return here["scheduler.name"] in OPEN_ENDED_SCHEDULES and here["train.epochs"] > there.get(
-        "train.epochs", 0
-    )
+    result = {}
+    for key, value in sorted(keys.items()):
+        if value is not None and not key.startswith(NON_IDENTITY_KEYS):
+            result[key] = _canonical(value)
+    return result
 
 
 def _canonical(value: Any) -> Any:
+    """Returns one form of each value: whole numbers as integers, lists for tuples."""
     if isinstance(value, float) and value.is_integer():
         return int(value)
-    return [_canonical(item) for item in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [_canonical(item) for item in value]
+    return value
+
+
+def differences(
+    recorded: Mapping[str, Any],
+    current: Mapping[str, Any],
+) -> list[str]:
+    """Describes each key that prevents a run from being continued.
+
+    More epochs do not, if the schedule does not depend on their number.
+
+    Args:
+        recorded: the `identity` of the run.
+        current: the `identity` of the command.
+    """
+    lines = []
+    more_epochs = only_more_epochs(recorded, current)
+    for key in sorted({*recorded, *current}):
+        before = recorded.get(key)
+        now = current.get(key)
+        if before == now or (key == "train.epochs" and more_epochs):
+            continue
+        lines.append(f"{key}: run has {format_value(before)}, command says {format_value(now)}")
+    return lines
+
+
+def only_more_epochs(
+    recorded: Mapping[str, Any],
+    current: Mapping[str, Any],
+) -> bool:
+    """Returns whether the command raises train.epochs under a schedule that allows it."""
+    if current["scheduler.name"] not in OPEN_ENDED_SCHEDULES:
+        return False
+    return current["train.epochs"] > recorded.get("train.epochs", 0)
+
+
+def _hash(content: object) -> str:
+    """Returns 8 hexadecimal digits of the SHA-256 of the content as JSON."""
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
 
 
 def run_name(config: Config) -> str:
-    """run.name, or a readable beginning and 8 hexadecimal digits of the configuration's hash."""
+    """Returns run.name, or a readable beginning and the hash of the run's identity."""
     if config.run.name is not None:
         return config.run.name
-    digest = hashlib.sha256(json.dumps(identity(to_plain(config))).encode()).hexdigest()
-    return f"{_readable(config)}-{digest[:8]}"
-
-
-def _readable(config: Config) -> str:
-    seed = f"-seed{config.seed}" if config.seed else ""
+    network = network_name(config)
     size = input_spec(config).size
-    return f"{network_name(config)}-{config.data.name}-{size}px-lr{config.optimizer.lr:g}{seed}"
+    seed = f"-seed{config.seed}" if config.seed else ""
+    readable = f"{network}-{config.data.name}-{size}px-lr{config.optimizer.lr:g}{seed}"
+    return f"{readable}-{_hash(identity(to_plain(config)))}"
 
 
 def network_name(config: Config) -> str:
-    """vgg16, vgg16_bn, vgg16c, vgg11_lrn-w0.25, lenet, ...: told from the rows, whatever file they came from."""
+    """Returns vgg16, vgg16_bn, vgg16c, vgg11_lrn-w0.25, lenet, ...
+
+    The name of a VGG follows from its blocks, whatever file they came from.
+    """
     arch = config.arch
     if not isinstance(arch, Vgg):
         return arch.name
+    depth = shapes.weight_layers(layers(config))
     pointwise = "c" if any(block.pointwise for block in arch.blocks) else ""
     norm = {"none": "", "batch": "_bn", "lrn": "_lrn"}[arch.norm]
     width = f"-w{arch.width:g}" if arch.width != 1 else ""
-    return f"vgg{shapes.weight_layers(layers(config))}{pointwise}{norm}{width}"
+    return f"vgg{depth}{pointwise}{norm}{width}"
 
 
-def sweep_name(jobs: list[list[str]]) -> str:
-    """The swept keys and 8 hexadecimal digits of the set of jobs, whatever their order and how they are run."""
-    jobs = [
-        [word for word in overrides if not word.lstrip("+").startswith(("sweep.", "hydra"))]
-        for overrides in jobs
-    ]
+def sweep_name(jobs: Sequence[Sequence[str]]) -> str:
+    """Returns the swept keys and a hash of the set of jobs.
+
+    The order of the jobs and how they are run do not change the name.
+
+    Args:
+        jobs: the overrides of each job.
+    """
+    identities = []
     values: dict[str, set[str]] = {}
     for overrides in jobs:
-        for override in overrides:
+        kept = [text for text in overrides if not _belongs_to_the_sweep(text)]
+        identities.append(sorted(kept))
+        for override in kept:
             key, _, value = override.lstrip("+").partition("=")
             values.setdefault(key, set()).add(value)
     swept = [key.replace("/", ".") for key, chosen in values.items() if len(chosen) > 1]
-    digest = hashlib.sha256(json.dumps(sorted(sorted(job) for job in jobs)).encode()).hexdigest()
-    return f"{'-'.join(swept)[:80] or 'sweep'}-{digest[:8]}"
+    readable = "-".join(swept)[:MAX_SWEPT_CHARS] or "sweep"
+    return f"{readable}-{_hash(sorted(identities))}"
+
+
+def _belongs_to_the_sweep(override: str) -> bool:
+    return override.lstrip("+").startswith(("sweep.", "hydra"))

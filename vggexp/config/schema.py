@@ -1,17 +1,19 @@
-"""What a configuration may hold: types and ranges. The values, with their meaning and unit, live in conf/.
+"""Types and ranges of every key. The values, with their meaning and unit, are in conf/.
 
-A field's type is its check: `int | None`, a `Literal` of choices, or an `Annotated` number with its range.
-Groups whose members take different keys (arch, data, scheduler) have one class per member, chosen by `name`.
+The type of a field is its check: `int | None`, a `Literal` of choices, or an `Annotated` number
+with its range. Groups whose files have different keys (arch, data, scheduler) have one class for
+each set of keys; the key `name` selects the class.
 """
 
-from dataclasses import dataclass
+import dataclasses
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
 from vggexp.models.shapes import Block
 
 
 class Range(NamedTuple):
-    """Allowed numbers, bounds included unless marked open."""
+    """Allowed numbers. Both bounds are included unless they are marked as open."""
 
     low: float
     high: float
@@ -20,20 +22,39 @@ class Range(NamedTuple):
 
     def __contains__(self, number: object) -> bool:
         assert isinstance(number, int | float)
-        above = number > self.low if self.open_low else number >= self.low
-        return above and (number < self.high if self.open_high else number <= self.high)
+        if number == self.low:
+            return not self.open_low
+        if number == self.high:
+            return not self.open_high
+        return self.low < number < self.high
 
     def __str__(self) -> str:
         if not (self.open_low or self.open_high):
             return f"{self.low}..{self.high}"
-        return f"{'>' if self.open_low else '>='} {self.low} and {'<' if self.open_high else '<='} {self.high}"
+        above = ">" if self.open_low else ">="
+        below = "<" if self.open_high else "<="
+        return f"{above} {self.low} and {below} {self.high}"
 
 
-Fraction = Annotated[float, Range(0, 1, open_high=True)]  # a probability or fraction below one
+Share = Annotated[float, Range(0, 1)]
+Fraction = Annotated[float, Range(0, 1, open_high=True)]  # a probability or share below one
+PositiveShare = Annotated[float, Range(0, 1, open_low=True)]
+InnerShare = Annotated[float, Range(0, 1, open_low=True, open_high=True)]
 Channels = Annotated[int, Range(1, 65536)]
+BatchSize = Annotated[int, Range(1, 65536)]
+Classes = Annotated[int, Range(2, 100_000)]
 Pixels = Annotated[int, Range(1, 4096)]
+Processes = Annotated[int, Range(1, 4096)]  # processes or threads
+Epochs = Annotated[int, Range(1, 100_000)]
+Minutes = Annotated[float, Range(0, 1440)]
+Large = Annotated[int, Range(1, 10**9)]  # a number without a practical limit
 Init = Literal["kaiming", "xavier", "paper"]
 PairedOverrides = dict[str, Any]  # keys and values that belong to one job of a sweep
+
+
+def is_rest_field(value: dataclasses.Field[Any]) -> bool:
+    """Returns whether the field holds all keys of its section that have no field of their own."""
+    return bool(value.metadata.get("rest"))
 
 
 @dataclass(frozen=True)
@@ -65,15 +86,15 @@ Arch = Vgg | LeNet | AlexNet
 
 @dataclass(frozen=True)
 class Data:
-    """A data set of known size and classes; vggexp.data.catalog holds its facts."""
+    """A data set of known size and classes; see vggexp.data.catalog."""
 
     name: Literal["fashion_mnist", "mnist", "cifar10", "cifar100", "digits"]
     resize: Pixels | None
-    batch_size: Annotated[int, Range(1, 65536)]
+    batch_size: BatchSize
     root: str | None
     download: bool
     val_fraction: Fraction
-    limit: Annotated[int, Range(1, 10**9)] | None
+    limit: Large | None
     normalize: bool
     workers: Annotated[int, Range(0, 64)]
     cache: Literal["auto", "device", "ram"]
@@ -83,7 +104,7 @@ class Data:
 class Synthetic(Data):
     name: Literal["synthetic"]  # type: ignore[assignment]
     images: Annotated[int, Range(5, 10**7)]
-    classes: Annotated[int, Range(2, 100_000)]
+    classes: Classes
     channels: Annotated[int, Range(1, 16)]
     size: Pixels
 
@@ -91,27 +112,27 @@ class Synthetic(Data):
 @dataclass(frozen=True)
 class ImageFolder(Data):
     name: Literal["image_folder"]  # type: ignore[assignment]
-    classes: Annotated[int, Range(2, 100_000)] | None
+    classes: Classes | None
     cache: Literal["none", "ram", "device"]  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class Augment:
-    flip: Annotated[float, Range(0, 1)]
+    flip: Share
     crop: Annotated[int, Range(0, 1024)]
     scale: tuple[Annotated[float, Range(1, 16)], ...] | None
-    color: Annotated[float, Range(0, 1)]
-    erase: Annotated[float, Range(0, 1)]
+    color: Share
+    erase: Share
 
 
 @dataclass(frozen=True)
 class Optimizer:
-    """`arguments` are the chosen torch.optim class's own, checked against its signature."""
+    """`arguments` are those of the torch.optim class `name`, checked against its signature."""
 
     name: str
     lr: Annotated[float, Range(0, 100, open_low=True)]
     weight_decay: Annotated[float, Range(0, 10)]
-    arguments: dict[str, Any]
+    arguments: dict[str, Any] = field(metadata={"rest": True})
 
 
 @dataclass(frozen=True)
@@ -124,29 +145,29 @@ class Constant:
 class Step(Constant):
     name: Literal["step"]  # type: ignore[assignment]
     milestones: tuple[Annotated[float, Range(0, 100_000)], ...]
-    gamma: Annotated[float, Range(0, 1, open_low=True)]
+    gamma: PositiveShare
 
 
 @dataclass(frozen=True)
 class Cosine(Constant):
     name: Literal["cosine"]  # type: ignore[assignment]
-    final_factor: Annotated[float, Range(0, 1)]
+    final_factor: Share
 
 
 @dataclass(frozen=True)
 class OneCycle(Constant):
     name: Literal["onecycle"]  # type: ignore[assignment]
-    peak_fraction: Annotated[float, Range(0, 1, True, True)]
-    initial_factor: Annotated[float, Range(0, 1, open_low=True)]
-    final_factor: Annotated[float, Range(0, 1)]
+    peak_fraction: InnerShare
+    initial_factor: PositiveShare
+    final_factor: Share
 
 
 @dataclass(frozen=True)
 class Plateau(Constant):
     name: Literal["plateau"]  # type: ignore[assignment]
-    gamma: Annotated[float, Range(0, 1, True, True)]
+    gamma: InnerShare
     patience: Annotated[int, Range(0, 100_000)]
-    threshold: Annotated[float, Range(0, 1)]
+    threshold: Share
 
 
 Scheduler = Constant | Step | Cosine | OneCycle | Plateau
@@ -158,30 +179,30 @@ class Device:
     precision: Literal["auto", "fp32", "tf32", "bf16", "fp16"]
     channels_last: bool
     compile: bool
-    threads: Annotated[int, Range(1, 4096)] | None
+    threads: Processes | None
     deterministic: bool
-    processes: Annotated[int, Range(1, 4096)] | None
+    processes: Processes | None
     sync_batch_norm: bool | None
     timeout_minutes: Annotated[float, Range(0, 1440, open_low=True)] | None
 
 
 @dataclass(frozen=True)
 class Train:
-    epochs: Annotated[int, Range(1, 100_000)]
-    rest_minutes: Annotated[float, Range(0, 1440)]
+    epochs: Epochs
+    rest_minutes: Minutes
     label_smoothing: Fraction
-    ema: Annotated[float, Range(0, 1, True, True)] | None
-    accumulate: Annotated[int, Range(1, 65536)]
+    ema: InnerShare | None
+    accumulate: BatchSize
     clip_norm: Annotated[float, Range(0, 1e9, open_low=True)] | None
-    patience: Annotated[int, Range(1, 100_000)] | None
+    patience: Epochs | None
     test_each_epoch: bool
     test_weights: Literal["last", "best"]
-    checkpoint_minutes: Annotated[float, Range(0, 1440)]
+    checkpoint_minutes: Minutes
     keep: Literal["all", "last", "weights"]
     init_from: str | None
     init_sha256: str | None
     freeze: Annotated[int, Range(1, 12)] | None
-    probe_steps: Annotated[int, Range(1, 10**9)] | None
+    probe_steps: Large | None
     stop_if_dead: bool | None
 
 

@@ -1,15 +1,18 @@
-"""What the classes of torch.optim take, read from their source so that a command can be refused without torch."""
+"""Reads the arguments of the torch.optim classes from their source, so that a command without
+torch can refuse a wrong one."""
 
 import ast
 import re
+from collections.abc import Iterator, Mapping
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeGuard
 
 from vggexp.config.parse import did_you_mean
 from vggexp.formatting import format_value
 
-# Set by vggexp itself, or meaningless in its loop.
+# Arguments that vggexp sets itself, or that have no meaning in its loop.
 RESERVED_ARGUMENTS = (
     "self",
     "params",
@@ -26,86 +29,85 @@ UNSUPPORTED_OPTIMIZERS = {
     "Muon": "updates matrices only, and these networks have biases and convolutions",
     "Optimizer": "the base class, not an optimizer",
 }
+# Arguments of which torch does not check the range, or checks it only when the model is built.
+FRACTION_ARGUMENTS = ("momentum", "alpha", "rho", "dampening")
 
 
 @cache
 def optimizers() -> dict[str, Path]:
-    """The classes of the installed torch.optim by name, with the file of each; empty where torch is not installed."""
+    """Returns the source file of each class of the installed torch.optim; {} without torch."""
     spec = find_spec("torch")
     if spec is None or spec.origin is None:
         return {}
-    found = {}
-    for path in sorted((Path(spec.origin).parent / "optim").glob("*.py")):
-        for name in re.findall(
-            r"^class ([A-Z]\w+)\((?:Optimizer|Adam)\)", path.read_text("utf-8"), re.MULTILINE
-        ):
-            found[name] = path
-    return found
+    files = {}
+    definition = re.compile(r"^class ([A-Z]\w+)\((?:Optimizer|Adam)\)", re.MULTILINE)
+    for path in sorted(Path(spec.origin).with_name("optim").glob("*.py")):
+        for name in definition.findall(path.read_text("utf-8")):
+            files[name] = path
+    return files
 
 
 @cache
 def arguments(name: str) -> tuple[str, ...]:
-    """The names of the arguments of an optimizer's constructor that a configuration may set."""
+    """Returns the arguments of an optimizer's constructor that a configuration may set."""
     tree = ast.parse(optimizers()[name].read_text("utf-8"))
-    cls = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
-    init = next(
-        node for node in cls.body if isinstance(node, ast.FunctionDef) and node.name == "__init__"
-    )
-    return tuple(
-        arg.arg
-        for arg in init.args.args + init.args.kwonlyargs
-        if arg.arg not in RESERVED_ARGUMENTS
-    )
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    body = classes[name].body
+    methods = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
+    signature = methods["__init__"].args
+    names = [argument.arg for argument in signature.args + signature.kwonlyargs]
+    return tuple(argument for argument in names if argument not in RESERVED_ARGUMENTS)
 
 
-def optimizer_problems(name: str, weight_decay: float, given: dict[str, object]) -> list[str]:
-    """What is wrong with an optimizer's name, its weight decay and its own arguments."""
-    known = optimizers()
+def is_usable(name: str) -> bool:
+    """Returns whether the installed torch.optim has this class and vggexp supports it."""
+    return name in optimizers() and name not in UNSUPPORTED_OPTIMIZERS
+
+
+def name_problem(name: str) -> str | None:
+    """Returns why no run can use this optimizer. Without torch every unknown name passes."""
     if name in UNSUPPORTED_OPTIMIZERS:
-        return [
-            f"optimizer.name={name}: {UNSUPPORTED_OPTIMIZERS[name]}; choose another class of torch.optim"
-        ]
-    if not known:
-        return []
-    if name not in known:
-        allowed = sorted(set(known) - set(UNSUPPORTED_OPTIMIZERS))
-        return [
-            f"optimizer.name={name}: no class of torch.optim; {did_you_mean(name, allowed)}allowed {', '.join(allowed)}"
-        ]
-    takes = arguments(name)
-    own = [argument for argument in takes if argument != "weight_decay"]
-    problems = (
-        [f"optimizer.weight_decay={weight_decay:g}: {name} has none; set it to 0"]
-        if (weight_decay and "weight_decay" not in takes)
-        else []
-    )
-    all_own = ", ".join(["lr", "weight_decay", *own])
-    problems += [
-        f"optimizer.{key}={format_value(value)}: not an argument of {name}; {did_you_mean(key, own)}it takes {all_own}"
-        for key, value in given.items()
-        if key not in own
-    ]
-    return problems + [problem for key, value in given.items() if (problem := _misfit(key, value))]
+        reason = UNSUPPORTED_OPTIMIZERS[name]
+        return f"optimizer.name={name}: {reason}; choose another class of torch.optim"
+    if not optimizers() or name in optimizers():
+        return None
+    allowed = [known for known in sorted(optimizers()) if is_usable(known)]
+    nearest = did_you_mean(name, allowed)
+    return f"optimizer.name={name}: no class of torch.optim; {nearest}allowed {', '.join(allowed)}"
 
 
-def _misfit(key: str, value: object) -> str | None:
-    """The ranges that torch itself does not check, or checks only once the network is built."""
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if key in ("momentum", "alpha", "rho", "dampening") and not (number and 0 <= value < 1):  # type: ignore[operator]
-        return f"optimizer.{key}={format_value(value)}: must be >= 0 and < 1"
-    if key == "betas" and not _pair_of_shares(value):
-        return f"optimizer.betas={format_value(value)}: needs two numbers, each >= 0 and < 1"
-    if key == "eps" and not (number and value >= 0):  # type: ignore[operator]
-        return f"optimizer.eps={format_value(value)}: must be >= 0"
+def argument_problems(name: str, values: Mapping[str, object]) -> Iterator[str]:
+    """Yields what is wrong with the arguments of a usable optimizer, unknown names first."""
+    own = [argument for argument in arguments(name) if argument != "weight_decay"]
+    accepted = ", ".join(["lr", "weight_decay", *own])
+    for key, value in values.items():
+        if key not in own:
+            problem = f"optimizer.{key}={format_value(value)}: not an argument of {name}"
+            yield f"{problem}; {did_you_mean(key, own)}it takes {accepted}"
+    for key, value in values.items():
+        if reason := _range_error(key, value):
+            yield f"optimizer.{key}={format_value(value)}: {reason}"
+
+
+def _range_error(key: str, value: object) -> str | None:
+    if key in FRACTION_ARGUMENTS and not _is_fraction(value):
+        return "must be >= 0 and < 1"
+    if key == "betas" and not _is_pair_of_fractions(value):
+        return "needs two numbers, each >= 0 and < 1"
+    if key == "eps" and not (_is_number(value) and value >= 0):
+        return "must be >= 0"
     return None
 
 
-def _pair_of_shares(value: object) -> bool:
-    return (
-        isinstance(value, list | tuple)
-        and len(value) == 2
-        and all(
-            isinstance(item, int | float) and not isinstance(item, bool) and 0 <= item < 1
-            for item in value
-        )
-    )
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_fraction(value: object) -> bool:
+    return _is_number(value) and 0 <= value < 1
+
+
+def _is_pair_of_fractions(value: object) -> bool:
+    if not isinstance(value, list | tuple) or len(value) != 2:
+        return False
+    return all(_is_fraction(item) for item in value)

@@ -1,25 +1,22 @@
-"""What may not stand together: the checks between keys that no single type can make. Arithmetic only, no torch."""
+"""Checks between keys that no single type can make. Arithmetic only, no torch."""
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
+from itertools import pairwise
+from typing import NamedTuple
 
-from vggexp.config.derived import InputSpec, input_spec, spatial_ops
-from vggexp.config.parse import Invalid
-from vggexp.config.schema import Augment, Config, ImageFolder, Plateau, Step, Vgg
-from vggexp.config.torch_optim import optimizer_problems
+from vggexp.config import torch_optim
+from vggexp.config.derived import INPUT_KEYS, InputSpec, input_spec, spatial_ops
+from vggexp.config.schema import Arch, Config, ImageFolder, Plateau, Step, Vgg
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 from vggexp.models import shapes
 
+MAX_BLOCKS = 12
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,119}")
+WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 SHA256 = re.compile(r"[0-9a-f]{64}")
-WINDOWS_DEVICES = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
-_INVALID_VALUE_ERRORS = (
-    AttributeError,
-    KeyError,
-    TypeError,
-)  # what asking an Unread value leads to
 OBJECTIVES = (
     "val/accuracy",
     "val/loss",
@@ -29,148 +26,322 @@ OBJECTIVES = (
     "train/loss",
 )
 
+Problems = Iterator[str]
 
-def validate(config: Config, whole: bool = True) -> list[str]:
-    """Every rule that the configuration breaks, each as one problem.
 
-    whole: False where values could not be read. A rule that needs such a value has nothing more to say.
+class Rule(NamedTuple):
+    """A check, and the keys whose values the check reads."""
+
+    keys: tuple[str, ...]
+    needs_input: bool  # whether the check also reads the InputSpec
+    check: Callable[..., Problems]
+
+
+RULES: list[Rule] = []  # in the order in which their problems are printed
+
+
+def rule(
+    *keys: str,
+    needs_input: bool = False,
+) -> Callable[[Callable[..., Problems]], Callable[..., Problems]]:
+    """Adds a check to RULES; `keys` are all keys whose values the check reads."""
+
+    def add(check: Callable[..., Problems]) -> Callable[..., Problems]:
+        RULES.append(Rule(keys, needs_input, check))
+        return check
+
+    return add
+
+
+def validate(config: Config, invalid: Collection[str] = ()) -> list[str]:
+    """Returns the problems of all rules that the configuration breaks.
+
+    Args:
+        invalid: keys without a valid value. A rule that reads one of them, or a key inside or
+            around one of them, is skipped.
     """
     problems: list[str] = []
-    given: InputSpec = Invalid()  # type: ignore[assignment]
-    try:
-        given = input_spec(config)
-    except ConfigError as error:
-        problems += error.problems
-        whole = False
-    except _INVALID_VALUE_ERRORS:
-        if whole:
-            raise
-    for rule in (_arch, _data, _augment, _scheduler, _device, _ranks, _train, _run, _optimizer):
+    spec: InputSpec | None = None
+    if not _overlap(INPUT_KEYS, invalid):
         try:
-            problems.extend(rule(config, given))
-        except _INVALID_VALUE_ERRORS:
-            if whole:
-                raise
+            spec = input_spec(config)
+        except ConfigError as error:
+            problems += error.problems
+    for keys, needs_input, check in RULES:
+        if _overlap(keys, invalid):
+            continue
+        if not needs_input:
+            problems.extend(check(config))
+        elif spec is not None:
+            problems.extend(check(config, spec))
     return problems
 
 
-def _arch(config: Config, given: InputSpec) -> Iterator[str]:
-    if isinstance(config.arch, Vgg) and not 1 <= len(config.arch.blocks) <= 12:
-        yield f"arch.blocks={format_value(config.arch.blocks)}: needs 1..12 blocks"
-    elif problem := shapes.too_small(given.size, spatial_ops(config)):
+def _overlap(
+    keys: Collection[str],
+    invalid: Collection[str],
+) -> bool:
+    """Returns whether one of the keys equals, contains or is part of an invalid key."""
+    for path in invalid:
+        if any(_is_part(key, path) or _is_part(path, key) for key in keys):
+            return True
+    return False
+
+
+def _is_part(
+    path: str,
+    section: str,
+) -> bool:
+    return path == section or path.startswith((f"{section}.", f"{section}["))
+
+
+def _has_wrong_block_count(arch: Arch) -> bool:
+    return isinstance(arch, Vgg) and not 1 <= len(arch.blocks) <= MAX_BLOCKS
+
+
+@rule("arch.blocks")
+def _check_block_count(config: Config) -> Problems:
+    if isinstance(config.arch, Vgg) and _has_wrong_block_count(config.arch):
+        blocks = format_value(config.arch.blocks)
+        yield f"arch.blocks={blocks}: needs 1..{MAX_BLOCKS} blocks"
+
+
+@rule("arch.blocks", needs_input=True)
+def _check_image_size(config: Config, spec: InputSpec) -> Problems:
+    if _has_wrong_block_count(config.arch):
+        return
+    if problem := shapes.size_problem(spec.size, spatial_ops(config)):
         yield f"data.resize={format_value(config.data.resize)}: {problem}"
 
 
-def _data(config: Config, given: InputSpec) -> Iterator[str]:
+@rule("data.root")
+def _check_root_is_a_directory(config: Config) -> Problems:
+    root = config.data.root
+    if root is not None and os.path.exists(root) and not os.path.isdir(root):
+        yield f"data.root={root}: not a directory"
+
+
+@rule("data.root", "data.classes", "data.download")
+def _check_root_exists(config: Config) -> Problems:
     data = config.data
-    if data.root is not None and os.path.exists(data.root) and not os.path.isdir(data.root):
-        yield f"data.root={data.root}: not a directory"
-    elif (
-        data.root is not None
-        and isinstance(data, ImageFolder)
-        and data.classes
-        and not os.path.isdir(data.root)
-    ):
+    if data.root is None or os.path.exists(data.root):
+        return
+    if isinstance(data, ImageFolder) and data.classes:
         yield f"data.root={data.root}: no such directory"
-    elif data.root is not None and not data.download and not os.path.isdir(data.root):
-        yield f"data.root={data.root}: no such directory (data.download=true would fetch into it)"
-    if given.train_images is not None and data.batch_size > given.train_images:
-        yield f"data.batch_size={data.batch_size}: more than the {given.train_images} training images"
-    if data.val_fraction and given.val_images is not None and given.val_images < given.classes:
-        yield (
-            f"data.val_fraction={data.val_fraction:g}: {given.val_images} validation images for "
-            f"{given.classes} classes; at least one each, or 0"
-        )
+    elif not data.download:
+        hint = "data.download=true would fetch into it"
+        yield f"data.root={data.root}: no such directory ({hint})"
 
 
-def _augment(config: Config, given: InputSpec) -> Iterator[str]:
-    augment: Augment = config.augment
-    if augment.crop >= given.size:
-        yield f"augment.crop={augment.crop}: must be below the image's {given.size} pixels"
-    scale = augment.scale
-    if scale is not None and (len(scale) != 2 or scale[0] > scale[1]):
+@rule("data.batch_size", needs_input=True)
+def _check_batch_size(config: Config, spec: InputSpec) -> Problems:
+    batch_size = config.data.batch_size
+    if spec.train_images is not None and batch_size > spec.train_images:
+        yield f"data.batch_size={batch_size}: more than the {spec.train_images} training images"
+
+
+@rule("data.val_fraction", needs_input=True)
+def _check_validation_images(config: Config, spec: InputSpec) -> Problems:
+    fraction = config.data.val_fraction
+    if not fraction or spec.val_images is None:
+        return
+    if spec.val_images < spec.classes:
+        counts = f"{spec.val_images} validation images for {spec.classes} classes"
+        yield f"data.val_fraction={fraction:g}: {counts}; at least one each, or 0"
+
+
+@rule("augment.crop", needs_input=True)
+def _check_crop(config: Config, spec: InputSpec) -> Problems:
+    crop = config.augment.crop
+    if crop >= spec.size:
+        yield f"augment.crop={crop}: must be below the image's {spec.size} pixels"
+
+
+@rule("augment.scale")
+def _check_scale(config: Config) -> Problems:
+    scale = config.augment.scale
+    if scale is None:
+        return
+    if len(scale) != 2 or scale[0] > scale[1]:
         yield f"augment.scale={format_value(scale)}: needs [low,high] with low <= high"
 
 
-def _scheduler(config: Config, given: InputSpec) -> Iterator[str]:
-    scheduler = config.scheduler
-    if scheduler.warmup_epochs > config.train.epochs:
-        yield f"scheduler.warmup_epochs={scheduler.warmup_epochs:g}: more than train.epochs={config.train.epochs}"
-    if isinstance(scheduler, Step):
-        rising = all(
-            early < late
-            for early, late in zip(scheduler.milestones, scheduler.milestones[1:], strict=False)
-        )
-        if not (scheduler.milestones and rising):
-            yield f"scheduler.milestones={format_value(scheduler.milestones)}: must be numbers of epochs that rise"
-    if isinstance(scheduler, Plateau) and not config.data.val_fraction:
+@rule("scheduler.warmup_epochs", "train.epochs")
+def _check_warmup(config: Config) -> Problems:
+    warmup = config.scheduler.warmup_epochs
+    epochs = config.train.epochs
+    if warmup > epochs:
+        yield f"scheduler.warmup_epochs={warmup:g}: more than train.epochs={epochs}"
+
+
+@rule("scheduler.milestones")
+def _check_milestones(config: Config) -> Problems:
+    if not isinstance(config.scheduler, Step):
+        return
+    milestones = config.scheduler.milestones
+    rising = all(first < second for first, second in pairwise(milestones))
+    if not milestones or not rising:
+        value = format_value(milestones)
+        yield f"scheduler.milestones={value}: must be numbers of epochs that rise"
+
+
+@rule("scheduler.name", "data.val_fraction")
+def _check_plateau(config: Config) -> Problems:
+    if isinstance(config.scheduler, Plateau) and not config.data.val_fraction:
         yield "scheduler=plateau: watches the validation accuracy, but data.val_fraction=0"
 
 
-def _optimizer(config: Config, given: InputSpec) -> Iterator[str]:
-    optimizer = config.optimizer
-    yield from optimizer_problems(optimizer.name, optimizer.weight_decay, optimizer.arguments)
-
-
-def _device(config: Config, given: InputSpec) -> Iterator[str]:
+@rule("device.precision", "device.name")
+def _check_precision(config: Config) -> Problems:
     device = config.device
     if device.precision == "tf32" and device.name != "cuda":
         yield f"device.precision=tf32: a format of CUDA devices, not of {device.name}"
     if device.precision == "fp16" and device.name == "cpu":
         yield "device.precision=fp16: not trained on a processor; use bf16 or fp32"
-    if (
-        device.deterministic
-        and device.name == "cuda"
-        and isinstance(config.arch, Vgg)
-        and config.arch.norm == "lrn"
-    ):
-        # torch documents that AvgPool3d, which its response norm is made of, raises in the backward pass
-        yield "device.deterministic=true: arch.norm=lrn has no deterministic form on CUDA; use none or batch"
 
 
-def _ranks(config: Config, given: InputSpec) -> Iterator[str]:
+@rule("device.deterministic", "device.name", "arch.norm")
+def _check_deterministic_norm(config: Config) -> Problems:
+    # torch documents that the backward pass of AvgPool3d, which computes the LRN, raises.
     device = config.device
+    arch = config.arch
+    on_cuda = device.deterministic and device.name == "cuda"
+    if on_cuda and isinstance(arch, Vgg) and arch.norm == "lrn":
+        reason = "arch.norm=lrn has no deterministic form on CUDA; use none or batch"
+        yield f"device.deterministic=true: {reason}"
+
+
+@rule("device.processes", "device.name")
+def _check_processes_of_mps(config: Config) -> Problems:
+    processes = config.device.processes or 1
+    if processes > 1 and config.device.name == "mps":
+        reason = "an Apple GPU takes one process; leave it out, or use device=cpu"
+        yield f"device.processes={processes}: {reason}"
+
+
+@rule("device.processes", "data.batch_size")
+def _check_processes(config: Config) -> Problems:
+    processes = config.device.processes or 1
+    batch_size = config.data.batch_size
+    if processes > batch_size:
+        reason = f"more than data.batch_size={batch_size}, which they share"
+        yield f"device.processes={processes}: {reason}"
+
+
+@rule("device.processes", "data.batch_size", "train.accumulate")
+def _check_micro_batches_of_a_rank(config: Config) -> Problems:
+    processes = config.device.processes or 1
     batch_size = config.data.batch_size
     parts = config.train.accumulate
-    ranks = device.processes or 1
-    if ranks > 1 and device.name == "mps":
-        yield f"device.processes={ranks}: an Apple GPU takes one process; leave it out, or use device=cpu"
-    if ranks > batch_size:
-        yield f"device.processes={ranks}: more than data.batch_size={batch_size}, which they share"
-    elif 1 < ranks and parts <= batch_size < ranks * parts:
-        yield f"train.accumulate={parts}: more than the {batch_size // ranks} images of a batch that each rank takes"
+    is_shared = 1 < processes <= batch_size
+    if is_shared and parts <= batch_size < processes * parts:
+        images = batch_size // processes
+        reason = f"more than the {images} images of a batch that each rank takes"
+        yield f"train.accumulate={parts}: {reason}"
 
 
-def _train(config: Config, given: InputSpec) -> Iterator[str]:
-    train = config.train
-    if train.accumulate > config.data.batch_size:
-        yield f"train.accumulate={train.accumulate}: more than data.batch_size={config.data.batch_size}"
-    if train.stop_if_dead and train.probe_steps is None:
+@rule("train.accumulate", "data.batch_size")
+def _check_micro_batches(config: Config) -> Problems:
+    parts = config.train.accumulate
+    batch_size = config.data.batch_size
+    if parts > batch_size:
+        yield f"train.accumulate={parts}: more than data.batch_size={batch_size}"
+
+
+@rule("train.stop_if_dead", "train.probe_steps")
+def _check_stop_if_dead(config: Config) -> Problems:
+    if config.train.stop_if_dead and config.train.probe_steps is None:
         yield "train.stop_if_dead=true: needs train.probe_steps, but it is null"
-    for key, wants in (
-        ("patience", train.patience is not None),
-        ("test_weights", train.test_weights == "best"),
-    ):
-        if wants and not config.data.val_fraction:
-            yield f"train.{key}={format_value(getattr(train, key))}: needs a validation split, but data.val_fraction=0"
-    if train.init_sha256 is not None and not SHA256.fullmatch(train.init_sha256):
-        yield f"train.init_sha256={train.init_sha256}: must be 64 digits 0..9 a..f or null"
-    for key in ("init_sha256", "freeze"):
-        if getattr(train, key) is not None and train.init_from is None:
-            yield f"train.{key}={format_value(getattr(train, key))}: needs train.init_from, which names the weights"
+
+
+@rule("train.patience", "data.val_fraction")
+def _check_patience(config: Config) -> Problems:
+    patience = config.train.patience
+    if patience is not None and not config.data.val_fraction:
+        yield f"train.patience={patience}: needs a validation split, but data.val_fraction=0"
+
+
+@rule("train.test_weights", "data.val_fraction")
+def _check_test_weights(config: Config) -> Problems:
+    if config.train.test_weights == "best" and not config.data.val_fraction:
+        yield "train.test_weights=best: needs a validation split, but data.val_fraction=0"
+
+
+@rule("train.init_sha256")
+def _check_init_sha256(config: Config) -> Problems:
+    digest = config.train.init_sha256
+    if digest is not None and not SHA256.fullmatch(digest):
+        yield f"train.init_sha256={digest}: must be 64 digits 0..9 a..f or null"
+
+
+@rule("train.init_sha256", "train.init_from")
+def _check_init_sha256_has_a_source(config: Config) -> Problems:
+    digest = config.train.init_sha256
+    if digest is not None and config.train.init_from is None:
+        yield f"train.init_sha256={digest}: needs train.init_from, which names the weights"
+
+
+@rule("train.freeze", "train.init_from")
+def _check_freeze_has_a_source(config: Config) -> Problems:
+    freeze = config.train.freeze
+    if freeze is not None and config.train.init_from is None:
+        yield f"train.freeze={freeze}: needs train.init_from, which names the weights"
+
+
+@rule("train.freeze", "arch.blocks")
+def _check_freeze(config: Config) -> Problems:
+    freeze = config.train.freeze
+    if freeze is None or _has_wrong_block_count(config.arch):
+        return
     blocks = spatial_ops(config)[-1].block
-    if train.freeze is not None and train.freeze > blocks:
-        yield f"train.freeze={train.freeze}: more than the network's {blocks} blocks"
+    if freeze > blocks:
+        yield f"train.freeze={freeze}: more than the network's {blocks} blocks"
 
 
-def _run(config: Config, given: InputSpec) -> Iterator[str]:
+@rule("run.name")
+def _check_run_name(config: Config) -> Problems:
     name = config.run.name
-    if name is not None and (not RUN_NAME.fullmatch(name) or WINDOWS_DEVICES.fullmatch(name)):
-        allowed = "1..120 letters, digits or _ . + = , - (the first a letter, digit or _), no device name of Windows"
-        yield f"run.name={name}: must be {allowed}"
+    if name is None:
+        return
+    if not RUN_NAME.fullmatch(name) or WINDOWS_DEVICE.fullmatch(name):
+        characters = "letters, digits or _ . + = , - (the first a letter, digit or _)"
+        yield f"run.name={name}: must be 1..120 {characters}, no device name of Windows"
     if name == "sweeps":
         yield "run.name=sweeps: the folder of the sweeps; choose another"
-    if os.path.exists(config.run.root) and not os.path.isdir(config.run.root):
-        yield f"run.root={config.run.root}: not a directory"
-    if config.sweep.objective not in OBJECTIVES:
-        yield f"sweep.objective={config.sweep.objective}: allowed {', '.join(OBJECTIVES)}"
+
+
+@rule("run.root")
+def _check_run_root(config: Config) -> Problems:
+    root = config.run.root
+    if os.path.exists(root) and not os.path.isdir(root):
+        yield f"run.root={root}: not a directory"
+
+
+@rule("sweep.objective")
+def _check_objective(config: Config) -> Problems:
+    objective = config.sweep.objective
+    if objective not in OBJECTIVES:
+        yield f"sweep.objective={objective}: allowed {', '.join(OBJECTIVES)}"
+
+
+@rule("optimizer.name")
+def _check_optimizer(config: Config) -> Problems:
+    if problem := torch_optim.name_problem(config.optimizer.name):
+        yield problem
+
+
+@rule("optimizer.name", "optimizer.weight_decay")
+def _check_weight_decay(config: Config) -> Problems:
+    optimizer = config.optimizer
+    if not optimizer.weight_decay or not torch_optim.is_usable(optimizer.name):
+        return
+    if "weight_decay" not in torch_optim.arguments(optimizer.name):
+        weight_decay = f"optimizer.weight_decay={optimizer.weight_decay:g}"
+        yield f"{weight_decay}: {optimizer.name} has none; set it to 0"
+
+
+@rule("optimizer.name", "optimizer.arguments")
+def _check_optimizer_arguments(config: Config) -> Problems:
+    optimizer = config.optimizer
+    if torch_optim.is_usable(optimizer.name):
+        yield from torch_optim.argument_problems(optimizer.name, optimizer.arguments)

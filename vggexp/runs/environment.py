@@ -1,4 +1,7 @@
-"""What a number depends on besides the configuration: versions, code, machine. Nothing secret is recorded."""
+"""Collects what a result depends on besides the configuration: versions, code, machine.
+
+Nothing secret is recorded.
+"""
 
 import hashlib
 import os
@@ -28,13 +31,18 @@ VARIABLES = (
     "CUBLAS_WORKSPACE_CONFIG",
     "SLURM_JOB_ID",
 )
+SOURCE_FOLDERS = ("vggexp", "conf", "hydra_plugins")
+GIT_TIMEOUT = 10  # seconds
 
 
 def collect_environment() -> dict[str, Any]:
-    """versions, commit (of the package's own checkout, None outside one) and whether dirty, host, processor."""
+    """Returns the fields of env.json that hold for the whole process.
+
+    `commit` and `dirty` describe the checkout that the package lies in; None outside a checkout.
+    """
+    versions = {"python": platform.python_version()}
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: _version(name) for name in PACKAGES},
+        "versions": versions | {name: _version(name) for name in PACKAGES},
         **_commit(),
         "host": socket.gethostname(),
         "system": platform.platform(),
@@ -45,7 +53,7 @@ def collect_environment() -> dict[str, Any]:
 
 
 def code_sha256() -> str:
-    """Of the package's own modules, by their names."""
+    """Returns the SHA-256 of the package's modules, in the order of their paths."""
     package = Path(__file__).parents[1]
     digest = hashlib.sha256()
     for path in sorted(package.rglob("*.py")):
@@ -61,27 +69,22 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> dict[str, Any]:
-    package = Path(__file__).resolve().parents[2]
-    if not (package / ".git").exists():
-        return {"commit": None, "dirty": None}
-    status = [
-        "git",
-        "-C",
-        str(package),
-        "status",
-        "--porcelain",
-        "--",
-        "vggexp",
-        "conf",
-        "hydra_plugins",
-    ]
+    unknown = {"commit": None, "dirty": None}
+    checkout = Path(__file__).resolve().parents[2]
+    if not (checkout / ".git").exists():
+        return unknown
+    head = _git_output(checkout, "rev-parse", "HEAD")
+    changes = _git_output(checkout, "status", "--porcelain", "--", *SOURCE_FOLDERS)
+    if head is None or changes is None:
+        return unknown
+    return {"commit": head, "dirty": bool(changes)}
+
+
+def _git_output(checkout: Path, *arguments: str) -> str | None:
+    """Returns what git prints; None if git is missing, fails or takes too long."""
+    command = ["git", "-C", str(checkout), *arguments]
     try:
-        head = subprocess.run(
-            ["git", "-C", str(package), "rev-parse", "HEAD"], capture_output=True, timeout=10
-        )
-        changed = subprocess.run(status, capture_output=True, timeout=10)
+        process = subprocess.run(command, capture_output=True, timeout=GIT_TIMEOUT)
     except (OSError, subprocess.TimeoutExpired):
-        return {"commit": None, "dirty": None}
-    if head.returncode or changed.returncode:
-        return {"commit": None, "dirty": None}
-    return {"commit": head.stdout.decode().strip(), "dirty": bool(changed.stdout.strip())}
+        return None
+    return None if process.returncode else process.stdout.decode(errors="replace").strip()

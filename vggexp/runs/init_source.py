@@ -1,4 +1,4 @@
-"""Which weights `train.init_from` names: a run's by its result, a file's by its bytes. Needs no torch."""
+"""Finds the SHA-256 of the weights that `train.init_from` names. Needs no torch."""
 
 import hashlib
 import os
@@ -8,52 +8,62 @@ from pathlib import Path
 
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError, ConfigError, ResourceError, VggexpError
-from vggexp.runs.directory import RESULT, read_config, read_result, require_run
+from vggexp.runs.directory import CONFIG, RESULT, read_config, read_result, require_run
 
 
 def pin_init_weights(config: Config) -> Config:
-    """With `train.init_sha256` as the source has it, so that the run's name follows from the weights and not the path.
+    """Sets `train.init_sha256` from the source of the initial weights.
 
-    Where the source has gone, a run that was begun from it still tells. Raises ConfigError for a path that does not
-    exist, CheckpointError for other weights than the given ones and for a run that has not finished.
+    The name of the run then follows from the weights and not from their path. If the source no
+    longer exists, the hash comes from a run that was started from the same path.
+
+    Raises:
+        ConfigError: the path does not exist.
+        CheckpointError: the source has other weights than `train.init_sha256`, or is a run that
+            has not finished.
     """
     path = config.train.init_from
-    given = config.train.init_sha256
+    expected = config.train.init_sha256
     if path is None:
         return config
-    found = (
-        source_sha256(Path(path))
-        if os.path.exists(path)
-        else given or _sha_from_started_runs(config)
-    )
-    if found is None:
+    actual: str | None
+    if os.path.exists(path):
+        actual = source_sha256(Path(path))
+    else:
+        actual = expected or _sha_from_started_runs(config)
+    if actual is None:
         raise ConfigError(f"train.init_from={path}: no such run directory or file of weights")
-    if given not in (None, found):
-        raise CheckpointError(
-            f"train.init_from={path}: its SHA-256 is {found}, not train.init_sha256={given}"
-        )
-    return replace(config, train=replace(config.train, init_sha256=found))
+    if expected not in (None, actual):
+        digests = f"its SHA-256 is {actual}, not train.init_sha256={expected}"
+        raise CheckpointError(f"train.init_from={path}: {digests}")
+    return replace(config, train=replace(config.train, init_sha256=actual))
 
 
 def source_sha256(path: Path) -> str:
-    """Of a finished run's weights, as its result.json has it, or of a file's bytes."""
+    """Returns `weights_sha256` of a finished run, or the SHA-256 of a file's bytes."""
     if path.is_file():
-        there = path.stat()
-        return _of_file(path, there.st_size, there.st_mtime_ns)
+        status = path.stat()
+        return _file_sha256(path, status.st_size, status.st_mtime_ns)
     if not path.is_dir():
         raise ConfigError(f"train.init_from={path}: neither a run directory nor a file of weights")
     require_run(path)
     result = read_result(path)
-    if result.get("state") != "finished" or not isinstance(result.get("weights_sha256"), str):
+    state = result.get("state")
+    digest = result.get("weights_sha256")
+    if state != "finished" or not isinstance(digest, str):
         raise CheckpointError(
-            f"train.init_from={path}: this run has not finished ({RESULT}: {result.get('state')})"
+            f"train.init_from={path}: this run has not finished ({RESULT}: {state})"
         )
-    return result["weights_sha256"]
+    return digest
 
 
 @cache
-def _of_file(path: Path, size: int, changed: int) -> str:
-    """size, changed: the file's, so that it is read once for each of its contents."""
+def _file_sha256(
+    path: Path,
+    size: int,
+    modified_ns: int,
+) -> str:
+    """Hashes a file; its size and time make the cache hold one entry for each content."""
     try:
         with open(path, "rb") as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
@@ -62,13 +72,13 @@ def _of_file(path: Path, size: int, changed: int) -> str:
 
 
 def _sha_from_started_runs(config: Config) -> str | None:
-    """What the runs of this root that were begun from the same path have recorded, where they agree."""
+    """Returns the hash that the runs started from the same path have recorded, if they agree."""
     recorded = set()
-    for file in Path(config.run.root).glob(f"{config.run.name or '*'}/config.yaml"):
+    for path in Path(config.run.root).glob(f"{config.run.name or '*'}/{CONFIG}"):
         try:
-            train = read_config(file.parent)["train"]
+            train = read_config(path.parent)["train"]
             if train["init_from"] == config.train.init_from:
                 recorded.add(train["init_sha256"])
-        except (VggexpError, KeyError, TypeError):  # no run of this version
+        except (VggexpError, KeyError, TypeError):  # not a run of this version
             continue
     return recorded.pop() if len(recorded) == 1 else None

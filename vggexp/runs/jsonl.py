@@ -1,4 +1,4 @@
-"""JSON that survives a crash: metrics.jsonl, the record of a run's epochs, and small files replaced in one step."""
+"""Writes JSON that survives a crash: metrics.jsonl, and small files replaced in one step."""
 
 import json
 import math
@@ -12,52 +12,55 @@ from vggexp.system.files import atomic_write, fsync_dir
 
 
 def append(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Adds one line and waits until it is on the disk; a line cut short by a crash is dropped first.
+    """Adds one line and waits until the line is on the disk.
 
-    NaN and the infinities, for which JSON has no words, become null.
+    A last line that a crash cut short is dropped first. NaN and infinity, which JSON cannot
+    express, become null.
     """
-    if _cut_short(path):
-        return rewrite(path, [*read(path), metrics])
-    new = not path.exists()
+    if _is_cut_short(path):
+        rewrite(path, [*read(path), metrics])
+        return
+    is_new = not path.exists()
     with open(path, "ab") as file:
         file.write(_line(metrics))
         file.flush()
         os.fsync(file.fileno())
-    if new:
+    if is_new:
         fsync_dir(path.parent)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """The finished epochs; none where the file is missing, and without a last line that was cut short.
+    """Returns the lines of finished epochs, without a last line that a crash cut short.
 
-    Raises CheckpointError for any other line that is no JSON object.
+    Returns [] if the file is missing.
+
+    Raises:
+        CheckpointError: another line is not a JSON object.
     """
     try:
         lines = path.read_bytes().split(b"\n")
     except FileNotFoundError:
         return []
-    rows = [_parse(line) for line in lines]
-    bad = [
-        number
-        for number, (line, row) in enumerate(zip(lines[:-1], rows, strict=False), 1)
-        if line and row is None
-    ]
-    if bad:
-        raise CheckpointError(
-            f"{path}: line {bad[0]} is not a JSON object (restore the file or start a new run)"
-        )
-    return [row for row in rows if row is not None]
+    rows = []
+    for number, line in enumerate(lines, 1):
+        row = _parse(line)
+        if row is not None:
+            rows.append(row)
+        elif line and number < len(lines):
+            hint = "restore the file or start a new run"
+            raise CheckpointError(f"{path}: line {number} is not a JSON object ({hint})")
+    return rows
 
 
 def rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    """Replaces the whole file."""
     atomic_write(path, b"".join(map(_line, rows)))
 
 
 def write_json(path: Path, value: Any) -> None:
-    atomic_write(
-        path,
-        json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False).encode() + b"\n",
-    )
+    """Replaces the file by the indented JSON of one value."""
+    text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
+    atomic_write(path, text.encode() + b"\n")
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
@@ -65,11 +68,14 @@ def _line(row: Mapping[str, Any]) -> bytes:
 
 
 def _finite(value: Any) -> Any:
+    """Replaces every NaN and infinity by None."""
     if isinstance(value, Mapping):
         return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
+    if isinstance(value, list | tuple):
         return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
 
 
 def _parse(line: bytes) -> dict[str, Any] | None:
@@ -80,13 +86,13 @@ def _parse(line: bytes) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
-def _cut_short(path: Path) -> bool:
+def _is_cut_short(path: Path) -> bool:
+    """Returns whether the file ends without a line break."""
     try:
         with open(path, "rb") as file:
-            return (
-                file.seek(0, os.SEEK_END) > 0
-                and file.seek(-1, os.SEEK_END) >= 0
-                and file.read(1) != b"\n"
-            )
+            if file.seek(0, os.SEEK_END) == 0:
+                return False
+            file.seek(-1, os.SEEK_END)
+            return file.read(1) != b"\n"
     except FileNotFoundError:
         return False

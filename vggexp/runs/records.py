@@ -1,4 +1,7 @@
-"""Run directories read back as plain values: what tables, reports and comparisons are made of. Needs no torch."""
+"""Reads run directories back as plain values, for tables, reports and comparisons.
+
+Needs no torch.
+"""
 
 import json
 import os
@@ -7,13 +10,14 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vggexp.config.keys import flatten, to_plain
-from vggexp.config.parse import ErrorList, parse_config
+from vggexp.config.parse import parse_config
 from vggexp.config.run_id import differences, identity, run_name
 from vggexp.config.schema import Config
 from vggexp.data.catalog import DATASETS
 from vggexp.errors import CheckpointError
 from vggexp.runs import jsonl
 from vggexp.runs.directory import (
+    CONFIG,
     ENVIRONMENT,
     METRICS,
     RESULT,
@@ -23,17 +27,18 @@ from vggexp.runs.directory import (
 )
 from vggexp.system.locks import is_locked
 
-SKIPPED_FOLDERS = {"checkpoints"}  # folders of a run, never looked into
+SKIPPED_FOLDERS = {"checkpoints"}  # never searched for runs
+FINGERPRINT_PREFIX = "data."  # of the keys in env.json
 
 
 class RunRecord(NamedTuple):
-    """One run. state: running (by a process that is there), interrupted, failed or finished."""
+    """The files of one run."""
 
     folder: Path
-    state: str
+    state: str  # of `run_state`
     config: dict[str, Any]  # flat: {"optimizer.lr": 0.1}
     result: dict[str, Any]
-    rows: list[dict[str, Any]]  # a row for each finished epoch, as metrics.jsonl has them
+    rows: list[dict[str, Any]]  # one for each finished epoch, as in metrics.jsonl
     environment: dict[str, Any]
 
     @property
@@ -42,107 +47,128 @@ class RunRecord(NamedTuple):
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Raises CheckpointError where the folder is not a run's, or its files are not what a run writes."""
+    """Reads one run. Raises CheckpointError if the files are not what a run writes."""
     config = flatten(read_config(folder))
     result = read_result(folder)
-    return RunRecord(
-        folder,
-        run_state(folder, result),
-        config,
-        result,
-        jsonl.read(folder / METRICS),
-        _environment(folder),
-    )
+    state = run_state(folder, result)
+    rows = jsonl.read(folder / METRICS)
+    return RunRecord(folder, state, config, result, rows, _read_environment(folder))
 
 
 def load_config(folder: Path) -> Config:
-    """What a run was made from. Raises CheckpointError."""
-    problems = ErrorList()
-    config = parse_config(read_config(folder), problems)
+    """Returns the configuration of a run. Raises CheckpointError."""
+    config, errors = parse_config(read_config(folder))
     if config is None:
-        raise CheckpointError(
-            f"{folder / 'config.yaml'}: not a configuration of this version ({problems[0]})"
-        )
+        reason = f"not a configuration of this version ({errors[0]})"
+        raise CheckpointError(f"{folder / CONFIG}: {reason}")
     return config
 
 
-def run_state(folder: Path, result: dict[str, Any]) -> str:
-    """As result.json has it, but a run whose process was killed is interrupted; `not started` without a result."""
+def run_state(folder: Path, result: Mapping[str, Any]) -> str:
+    """Returns running, interrupted, failed, finished, or `not started` without a result.
+
+    A run whose result says running is interrupted if no process holds its lock.
+    """
     state = str(result.get("state", "not started"))
-    return "interrupted" if state == "running" and not is_locked(folder) else state
+    if state == "running" and not is_locked(folder):
+        return "interrupted"
+    return state
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:
-    """The run directories at or below the given folders, each once, by name. Links are not followed."""
-    found = {path.resolve(): path for folder in folders for path in _below(folder)}
-    return sorted(found.values(), key=lambda path: (path.name, str(path)))
+    """Returns the run directories at or below the folders, each once, sorted by name.
+
+    Links are not followed.
+    """
+    runs: dict[Path, Path] = {}
+    for folder in folders:
+        for path in _find_below(folder):
+            runs[path.resolve()] = path
+    return sorted(runs.values(), key=lambda path: (path.name, str(path)))
 
 
-def _below(folder: Path) -> Iterator[Path]:
-    for place, names, files in os.walk(folder):
-        if "config.yaml" in files and RESULT in files:
-            names.clear()
-            yield Path(place)
-        names[:] = sorted(name for name in names if name not in SKIPPED_FOLDERS)
+def _find_below(folder: Path) -> Iterator[Path]:
+    for root, subfolders, files in os.walk(folder):
+        if CONFIG in files and RESULT in files:
+            subfolders.clear()
+            yield Path(root)
+        subfolders[:] = sorted(name for name in subfolders if name not in SKIPPED_FOLDERS)
 
 
-def _environment(folder: Path) -> dict[str, Any]:
+def _read_environment(folder: Path) -> dict[str, Any]:
+    path = folder / ENVIRONMENT
     try:
-        content = json.loads((folder / ENVIRONMENT).read_bytes())
+        content = json.loads(path.read_bytes())
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{folder / ENVIRONMENT}: cannot be read: {error}") from error
+        raise CheckpointError(f"{path}: cannot be read: {error}") from error
     return content if isinstance(content, dict) else {}
 
 
 def run_dir(config: Config) -> Path:
-    """Where the run of this configuration lies or will lie."""
+    """Returns the folder of this configuration's run, whether or not the run exists."""
     root = Path(config.run.root)
     name = run_name(config)
-    return root / (unused_name(root, name) if config.resume == "never" else name)
+    if config.resume == "never":
+        name = unused_name(root, name)
+    return root / name
 
 
 def finished_line(config: Config, result: Mapping[str, Any]) -> str:
+    """Returns the line that a command prints for a run that is already finished."""
     return f"already finished: test accuracy {result['test/accuracy']:.4f}  {run_dir(config)}"
 
 
 def finished_result(config: Config) -> dict[str, Any] | None:
-    """The result of this very run where it is done already. Raises CheckpointError where another run has the name."""
+    """Returns the result of this configuration's run if the run is finished.
+
+    Raises:
+        CheckpointError: the folder holds a run of another configuration, or its files are not
+            what a run writes.
+    """
     folder = Path(config.run.root) / run_name(config)
     if config.resume == "never" or not folder.exists():
         return None
-    there = {}
-    here = identity(to_plain(config))
-    if (folder / "config.yaml").exists():
-        there = identity(read_config(folder))
-        differing = differences(there, here)
-        if differing and config.resume != "force":
-            told = "; ".join(differing)
-            raise CheckpointError(
-                f"{folder}: another configuration ({told}); choose another run.name or resume=force"
-            )
+    current = identity(to_plain(config))
+    recorded: dict[str, Any] = {}
+    if (folder / CONFIG).exists():
+        recorded = identity(read_config(folder))
+        lines = differences(recorded, current)
+        if lines and config.resume != "force":
+            reason = f"another configuration ({'; '.join(lines)})"
+            raise CheckpointError(f"{folder}: {reason}; choose another run.name or resume=force")
     result = read_result(folder)
-    if result.get("state") != "finished" or there != here or list(folder.glob("checkpoints/*.tmp")):
-        return None  # a temporary file: it was killed while it wrote its last one
+    if result.get("state") != "finished" or recorded != current:
+        return None
+    if list(folder.glob("checkpoints/*.tmp")):
+        return None  # the run was killed while it wrote its last checkpoint
     if "test/accuracy" not in result:
         raise CheckpointError(f"{folder / RESULT}: not the result of a run that has finished")
     return result
 
 
 def settings(run: RunRecord) -> dict[str, Any]:
-    """What makes the run what it is, but for the seed."""
-    return {key: value for key, value in identity(run.config).items() if key != "seed"}
+    """Returns the keys that determine the result of a run, without the seed."""
+    keys = identity(run.config)
+    keys.pop("seed", None)
+    return keys
 
 
 def fingerprint(run: RunRecord) -> dict[str, Any]:
-    """{file name: SHA-256}, of training and test data; empty where none was recorded."""
-    known = flatten(run.environment).items()
-    return {key.removeprefix("data."): value for key, value in known if key.startswith("data.")}
+    """Returns {file name: SHA-256} of the training and test data; {} if none was recorded."""
+    digests = {}
+    for key, value in flatten(run.environment).items():
+        if key.startswith(FINGERPRINT_PREFIX):
+            digests[key.removeprefix(FINGERPRINT_PREFIX)] = value
+    return digests
 
 
 def test_fingerprint(run: RunRecord) -> list[str]:
-    """Of the test data alone, where it is a file of its own."""
-    facts = DATASETS.get(str(run.config.get("data.name")))
-    training = facts.train_files if facts and facts.train_files else ("train",)
-    return sorted(str(value) for name, value in fingerprint(run).items() if name not in training)
+    """Returns the sorted SHA-256s of the test data, if it has files of its own."""
+    info = DATASETS.get(str(run.config.get("data.name")))
+    training_files: tuple[str, ...] = ("train",)
+    if info is not None and info.train_files:
+        training_files = tuple(info.train_files)
+    digests = fingerprint(run)
+    return sorted(str(digests[name]) for name in digests if name not in training_files)

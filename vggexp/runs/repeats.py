@@ -1,4 +1,4 @@
-"""Rows of a table that differ in their seed alone: which they are, and their mean scores."""
+"""Groups runs that differ only in their seed; ranks runs; means and standard deviations."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import fmean, stdev
@@ -6,63 +6,103 @@ from typing import Any
 
 from vggexp.formatting import format_value
 
-
-def higher_is_better(metric: str) -> bool:
-    """Of an accuracy; of everything else, as a loss, the lowest is best."""
-    return metric.endswith("accuracy")
-
-
-def rank_key(score: float | None, metric: str) -> tuple[bool, float]:
-    """A key for sorting: the best first, what has no score last."""
-    return score is None, (-1 if higher_is_better(metric) else 1) * (score or 0)
-
-
-def mean_and_std(scores: Sequence[float]) -> tuple[float, float | None]:
-    """Mean, and standard deviation of the sample, of one score at least; one alone has no deviation."""
-    return fmean(scores), stdev(scores) if len(scores) > 1 else None
-
-
-Row = dict[str, Any]  # of a run: its settings, `state`, and a score or None for each metric
+# A row of a table: the settings of a run, its `state`, and a number or None for each metric.
+Row = dict[str, Any]
 Setting = tuple[str | None, ...]
 
 
-def group_repeats(rows: Iterable[Row], keys: Sequence[str]) -> list[list[Row]]:
-    """The rows of each setting, told by the keys besides `seed`; empty where no setting has several."""
-    sets: dict[Setting, list[Row]] = {}
+def higher_is_better(metric: str) -> bool:
+    """Returns True for an accuracy; the lowest loss is the best."""
+    return metric.endswith("accuracy")
+
+
+def rank_key(
+    score: float | None,
+    metric: str,
+) -> tuple[bool, float]:
+    """Returns a key for `sorted`: the best score first, None last."""
+    if score is None:
+        return True, 0
+    return False, -score if higher_is_better(metric) else score
+
+
+def mean_and_std(scores: Sequence[float]) -> tuple[float, float | None]:
+    """Returns mean and sample standard deviation of at least one score.
+
+    The standard deviation of a single score is None.
+    """
+    std = stdev(scores) if len(scores) > 1 else None
+    return fmean(scores), std
+
+
+def group_repeats(
+    rows: Iterable[Row],
+    keys: Sequence[str],
+) -> list[list[Row]]:
+    """Groups the rows by their values of all keys except `seed`.
+
+    Returns [] if no group has several rows.
+    """
+    groups: dict[Setting, list[Row]] = {}
     for row in rows:
-        sets.setdefault(_setting(row, keys), []).append(row)
-    several = any(len(members) > 1 for members in sets.values())
-    return list(sets.values()) if several else []
+        groups.setdefault(_setting(row, keys), []).append(row)
+    if all(len(members) == 1 for members in groups.values()):
+        return []
+    return list(groups.values())
 
 
-def _setting(row: Mapping[str, Any], keys: Sequence[str]) -> Setting:
-    return tuple(
-        None if row.get(key) is None else format_value(row[key]) for key in keys if key != "seed"
-    )
+def _setting(
+    row: Mapping[str, Any],
+    keys: Sequence[str],
+) -> Setting:
+    values: list[str | None] = []
+    for key in keys:
+        if key == "seed":
+            continue
+        value = row.get(key)
+        if value is not None:
+            value = format_value(value)
+        values.append(value)
+    return tuple(values)
 
 
 def mean_rows(
-    rows: Iterable[Row], keys: Sequence[str], metrics: Sequence[str], score: str
+    rows: Iterable[Row],
+    keys: Sequence[str],
+    metrics: Sequence[str],
+    score: str,
 ) -> list[Row]:
-    """A row for each setting, best mean first; none where nothing is repeated.
+    """Returns one row for each group of `group_repeats`, the best mean first.
 
-    Means and sample standard deviations of the finished runs; `runs` counts those, `not finished` the others.
+    Each row has the mean and the sample standard deviation of each metric over the finished
+    runs; `runs` counts these runs and `not finished` the others.
+
+    Args:
+        keys: the columns that are settings.
+        score: the metric that ranks the rows.
     """
     settings = [key for key in keys if key != "seed"]
-    sets = group_repeats(rows, settings)
-    found = [
-        {key: members[0].get(key) for key in settings} | _means(members, metrics)
-        for members in sets
-    ]
-    return sorted(found, key=lambda row: rank_key(row[f"{score} mean"], score))
+    means: list[Row] = []
+    for members in group_repeats(rows, settings):
+        shared = {key: members[0].get(key) for key in settings}
+        means.append(shared | _mean_columns(members, metrics))
+    return sorted(means, key=lambda row: rank_key(row[f"{score} mean"], score))
 
 
-def _means(members: Sequence[Row], metrics: Sequence[str]) -> Row:
+def _mean_columns(
+    members: Sequence[Row],
+    metrics: Sequence[str],
+) -> Row:
     finished = [row for row in members if row["state"] == "finished"]
-    found: Row = {}
+    columns: Row = {}
     for metric in metrics:
         scores = [row[metric] for row in finished if row[metric] is not None]
-        found[f"{metric} mean"], found[f"{metric} deviation"] = (
-            mean_and_std(scores) if scores else (None, None)
-        )
-    return {**found, "runs": len(finished), "not finished": len(members) - len(finished)}
+        mean = None
+        std = None
+        if scores:
+            mean, std = mean_and_std(scores)
+        columns[f"{metric} mean"] = mean
+        columns[f"{metric} deviation"] = std
+    columns["runs"] = len(finished)
+    columns["not finished"] = len(members) - len(finished)
+    return columns
