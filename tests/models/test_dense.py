@@ -1,4 +1,4 @@
-"""The dense network against the ordinary one, and against windows of the last map and of the picture, by hand."""
+"""The fully convolutional model against the ordinary one, on windows of last map and image."""
 
 import pytest
 import torch
@@ -9,11 +9,11 @@ from vggexp.models.dense import to_fully_convolutional
 from vggexp.models.shapes import Block
 from vggexp.models.vgg import vgg
 
-ROWS = [Block(1, 8), Block(2, 12), Block(2, 16)]
+BLOCKS = [Block(1, 8), Block(2, 12), Block(2, 16)]
 
 
-def network(blocks=ROWS, *, norm="none", hidden=(24, 20), channels=3, size=32):
-    """With batch norm's mean and deviation as if it had been trained."""
+def make_trained_model(blocks=BLOCKS, *, norm="none", hidden=(24, 20), channels=3, size=32):
+    """Returns a model whose batch norms have the statistics of a training."""
     torch.manual_seed(0)
     facts = {"in_channels": channels, "size": size, "classes": 7}
     model = vgg(blocks, norm=norm, hidden=hidden, dropout=0.5, width=1, **facts)
@@ -24,31 +24,33 @@ def network(blocks=ROWS, *, norm="none", hidden=(24, 20), channels=3, size=32):
     return model.eval()
 
 
-def pictures(size, channels=3, width=None):
-    return torch.randn(4, channels, size, width or size, generator=torch.Generator().manual_seed(1))
+def make_images(height, channels=3, width=None):
+    draws = torch.Generator().manual_seed(1)
+    return torch.randn(4, channels, height, width or height, generator=draws)
 
 
 CLASSIC = {"in_channels": 3, "classes": 7}
-NETS = {
-    "plain": (network, 32),
-    "batch norm": (lambda: network(norm="batch"), 32),
-    "response norm": (lambda: network(norm="lrn"), 32),
-    "one linear layer": (lambda: network(hidden=()), 32),
-    "1x1 convolutions": (lambda: network([Block(3, 8, 1), Block(2, 12, 2)]), 32),
-    "a side that is cut": (lambda: network(size=43), 43),
-    "a last map of one": (lambda: network(size=8), 8),
-    "grey": (lambda: network(channels=1), 32),
+POINTWISE = [Block(3, 8, 1), Block(2, 12, 2)]
+MODELS = {  # name: a function that builds the model, and its image size
+    "plain": (make_trained_model, 32),
+    "batch norm": (lambda: make_trained_model(norm="batch"), 32),
+    "response norm": (lambda: make_trained_model(norm="lrn"), 32),
+    "one linear layer": (lambda: make_trained_model(hidden=()), 32),
+    "1x1 convolutions": (lambda: make_trained_model(POINTWISE), 32),
+    "a size that is no multiple of 8": (lambda: make_trained_model(size=43), 43),
+    "a last map of one pixel": (lambda: make_trained_model(size=8), 8),
+    "gray": (lambda: make_trained_model(channels=1), 32),
     "lenet": (lambda: lenet(size=28, **CLASSIC).eval(), 28),
     "alexnet": (lambda: alexnet(size=70, dropout=0.5, **CLASSIC).eval(), 70),
 }
 
 
-@pytest.mark.parametrize("name", NETS)
+@pytest.mark.parametrize("name", MODELS)
 @torch.inference_mode()
-def test_at_the_training_size_it_is_the_network(name):
-    build, size = NETS[name]
+def test_at_the_training_size_the_logits_are_the_same(name):
+    build, size = MODELS[name]
     model = build()
-    images = pictures(size, 1 if name == "grey" else 3)
+    images = make_images(size, 1 if name == "gray" else 3)
     assert torch.equal(to_fully_convolutional(model)(images), model(images))
     with torch.autocast("cpu", torch.bfloat16):
         assert torch.equal(to_fully_convolutional(model)(images), model(images).float())
@@ -56,65 +58,63 @@ def test_at_the_training_size_it_is_the_network(name):
 
 @pytest.mark.parametrize("name", ["plain", "batch norm", "one linear layer"])
 @torch.inference_mode()
-def test_the_score_map_is_the_classifier_at_each_place_of_the_last_map(name):
-    model = NETS[name][0]()
+def test_the_score_map_is_the_classifier_at_each_position_of_the_last_map(name):
+    build, _ = MODELS[name]
+    model = build()
     features, flatten, classifier = model
-    images = pictures(48, width=61)
+    images = make_images(48, width=61)
     maps = features(images)
-    down, across = maps.shape[2] - 3, maps.shape[3] - 3  # windows of 4x4, as for 32 pixels
-    assert (down, across) == (3, 4)
-    logits = [
-        classifier(flatten(maps[:, :, top : top + 4, left : left + 4]))
-        for top in range(down)
-        for left in range(across)
-    ]
-    torch.testing.assert_close(
-        to_fully_convolutional(model)(images), torch.stack(logits).mean(0), atol=1e-5, rtol=0
-    )
+    rows = maps.shape[2] - 3  # windows of 4x4, as for 32 pixels
+    columns = maps.shape[3] - 3
+    assert rows == 3
+    assert columns == 4
+    logits = []
+    for top in range(rows):
+        for left in range(columns):
+            window = maps[:, :, top : top + 4, left : left + 4]
+            logits.append(classifier(flatten(window)))
+    expected = torch.stack(logits).mean(0)
+    torch.testing.assert_close(to_fully_convolutional(model)(images), expected, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
-def test_it_is_the_network_over_all_windows_of_the_picture():
-    """Where no padding stands between them: with 1x1 convolutions, and windows a stride of the network apart."""
-    model = network([Block(1, 8, 1), Block(1, 12, 1)], size=16)
-    images = pictures(28, width=24)
-    logits = [
-        model(images[:, :, top : top + 16, left : left + 16])
-        for top in range(0, 13, 4)
-        for left in range(0, 9, 4)
-    ]
+def test_the_logits_are_those_of_the_model_over_all_windows_of_the_image():
+    """1x1 convolutions have no padding, and the windows are one stride of the model apart."""
+    model = make_trained_model([Block(1, 8, 1), Block(1, 12, 1)], size=16)
+    images = make_images(28, width=24)
+    logits = []
+    for top in range(0, 13, 4):
+        for left in range(0, 9, 4):
+            logits.append(model(images[:, :, top : top + 16, left : left + 16]))
     assert len(logits) == 4 * 3
-    torch.testing.assert_close(
-        to_fully_convolutional(model)(images), torch.stack(logits).mean(0), atol=1e-5, rtol=0
-    )
+    expected = torch.stack(logits).mean(0)
+    torch.testing.assert_close(to_fully_convolutional(model)(images), expected, atol=1e-5, rtol=0)
 
 
 @torch.inference_mode()
-def test_it_is_the_convolutions_of_the_paper():
-    model = network()
+def test_the_logits_are_those_of_the_papers_convolutions():
+    model = make_trained_model()
+    images = make_images(48, width=61)
     features, _, classifier = model
-    maps = features(pictures(48, width=61))
+    maps = features(images)
     for layer in classifier:
         if isinstance(layer, nn.Linear):
-            side = 4 if layer is classifier[0] else 1
-            maps = nn.functional.conv2d(
-                maps, layer.weight.view(len(layer.weight), -1, side, side), layer.bias
-            )
+            size = 4 if layer is classifier[0] else 1
+            weight = layer.weight.view(len(layer.weight), -1, size, size)
+            maps = nn.functional.conv2d(maps, weight, layer.bias)
         else:
             maps = layer(maps)
     assert maps.shape == (4, 7, 3, 4)
-    torch.testing.assert_close(
-        to_fully_convolutional(model)(pictures(48, width=61)), maps.mean((2, 3)), atol=1e-5, rtol=0
-    )
+    logits = to_fully_convolutional(model)(images)
+    torch.testing.assert_close(logits, maps.mean((2, 3)), atol=1e-5, rtol=0)
 
 
 def test_the_weights_are_shared():
-    model = network()
-    assert {id(tensor) for tensor in to_fully_convolutional(model).parameters()} == {
-        id(tensor) for tensor in model.parameters()
-    }
+    model = make_trained_model()
+    shared = {id(tensor) for tensor in to_fully_convolutional(model).parameters()}
+    assert shared == {id(tensor) for tensor in model.parameters()}
 
 
-def test_a_smaller_picture_has_no_score():
+def test_a_smaller_image_is_refused():
     with pytest.raises(RuntimeError, match="size is 4"):
-        to_fully_convolutional(network())(pictures(31))
+        to_fully_convolutional(make_trained_model())(make_images(31))

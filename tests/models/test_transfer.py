@@ -1,19 +1,14 @@
-"""Which layer takes which weights: the paper's way from A to B..E, torchvision's files, grey input; and freezing."""
-
-from itertools import pairwise
+"""Which layer takes which weights: the paper's way from A to B..E and gray input; and freezing."""
 
 import pytest
 import torch
-import torchvision
 from torch import nn
-from torchvision.models.vgg import cfgs, make_layers
 
 from vggexp.errors import CheckpointError
 from vggexp.models import shapes
 from vggexp.models.classic import alexnet, lenet
 from vggexp.models.init import initialize
 from vggexp.models.shapes import Block
-from vggexp.models.torchvision import layers_in, save_torchvision_weights
 from vggexp.models.transfer import (
     describe_transfer,
     freeze,
@@ -26,186 +21,143 @@ from vggexp.models.transfer import (
 from vggexp.models.vgg import vgg
 from vggexp.training.optimizers import build_optimizer
 
-ROWS = {
-    "11": ([1, 1, 2, 2, 2], 0),
-    "13": ([2] * 5, 0),
-    "16c": ([2, 2, 3, 3, 3], 1),
-    "16": ([2, 2, 3, 3, 3], 0),
-    "19": ([2, 2, 4, 4, 4], 0),
-}
-LETTERS = {11: "A", 13: "B", 16: "D", 19: "E"}
+CHANNELS = (64, 128, 256, 512, 512)
 BLOCKS = {
-    name: [Block(count, 64 * 2 ** min(i, 3), one * (i > 1)) for i, count in enumerate(counts)]
-    for name, (counts, one) in ROWS.items()
+    "11": [Block(*row) for row in zip((1, 1, 2, 2, 2), CHANNELS, strict=True)],
+    "13": [Block(*row) for row in zip((2, 2, 2, 2, 2), CHANNELS, strict=True)],
+    "16c": [Block(*row) for row in zip((2, 2, 3, 3, 3), CHANNELS, (0, 0, 1, 1, 1), strict=True)],
+    "16": [Block(*row) for row in zip((2, 2, 3, 3, 3), CHANNELS, strict=True)],
+    "19": [Block(*row) for row in zip((2, 2, 4, 4, 4), CHANNELS, strict=True)],
 }
+FEATURES = ["block1.conv1", "block2.conv1", "block3.conv1", "block3.conv2"]
+CLASSIFIER = ["hidden1", "hidden2", "output"]
 
 
-def ours(
-    depth="11",
-    seed=0,
-    norm="none",
-    in_channels=3,
-    classes=7,
-    size=32,
-    width=1 / 32,
-    hidden=(24, 24),
-):
-    made = vgg(
-        BLOCKS[depth],
-        norm=norm,
-        hidden=hidden,
-        dropout=0.5,
-        width=width,
-        in_channels=in_channels,
-        size=size,
-        classes=classes,
-    )
-    initialize(made, "kaiming", seed)
-    return made
+def make_vgg(depth="11", seed=0, **overrides):
+    """Returns a VGG with a thirty-second of the paper's channels and a small classifier."""
+    arguments = {
+        "norm": "none",
+        "hidden": (24, 24),
+        "dropout": 0.5,
+        "width": 1 / 32,
+        "in_channels": 3,
+        "size": 32,
+        "classes": 7,
+    }
+    model = vgg(BLOCKS[depth], **arguments | overrides)
+    initialize(model, "kaiming", seed)
+    return model
 
 
-class Theirs(nn.Module):
-    """torchvision's VGG with a thirty-second of its channels and a small classifier, under its names."""
-
-    def __init__(self, depth: int, norm: bool, side: int = 7):
-        super().__init__()
-        torch.manual_seed(depth)
-        self.features = make_layers(
-            [step if step == "M" else step // 32 for step in cfgs[LETTERS[depth]]], norm
-        )
-        between = [nn.ReLU(), nn.Dropout()]
-        widths = (16 * side * side, 24, 24, 7)
-        first, second, last = (nn.Linear(*pair) for pair in pairwise(widths))
-        self.classifier = nn.Sequential(first, *between, second, *between, last)
-        with torch.device("meta"):
-            real = getattr(torchvision.models, f"vgg{depth}{'_bn' * norm}")()
-        assert list(self.state_dict()) == list(real.state_dict())
-        for tensor in self.state_dict().values():  # also what batch norm has counted and learnt
-            tensor.copy_(
-                torch.rand(tensor.shape) if tensor.is_floating_point() else torch.tensor(9)
-            )
+def transfer(model, source):
+    """Fills the model and returns the names of the layers that took weights."""
+    transfers = plan_transfer(model, source)
+    load_layers(model, transfers)
+    return [name for name, plan in transfers.items() if plan.source is not None]
 
 
-def taken(model, source):
-    """Fills the network; the names of the layers that took something."""
-    fates = plan_transfer(model, source)
-    load_layers(model, fates)
-    return [name for name, fate in fates.items() if fate.given is not None]
+def describe(model, source):
+    return dict(describe_transfer(plan_transfer(model, source_layers(source))))
 
 
-def equal(one: nn.Module, other: nn.Module) -> bool:
-    mine, its = one.state_dict(), other.state_dict()
-    return mine.keys() == its.keys() and all(torch.equal(mine[name], its[name]) for name in mine)
+def assert_equal(module: nn.Module, expected: nn.Module, name: str) -> None:
+    tensors = module.state_dict()
+    expected_tensors = expected.state_dict()
+    assert tensors.keys() == expected_tensors.keys()
+    for key, tensor in tensors.items():
+        assert torch.equal(tensor, expected_tensors[key]), (name, key)
 
 
 @pytest.mark.parametrize("norm", ["none", "batch", "lrn"])
-@pytest.mark.parametrize("depth", ROWS)
+@pytest.mark.parametrize("depth", BLOCKS)
 def test_names_are_those_of_the_table(depth, norm):
-    rows = shapes.vgg_layers(
+    layers = shapes.vgg_layers(
         BLOCKS[depth], norm, (24, 24), 1 / 32, in_channels=3, size=32, classes=7
     )
-    assert list(named_layers(ours(depth, norm=norm))) == [
-        row.name for row in rows if row.parameters
-    ]
+    expected = [layer.name for layer in layers if layer.parameters]
+    assert list(named_layers(make_vgg(depth, norm=norm))) == expected
 
 
-def test_names_of_the_other_networks():
-    facts = {"in_channels": 1, "classes": 10}
-    for model, rows in (
-        (lenet(size=28, **facts), shapes.lenet_layers(size=28, **facts)),
-        (alexnet(dropout=0, size=63, **facts), shapes.alexnet_layers(size=63, **facts)),
-    ):
-        assert list(named_layers(model)) == [row.name for row in rows if row.parameters]
-
-
-PAPER = ["block1.conv1", "block2.conv1", "block3.conv1", "block3.conv2"]
-HEAD = ["hidden1", "hidden2", "output"]
-
-
-@pytest.mark.parametrize("depth", ["13", "16c", "16", "19"])
-def test_the_papers_way_to_a_deeper_net(depth):
-    """Section 3.1: the first four convolutions and the fully connected layers of A; what is between stays random."""
-    model, before, source = ours(depth, 1), ours(depth, 1), ours("11", 2)
-    assert taken(model, source_layers(source)) == [*PAPER, *HEAD]
-    here, there = named_layers(model), named_layers(source)
-    for name, module in here.items():
-        assert equal(
-            module, there[name] if name in [*PAPER, *HEAD] else named_layers(before)[name]
-        ), name
-
-
-@pytest.mark.parametrize("norm", [False, True])
-@pytest.mark.parametrize("depth", LETTERS)
-def test_a_file_of_torchvision(depth, norm):
-    model, theirs = (
-        ours(str(depth), norm="batch" if norm else "none", size=224),
-        Theirs(depth, norm),
-    )
-    assert taken(model, layers_in(theirs.state_dict())) == list(named_layers(model))
-    saved = save_torchvision_weights(model)
-    assert saved.keys() == theirs.state_dict().keys()
-    assert all(torch.equal(saved[name], tensor) for name, tensor in theirs.state_dict().items())
-
-
-@pytest.mark.parametrize("depth", ["13", "16", "19"])
-def test_a_deeper_net_from_a_file_of_torchvision(depth):
-    model, theirs = ours(depth, size=224), Theirs(11, False)
-    assert taken(model, layers_in(theirs.state_dict())) == [*PAPER, *HEAD]
-    assert torch.equal(
-        model[0][2][2].weight, theirs.features[8].weight
-    )  # block3.conv2, the fourth of A
-
-
-def test_grey_input_is_the_sum_of_the_channels():
-    model, colour = ours(in_channels=1, seed=1).eval(), ours(seed=2).eval()
-    assert len(taken(model, source_layers(colour))) == 11
-    grey = torch.rand(2, 1, 32, 32)
-    torch.testing.assert_close(
-        model(grey), colour(grey.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-5
-    )
-    assert (
-        "conv1 <- block1.conv1 (its input channels summed)"
-        in dict(describe_transfer(plan_transfer(model, source_layers(colour))))["block1"]
-    )
+CLASSIC = {"in_channels": 1, "classes": 10}
 
 
 @pytest.mark.parametrize(
-    ("target", "expected"),
+    ("model", "layers"),
+    [
+        (lenet(size=28, **CLASSIC), shapes.lenet_layers(size=28, **CLASSIC)),
+        (alexnet(dropout=0, size=63, **CLASSIC), shapes.alexnet_layers(size=63, **CLASSIC)),
+    ],
+    ids=["lenet", "alexnet"],
+)
+def test_names_of_the_classic_networks(model, layers):
+    assert list(named_layers(model)) == [layer.name for layer in layers if layer.parameters]
+
+
+@pytest.mark.parametrize("depth", ["13", "16c", "16", "19"])
+def test_the_papers_way_to_a_deeper_network(depth):
+    """Section 3.1: the first four convolutions and the fully connected layers come from A."""
+    model = make_vgg(depth, 1)
+    initial_layers = named_layers(make_vgg(depth, 1))
+    source = make_vgg("11", 2)
+    taken = transfer(model, source_layers(source))
+    assert taken == [*FEATURES, *CLASSIFIER]
+    for name, module in named_layers(model).items():
+        expected = named_layers(source)[name] if name in taken else initial_layers[name]
+        assert_equal(module, expected, name)
+
+
+def test_gray_input_takes_the_sum_of_the_channels():
+    model = make_vgg(in_channels=1, seed=1).eval()
+    color_model = make_vgg(seed=2).eval()
+    assert len(transfer(model, source_layers(color_model))) == 11
+    images = torch.rand(2, 1, 32, 32)
+    expected = color_model(images.expand(-1, 3, -1, -1))
+    torch.testing.assert_close(model(images), expected, rtol=1e-4, atol=1e-5)
+    text = describe(model, color_model)["block1"]
+    assert "conv1 <- block1.conv1 (its input channels summed)" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
     [
         (
             {"classes": 5},
-            "hidden1 <- hidden1, hidden2 <- hidden2, output new (weight 7x24 there (output), 5x24 here)",
+            "hidden1 <- hidden1, hidden2 <- hidden2, "
+            "output new (weight 7x24 there (output), 5x24 here)",
         ),
         (
             {"size": 64},
-            "hidden1 new (weight 24x16 there (hidden1), 24x64 here), hidden2 <- hidden2, output <- output",
+            "hidden1 new (weight 24x16 there (hidden1), 24x64 here), "
+            "hidden2 <- hidden2, output <- output",
         ),
         ({"hidden": ()}, "output new (weight 7x24 there (output), 7x16 here)"),
     ],
 )
-def test_a_new_head_is_said(target, expected):
-    assert (
-        dict(describe_transfer(plan_transfer(ours(**target), source_layers(ours()))))["classifier"]
-        == expected
-    )
+def test_a_new_classifier_is_described(overrides, expected):
+    assert describe(make_vgg(**overrides), make_vgg())["classifier"] == expected
 
 
 def test_batch_norms_go_with_their_convolutions():
-    plain, normed = ours("11"), ours("11", norm="batch")
-    norms = [name for name in named_layers(normed) if "norm" in name]
-    assert taken(ours("16", norm="batch"), source_layers(normed))[:4] == [
-        *"block1.conv1 block1.norm1".split(),
-        *"block2.conv1 block2.norm1".split(),
+    normed = make_vgg("11", norm="batch")
+    deeper = make_vgg("16", norm="batch")
+    assert transfer(deeper, source_layers(normed))[:4] == [
+        "block1.conv1",
+        "block1.norm1",
+        "block2.conv1",
+        "block2.norm1",
     ]
-    assert not set(taken(ours("11", norm="batch"), source_layers(plain))) & set(norms)
-    assert (
-        "conv1 <- block1.conv1, norm1 new"
-        in dict(describe_transfer(plan_transfer(normed, source_layers(plain))))["block1"]
-    )
+
+
+def test_batch_norms_of_a_source_without_them_stay_new():
+    plain = make_vgg("11")
+    normed = make_vgg("11", norm="batch")
+    assert "conv1 <- block1.conv1, norm1 new" in describe(normed, plain)["block1"]
+    taken = transfer(normed, source_layers(plain))
+    assert not [name for name in taken if "norm" in name]
 
 
 @pytest.mark.parametrize(
-    ("target", "source", "expected"),
+    ("overrides", "source_overrides", "expected"),
     [
         (
             {},
@@ -221,52 +173,32 @@ def test_batch_norms_go_with_their_convolutions():
         ({}, {"in_channels": 1}, "block1.conv1: weight 2x1x3x3 there (block1.conv1), 2x3x3x3 here"),
     ],
 )
-def test_what_does_not_fit_is_refused(target, source, expected):
-    model = ours(**target)
+def test_a_convolution_that_does_not_fit_is_refused(overrides, source_overrides, expected):
+    model = make_vgg(**overrides)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    with pytest.raises(CheckpointError) as refused:
-        taken(model, source_layers(ours(**source)))
-    assert str(refused.value) == expected
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
-@pytest.mark.parametrize(
-    ("weights", "expected"),
-    [
-        ({}, "holds no weights in torchvision's naming"),
-        ([torch.zeros(1)], "holds no weights in torchvision's naming"),
-        ({"net": {}}, "'net' is no tensor of torchvision's VGG, as features.0.weight is"),
-        ({"features.0.weight": 1}, "'features.0.weight' is no tensor"),
-        ({"conv1.weight": torch.zeros(1)}, "'conv1.weight' is no tensor"),
-        ({7: torch.zeros(1)}, "'7' is no tensor"),
-        ({"features.0.bias": torch.zeros(1)}, "holds no weights in torchvision's naming"),
-        ({"classifier.0.weight": torch.zeros(1)}, "holds no weights in torchvision's naming"),
-    ],
-)
-def test_a_file_of_something_else(weights, expected):
-    with pytest.raises(CheckpointError, match=expected):
-        layers_in(weights)
+    with pytest.raises(CheckpointError) as raised:
+        transfer(model, source_layers(make_vgg(**source_overrides)))
+    assert str(raised.value) == expected
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(before[name], tensor), name
 
 
 def test_frozen_blocks_do_not_move():
-    """Not by gradient, not by weight decay, not by momentum, not by batch norm's statistics."""
-    model = ours("11", norm="batch")
+    """Neither the gradient nor weight decay, momentum or batch norm's statistics move them."""
+    model = make_vgg("11", norm="batch")
     freeze(model, 2)
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    update = build_optimizer("SGD", model, 0.1, 0.1, {"momentum": 0.9})
+    optimizer = build_optimizer("SGD", model, 0.1, 0.1, {"momentum": 0.9})
     for _ in range(2):
         train_mode(model)
-        nn.functional.cross_entropy(model(torch.rand(8, 3, 32, 32)), torch.arange(8) % 7).backward()
-        update.step()
-    moved = {
-        name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])
-    }
-    assert {name for name in before if name.startswith(("0.0.", "0.1."))}.isdisjoint(moved)
-    assert {
-        name
-        for name in before
-        if name.startswith(("0.2.", "0.3.", "0.4.", "2.")) and "bias" not in name
-    } <= moved
-    assert [
-        module.training for module in model.modules() if isinstance(module, nn.BatchNorm2d)
-    ] == [False] * 2 + [True] * 6
+        logits = model(torch.rand(8, 3, 32, 32))
+        nn.functional.cross_entropy(logits, torch.arange(8) % 7).backward()
+        optimizer.step()
+    for name, tensor in model.state_dict().items():
+        is_frozen = name.startswith(("0.0.", "0.1."))
+        if is_frozen:
+            assert torch.equal(tensor, before[name]), name
+        elif "bias" not in name:
+            assert not torch.equal(tensor, before[name]), name
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    assert [norm.training for norm in norms] == [False] * 2 + [True] * 6

@@ -1,4 +1,4 @@
-"""A checkpoint comes back as it was written or is refused; a write that fails leaves what was there before."""
+"""A checkpoint is read as it was written or is refused; a failed write leaves the old file."""
 
 import hashlib
 import io
@@ -23,39 +23,48 @@ WEIGHTS = {
     "count": torch.tensor(7),
     "empty": torch.empty(0),
 }
-REST = {"format": 1, "epoch": 3, "history": [{"epoch": 1, "train/loss": 0.5, "val/loss": None}]}
+VALUES = {"format": 1, "epoch": 3, "history": [{"epoch": 1, "train/loss": 0.5, "val/loss": None}]}
 
 
 @pytest.fixture
 def path(tmp_path):
-    checkpoint.save(tmp_path / "00000001.pt", {**REST, "weights": WEIGHTS})
+    checkpoint.save(tmp_path / "00000001.pt", {**VALUES, "weights": WEIGHTS})
     return tmp_path / "00000001.pt"
 
 
-def test_round_trip(path):
+def read_with_torch(path):
+    return torch.load(path, weights_only=True)
+
+
+@pytest.mark.parametrize("read", [checkpoint.load, read_with_torch])
+def test_round_trip(path, read):
     assert [file.name for file in path.parent.iterdir()] == [path.name]
-    for content in (
-        checkpoint.load(path),
-        torch.load(path, weights_only=True),
-    ):  # any program with torch can open it
-        weights = content.pop("weights")
-        assert (content, list(weights)) == (REST, list(WEIGHTS))
-        for name, tensor in WEIGHTS.items():
-            assert torch.equal(weights[name], tensor)
-            assert (weights[name].dtype, weights[name].stride()) == (tensor.dtype, tensor.stride())
+    content = read(path)
+    weights = content.pop("weights")
+    assert content == VALUES
+    assert list(weights) == list(WEIGHTS)
+    for name, tensor in WEIGHTS.items():
+        assert torch.equal(weights[name], tensor)
+        assert weights[name].dtype == tensor.dtype
+        assert weights[name].stride() == tensor.stride()
 
 
-def test_damage_is_seen(path):
-    written, draw = path.read_bytes(), random.Random(0)
-    ends = [0, 1, TRAILER_BYTES - 1, TRAILER_BYTES, len(written) - TRAILER_BYTES, len(written) - 1]
-    damaged = [written[:end] for end in (*ends, *draw.sample(range(len(written)), 14))] + [
-        written + b"\0"
-    ]
-    for bit in draw.sample(range(8 * len(written)), 100):
-        flipped = bytearray(written)
+def damaged_versions(content: bytes):
+    """Yields the content cut at several lengths, with a byte too many, and with a flipped bit."""
+    draws = random.Random(0)
+    size = len(content)
+    ends = [0, 1, TRAILER_BYTES - 1, TRAILER_BYTES, size - TRAILER_BYTES, size - 1]
+    for end in (*ends, *draws.sample(range(size), 14)):
+        yield content[:end]
+    yield content + b"\0"
+    for bit in draws.sample(range(8 * size), 100):
+        flipped = bytearray(content)
         flipped[bit // 8] ^= 1 << bit % 8
-        damaged.append(flipped)
-    for content in damaged:
+        yield flipped
+
+
+def test_damage_is_detected(path):
+    for content in damaged_versions(path.read_bytes()):
         path.write_bytes(content)
         for read in (checkpoint.verify, checkpoint.load):
             with pytest.raises(CheckpointError, match=f"^{path}: damaged"):
@@ -65,41 +74,44 @@ def test_damage_is_seen(path):
         checkpoint.load(path)
 
 
-class Planted:
+class Malicious:
     def __reduce__(self):
-        return os.mkdir, ("planted",)
+        return os.mkdir, ("created",)
 
 
-def test_nothing_in_a_file_is_executed(path, monkeypatch):
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.load_foreign])
+def test_nothing_in_a_file_is_executed(path, read, monkeypatch):
     monkeypatch.chdir(path.parent)
-    checkpoint.save(path, {"weights": Planted()})
-    for read in (checkpoint.load, checkpoint.load_foreign):
-        with pytest.raises(CheckpointError, match="cannot be read"):
-            read(path)
+    checkpoint.save(path, {"weights": Malicious()})
+    with pytest.raises(CheckpointError, match="cannot be read"):
+        read(path)
     assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
-def test_a_bomb_is_not_unpacked(path):
-    """A tensor of zeros, compressed to a thousandth: hash and pickle are right, only its size is not."""
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.load_foreign])
+def test_a_decompression_bomb_is_not_unpacked(path, read):
+    """Zeros, compressed to a thousandth: hash and pickle are right, the size is not."""
     checkpoint.save(path, {"weights": torch.zeros(1_000_000)})
-    packed = io.BytesIO()
-    with zipfile.ZipFile(path) as there, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as bomb:
-        for entry in there.infolist():
-            bomb.writestr(entry.filename, there.read(entry))
-    raw = packed.getvalue()
-    path.write_bytes(raw + checkpoint.MAGIC + hashlib.sha256(raw).digest())
-    for read in (checkpoint.load, checkpoint.load_foreign):
-        with pytest.raises(CheckpointError, match="not a file that torch"):
-            read(path)
+    compressed = io.BytesIO()
+    with (
+        zipfile.ZipFile(path) as source,
+        zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in source.infolist():
+            bomb.writestr(entry.filename, source.read(entry))
+    content = compressed.getvalue()
+    path.write_bytes(content + checkpoint.MAGIC + hashlib.sha256(content).digest())
+    with pytest.raises(CheckpointError, match="not a file that torch"):
+        read(path)
 
 
-def refused_at(path, limits) -> None:
-    """In a process of its own, whose files may not grow beyond each of the limits in turn."""
+def save_at_limits(path, limits) -> None:
+    """Runs in a process of its own, whose files may not grow beyond each of the limits in turn."""
     signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     for limit in limits:
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
         try:
-            checkpoint.save(path, {**REST, "weights": WEIGHTS})
+            checkpoint.save(path, {**VALUES, "weights": WEIGHTS})
         except ResourceError as error:
             if "cannot be written" not in str(error) or path.with_name(path.name + ".tmp").exists():
                 os._exit(2)
@@ -110,21 +122,22 @@ def refused_at(path, limits) -> None:
 
 def test_a_full_disk(path):
     size = path.stat().st_size
-    path.write_bytes(b"the one before")
+    path.write_bytes(b"the old file")
     limits = [0, 1, 1000, size // 2, size - TRAILER_BYTES, size - 1]
-    child = multiprocessing.get_context("fork").Process(target=refused_at, args=(path, limits))
+    child = multiprocessing.get_context("fork").Process(target=save_at_limits, args=(path, limits))
     child.start()
     child.join(60)
     assert child.exitcode == 0
-    assert [file.read_bytes() for file in path.parent.iterdir()] == [b"the one before"]
+    assert [file.read_bytes() for file in path.parent.iterdir()] == [b"the old file"]
 
 
 def test_hash_of_the_weights():
-    in_bytes = [
-        bytes(WEIGHTS[name].contiguous().view(-1).view(torch.uint8).tolist())
-        for name in sorted(WEIGHTS)
-    ]
-    turned = {name: WEIGHTS[name].contiguous() for name in reversed(WEIGHTS)}
-    expected = hashlib.sha256(b"".join(in_bytes)).hexdigest()
-    assert checkpoint.weights_sha256(WEIGHTS) == checkpoint.weights_sha256(turned) == expected
-    assert checkpoint.weights_sha256(turned | {"count": torch.tensor(8)}) != expected
+    digest = hashlib.sha256()
+    for name in sorted(WEIGHTS):
+        tensor = WEIGHTS[name].contiguous()
+        digest.update(bytes(tensor.view(-1).view(torch.uint8).tolist()))
+    reversed_weights = {name: WEIGHTS[name].contiguous() for name in reversed(WEIGHTS)}
+    changed_weights = reversed_weights | {"count": torch.tensor(8)}
+    assert checkpoint.weights_sha256(WEIGHTS) == digest.hexdigest()
+    assert checkpoint.weights_sha256(reversed_weights) == digest.hexdigest()
+    assert checkpoint.weights_sha256(changed_weights) != digest.hexdigest()

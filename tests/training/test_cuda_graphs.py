@@ -1,85 +1,82 @@
-"""A recorded step is the step, on a GPU; its weights, cast ahead, are those that autocast casts, anywhere."""
+"""A recorded step equals the step on a GPU; precast weights equal autocast's on any device."""
+
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
 
-from vggexp.bench.measure import NullCheckpointer
+from tests.factories import flat_weights
 from vggexp.config import compose
-from vggexp.loggers.run_logger import NullLogger
+from vggexp.config.schema import Config
 from vggexp.models.transfer import freeze
 from vggexp.runner import build, datasets
 from vggexp.runner.hardware import setup_device
 from vggexp.sweep import expand
 from vggexp.system.signals import StopFlag
+from vggexp.training import dead_layers
 from vggexp.training.cuda_graphs import CudaGraphStep, precast_weights
-from vggexp.training.loop import TrainState, train_epoch
+from vggexp.training.loop import (
+    NullCheckpointer,
+    NullLogger,
+    TrainLoop,
+    TrainState,
+    step_settings,
+    train_epoch,
+)
 from vggexp.training.step import NonFiniteGuard, forward_backward
 from vggexp.training.timer import PhaseTimer
 
-WORDS = [
+OVERRIDES = [
     "experiment=gluon_vgg11",
     "device=cuda",
     "device.deterministic=true",
     "data=synthetic",
     "data.images=330",
+    "data.size=32",
+    "data.batch_size=32",
+    "arch.width=0.25",
+    "arch.hidden=[64]",
 ]
-WORDS += ["data.size=32", "data.batch_size=32", "arch.width=0.25", "arch.hidden=[64]"]
 
 
-def trained(
-    words: list[str], record: bool, start: dict | None = None, batches: int | None = None
+def compose_config(*overrides: str) -> Config:
+    return expand.compose_run(compose.parse_command([*OVERRIDES, *overrides]))
+
+
+def train_one_epoch(
+    *overrides: str,
+    record: bool = True,
+    start: dict | None = None,
+    batches: int | None = None,
+    loss_margin: float | None = None,
 ) -> TrainState:
-    """After an epoch of ten batches and a short one, or its first `batches`."""
-    config = expand.compose_run(compose.parse_command([*WORDS, *words]))
-    hardware = setup_device(config)
-    data = datasets.build_loaders(config, hardware.device)
-    state, plan = (
-        build.build_state(config, hardware, data.train.batches_per_epoch),
-        build.train_settings(config, hardware),
-    )
-    assert isinstance(plan.gradients, CudaGraphStep)
+    """Trains an epoch of ten batches and a short one, or the first `batches` of it."""
+    config = compose_config(*overrides)
+    device_setup = setup_device(config)
+    data = datasets.build_loaders(config, device_setup.device)
+    state = build.build_state(config, device_setup, data.train.batches_per_epoch)
+    settings = build.train_settings(config, device_setup)
+    step = settings.forward_backward
+    assert isinstance(step, CudaGraphStep)
     if not record:
-        object.__setattr__(plan, "gradients", forward_backward)
+        settings = replace(settings, forward_backward=forward_backward)
+    if loss_margin is not None and settings.dead_layer_check is not None:
+        check = replace(settings.dead_layer_check, loss_margin=loss_margin)
+        settings = replace(settings, dead_layer_check=check)
     if start is not None:
         state.restore(start)
-    stop = StopFlag()
-    if batches is not None:
-        stop_after(stop, state, batches)
-    try:
-        train_epoch(
-            state,
-            data.train,
-            plan,
-            PhaseTimer(hardware.device),
-            NonFiniteGuard(hardware.device),
-            NullLogger(),
-            NullCheckpointer(),
-            stop,
-        )
-    except StopIteration:
-        pass
-    if isinstance(plan.gradients, CudaGraphStep) and state.micro_batches == config.train.accumulate:
-        assert plan.gradients.graph is not None
+    timer = PhaseTimer(device_setup.device)
+    loop = TrainLoop(settings, timer, NullLogger(), NullCheckpointer(), StopFlag())
+    train_epoch(state, islice(data.train.train(state.epoch, state.batch), batches), loop)
+    if record and state.micro_batches == config.train.accumulate:
+        assert step.graph is not None
     return state
-
-
-def stop_after(stop: StopFlag, state: TrainState, batches: int) -> None:
-    def check(where: str) -> None:
-        if state.batch == batches:
-            raise StopIteration(where)
-
-    stop.check = check  # type: ignore[method-assign]
-
-
-def bits(state: TrainState) -> torch.Tensor:
-    return torch.cat(
-        [part.detach().flatten().double() for part in state.model.state_dict().values()]
-    )
 
 
 @pytest.mark.cuda
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         [],
         ["arch=vgg16", "train.accumulate=4", "optimizer=adam"],
@@ -87,73 +84,69 @@ def bits(state: TrainState) -> torch.Tensor:
         ["device.precision=fp32", "train.clip_norm=1", "optimizer=momentum"],
         ["augment.flip=0.5", "augment.erase=0.5", "device.channels_last=false"],
     ],
-    ids=lambda words: " ".join(words) or "vgg11",
+    ids=lambda overrides: " ".join(overrides) or "vgg11",
 )
-def test_the_bits_are_those_of_the_step(words):
-    played, called = (trained(words, record) for record in (True, False))
-    assert torch.equal(bits(played), bits(called)) and torch.equal(
-        played.sums.sums, called.sums.sums
-    )
+def test_the_bits_are_those_of_the_step(overrides):
+    replayed = train_one_epoch(*overrides)
+    called = train_one_epoch(*overrides, record=False)
+    assert torch.equal(flat_weights(replayed), flat_weights(called))
+    assert torch.equal(replayed.sums.sums, called.sums.sums)
 
 
 @pytest.mark.cuda
-def test_a_run_continued_in_the_middle():
-    whole, half = trained([], True), trained([], True, batches=6)
+def test_a_run_resumed_inside_an_epoch():
+    uninterrupted = train_one_epoch()
+    half = train_one_epoch(batches=6)
     assert half.batch == 6
-    assert torch.equal(bits(trained([], True, start=half.capture())), bits(whole))
+    resumed = train_one_epoch(start=half.capture())
+    assert torch.equal(flat_weights(resumed), flat_weights(uninterrupted))
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("words", [[], ["arch=vgg11_bn"]], ids=["plain", "batch norm"])
-def test_a_probe_changes_no_bit(words, monkeypatch):
-    monkeypatch.setattr("vggexp.training.dead_layers.LOSS_MARGIN_NATS", 100)  # whatever the loss
-    looked = []
-    monkeypatch.setattr("vggexp.training.dead_layers.first_dead", looked.append)
-    alone, probed = (
-        trained([*words, f"train.probe_steps={steps}"], True) for steps in ("null", "5")
-    )
-    assert torch.equal(bits(alone), bits(probed)) and len(looked) == 1
-    assert looked[0][-1].layer == "output" and looked[0][-1].signal > 0
+@pytest.mark.parametrize("overrides", [[], ["arch=vgg11_bn"]], ids=["plain", "batch norm"])
+def test_a_check_for_dead_layers_changes_no_bit(overrides, monkeypatch):
+    stats = []
+    monkeypatch.setattr(dead_layers, "first_dead", lambda layers, _: stats.append(layers))
+    unchecked = train_one_epoch(*overrides, "train.probe_steps=null")
+    checked = train_one_epoch(*overrides, "train.probe_steps=5", loss_margin=100)
+    assert torch.equal(flat_weights(unchecked), flat_weights(checked))
+    assert len(stats) == 1
+    assert stats[0][-1].layer == "output"
+    assert stats[0][-1].signal > 0
 
 
 @pytest.mark.cuda
-def test_where_memory_is_short_the_step_is_called():
+def test_with_little_memory_the_step_is_called():
     torch.cuda.empty_cache()
-    ballast = torch.empty(
-        torch.cuda.mem_get_info()[0] - 700_000_000, dtype=torch.uint8, device="cuda"
-    )
-    state = trained(
-        ["data.batch_size=256", "data.images=3000", "arch.width=1", "data.resize=64"], True
-    )
-    assert state.micro_batches > 1 and state.batch == 12 and len(ballast)
+    free = torch.cuda.mem_get_info()[0]
+    ballast = torch.empty(free - 700_000_000, dtype=torch.uint8, device="cuda")
+    overrides = ["data.batch_size=256", "data.images=3000", "arch.width=1", "data.resize=64"]
+    state = train_one_epoch(*overrides)
+    assert state.micro_batches > 1
+    assert state.batch == 12
+    del ballast
 
 
 @pytest.mark.parametrize("frozen", [0, 4])
-@pytest.mark.parametrize("words", [[], ["arch=vgg11_bn"]], ids=["plain", "batch norm"])
-def test_weights_cast_ahead(words, frozen):
-    config = expand.compose_run(
-        compose.parse_command([*WORDS, "device=cpu", "device.precision=bf16", *words])
-    )
-    hardware = setup_device(config)
-    state, plan = build.build_state(config, hardware, 10), build.train_settings(config, hardware)
+@pytest.mark.parametrize("overrides", [[], ["arch=vgg11_bn"]], ids=["plain", "batch norm"])
+def test_precast_weights(overrides, frozen):
+    config = compose_config("device=cpu", "device.precision=bf16", *overrides)
+    device_setup = setup_device(config)
+    state = build.build_state(config, device_setup, 10)
     freeze(state.model, frozen)
-    images, labels = next(iter(datasets.build_loaders(config, hardware.device).train.train(0)))
-    found = []
+    state.micro_batches = 2
+    parameters = list(state.model.parameters())
+    trainable = [weight for weight in parameters if weight.requires_grad]
+    if frozen:
+        assert len(trainable) < len(parameters)
+    settings = build.train_settings(config, device_setup)
+    step_cfg = step_settings(state, settings, NonFiniteGuard(device_setup.device))
+    batch = next(iter(datasets.build_loaders(config, device_setup.device).train.train(0)))
+    results = []
     for model in (state.model, precast_weights(state.model)):
         torch.manual_seed(0)
-        results = forward_backward(
-            model,
-            state.scaler,
-            NonFiniteGuard(hardware.device),
-            images,
-            labels,
-            batch_size=32,
-            micro_batches=2,
-            label_smoothing=0,
-            autocast=plan.autocast,
-        )
-        learnt = [weights for weights in state.model.parameters() if weights.requires_grad]
-        found.append([*results, *(weights.grad for weights in learnt)])
-        assert len(learnt) < len(list(state.model.parameters())) or not frozen
+        loss, logits = forward_backward(model, batch, step_cfg)
+        results.append([loss, logits, *(weight.grad for weight in trainable)])
         state.optimizer.zero_grad()
-    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+    for expected, actual in zip(*results, strict=True):
+        assert torch.equal(expected, actual)

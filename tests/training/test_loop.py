@@ -1,231 +1,153 @@
-"""The loop: the same weights every time, the same record, and its ways to stop."""
+"""The loop: the same weights every time, the same metrics, and its ways to stop."""
 
 import contextlib
-import copy
-import math
 import time
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from tests.factories import (
+    CPU,
+    Blobs,
+    RecordingCheckpointer,
+    evaluate_blobs,
+    flat_weights,
+    make_loop,
+    make_model,
+    make_schedule,
+    make_state,
+    run_training,
+)
 from vggexp.errors import DivergedError, ResourceError
-from vggexp.models.init import initialize
 from vggexp.models.shapes import Block, vgg_layers
-from vggexp.models.vgg import vgg
-from vggexp.rng import generator
-from vggexp.system.signals import StopFlag
 from vggexp.training.dead_layers import DeadLayerCheck
-from vggexp.training.ema import EMA
-from vggexp.training.loop import TrainSettings, TrainState, train
-from vggexp.training.metrics import MetricSums, evaluate
-from vggexp.training.precision import scaler
-from vggexp.training.schedules import build_schedule
+from vggexp.training.loop import Position, TrainState, train
 from vggexp.training.timer import PARTS, PhaseTimer
 
-CPU = torch.device("cpu")
-SCORES = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
+METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
 
 
-class Blobs:
-    """Four classes, each a bright corner of a noisy picture; 22 images in batches of 8, so that the last is short."""
-
-    count, batches_per_epoch = 22, 3
-
-    def __init__(self, bad: tuple[int, int] | None = None):
-        self.bad = bad  # epoch and batch of an image that is not finite
-        self.labels = torch.arange(22) % 4
-        self.images = 0.3 * torch.randn(22, 1, 4, 4, generator=generator(0, "blobs"))
-        self.images.view(22, 2, 2, 2, 2)[range(22), self.labels // 2, :, self.labels % 2] += 1
-
-    def train(self, epoch: int, start: int = 0):
-        order = torch.randperm(22, generator=generator(0, "order", epoch)).split(8)
-        for batch, chosen in list(enumerate(order))[start:]:
-            yield (
-                self.images[chosen] * (math.nan if (epoch, batch) == self.bad else 1),
-                self.labels[chosen],
-            )
-
-
-class Recorder:
-    def __init__(self):
-        self.rows, self.seen, self.notes = [], [], []
-
-    def progress(self, epoch: int, batches: int, done: int):
-        self.seen.append([epoch, batches, 0])
-        return contextlib.nullcontext(self)
-
-    def update(self, images: int) -> None:
-        self.seen[-1][-1] += images
-
-    def epoch(self, row) -> None:
-        self.rows.append(row)
-
-    def log(self, text: str) -> None:
-        self.notes.append(text)
-
-
-class Keeper:
-    """Copies the state at the step `at`, and after every epoch."""
-
-    def __init__(self, state: TrainState | None = None, at: int | None = None):
-        self.state, self.at, self.saved = state, at, {}
-
-    def due(self) -> bool:
-        return self.state is not None and self.state.step == self.at
-
-    def save(self, state: TrainState) -> None:
-        self.saved[state.step] = copy.deepcopy(state.capture())
-
-
-def fresh(lr=0.05, seed=0, ema=None, course="constant", norm="batch", **own) -> TrainState:
-    model = vgg(
-        [Block(1, 8)],
-        norm=norm,
-        hidden=(16,),
-        dropout=0.3,
-        width=1,
-        in_channels=1,
-        size=4,
-        classes=4,
-    )
-    initialize(model, "kaiming", seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9, fused=True)
-    average = EMA(model, ema) if ema else None
-    course = build_schedule(course, lr, 0, epochs=4, steps_per_epoch=3, **own)
-    return TrainState(model, optimizer, course, scaler("fp32", CPU), average, MetricSums(CPU))
-
-
-def scores(model):
-    return evaluate(model, [(Blobs().images, Blobs().labels)], CPU, contextlib.nullcontext, "val")
-
-
-def trained(
-    state: TrainState,
-    epochs=4,
-    seed=0,
-    batches=None,
-    measure=scores,
-    patience=None,
-    keeper=None,
-    probe=None,
-) -> Recorder:
-    plan = TrainSettings(
-        device=CPU,
-        seed=seed,
-        epochs=epochs,
-        batch_size=8,
-        label_smoothing=0.0,
-        clip_norm=None,
-        patience=patience,
-        rest_minutes=0.0,
-        autocast=contextlib.nullcontext,
-        probe=probe,
-    )
-    watcher = Recorder()
-    train(
-        state,
-        batches or Blobs(),
-        plan,
-        PhaseTimer(CPU),
-        measure,
-        watcher,
-        keeper or Keeper(),
-        StopFlag(),
-    )
-    return watcher
-
-
-def weights(state: TrainState) -> Tensor:
-    return torch.cat([tensor.flatten().double() for tensor in state.model.state_dict().values()])
+def metrics_of(state: TrainState) -> list[list[float]]:
+    return [[row[key] for key in METRICS] for row in state.history]
 
 
 def test_the_same_run_is_the_same_to_the_last_bit():
-    states = [
-        fresh(),
-        fresh(),
-        fresh(),
-        fresh(seed=1),
-    ]  # the last two: other dropout, other initial weights
-    for elsewhere, (state, seed) in enumerate(zip(states, (0, 0, 1, 0), strict=True)):
-        torch.manual_seed(elsewhere)
-        trained(state, seed=seed)
-    first, second, *others = states
-    assert torch.equal(weights(first), weights(second))
-    assert [
-        [a[key] == b[key] for key in SCORES]
-        for a, b in zip(first.history, second.history, strict=True)
-    ] == [[True] * 4] * 4
-    assert not any(torch.equal(weights(first), weights(other)) for other in others)
+    def trained(torch_seed: int, model_seed: int = 0, seed: int = 0) -> TrainState:
+        state = make_state(make_model(model_seed, norm="batch"))
+        torch.manual_seed(torch_seed)
+        run_training(state, seed=seed)
+        return state
+
+    first = trained(1)
+    second = trained(2)
+    other_dropout = trained(1, seed=1)
+    other_weights = trained(1, model_seed=1)
+    assert torch.equal(flat_weights(first), flat_weights(second))
+    assert metrics_of(first) == metrics_of(second)
+    assert not torch.equal(flat_weights(first), flat_weights(other_dropout))
+    assert not torch.equal(flat_weights(first), flat_weights(other_weights))
 
 
-COURSES = [
-    {"course": "cosine", "final_factor": 0},
-    {"course": "plateau", "gamma": 0.5, "patience": 0, "threshold": 0},
-]
+SCHEDULES = {
+    "cosine": {"final_factor": 0},
+    "plateau": {"gamma": 0.5, "patience": 0, "threshold": 0},
+}
 
 
-@pytest.mark.parametrize(
-    "at", [1, 3, 4, 6, 11, 12]
-)  # the first, a middle and the last batch of an epoch, the end
-@pytest.mark.parametrize(
-    "own", [{**course, "ema": ema} for course in COURSES for ema in (None, 0.8)]
-)
-def test_a_continued_run_ends_with_the_same_bits(own, at):
-    whole, continued = fresh(**own), fresh(**own)
-    keeper = Keeper(whole, at)
-    trained(whole, keeper=keeper)
-    torch.manual_seed(at)
-    continued.restore(keeper.saved[at])
-    trained(continued)
-    assert torch.equal(weights(whole), weights(continued))
-    assert [[row[key] for key in SCORES] for row in whole.history] == [
-        [row[key] for key in SCORES] for row in continued.history
-    ]
+@pytest.mark.parametrize("step", [1, 3, 4, 6, 11, 12])  # first, middle and last batch, and the end
+@pytest.mark.parametrize("ema_decay", [None, 0.8])
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_resumed_run_ends_with_the_same_bits(schedule, ema_decay, step):
+    def fresh() -> TrainState:
+        return make_state(
+            schedule=make_schedule(schedule, **SCHEDULES[schedule]), ema_decay=ema_decay
+        )
+
+    uninterrupted = fresh()
+    checkpointer = RecordingCheckpointer(uninterrupted, step)
+    run_training(uninterrupted, checkpointer=checkpointer)
+    resumed = fresh()
+    torch.manual_seed(step)
+    resumed.restore(checkpointer.saved[step])
+    run_training(resumed)
+    assert torch.equal(flat_weights(uninterrupted), flat_weights(resumed))
+    assert metrics_of(uninterrupted) == metrics_of(resumed)
 
 
 def test_an_epoch_depends_on_nothing_but_the_state():
-    whole, halved = (fresh(course="cosine", final_factor=0) for _ in range(2))
+    schedule = make_schedule("cosine", final_factor=0)
+    at_once = make_state(schedule=schedule)
+    in_parts = make_state(schedule=schedule)
     seeds = []
-    whole.model.register_forward_pre_hook(
-        lambda model, _: seeds.append(torch.initial_seed()) if model.training else None
-    )
-    trained(whole)
-    assert len(set(seeds)) == len(seeds) == 12  # every step has a dropout of its own
-    for epochs in (2, 4, 4):  # the third finds nothing left to do
-        trained(halved, epochs)
-        halved.model.eval()
-    assert torch.equal(weights(whole), weights(halved))
-    assert (halved.epoch, halved.step, len(halved.history)) == (4, 12, 4)
+
+    def record_seed(model: nn.Module, _: object) -> None:
+        if model.training:
+            seeds.append(torch.initial_seed())
+
+    at_once.model.register_forward_pre_hook(record_seed)
+    run_training(at_once)
+    assert len(seeds) == 12
+    assert len(set(seeds)) == 12  # every step has its own dropout
+    for epochs in (2, 4, 4):  # the third call finds nothing left to do
+        run_training(in_parts, epochs=epochs)
+        in_parts.model.eval()
+    assert torch.equal(flat_weights(at_once), flat_weights(in_parts))
+    assert in_parts.epoch == 4
+    assert in_parts.step == 12
+    assert len(in_parts.history) == 4
 
 
-def test_the_record_of_an_epoch():
-    state = fresh(lr=0.25, course="step", milestones=[1], gamma=0.5)
-    watcher = trained(state, epochs=2)
-    order = ["epoch", "step", "lr", *SCORES, "images_per_second", "time/epoch_seconds"]
-    assert [list(row) for row in watcher.rows] == [
-        [*order, *(f"time/{part}_seconds" for part in PARTS)]
-    ] * 2
-    assert [(row["epoch"], row["step"], row["lr"]) for row in watcher.rows] == [
-        (1, 3, 0.25),
-        (2, 6, 0.125),
-    ]
-    assert watcher.rows == state.history
-    assert watcher.seen == [[1, 3, 22], [2, 3, 22]]
-    assert scores(state.model).items() <= watcher.rows[-1].items()
-    seconds = {key: value for key, value in watcher.rows[-1].items() if key.startswith("time/")}
-    whole = seconds.pop("time/epoch_seconds")
-    assert 0 < sum(seconds.values()) <= whole
-    training = whole - seconds["time/evaluation_seconds"] - seconds["time/checkpoint_seconds"]
-    assert watcher.rows[-1]["images_per_second"] == pytest.approx(22 / training)
+@pytest.mark.parametrize("until", [(0, 1), (1, 0), (1, 2), (2, 3), (3, 0)])
+def test_training_until_a_position_and_from_there(until):
+    at_once = make_state()
+    in_parts = make_state()
+    run_training(at_once)
+    run_training(in_parts, until=Position(*until))
+    assert in_parts.position == until
+    assert in_parts.step == 3 * until[0] + until[1]
+    assert len(in_parts.history) == until[0]
+    run_training(in_parts, until=Position(*until))  # already there
+    assert in_parts.position == until
+    run_training(in_parts)
+    assert torch.equal(flat_weights(at_once), flat_weights(in_parts))
+    assert metrics_of(at_once) == metrics_of(in_parts)
 
 
-class Hungry(nn.Module):
-    """Asks the real allocator for what no machine has as soon as it gets more than `room` images."""
+def test_a_run_that_is_to_pause_after_an_epoch_does_not_rest_first():
+    logger = run_training(make_state(), rest_minutes=1e-4, until=Position(2, 0))
+    assert logger.messages == ["resting for 0.0001 minutes"]
+
+
+def test_the_metrics_of_an_epoch():
+    state = make_state(schedule=make_schedule("step", lr=0.25, milestones=[1], gamma=0.5))
+    logger = run_training(state, epochs=2)
+    keys = ["epoch", "step", "lr", *METRICS, "images_per_second", "time/epoch_seconds"]
+    keys += [f"time/{part}_seconds" for part in PARTS]
+    assert [list(row) for row in logger.rows] == [keys, keys]
+    assert [row["epoch"] for row in logger.rows] == [1, 2]
+    assert [row["step"] for row in logger.rows] == [3, 6]
+    assert [row["lr"] for row in logger.rows] == [0.25, 0.125]
+    assert logger.rows == state.history
+    assert logger.images_seen == [[1, 3, 22], [2, 3, 22]]
+    last = logger.rows[-1]
+    assert evaluate_blobs(state.model).items() <= last.items()
+    epoch_seconds = last["time/epoch_seconds"]
+    part_seconds = sum(last[f"time/{part}_seconds"] for part in PARTS)
+    assert part_seconds > 0
+    assert part_seconds <= epoch_seconds
+    training_seconds = epoch_seconds - last["time/evaluation_seconds"]
+    training_seconds -= last["time/checkpoint_seconds"]
+    assert last["images_per_second"] == pytest.approx(22 / training_seconds)
+
+
+class OutOfMemoryModel(nn.Module):
+    """Asks the real allocator for more than any machine has, for more than `room` images."""
 
     def __init__(self, model: nn.Module, room: int):
         super().__init__()
-        self.model, self.room = model, room
+        self.model = model
+        self.room = room
 
     def forward(self, images: Tensor) -> Tensor:
         logits = self.model(images)
@@ -234,120 +156,138 @@ class Hungry(nn.Module):
         return logits
 
 
-def hungry(room: int, norm: str) -> TrainState:
-    state = fresh(norm=norm)
-    state.model = Hungry(state.model, room)
-    return state
+def make_hungry_state(room: int, norm: str) -> TrainState:
+    return make_state(OutOfMemoryModel(make_model(norm=norm), room))
 
 
 @pytest.mark.parametrize(("room", "micro_batches"), [(8, 1), (4, 2), (3, 4), (1, 8)])
 def test_a_batch_that_does_not_fit_is_split(room, micro_batches):
-    state, ample = hungry(room, "none"), hungry(room, "none")
-    ample.micro_batches = micro_batches  # from the start, so that nothing has to be tried again
-    watcher = trained(state)
-    assert (state.micro_batches, bool(watcher.notes)) == (micro_batches, micro_batches > 1)
-    assert "micro-batches" in "".join(watcher.notes[:1]) or micro_batches == 1
-    trained(ample)
-    assert torch.equal(weights(state), weights(ample))
+    state = make_hungry_state(room, "none")
+    logger = run_training(state)
+    assert state.micro_batches == micro_batches
+    assert bool(logger.messages) == (micro_batches > 1)
+    assert all("micro-batches" in message for message in logger.messages)
+    split_from_the_start = make_hungry_state(room, "none")
+    split_from_the_start.micro_batches = micro_batches
+    run_training(split_from_the_start)
+    assert torch.equal(flat_weights(state), flat_weights(split_from_the_start))
     assert state.capture()["micro_batches"] == micro_batches
 
 
 @pytest.mark.parametrize(
-    ("room", "norm", "told"), [(4, "batch", "what batch norm computes"), (0, "none", "a single")]
+    ("room", "norm", "message"), [(4, "batch", "what batch norm computes"), (0, "none", "a single")]
 )
-def test_a_batch_that_cannot_be_split(room, norm, told):
-    with pytest.raises(ResourceError, match=told):
-        trained(hungry(room, norm))
+def test_a_batch_that_cannot_be_split(room, norm, message):
+    with pytest.raises(ResourceError, match=message):
+        run_training(make_hungry_state(room, norm))
 
 
 def test_it_learns():
-    rows = trained(fresh(), epochs=12).rows
+    rows = run_training(make_state(), epochs=12).rows
     assert rows[-1]["train/loss"] < rows[0]["train/loss"] / 3
     assert rows[-1]["val/accuracy"] == 1
 
 
 @pytest.mark.parametrize(("epoch", "batch", "lr"), [(0, 0, 0.04), (1, 2, 0.04), (2, 1, 0.02)])
-def test_divergence_names_its_place(epoch, batch, lr):
-    state = fresh(lr=0.04, course="step", milestones=[2], gamma=0.5)
-    with pytest.raises(
-        DivergedError,
-        match=rf"at epoch {epoch + 1} batch {batch + 1} with lr {lr}; .*lr={lr / 10} or",
-    ):
-        trained(state, batches=Blobs(bad=(epoch, batch)))
-    assert (state.epoch, state.step, len(state.history)) == (epoch, 3 * epoch + batch, epoch)
+def test_divergence_names_its_epoch_and_batch(epoch, batch, lr):
+    state = make_state(schedule=make_schedule("step", lr=0.04, milestones=[2], gamma=0.5))
+    message = rf"at epoch {epoch + 1} batch {batch + 1} with lr {lr}; .*lr={lr / 10} or"
+    with pytest.raises(DivergedError, match=message):
+        run_training(state, batches=Blobs(nonfinite=(epoch, batch)))
+    assert state.epoch == epoch
+    assert state.step == 3 * epoch + batch
+    assert len(state.history) == epoch
     assert all(weight.isfinite().all() for weight in state.model.parameters())
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(None, 7), (1, 3), (2, 6), (3, 7)])
 def test_the_validation_accuracy_lowers_the_rate_and_stops(patience, epochs):
     accuracies = [0.1, 0.5, 0.5, 0.6, 0.4, 0.6, 0.7]
-    told = iter([{"val/accuracy": accuracy} for accuracy in accuracies])
-    state = fresh(lr=0.5, course="plateau", gamma=0.1, patience=1, threshold=0)
-    rows = trained(state, epochs=7, patience=patience, measure=lambda model: next(told)).rows
-    assert [row["val/accuracy"] for row in rows] == accuracies[:epochs]
-    assert [row["lr"] for row in rows] == pytest.approx(
-        [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.05][:epochs]
+    metrics = iter([{"val/accuracy": accuracy} for accuracy in accuracies])
+    state = make_state(
+        schedule=make_schedule("plateau", lr=0.5, gamma=0.1, patience=1, threshold=0)
     )
+    logger = run_training(
+        state, evaluate_model=lambda model: next(metrics), epochs=7, patience=patience
+    )
+    rates = [0.5, 0.5, 0.5, 0.5, 0.5, 0.5, 0.05]
+    assert [row["val/accuracy"] for row in logger.rows] == accuracies[:epochs]
+    assert [row["lr"] for row in logger.rows] == pytest.approx(rates[:epochs])
 
 
 def test_averaged_weights():
-    after, measured, state, plain = [], [], fresh(ema=0.75), fresh()
-    state.optimizer.register_step_post_hook(
-        lambda *_: after.append([weight.detach().clone() for weight in state.model.parameters()])
-    )
-    trained(state, epochs=2, measure=lambda model: measured.append(model) or {})
-    trained(plain, epochs=2)
-    assert measured == [state.ema.module] * 2
-    by_hand = after[0]
-    for step in after[1:]:
-        by_hand = [0.75 * old + 0.25 * new for old, new in zip(by_hand, step, strict=True)]
-    for ours, expected in zip(state.eval_model().parameters(), by_hand, strict=True):
-        torch.testing.assert_close(ours.detach(), expected)
-    assert torch.equal(weights(state), weights(plain))  # averaging changes nothing in the training
+    state = make_state(ema_decay=0.75)
+    plain = make_state()
+    after_steps = []
+    evaluated = []
+
+    def record_weights(*_: object) -> None:
+        after_steps.append([weight.detach().clone() for weight in state.model.parameters()])
+
+    def record_model(model: nn.Module) -> dict[str, float]:
+        evaluated.append(model)
+        return {}
+
+    state.optimizer.register_step_post_hook(record_weights)
+    run_training(state, epochs=2, evaluate_model=record_model)
+    run_training(plain, epochs=2)
+    assert evaluated == [state.ema.module] * 2
+    expected = after_steps[0]
+    for weights in after_steps[1:]:
+        expected = [
+            0.75 * average + 0.25 * weight
+            for average, weight in zip(expected, weights, strict=True)
+        ]
+    for actual, average in zip(state.eval_model().parameters(), expected, strict=True):
+        torch.testing.assert_close(actual.detach(), average)
+    assert torch.equal(flat_weights(state), flat_weights(plain))  # the average changes no training
 
 
 LAYERS = vgg_layers([Block(1, 8)], "batch", (16,), 1, in_channels=1, size=4, classes=4)
 
 
-@pytest.mark.parametrize("at", [1, 3, 4, 11])  # in the middle of an epoch, and at its beginning
-def test_a_probe_changes_no_bit(at, monkeypatch):
-    monkeypatch.setattr("vggexp.training.dead_layers.LOSS_MARGIN_NATS", 100)  # whatever the loss
-    monkeypatch.setattr("vggexp.training.dead_layers.MIN_SIGNAL_RATIO", 100)
-    alone, probed = fresh(ema=0.8), fresh(ema=0.8)
-    trained(alone)
-    watcher = trained(probed, probe=DeadLayerCheck(at, LAYERS, ["a=1"], stop=False))
-    assert len(watcher.notes) == 1 and f"after {at} steps" in watcher.notes[0]
-    assert torch.equal(weights(alone), weights(probed))
-    assert [[row[key] for key in SCORES] for row in alone.history] == [
-        [row[key] for key in SCORES] for row in probed.history
-    ]
+@pytest.mark.parametrize("step", [1, 3, 4, 11])  # in the middle of an epoch, and at its start
+def test_a_check_for_dead_layers_changes_no_bit(step):
+    check = DeadLayerCheck(step, LAYERS, ["a=1"], stop=False, loss_margin=100, min_signal=100)
+    unchecked = make_state(ema_decay=0.8)
+    checked = make_state(ema_decay=0.8)
+    run_training(unchecked)
+    (message,) = run_training(checked, dead_layer_check=check).messages
+    assert f"after {step} steps" in message
+    assert torch.equal(flat_weights(unchecked), flat_weights(checked))
+    assert metrics_of(unchecked) == metrics_of(checked)
 
 
-def test_a_net_that_learns_is_told_nothing():
-    assert trained(fresh(), epochs=12, probe=DeadLayerCheck(30, LAYERS, [], stop=True)).notes == []
+def test_a_model_that_learns_gets_no_warning():
+    check = DeadLayerCheck(30, LAYERS, [], stop=True)
+    assert run_training(make_state(), epochs=12, dead_layer_check=check).messages == []
 
 
-class Slow:
-    """Sleeps in one part of the loop: a source of batches, a keeper and a watcher in one."""
+class SlowPart:
+    """Sleeps in one part of the loop: batches, checkpointer and logger in one."""
 
-    count, batches_per_epoch, seconds = 22, 3, 0.02
+    count = 22
+    batches_per_epoch = 3
 
-    def __init__(self, part: str):
+    def __init__(self, part: str, seconds: float, sleep=time.sleep):
         self.part = part
+        self.seconds = seconds
+        self._sleep = sleep
 
     def sleep(self, part: str) -> None:
-        time.sleep(self.seconds * (part == self.part))
+        if part == self.part:
+            self._sleep(self.seconds)
 
     def train(self, epoch: int, start: int = 0):
         for batch in Blobs().train(epoch, start):
             self.sleep("data")
             yield batch
 
-    def scores(self, model):
+    def evaluate(self, model):
         self.sleep("evaluation")
-        return scores(model)
+        return evaluate_blobs(model)
 
-    def due(self) -> bool:
+    def is_due(self) -> bool:
         return True
 
     def save(self, state: TrainState) -> None:
@@ -362,35 +302,35 @@ class Slow:
     def epoch(self, row) -> None: ...
 
 
-@pytest.mark.parametrize(
-    "part", ["data", "compute", "optimizer", "evaluation", "checkpoint", "logging"]
-)
-def test_a_sleep_is_booked_where_it_was(part):
-    state, slow = fresh(), Slow(part)
-    state.model.register_full_backward_pre_hook(lambda *_: slow.sleep("compute"))
-    state.optimizer.register_step_pre_hook(lambda *_: slow.sleep("optimizer"))
-    plan = TrainSettings(CPU, 0, 2, 8, 0.0, None, None, 0.0, contextlib.nullcontext)
-    train(state, slow, plan, PhaseTimer(CPU), slow.scores, slow, slow, StopFlag())
-    times = [row[f"time/{part}_seconds"] for row in state.history]
-    assert all(seconds >= slow.seconds * (1 if part == "evaluation" else 3) for seconds in times)
+SLOW_PARTS = ["data", "compute", "optimizer", "evaluation", "checkpoint", "logging"]
 
 
-@pytest.mark.parametrize(
-    "part", ["data", "compute", "optimizer", "evaluation", "checkpoint", "logging"]
-)
-def test_a_sleep_is_booked_whole_and_nowhere_else(part, monkeypatch):
-    """5 ms in each place, by a clock that goes on only there: nothing of the machine is in the figures."""
-    ticks: list[float] = []
-    monkeypatch.setattr("vggexp.training.timer.time.perf_counter", lambda: sum(ticks))
-    monkeypatch.setattr(time, "sleep", lambda seconds: ticks.append(seconds))
-    monkeypatch.setattr(Slow, "seconds", 0.005)
-    state, slow, clock = fresh(), Slow(part), PhaseTimer(CPU)
+def run_slow_training(slow: SlowPart, timer: PhaseTimer) -> TrainState:
+    state = make_state()
     state.model.register_full_backward_pre_hook(lambda *_: slow.sleep("compute"))
     state.optimizer.register_step_pre_hook(lambda *_: slow.sleep("optimizer"))
-    plan = TrainSettings(CPU, 0, 2, 8, 0.0, None, None, 0.0, contextlib.nullcontext)
-    train(state, slow, plan, clock, slow.scores, slow, slow, StopFlag())
-    rows = [*state.history, clock.read()]  # what follows the last epoch is in no row
+    train(state, slow, make_loop(slow, slow, timer, epochs=2), slow.evaluate)
+    return state
+
+
+@pytest.mark.parametrize("part", SLOW_PARTS)
+def test_a_sleep_is_booked_to_its_part(part):
+    state = run_slow_training(SlowPart(part, 0.02), PhaseTimer(CPU))
+    sleeps = 1 if part == "evaluation" else 3
+    assert all(row[f"time/{part}_seconds"] >= 0.02 * sleeps for row in state.history)
+
+
+@pytest.mark.parametrize("part", SLOW_PARTS)
+def test_a_sleep_is_booked_whole_and_nowhere_else(part):
+    """The clock advances only by the sleeps, so the machine has no influence on the numbers."""
+    sleeps: list[float] = []
+    timer = PhaseTimer(CPU, clock=lambda: sum(sleeps))
+    state = run_slow_training(SlowPart(part, 0.005, sleep=sleeps.append), timer)
+    rows = [*state.history, timer.read()]  # the time after the last epoch is in no row
     booked = {other: sum(row[f"time/{other}_seconds"] for row in rows) for other in PARTS}
-    assert booked == pytest.approx({other: sum(ticks) * (other == part) for other in PARTS})
-    assert sum(ticks) == pytest.approx(0.005 * {"evaluation": 2, "checkpoint": 8}.get(part, 6))
-    assert sum(row["time/epoch_seconds"] for row in rows) == pytest.approx(sum(ticks))
+    expected = dict.fromkeys(PARTS, 0.0)
+    expected[part] = sum(sleeps)
+    assert booked == pytest.approx(expected)
+    count = {"evaluation": 2, "checkpoint": 8}.get(part, 6)
+    assert sum(sleeps) == pytest.approx(0.005 * count)
+    assert sum(row["time/epoch_seconds"] for row in rows) == pytest.approx(sum(sleeps))

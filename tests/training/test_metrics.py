@@ -1,62 +1,130 @@
-"""Scores of probabilities against arithmetic."""
+"""Metrics against arithmetic: every image counts once, and the model stays as it was."""
 
+import contextlib
+from functools import partial
 from math import log
 
 import numpy
 import pytest
 import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
 
+from tests.factories import CPU, make_model
 from vggexp.training.metrics import (
     MIN_PROB,
     calibration_error,
     classification_metrics,
+    confusion_matrix,
+    evaluate,
+    predict,
+    score_logits,
     top_k_accuracy,
 )
 
-SCORES = torch.tensor(
+FP32 = contextlib.nullcontext
+BF16 = partial(torch.autocast, "cpu", torch.bfloat16)
+DRAWS = torch.Generator().manual_seed(0)
+IMAGES = torch.randn(10, 1, 4, 4, generator=DRAWS)
+LABELS = torch.randint(3, (10,), generator=DRAWS)
+
+
+@pytest.fixture
+def model() -> nn.Module:
+    return make_model(seed=1, norm="batch", hidden=(8,), dropout=0.5, classes=3)
+
+
+def batches_of(size: int):
+    return list(zip(IMAGES.split(size), LABELS.split(size), strict=True))
+
+
+@pytest.mark.parametrize("size", [1, 7, 10])
+def test_metrics_do_not_depend_on_the_batches(model, size):
+    logits = model.eval()(IMAGES).detach()
+    expected = {
+        "val/loss": pytest.approx(cross_entropy(logits, LABELS).item()),
+        "val/accuracy": (logits.argmax(1) == LABELS).double().mean().item(),
+    }
+    assert evaluate(model, batches_of(size), CPU, FP32, "val") == expected
+    predicted, labels = predict(model, batches_of(size), FP32)
+    torch.testing.assert_close(predicted, logits)
+    assert torch.equal(labels, LABELS)
+    assert score_logits(predicted, labels, "val") == expected
+
+
+def test_logits_are_fp32_under_autocast(model):
+    exact, _ = predict(model, batches_of(7), FP32)
+    rough, _ = predict(model, batches_of(7), BF16)
+    difference = (rough - exact).abs().max()
+    assert rough.dtype == torch.float32
+    assert difference > 0
+    assert difference < 0.05
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_the_model_stays_as_it_was(model, training):
+    model.train(training)
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    bad_batches = [(IMAGES[:, :, :2], LABELS)]
+    evaluate(model, batches_of(7), CPU, FP32, "val")
+    predict(model, batches_of(7), FP32)
+    with pytest.raises(RuntimeError, match="shape"):
+        evaluate(model, bad_batches, CPU, FP32, "val")
+    with pytest.raises(RuntimeError, match="shape"):
+        predict(model, bad_batches, FP32)
+    assert all(module.training == training for module in model.modules())
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
+
+
+def test_confusion_matrix():
+    counts = confusion_matrix(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 2, 1, 0, 0]), 4)
+    assert counts.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]]
+
+
+FOUR_PROBS = torch.tensor(
     [[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.3, 0.6], [0.05, 0.9, 0.05]], dtype=torch.float64
 )
-LABELS = torch.tensor([0, 1, 0, 1])
+FOUR_LABELS = torch.tensor([0, 1, 0, 1])
 
 
-def test_quality():
-    assert classification_metrics(SCORES, LABELS, "test") == {
+def test_classification_metrics():
+    assert classification_metrics(FOUR_PROBS, FOUR_LABELS, "test") == {
         "test/accuracy": 0.5,
         "test/top5_accuracy": 1.0,
         "test/loss": pytest.approx(-(log(0.7) + log(0.3) + log(0.1) + log(0.9)) / 4),
-        "test/calibration_error": pytest.approx(
-            (0.3 + 0.5 + 0.6 + 0.1) / 4
-        ),  # each in a bin of its own
+        # Each image is in a bin of its own.
+        "test/calibration_error": pytest.approx((0.3 + 0.5 + 0.6 + 0.1) / 4),
     }
 
 
-@pytest.mark.parametrize(("count", "share"), [(1, 0.5), (2, 0.75), (3, 1), (9, 1)])
-def test_within_best(count, share):
-    assert top_k_accuracy(SCORES, LABELS, count) == share
+@pytest.mark.parametrize(("k", "share"), [(1, 0.5), (2, 0.75), (3, 1), (9, 1)])
+def test_top_k_accuracy(k, share):
+    assert top_k_accuracy(FOUR_PROBS, FOUR_LABELS, k) == share
 
 
 def test_a_loss_stays_finite():
-    assert classification_metrics(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), "x")[
-        "x/loss"
-    ] == pytest.approx(-log(MIN_PROB))
+    metrics = classification_metrics(torch.tensor([[1.0, 0.0]]), torch.tensor([1]), "x")
+    assert metrics["x/loss"] == pytest.approx(-log(MIN_PROB))
 
 
 @pytest.mark.parametrize("bins", [1, 10, 15])
 def test_calibration_error_by_hand(bins):
-    draw = numpy.random.default_rng(0)
-    scores, labels = draw.dirichlet(numpy.full(4, 0.5), 500), draw.integers(0, 4, 500)
-    scores[:2] = [[1, 0, 0, 0], [0.25] * 4]
-    confidence, right = scores.max(1), scores.argmax(1) == labels
-    wanted = 0.0
-    for place in range(bins):
-        inside = (confidence > place / bins) & (confidence <= (place + 1) / bins)
-        if inside.any():
-            wanted += inside.mean() * abs(right[inside].mean() - confidence[inside].mean())
-    assert calibration_error(
-        torch.from_numpy(scores), torch.from_numpy(labels), bins
-    ) == pytest.approx(wanted)
+    draws = numpy.random.default_rng(0)
+    probs = draws.dirichlet(numpy.full(4, 0.5), 500)
+    labels = draws.integers(0, 4, 500)
+    probs[:2] = [[1, 0, 0, 0], [0.25] * 4]
+    confidence = probs.max(1)
+    correct = probs.argmax(1) == labels
+    expected = 0.0
+    for index in range(bins):
+        in_bin = (confidence > index / bins) & (confidence <= (index + 1) / bins)
+        if in_bin.any():
+            expected += in_bin.mean() * abs(correct[in_bin].mean() - confidence[in_bin].mean())
+    error = calibration_error(torch.from_numpy(probs), torch.from_numpy(labels), bins)
+    assert error == pytest.approx(expected)
 
 
 def test_perfect_calibration():
-    scores = torch.tensor([[0.75, 0.25]] * 4)
-    assert calibration_error(scores, torch.tensor([0, 0, 0, 1])) == pytest.approx(0, abs=1e-7)
+    probs = torch.tensor([[0.75, 0.25]] * 4)
+    assert calibration_error(probs, torch.tensor([0, 0, 0, 1])) == pytest.approx(0, abs=1e-7)

@@ -1,17 +1,17 @@
-"""Every optimizer that a configuration may name takes a step; what a class refuses is told as a configuration error."""
+"""Every optimizer that a configuration may name takes a step and is torch's to the last bit."""
 
 import pytest
 import torch
 from torch import nn
 
+from tests.factories import make_model
 from vggexp.config.torch_optim import UNSUPPORTED_OPTIMIZERS, optimizers
 from vggexp.errors import ConfigError
-from vggexp.models.shapes import Block
-from vggexp.models.vgg import vgg
 from vggexp.training.optimizers import build_optimizer, set_lr
 
 FUSED = ("SGD", "Adam", "AdamW", "Adagrad")  # the classes with a fused form on the CPU
-OWN = [
+NAMES = sorted(set(optimizers()) - set(UNSUPPORTED_OPTIMIZERS))
+WITH_ARGUMENTS = [
     ("SGD", {"momentum": 0.9}),
     ("SGD", {"momentum": 0.9, "nesterov": True}),
     ("Adam", {"betas": [0.8, 0.9], "amsgrad": True}),
@@ -21,64 +21,71 @@ OWN = [
 ]
 
 
-def network() -> nn.Module:
-    torch.manual_seed(0)
-    return vgg(
-        [Block(1, 4)],
-        norm="none",
-        hidden=(5,),
-        dropout=0,
-        width=1,
-        in_channels=1,
-        size=4,
-        classes=3,
-    )
+def make_small_model() -> nn.Module:
+    return make_model(hidden=(5,), dropout=0, classes=3)
+
+
+def backward(model: nn.Module, seed: int = 0) -> None:
+    images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(seed))
+    nn.functional.cross_entropy(model(images), torch.arange(6) % 3).backward()
+
+
+@pytest.mark.parametrize(("name", "arguments"), [*((name, {}) for name in NAMES), *WITH_ARGUMENTS])
+def test_a_step(name, arguments):
+    model = make_small_model()
+    before = {key: weight.detach().clone() for key, weight in model.named_parameters()}
+    optimizer = build_optimizer(name, model, 0.01, 0.0, arguments)
+    set_lr(optimizer, 0.02)
+    backward(model)
+    optimizer.step()
+    moved = set()
+    with_gradient = set()
+    for key, weight in model.named_parameters():
+        assert weight.isfinite().all(), key
+        if not torch.equal(weight, before[key]):
+            moved.add(key)
+        if weight.grad.any():
+            with_gradient.add(key)
+    assert moved == with_gradient
+    assert moved >= {"0.0.0.weight", "2.3.bias"}
+    assert bool(optimizer.defaults.get("fused")) == (name in FUSED)
+    for key, value in arguments.items():
+        assert optimizer.defaults[key] == (tuple(value) if isinstance(value, list) else value)
+    assert [group["lr"] for group in optimizer.param_groups] == [0.02]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_the_weights_are_those_of_torchs_class(name):
+    model = make_small_model()
+    optimizer = build_optimizer(name, model, 0.01, 0.0, {})
+    defaults = optimizer.defaults
+    arguments = {key: defaults[key] for key in ("weight_decay", "fused") if key in defaults}
+    torch_model = make_small_model()
+    torch_optimizer = getattr(torch.optim, name)(torch_model.parameters(), lr=0.01, **arguments)
+    for trained, updating in ((model, optimizer), (torch_model, torch_optimizer)):
+        for seed in range(3):
+            backward(trained, seed)
+            updating.step()
+            updating.zero_grad()
+            updating.load_state_dict(updating.state_dict())
+    for weight, torch_weight in zip(model.parameters(), torch_model.parameters(), strict=True):
+        assert torch.equal(weight, torch_weight)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_step_hooks_fire(name):
+    model = make_small_model()
+    optimizer = build_optimizer(name, model, 0.01, 0.0, {})
+    calls = []
+    optimizer.register_step_pre_hook(lambda *_: calls.append("before"))
+    optimizer.register_step_post_hook(lambda *_: calls.append("after"))
+    backward(model)
+    optimizer.step()
+    assert calls == ["before", "after"]
 
 
 @pytest.mark.parametrize(
-    ("name", "own"),
-    [*((name, {}) for name in sorted(set(optimizers()) - set(UNSUPPORTED_OPTIMIZERS))), *OWN],
-)
-def test_a_step(name, own):
-    model, before = network(), dict(network().named_parameters())
-    made = build_optimizer(name, model, 0.01, 0.0, own)
-    set_lr(made, 0.02)
-    nn.functional.cross_entropy(model(torch.rand(6, 1, 4, 4)), torch.arange(6) % 3).backward()
-    made.step()
-    moved = {
-        key for key, weight in model.named_parameters() if not torch.equal(weight, before[key])
-    }
-    assert (
-        moved
-        == {key for key, weight in model.named_parameters() if weight.grad.any()}
-        >= {"0.0.0.weight", "2.3.bias"}
-    )
-    assert all(weight.isfinite().all() for weight in model.parameters())
-    assert bool(made.defaults.get("fused")) == (name in FUSED)
-    assert {key: made.defaults[key] for key in own} == {
-        k: tuple(v) if type(v) is list else v for k, v in own.items()
-    }
-    assert [group["lr"] for group in made.param_groups] == [0.02]
-
-
-@pytest.mark.parametrize("name", sorted(set(optimizers()) - set(UNSUPPORTED_OPTIMIZERS)))
-def test_it_is_torchs_to_the_bit(name):
-    nets = network(), network()
-    ours = build_optimizer(name, nets[0], 0.01, 0.0, {})
-    given = {key: ours.defaults[key] for key in ("weight_decay", "fused") if key in ours.defaults}
-    theirs = getattr(torch.optim, name)(nets[1].parameters(), lr=0.01, **given)
-    for model, made in zip(nets, (ours, theirs), strict=True):
-        for step in range(3):
-            images = torch.rand(6, 1, 4, 4, generator=torch.Generator().manual_seed(step))
-            nn.functional.cross_entropy(model(images), torch.arange(6) % 3).backward()
-            made.step()
-            made.zero_grad()
-            made.load_state_dict(made.state_dict())
-    assert all(map(torch.equal, nets[0].parameters(), nets[1].parameters()))
-
-
-@pytest.mark.parametrize(
-    ("name", "own", "told"),
+    ("name", "arguments", "message"),
     [
         ("SGD", {"momentum": -1}, "momentum"),
         ("SGD", {"nesterov": True}, "[Nn]esterov"),
@@ -88,6 +95,6 @@ def test_it_is_torchs_to_the_bit(name):
         ("RMSprop", {"unknown": 1}, "unknown"),
     ],
 )
-def test_a_refused_argument(name, own, told):
-    with pytest.raises(ConfigError, match=rf"^optimizer\.name={name}: .*{told}"):
-        build_optimizer(name, network(), 0.1, 0, own)
+def test_a_rejected_argument(name, arguments, message):
+    with pytest.raises(ConfigError, match=rf"^optimizer\.name={name}: .*{message}"):
+        build_optimizer(name, make_small_model(), 0.1, 0, arguments)

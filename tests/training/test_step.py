@@ -1,4 +1,4 @@
-"""One step: what its gradient is, and that nothing that is not finite reaches the weights."""
+"""One step: its gradient, and that nothing that is not finite reaches the weights."""
 
 import contextlib
 import math
@@ -6,99 +6,92 @@ from functools import partial
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from tests.factories import CPU, make_model
 from vggexp.models.shapes import Block
-from vggexp.models.vgg import vgg
 from vggexp.training.metrics import MetricSums
-from vggexp.training.precision import scaler
-from vggexp.training.step import NonFiniteGuard, forward_backward, optimizer_step
+from vggexp.training.precision import build_scaler
+from vggexp.training.step import NonFiniteGuard, StepSettings, forward_backward, optimizer_step
 
-CPU = torch.device("cpu")
 DRAWS = torch.Generator().manual_seed(0)
-IMAGES, LABELS = (
-    torch.randn(128, 1, 4, 4, generator=DRAWS),
-    torch.randint(3, (128,), generator=DRAWS),
-)
-SHORT = IMAGES[:96], LABELS[:96]
-USUAL = {
-    "batch_size": 128,
-    "micro_batches": 1,
-    "label_smoothing": 0.0,
-    "autocast": contextlib.nullcontext,
-}
+IMAGES = torch.randn(128, 1, 4, 4, generator=DRAWS)
+LABELS = torch.randint(3, (128,), generator=DRAWS)
+FULL = (IMAGES, LABELS)
+SHORT = (IMAGES[:96], LABELS[:96])
 
 
-def network() -> nn.Module:
-    torch.manual_seed(1)
-    return vgg(
-        [Block(2, 4)],
-        norm="none",
-        hidden=(5,),
-        dropout=0,
-        width=1,
-        in_channels=1,
-        size=4,
-        classes=3,
-    )
+def make_plain_model() -> nn.Module:
+    return make_model(blocks=[Block(2, 4)], hidden=(5,), dropout=0, classes=3)
 
 
-def flat_gradient(model: nn.Module) -> torch.Tensor:
+def flat_gradient(model: nn.Module) -> Tensor:
     return torch.cat([weight.grad.flatten() for weight in model.parameters()])
 
 
+def flat_parameters(model: nn.Module) -> Tensor:
+    return nn.utils.parameters_to_vector(model.parameters()).detach().clone()
+
+
 class Setup:
-    """A network, an optimizer whose gradients are recorded as it sees them, and what else a step takes."""
+    """A model, an optimizer that records its gradients, and everything else that a step takes."""
 
     def __init__(self, model: nn.Module, optimizer=torch.optim.SGD, precision="fp32"):
-        self.scaler = scaler(precision, CPU)
-        self.model, self.guard, self.sums, self.gradients = (
-            model,
-            NonFiniteGuard(CPU),
-            MetricSums(CPU),
-            [],
-        )
+        self.model = model
+        self.scaler = build_scaler(precision, CPU)
+        self.guard = NonFiniteGuard(CPU)
+        self.sums = MetricSums(CPU)
+        self.gradients: list[Tensor] = []
         self.optimizer = optimizer(model.parameters(), lr=0.1)
         self.optimizer.register_step_pre_hook(
             lambda *_: self.gradients.append(flat_gradient(model))
         )
 
-    def step(self, images=IMAGES, labels=LABELS, step=0, clip_norm=None, **changed) -> bool:
-        loss, logits = forward_backward(
-            self.model, self.scaler, self.guard, images, labels, **(USUAL | changed)
+    def step(
+        self, batch=FULL, step=0, clip_norm=None, label_smoothing=0.0, micro_batches=1
+    ) -> bool:
+        settings = StepSettings(
+            batch_size=128,
+            label_smoothing=label_smoothing,
+            clip_norm=clip_norm,
+            autocast=contextlib.nullcontext,
+            scaler=self.scaler,
+            guard=self.guard,
+            micro_batches=micro_batches,
         )
-        self.sums.add(loss, logits, labels)
-        return optimizer_step(
-            self.model, self.optimizer, self.scaler, self.guard, step, loss, clip_norm
-        )
+        loss, logits = forward_backward(self.model, batch, settings)
+        self.sums.add(loss, logits, batch[1])
+        return optimizer_step(self.model, self.optimizer, loss, step, settings)
 
 
-def gradient(images=IMAGES, labels=LABELS, **changed) -> torch.Tensor:
-    setup = Setup(network())
-    assert setup.step(images, labels, **changed)
+def gradient(batch=FULL, **settings) -> Tensor:
+    setup = Setup(make_plain_model())
+    assert setup.step(batch, **settings)
     return setup.gradients[0]
 
 
-def by_torch(images=IMAGES, labels=LABELS, **key) -> torch.Tensor:
-    """The gradient of the mean loss."""
-    model = network()
-    cross_entropy(model(images), labels, **key).backward()
+def torch_gradient(batch=FULL, **arguments) -> Tensor:
+    """Returns the gradient of the mean loss."""
+    images, labels = batch
+    model = make_plain_model()
+    cross_entropy(model(images), labels, **arguments).backward()
     return flat_gradient(model)
 
 
 @pytest.mark.parametrize("micro_batches", [2, 3, 4, 100, 128])
-@pytest.mark.parametrize("batch", [(IMAGES, LABELS), SHORT], ids=["full", "short"])
-def test_accumulating_changes_no_gradient(micro_batches, batch):
-    assert (gradient(*batch, micro_batches=micro_batches) - gradient(*batch)).abs().max() < 1e-6
+@pytest.mark.parametrize("batch", [FULL, SHORT], ids=["full", "short"])
+def test_micro_batches_change_no_gradient(micro_batches, batch):
+    difference = gradient(batch, micro_batches=micro_batches) - gradient(batch)
+    assert difference.abs().max() < 1e-6
 
 
-def test_the_gradient_is_torchs():
-    torch.testing.assert_close(gradient(), by_torch())
-    torch.testing.assert_close(gradient(label_smoothing=0.1), by_torch(label_smoothing=0.1))
-    torch.testing.assert_close(
-        gradient(*SHORT), 0.75 * by_torch(*SHORT)
-    )  # of the nominal 128 images
+def test_the_gradient_is_that_of_torch():
+    torch.testing.assert_close(gradient(), torch_gradient())
+    smoothed = torch_gradient(label_smoothing=0.1)
+    torch.testing.assert_close(gradient(label_smoothing=0.1), smoothed)
+    # A short batch is divided by the nominal 128 images.
+    torch.testing.assert_close(gradient(SHORT), 0.75 * torch_gradient(SHORT))
 
 
 @pytest.mark.parametrize("share", [1 / 3, 2])
@@ -108,27 +101,24 @@ def test_clipping(share):
     torch.testing.assert_close(clipped, plain * min(1, share))
 
 
-def test_a_good_step():
-    setup = Setup(network())
+def test_a_finite_step():
+    setup = Setup(make_plain_model())
     logits = setup.model(IMAGES)
-    before = nn.utils.parameters_to_vector(setup.model.parameters()).detach().clone()
+    before = flat_parameters(setup.model)
     assert setup.step(step=7, micro_batches=3)
     assert setup.guard.first_nonfinite_step() is None
-    torch.testing.assert_close(
-        nn.utils.parameters_to_vector(setup.model.parameters()), before - 0.1 * setup.gradients[0]
-    )
-    loss, accuracy = (
-        cross_entropy(logits, LABELS).item(),
-        (logits.argmax(1) == LABELS).double().mean().item(),
-    )
-    assert setup.sums.read("train") == pytest.approx(
-        {"train/loss": loss, "train/accuracy": accuracy}, rel=1e-6
-    )
+    expected = before - 0.1 * setup.gradients[0]
+    torch.testing.assert_close(flat_parameters(setup.model), expected)
+    metrics = {
+        "train/loss": cross_entropy(logits, LABELS).item(),
+        "train/accuracy": (logits.argmax(1) == LABELS).double().mean().item(),
+    }
+    assert setup.sums.read("train") == pytest.approx(metrics, rel=1e-6)
     assert all(weight.grad is None for weight in setup.model.parameters())
 
 
-class Root(nn.Module):
-    """A finite loss with an infinite gradient: the slope of the root at zero."""
+class SquareRoot(nn.Module):
+    """A finite loss with an infinite gradient: the slope of the square root at zero."""
 
     def __init__(self):
         super().__init__()
@@ -138,38 +128,41 @@ class Root(nn.Module):
         return images.flatten(1)[:, :3] + self.weight.sqrt()
 
 
-def broken(value: float) -> torch.Tensor:
+def batch_with(value: float) -> tuple[Tensor, Tensor]:
     images = IMAGES.clone()
     images[77, 0, 1, 2] = value
-    return images
+    return images, LABELS
 
 
 @pytest.mark.parametrize("optimizer", [torch.optim.SGD, torch.optim.Adam])
-@pytest.mark.parametrize("changed", [{}, {"clip_norm": 1.0}, {"micro_batches": 4}])
-@pytest.mark.parametrize(("model", "value"), [(network, math.nan), (network, math.inf), (Root, 0)])
-def test_what_is_not_finite_changes_nothing(model, value, changed, optimizer):
-    setup, images = Setup(model(), optimizer), broken(value)
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 1.0}, {"micro_batches": 4}])
+@pytest.mark.parametrize(
+    ("build", "value"),
+    [(make_plain_model, math.nan), (make_plain_model, math.inf), (SquareRoot, 0)],
+)
+def test_a_nonfinite_step_changes_nothing(build, value, settings, optimizer):
+    setup = Setup(build(), optimizer)
+    batch = batch_with(value)
     before = {name: tensor.clone() for name, tensor in setup.model.state_dict().items()}
-    assert cross_entropy(setup.model(images), LABELS).isfinite() == (model is Root)
-    assert not setup.step(images, step=7, **changed)
-    assert not setup.step(step=8)  # a good batch comes too late
+    loss = cross_entropy(setup.model(batch[0]), LABELS)
+    assert loss.isfinite() == (build is SquareRoot)
+    assert not setup.step(batch, step=7, **settings)
+    assert not setup.step(step=8)  # a finite batch comes too late
     assert setup.guard.first_nonfinite_step() == 7
     assert not setup.gradients
     assert not setup.optimizer.state
-    assert all(
-        torch.equal(tensor, before[name]) for name, tensor in setup.model.state_dict().items()
-    )
+    for name, tensor in setup.model.state_dict().items():
+        assert torch.equal(tensor, before[name]), name
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "Adagrad"])
 def test_a_guard_that_is_read_late(name, precision):
-    setup = Setup(network(), partial(getattr(torch.optim, name), fused=True), precision)
-    setup.guard.on_cpu = (
-        False  # as on an accelerator: the fused kernels read the flag, the host does not
-    )
-    before = nn.utils.parameters_to_vector(setup.model.parameters()).detach().clone()
-    assert setup.step(broken(math.nan), step=7)
+    optimizer = partial(getattr(torch.optim, name), fused=True)
+    setup = Setup(make_plain_model(), optimizer, precision)
+    setup.guard.on_cpu = False  # as on an accelerator: the fused kernels read the flag
+    before = flat_parameters(setup.model)
+    assert setup.step(batch_with(math.nan), step=7)
     assert setup.step(step=8)
     assert setup.guard.first_nonfinite_step() == 7
-    assert torch.equal(nn.utils.parameters_to_vector(setup.model.parameters()), before)
+    assert torch.equal(flat_parameters(setup.model), before)

@@ -1,36 +1,64 @@
-"""The last stretch of a run, run again."""
+"""Trains the last stretch of a run again, and detects a single changed bit."""
 
 import json
 from pathlib import Path
 
+import pytest
 import torch
 
 from tests.conftest import TINY
 from vggexp.training import checkpoint
 from vggexp.verify.__main__ import main
 
-OWN = ["arch.norm=batch", "train.ema=0.9", "augment=strong", "optimizer=adam", "scheduler=plateau"]
+OVERRIDES = [
+    "arch.norm=batch",
+    "train.ema=0.9",
+    "augment=strong",
+    "optimizer=adam",
+    "scheduler=plateau",
+]
+
+pytestmark = pytest.mark.process
+
+
+def modification_times() -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*")}
 
 
 def test_a_run_verifies_until_a_bit_is_changed(command, capfd):
-    command(*TINY, *OWN, "run.name=a")
-    before = {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*")}
+    command(*TINY, *OVERRIDES, "run.name=a")
+    before = modification_times()
     assert main(["outputs/a"]) == 0
     assert capfd.readouterr().out.startswith("identical: steps 3 to 6 run again, ")
-    assert {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*")} == before
+    assert modification_times() == before
     path = Path("outputs/a/checkpoints/00000006.pt")
-    saved = checkpoint.load(path)
-    saved["ema"]["module"]["0.1.0.weight"].view(torch.int32)[0, 0, 0, 0] ^= 1
-    checkpoint.save(path, saved)
+    content = checkpoint.load(path)
+    content["ema"]["module"]["0.1.0.weight"].view(torch.int32)[0, 0, 0, 0] ^= 1
+    checkpoint.save(path, content)
     assert main(["outputs/a", "--json"]) == 4
-    verdict = json.loads(capfd.readouterr().out)
-    assert (verdict["identical"], verdict["first_difference"]) == (False, "ema.module.0.1.0.weight")
+    result = json.loads(capfd.readouterr().out)
+    keys = ["run", "identical", "from_step", "to_step", "tensors", "first_difference"]
+    assert list(result) == keys
+    assert result["identical"] is False
+    assert result["first_difference"] == "ema.module.0.1.0.weight"
 
 
-def test_what_cannot_be_verified(command, capfd):
+def test_a_run_verifies_up_to_a_position_inside_an_epoch(command, capfd):
+    command(*TINY, "train.checkpoint_minutes=0", "train.keep=all", "run.name=a")
+    Path(
+        "outputs/a/checkpoints/00000006.pt"
+    ).unlink()  # the last epoch now ends at its second batch
+    assert main(["outputs/a"]) == 0
+    assert capfd.readouterr().out.startswith("identical: steps 4 to 5 run again, ")
+
+
+def test_runs_that_cannot_be_verified(command, capfd):
     command(*TINY, "train.keep=weights", "run.name=a")
     assert main(["outputs/a"]) == 4
     assert "needs two checkpoints, has 1 (it keeps only its weights)" in capfd.readouterr().err
-    assert main(["outputs/none"]) == main([]) == main(["outputs/a", "--nosuch"]) == 2
+    assert main(["outputs/none"]) == 2
+    assert main([]) == 2
+    assert main(["outputs/a", "--nosuch"]) == 2
     assert main(["outputs"]) == 4
-    assert all(line.startswith("vggexp: error: ") for line in capfd.readouterr().err.splitlines())
+    lines = capfd.readouterr().err.splitlines()
+    assert all(line.startswith("vggexp: error: ") for line in lines)

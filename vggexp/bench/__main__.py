@@ -1,58 +1,63 @@
-"""python -m vggexp.bench [overrides] [--json]: how fast this machine runs a configuration, part by part.
-
-Every part is timed in turn, several rounds, in one process, so that a machine whose speed drifts slows all of them
-alike; the figures are medians. The limit is the machine's own matrix product in the same number format.
-"""
+"""Command `vggexp.bench`: measures the speed of a configuration on this machine."""
 
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from vggexp.config import compose
 from vggexp.errors import ConfigError, VggexpError
 from vggexp.formatting import error_line
 from vggexp.sweep import expand
 
+if TYPE_CHECKING:
+    from vggexp.bench.measure import BenchResult
+
+DESCRIPTION = """\
+python -m vggexp.bench [overrides] [--json]: the speed of a configuration here, part by part.
+
+Every part is timed in turn, several rounds, in one process. A machine whose speed drifts then slows
+all parts alike. The figures are medians. The limit is the machine's own matrix product in the same
+number format.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = compose.parse_command(sys.argv[1:] if argv is None else argv, "--json")
         if command.arguments.help:
-            print(__doc__)
+            print(DESCRIPTION)
             return 0
         config = expand.compose_run(command)
         if config.device.processes not in (None, 1):
             raise ConfigError(
                 f"device.processes={config.device.processes}: one process is timed; leave it out"
             )
-        from vggexp.bench.measure import (
-            benchmark,
-        )  # imports torch, once the command is known to be right
+        # This imports torch, so it comes after the check of the command.
+        from vggexp.bench.measure import benchmark
 
         result = benchmark(config)
     except VggexpError as error:
         print(error_line(str(error)), file=sys.stderr)
         return error.exit_code
-    print(json.dumps(result) if command.arguments.json else format_benchmark(result))
+    print(json.dumps(asdict(result)) if command.arguments.json else format_result(result))
     return 0
 
 
-def format_benchmark(result: dict[str, Any]) -> str:
-    rates_ = [
-        f"{name:<18}{rate:>12,.1f} images/s" for name, rate in result["images_per_second"].items()
-    ]
-    device = f"{result['device']} {result['precision']}, {result['threads']} threads, batch {result['batch_size']}"
-    side = result["product_side"]
-    return "\n".join(
-        [
-            device,
-            *rates_,
-            f"{'matrix product':<18}{result['product_gflops']:>12,.0f} GFLOP/s (best of {side} x {side})",
-            f"{'step':<18}{result['step_gflops']:>12,.0f} GFLOP/s, {result['step_over_product']:.2f} of the product",
-            f"{'runner':<18}{result['runner_over_step']:>12.3f} x the bare step, with data, loop and logging",
-        ]
-    )
+def format_result(result: "BenchResult") -> str:
+    threads = f"{result.threads} threads, batch {result.batch_size}"
+    lines = [f"{result.device} {result.precision}, {threads}"]
+    for name, rate in result.images_per_second.items():
+        lines.append(f"{name:<18}{rate:>12,.1f} images/s")
+    size = f"{result.product_side} x {result.product_side}"
+    product = f"{result.product_gflops:>12,.0f} GFLOP/s (best of {size})"
+    step = f"{result.step_gflops:>12,.0f} GFLOP/s, {result.step_over_product:.2f} of the product"
+    runner = f"{result.runner_over_step:>12.3f} x the bare step, with data, loop and logging"
+    lines.append(f"{'matrix product':<18}{product}")
+    lines.append(f"{'step':<18}{step}")
+    lines.append(f"{'runner':<18}{runner}")
+    return "\n".join(lines)
 
 
 if __name__ == "__main__":

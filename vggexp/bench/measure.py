@@ -1,169 +1,173 @@
-"""How fast this machine runs a configuration, part by part, beside its own matrix product; for vggexp.bench."""
+"""Measures the speed of a configuration, part by part, and of the machine's own matrix product."""
 
 import io
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
+from dataclasses import dataclass
 from itertools import count, islice
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor
 
 from vggexp.config.derived import layers
 from vggexp.config.schema import Config
 from vggexp.loggers.console import Console
 from vggexp.loggers.run_logger import RunLogger
 from vggexp.models.shapes import macs
-from vggexp.runner import build, datasets, hardware
+from vggexp.runner import build, datasets
 from vggexp.runner.hardware import setup_device
 from vggexp.system.signals import StopFlag
-from vggexp.training.loop import Batches, TrainSettings, TrainState, add_throughput, train_epoch
-from vggexp.training.step import NonFiniteGuard, optimizer_step
+from vggexp.training.loop import (
+    Batches,
+    NullCheckpointer,
+    TrainLoop,
+    TrainSettings,
+    TrainState,
+    add_throughput,
+    step_settings,
+    train_epoch,
+)
+from vggexp.training.step import Batch, NonFiniteGuard, optimizer_step
 from vggexp.training.timer import PhaseTimer
 
-PRODUCT_SIDE = 4096
+PRODUCT_SIZE = 4096  # rows and columns of the matrices
 ROUNDS = 5
 RUNNER_STEPS = 5
-PARTS = ("data", "forward", "forward+backward", "step")
-PARTS_SHOWN = {"bf16": torch.bfloat16, "fp16": torch.float16}
+RATES = ("data", "forward", "forward+backward", "step")  # parts that work on one batch
+PRODUCT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def benchmark(config: Config) -> dict[str, Any]:
-    """Images per second of each part, GFLOP/s of the matrix product and of the step, and the ratios of interest."""
-    hardware = setup_device(config)
-    data = datasets.build_loaders(config, hardware.device)
-    state = build.build_state(config, hardware, data.train.batches_per_epoch)
-    plan = build.train_settings(config, hardware)
-    images, labels = next(iter(data.train.train(0)))
-    seconds = time_rounds(parts(state, plan, hardware, data, images, labels), plan.device)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
-    flops = (
-        3 * 2 * macs(layers(config)) * len(images)
-    )  # the backward pass takes twice as many as the forward pass
-    product = 2 * PRODUCT_SIDE**3 / min(seconds["product"])
-    return {
-        "device": config.device.name,
-        "precision": hardware.precision,
-        "threads": hardware.threads,
-        "batch_size": len(images),
-        "images_per_second": {name: len(images) / median[name] for name in PARTS},
-        "product_side": PRODUCT_SIDE,
-        "product_gflops": product / 1e9,
-        "step_gflops": flops / median["step"] / 1e9,
-        "step_over_product": flops / median["step"] / product,
-        "runner_over_step": median["runner"] / RUNNER_STEPS / median["step"],
+@dataclass(frozen=True)
+class BenchResult:
+    """Medians over the rounds; the fields are the keys of --json."""
+
+    device: str
+    precision: str
+    threads: int
+    batch_size: int
+    images_per_second: dict[str, float]  # by part
+    product_side: int  # rows and columns of the matrices
+    product_gflops: float
+    step_gflops: float
+    step_over_product: float
+    runner_over_step: float
+
+
+def benchmark(
+    config: Config, product_size: int = PRODUCT_SIZE, rounds: int = ROUNDS
+) -> BenchResult:
+    """Times the parts of a step, a stretch of the loop and a matrix product."""
+    device_setup = setup_device(config)
+    device = device_setup.device
+    batches = datasets.build_loaders(config, device).train
+    state = build.build_state(config, device_setup, batches.batches_per_epoch)
+    settings = build.train_settings(config, device_setup)
+    batch = next(iter(batches.train(0)))
+    calls = {
+        "product": matrix_product(device_setup.precision, product_size, device),
+        **step_parts(state, settings, batches, batch),
+        "runner": loop_steps(state, settings, batches),
     }
+    seconds = time_rounds(calls, rounds, device)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    images, _ = batch
+    # The backward pass takes twice as many operations as the forward pass.
+    step_flops = 3 * 2 * macs(layers(config)) * len(images) / median["step"]
+    product_flops = 2 * product_size**3 / min(seconds["product"])
+    return BenchResult(
+        device=config.device.name,
+        precision=device_setup.precision,
+        threads=device_setup.threads,
+        batch_size=len(images),
+        images_per_second={name: len(images) / median[name] for name in RATES},
+        product_side=product_size,
+        product_gflops=product_flops / 1e9,
+        step_gflops=step_flops / 1e9,
+        step_over_product=step_flops / product_flops,
+        runner_over_step=median["runner"] / RUNNER_STEPS / median["step"],
+    )
 
 
-def parts(
-    state: TrainState,
-    plan: TrainSettings,
-    hardware: hardware.DeviceSetup,
-    data: datasets.DataLoaders,
-    images: Tensor,
-    labels: Tensor,
+def matrix_product(precision: str, size: int, device: torch.device) -> Callable[[], object]:
+    dtype = PRODUCT_DTYPES.get(precision, torch.float32)
+    matrix = torch.randn(size, size, device=device, dtype=dtype)
+    return lambda: torch.mm(matrix, matrix)
+
+
+def step_parts(
+    state: TrainState, settings: TrainSettings, batches: Batches, batch: Batch
 ) -> dict[str, Callable[[], object]]:
-    """Each part as a call. All but `product` do one batch; `runner` does RUNNER_STEPS with data, loop and logging."""
-    kind = PARTS_SHOWN.get(hardware.precision, torch.float32)
-    square = torch.randn(PRODUCT_SIDE, PRODUCT_SIDE, device=plan.device, dtype=kind)
-    batches = cycle(data.train)
-    guard = NonFiniteGuard(plan.device)
+    """Returns the parts of a step as calls. Each call works on one batch."""
+    images, labels = batch
+    stream = cycle(batches)
+    guard = NonFiniteGuard(settings.device)
+
+    def load() -> None:
+        next(stream)
+
+    def forward() -> None:
+        with torch.no_grad(), settings.autocast():
+            state.model(images)
+
+    def forward_and_backward() -> None:
+        with settings.autocast():
+            logits = state.model(images)
+        torch.nn.functional.cross_entropy(logits.float(), labels).backward()
+        state.optimizer.zero_grad(set_to_none=True)
 
     def step() -> None:
-        loss, _ = plan.gradients(
-            state.model,
-            state.scaler,
-            guard,
-            images,
-            labels,
-            batch_size=plan.batch_size,
-            micro_batches=state.micro_batches,
-            label_smoothing=plan.label_smoothing,
-            autocast=plan.autocast,
-        )
-        optimizer_step(state.model, state.optimizer, state.scaler, guard, 0, loss, plan.clip_norm)
-
-    def forward(backward: bool) -> None:
-        with torch.set_grad_enabled(backward), plan.autocast():
-            logits = state.model(images)
-        if backward:
-            torch.nn.functional.cross_entropy(logits.float(), labels).backward()
-            state.optimizer.zero_grad(set_to_none=True)
+        step_cfg = step_settings(state, settings, guard)
+        loss, _ = settings.forward_backward(state.model, batch, step_cfg)
+        optimizer_step(state.model, state.optimizer, loss, 0, step_cfg)
 
     return {
-        "product": lambda: torch.mm(square, square),
-        "data": lambda: next(batches),
-        "forward": partial(forward, False),
-        "forward+backward": partial(forward, True),
+        "data": load,
+        "forward": forward,
+        "forward+backward": forward_and_backward,
         "step": step,
-        "runner": partial(run_loop_steps, state, plan, cycle(data.train)),
     }
 
 
-def run_loop_steps(state: TrainState, plan: TrainSettings, batches: Iterator[Any]) -> None:
-    """The loop as a run has it, over RUNNER_STEPS batches that stand for an epoch."""
-    clock = PhaseTimer(plan.device)
-    with tempfile.TemporaryDirectory() as folder:
-        watch = RunLogger(Path(folder), Console(Path(folder) / "run.log", io.StringIO()), 1, {}, [])
-        state.batch = 0
-        train_epoch(
-            state,
-            FirstBatches(batches),
-            plan,
-            clock,
-            NonFiniteGuard(plan.device),
-            watch,
-            NullCheckpointer(),
-            StopFlag(),
-        )
-        row = {"epoch": 1, "step": state.step, "lr": 0.0, **state.sums.read("train")}
-        watch.epoch(row | add_throughput(clock.read(), state.sums.count))
-        state.sums.reset()
-        watch.tensorboard.close(True)
+def loop_steps(state: TrainState, settings: TrainSettings, batches: Batches) -> Callable[[], None]:
+    """Returns a call that runs RUNNER_STEPS batches of the loop, with data and logging."""
+    stream = cycle(batches)
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as name:
+            folder = Path(name)
+            console = Console(folder / "run.log", io.StringIO())
+            logger = RunLogger(folder, console, 1, {}, [])
+            timer = PhaseTimer(settings.device)
+            loop = TrainLoop(settings, timer, logger, NullCheckpointer(), StopFlag())
+            state.batch = 0
+            train_epoch(state, islice(stream, RUNNER_STEPS), loop)
+            metrics = {"epoch": 1, "step": state.step, "lr": 0.0, **state.sums.read("train")}
+            logger.epoch(metrics | add_throughput(timer.read(), state.sums.count))
+            state.sums.reset()
+            logger.tensorboard.close(True)
+
+    return run
 
 
-class FirstBatches:
-    """The next RUNNER_STEPS batches as an epoch."""
-
-    count = batches_per_epoch = RUNNER_STEPS
-
-    def __init__(self, batches: Iterator[Any]):
-        self.batches = batches
-
-    def train(self, epoch: int, start: int = 0) -> Iterator[Any]:
-        return islice(self.batches, RUNNER_STEPS)
-
-
-class NullCheckpointer:
-    """No checkpoint is due."""
-
-    def due(self) -> bool:
-        return False
-
-    def save(self, state: TrainState) -> None:
-        raise NotImplementedError
-
-
-def cycle(batches: Batches) -> Iterator[Any]:
+def cycle(batches: Batches) -> Iterator[Batch]:
+    """Yields the batches of one epoch after the other."""
     for epoch in count():
         yield from batches.train(epoch)
 
 
 def time_rounds(
-    calls: dict[str, Callable[[], object]], device: torch.device
+    calls: dict[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
-    """Seconds of ROUNDS calls of each part, taken in turn after one round of warm-up."""
+    """Times the calls in turn, in seconds, after a round of warm-up."""
     seconds: dict[str, list[float]] = {name: [] for name in calls}
-    for round_index in range(ROUNDS + 1):
+    for round_index in range(rounds + 1):
         for name, call in calls.items():
             started = time.perf_counter()
             call()
             if device.type == "cuda":
                 torch.cuda.synchronize()
-            if round_index:
+            if round_index > 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds

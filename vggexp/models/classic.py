@@ -1,20 +1,29 @@
-"""The two nets "seen before" VGG, in today's common form; each names where it departs from its paper."""
+"""LeNet and AlexNet, in today's common form.
+
+The docstrings list the departures from the papers.
+"""
 
 from torch import nn
 
 from vggexp.models.layers import MaxPool2d
-from vggexp.models.shapes import alexnet_map_size, lenet_map_size
+from vggexp.models.shapes import (
+    ALEXNET_HIDDEN,
+    LENET_HIDDEN,
+    alexnet_map_size,
+    lenet_map_size,
+)
 from vggexp.models.vgg import classifier
 
 
 def lenet(*, in_channels: int, size: int, classes: int) -> nn.Sequential:
     """LeNet-5, [N, in_channels, size, size] -> logits [N, classes].
 
-    Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition", section II-B. Departures:
-    every map of the second convolution sees every map of the first, ReLU and max-pooling in place of scaled tanh and
-    trainable subsampling, soft-max in place of radial basis functions.
+    Source: LeCun et al. 1998, "Gradient-based learning applied to document recognition", section
+    II-B. Departures: every map of the second convolution sees every map of the first, ReLU and
+    max-pooling replace scaled tanh and trainable subsampling, and softmax replaces radial basis
+    functions.
     """
-    side = lenet_map_size(size)
+    map_size = lenet_map_size(size)
     features = nn.Sequential(
         nn.Conv2d(in_channels, 6, 5, padding=2),
         MaxPool2d(2),
@@ -23,18 +32,18 @@ def lenet(*, in_channels: int, size: int, classes: int) -> nn.Sequential:
         MaxPool2d(2),
         nn.ReLU(inplace=True),
     )
-    return nn.Sequential(
-        features, nn.Flatten(), classifier(16 * side * side, (120, 84), 0.0, classes)
-    )
+    head = classifier(16 * map_size * map_size, LENET_HIDDEN, 0.0, classes)
+    return nn.Sequential(features, nn.Flatten(), head)
 
 
 def alexnet(*, dropout: float, in_channels: int, size: int, classes: int) -> nn.Sequential:
     """AlexNet on one device, [N, in_channels, size, size] -> logits [N, classes].
 
-    Source: Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural networks", with the
-    channel counts of Krizhevsky 2014, arXiv:1404.5997 (one tower). Departure: no response normalisation.
+    Source: Krizhevsky et al. 2012, "ImageNet classification with deep convolutional neural
+    networks", with the channel counts of Krizhevsky 2014, arXiv:1404.5997 (one tower). Departure:
+    no response normalization.
     """
-    side = alexnet_map_size(size)
+    map_size = alexnet_map_size(size)
     features = nn.Sequential(
         nn.Conv2d(in_channels, 64, 11, stride=4, padding=2),
         MaxPool2d(3, 2),
@@ -50,6 +59,5 @@ def alexnet(*, dropout: float, in_channels: int, size: int, classes: int) -> nn.
         MaxPool2d(3, 2),
         nn.ReLU(inplace=True),
     )
-    return nn.Sequential(
-        features, nn.Flatten(), classifier(256 * side * side, (4096, 4096), dropout, classes)
-    )
+    head = classifier(256 * map_size * map_size, ALEXNET_HIDDEN, dropout, classes)
+    return nn.Sequential(features, nn.Flatten(), head)

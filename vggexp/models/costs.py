@@ -1,4 +1,4 @@
-"""What a training step holds in memory and a checkpoint takes on the disk, by arithmetic, without torch."""
+"""Memory of a training step and disk space of a checkpoint, by arithmetic, without torch."""
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import accumulate, pairwise
@@ -7,23 +7,34 @@ from typing import NamedTuple
 
 from vggexp.models.shapes import Layer, parameters
 
-FLOAT = 4
-INDEX = 8  # bytes of an fp32 number and of a pooling's index
+Layers = Sequence[Layer]
+
+FLOAT_BYTES = 4
+INDEX_BYTES = 8  # of torch's pooling
+FUSED_INDEX_BYTES = 1  # of the kernels of vggexp.models.triton_ops
+KEEP_NEWEST = 2  # checkpoints that are kept besides the best one
 
 
 class MemoryAtLayer(NamedTuple):
-    """Bytes while the backward pass is at one layer."""
+    """Bytes that are allocated while the backward pass is at one layer."""
 
     copies: int  # of the weights in autocast's format, freed layer by layer
-    gradients: int  # those there are by then, and what becomes of this layer's
+    gradients: int  # of the layers so far, and what becomes of this layer's gradient
     activations: int  # of one image
 
-    def held(self, batch_size: int) -> int:
+    def total(self, batch_size: int) -> int:
         return self.copies + self.gradients + batch_size * self.activations
 
 
+class LayerMemory(NamedTuple):
+    """Bytes that one layer adds for one image."""
+
+    saved: int  # until the backward pass has reached the layer
+    transient: int  # only while the backward pass is at the layer
+
+
 def memory_bytes(
-    layers: Sequence[Layer],
+    layers: Layers,
     *,
     batch_size: int,
     precision_bytes: int,
@@ -33,126 +44,213 @@ def memory_bytes(
     fused: bool = False,
     frozen: int = 0,
 ) -> dict[str, int | None]:
-    """What a training step holds at its fullest instant: tensors only, without the library's workspaces and the data.
+    """Returns the memory of a training step at its peak, by purpose and in total.
 
-    batch_size: of a micro-batch; accumulated: whether it adds to the gradients of others. frozen: the first blocks,
-    which have no gradient; the total is then a bound. fused: by the kernels of vggexp.models.triton_ops.
-    precision_bytes: 2 under 16-bit autocast, else 4. optimizer_states: fp32 copies of the parameters that the
-    optimizer keeps; unknown is None, and is left out of the total. How far off: benchmarks/memory.md and gpu.md.
+    Only tensors count, without the workspaces of libraries and without the data. The measured error
+    is in benchmarks/memory.md and benchmarks/gpu.md.
+
+    Args:
+        batch_size: Images of a micro-batch.
+        precision_bytes: 2 under 16-bit autocast, otherwise 4.
+        optimizer_states: fp32 copies of the parameters that the optimizer keeps. None means
+            unknown; the total then leaves the optimizer out.
+        accumulated: Whether the micro-batch adds to the gradients of other micro-batches.
+        fused: Whether the kernels of vggexp.models.triton_ops are used.
+        frozen: Number of first blocks without gradients. The total is then an upper bound.
     """
-    weights = parameters(layers) * FLOAT
-    learnt = [layer.parameters * (layer.block is None or layer.block > frozen) for layer in layers]
-    fullest = max(
+    trainable = []
+    for layer in layers:
+        is_frozen = layer.block is not None and layer.block <= frozen
+        trainable.append(0 if is_frozen else layer.parameters)
+    moments = list(
         map(
-            MemoryAtLayer._make,
-            zip(
-                _copies(layers, precision_bytes, fused),
-                _gradients(learnt, precision_bytes, accumulated, fused),
-                _activations(layers, precision_bytes, fused, frozen),
-                strict=True,
-            ),
-        ),
-        key=lambda instant: instant.held(batch_size),
+            MemoryAtLayer,
+            _copies(layers, precision_bytes, fused),
+            _gradients(trainable, precision_bytes, accumulated, fused),
+            _activations(layers, precision_bytes, fused, frozen),
+        )
     )
-    update = MemoryAtLayer(0, FLOAT * sum(learnt), 0)
-    fullest = max(fullest, update, key=lambda instant: instant.held(batch_size))
-    held = {
-        "parameters": weights + fullest.copies,
-        "gradients": fullest.gradients,
-        "optimizer": None if optimizer_states is None else optimizer_states * sum(learnt) * FLOAT,
+    moments.append(MemoryAtLayer(0, FLOAT_BYTES * sum(trainable), 0))  # the optimizer's update
+    peak = max(moments, key=lambda moment: moment.total(batch_size))
+    weights = FLOAT_BYTES * parameters(layers)
+    memory: dict[str, int | None] = {
+        "parameters": weights + peak.copies,
+        "gradients": peak.gradients,
+        "optimizer": None,
         "ema": weights if ema else 0,
-        "activations": batch_size * fullest.activations,
+        "activations": batch_size * peak.activations,
     }
-    return {**held, "total": sum(size or 0 for size in held.values())}
+    if optimizer_states is not None:
+        memory["optimizer"] = optimizer_states * sum(trainable) * FLOAT_BYTES
+    memory["total"] = sum(size or 0 for size in memory.values())
+    return memory
 
 
-# On a GPU the fused step is recorded as one graph, which keeps its copies and gradients: what the plan told so was 1 to
-# 9 % above what was measured (benchmarks/gpu.md).
+# On a GPU the fused step is recorded as one graph, which keeps its copies and gradients. With this
+# rule the plan was 1 to 9 % above what was measured (benchmarks/gpu.md).
 
 
-def _copies(layers: Sequence[Layer], precision_bytes: int, fused: bool) -> Iterator[int]:
-    """Of the layers before each: its own is done with before its gradient becomes fp32."""
-    size = precision_bytes if precision_bytes < FLOAT else 0
-    for before in accumulate((layer.parameters for layer in layers[:-1]), initial=0):
-        yield size * (parameters(layers) if fused else before)
+def _copies(layers: Layers, precision_bytes: int, fused: bool) -> Iterator[int]:
+    """Yields the bytes of the copies of the layers before each layer.
+
+    A layer's own copy is no longer needed when its gradient becomes fp32.
+    """
+    size = precision_bytes if precision_bytes < FLOAT_BYTES else 0
+    total = parameters(layers)
+    for earlier in accumulate((layer.parameters for layer in layers[:-1]), initial=0):
+        yield size * (total if fused else earlier)
 
 
 def _gradients(
-    learnt: Sequence[int], precision_bytes: int, accumulated: bool, fused: bool
+    trainable: Sequence[int], precision_bytes: int, accumulated: bool, fused: bool
 ) -> Iterator[int]:
-    """Of the layers from each on, or of all where they add up, and once more its own, on the way there."""
-    size = precision_bytes if precision_bytes < FLOAT else 0
-    total = sum(learnt)
-    for before, own in zip(accumulate(learnt[:-1], initial=0), learnt, strict=True):
-        there = total + own if accumulated else total - before
-        yield FLOAT * total if fused else FLOAT * there + size * own
+    """Yields the bytes of the gradients that exist at each layer.
 
+    These are the gradients of the layers from this one on, or of all layers if they accumulate. In
+    both cases the layer's own gradient exists once more while it is made.
 
-def _activations(
-    layers: Sequence[Layer], precision_bytes: int, fused: bool, frozen: int
-) -> Iterator[int]:
-    """Of an image: what the layers up to each keep, and the gradients around it.
-
-    A fused bias, pooling and ReLU keeps a byte for each of its results, and not what it was given.
+    Args:
+        trainable: Parameters of each layer that have a gradient.
     """
-    first, second = layers[:2]
-    image = (
-        first.activations - prod(first.output) * (second.kind != "pool") if frozen else 0
-    )  # else its convolution's
-    kept = image * precision_bytes
-    before = 0
-    tail = False  # the image needs no gradient
+    size = precision_bytes if precision_bytes < FLOAT_BYTES else 0
+    total = sum(trainable)
+    for earlier, own in zip(accumulate(trainable[:-1], initial=0), trainable, strict=True):
+        existing = total + own if accumulated else total - earlier
+        if fused:
+            yield FLOAT_BYTES * total
+        else:
+            yield FLOAT_BYTES * existing + size * own
+
+
+def _activations(layers: Layers, precision_bytes: int, fused: bool, frozen: int) -> Iterator[int]:
+    """Yields the bytes of one image at each layer: saved so far, and the gradients at the layer."""
+    image = _image_elements(layers) if frozen else 0  # otherwise part of the first convolution
+    saved = image * precision_bytes
+    inputs = 0  # elements of the gradient that the layer passes on; the images need none
+    previous = None
     for layer, following in pairwise([*layers, None]):
         assert layer is not None
-        after = prod(layer.output)
-        kind = following.kind if following is not None else None
-        response = (
-            layer.kind == "lrn"
-        )  # computed in fp32 under autocast, by steps of which three have gradients too
-        number = FLOAT if response else precision_bytes
-        if (
-            layer.block is not None and layer.block <= frozen
-        ):  # passed through: only image and last result stay
-            aside = {"pool": 1 if fused else INDEX, "lrn": 2 * FLOAT}.get(layer.kind, 0)
-            yield kept + after * (number + aside)
-            kept = (image + after) * number
+        if layer.block is not None and layer.block <= frozen:
+            memory = _frozen_memory(layer, precision_bytes, fused)
+            yield saved + memory.transient
+            saved = memory.saved + image * _element_bytes(layer, precision_bytes)
             continue
-        if layer.kind == "pool":
-            kept += after * (1 if tail else INDEX)
-        tail = fused and layer.kind in ("conv", "batch") and kind in ("conv", "pool")
-        kept += layer.activations * number + after * (tail and kind != "pool")
-        if tail and kind == "pool" and layer is layers[0]:
-            yield kept  # its kernel multiplies too: only the pooled result is ever there
-            continue
-        yield kept + (before + after + 3 * after * response) * number
-        before = after
+        following_kind = None if following is None else following.kind
+        memory = _layer_memory(layer, previous, following_kind, inputs, precision_bytes, fused)
+        inputs = prod(layer.output)
+        if fused and layer is layers[0] and following_kind == "pool":
+            # The kernel of the first convolution pools too: only the pooled result ever exists.
+            memory = memory._replace(transient=0)
+            inputs = 0
+        saved += memory.saved
+        yield saved + memory.transient
+        previous = layer
+
+
+def _image_elements(layers: Layers) -> int:
+    """Returns the elements of the image, which are among the first convolution's activations."""
+    first, second = layers[:2]
+    if second.kind == "pool":
+        return first.activations
+    return first.activations - prod(first.output)
+
+
+def _layer_memory(
+    layer: Layer,
+    previous: Layer | None,
+    following_kind: str | None,
+    inputs: int,
+    precision_bytes: int,
+    fused: bool,
+) -> LayerMemory:
+    if layer.kind in ("conv", "batch"):
+        return _conv_memory(layer, following_kind, inputs, precision_bytes, fused)
+    if layer.kind == "pool":
+        is_fused = fused and previous is not None and previous.kind != "lrn"
+        return _pool_memory(layer, inputs, precision_bytes, is_fused)
+    if layer.kind == "lrn":
+        return _lrn_memory(layer, inputs)
+    return _linear_memory(layer, inputs, precision_bytes)
+
+
+def _element_bytes(layer: Layer, precision_bytes: int) -> int:
+    """Returns the bytes of one element. Autocast computes response normalization in fp32."""
+    return FLOAT_BYTES if layer.kind == "lrn" else precision_bytes
+
+
+def _conv_memory(
+    layer: Layer, following_kind: str | None, inputs: int, precision_bytes: int, fused: bool
+) -> LayerMemory:
+    """Memory of a convolution or of batch norm. A fused ReLU saves one byte per output."""
+    outputs = prod(layer.output)
+    saved = layer.activations * precision_bytes
+    if fused and following_kind == "conv":
+        saved += outputs * FUSED_INDEX_BYTES
+    return LayerMemory(saved, (inputs + outputs) * precision_bytes)
+
+
+def _pool_memory(layer: Layer, inputs: int, precision_bytes: int, fused: bool) -> LayerMemory:
+    """Memory of a pooling, which saves an index per output; a fused pooling saves no input."""
+    outputs = prod(layer.output)
+    index_bytes = FUSED_INDEX_BYTES if fused else INDEX_BYTES
+    saved = layer.activations * precision_bytes + outputs * index_bytes
+    return LayerMemory(saved, (inputs + outputs) * precision_bytes)
+
+
+def _lrn_memory(layer: Layer, inputs: int) -> LayerMemory:
+    """Memory of response normalization: fp32, in steps of which three have gradients too."""
+    outputs = prod(layer.output)
+    return LayerMemory(layer.activations * FLOAT_BYTES, (inputs + 4 * outputs) * FLOAT_BYTES)
+
+
+def _linear_memory(layer: Layer, inputs: int, precision_bytes: int) -> LayerMemory:
+    outputs = prod(layer.output)
+    saved = layer.activations * precision_bytes
+    return LayerMemory(saved, (inputs + outputs) * precision_bytes)
+
+
+def _frozen_memory(layer: Layer, precision_bytes: int, fused: bool) -> LayerMemory:
+    """Memory of a frozen layer: besides the image, only the output of the last such layer stays."""
+    outputs = prod(layer.output)
+    element_bytes = _element_bytes(layer, precision_bytes)
+    temporary_bytes = 0
+    if layer.kind == "pool":
+        temporary_bytes = FUSED_INDEX_BYTES if fused else INDEX_BYTES
+    elif layer.kind == "lrn":
+        temporary_bytes = 2 * FLOAT_BYTES
+    return LayerMemory(outputs * element_bytes, outputs * (element_bytes + temporary_bytes))
 
 
 def disk_bytes(
     layers: Iterable[Layer], *, optimizer_states: int | None, ema: bool
 ) -> dict[str, int]:
-    """One checkpoint (parameters, optimizer, moving average) and the final weights alone, all fp32."""
-    weights = parameters(layers) * FLOAT
-    return {"checkpoint": weights * (1 + (optimizer_states or 0) + ema), "weights": weights}
+    """Returns the fp32 bytes of a checkpoint (weights, optimizer, average) and of the weights."""
+    weights = parameters(layers) * FLOAT_BYTES
+    copies = 1 + (optimizer_states or 0)
+    if ema:
+        copies += 1
+    return {"checkpoint": weights * copies, "weights": weights}
 
 
-# Copies of the parameters that torch.optim's classes keep, and the arguments that add one.
+# Copies of the parameters that torch.optim's classes keep, and the arguments that add one copy.
 OPTIMIZER_STATES: dict[str, tuple[int, tuple[str, ...]]] = {
     "SGD": (0, ("momentum",)),
     "RMSprop": (1, ("momentum", "centered")),
     "Adam": (2, ("amsgrad",)),
     "AdamW": (2, ("amsgrad",)),
-    **dict.fromkeys(("Adamax", "NAdam", "RAdam", "Adadelta", "Rprop"), (2, ())),
-    **dict.fromkeys(("Adagrad", "ASGD"), (1, ())),
+    "Adamax": (2, ()),
+    "NAdam": (2, ()),
+    "RAdam": (2, ()),
+    "Adadelta": (2, ()),
+    "Rprop": (2, ()),
+    "Adagrad": (1, ()),
+    "ASGD": (1, ()),
 }
 
 
 def optimizer_states(name: str, arguments: Mapping[str, object]) -> int | None:
-    """Copies of the parameters that this optimizer keeps; None for one not in the table."""
+    """Returns the copies of the parameters that an optimizer keeps, or None if unknown."""
     if name not in OPTIMIZER_STATES:
         return None
     copies, options = OPTIMIZER_STATES[name]
     return copies + sum(bool(arguments.get(option)) for option in options)
-
-
-KEEP_NEWEST = 2  # checkpoints that are kept besides the best

@@ -8,10 +8,11 @@ from torch import nn
 
 from vggexp.rng import generator
 
-# kaiming: He et al. 2015, arXiv:1502.01852, N(0, 2 / fan_in). xavier: Glorot and Bengio 2010, uniform with bound
-# sqrt(6 / (fan_in + fan_out)), the same as Gluon's init.Xavier(). paper: Simonyan and Zisserman 2015, section 3.1,
-# N(0, variance 1e-2), that is a standard deviation of 0.1.
-FILL: dict[str, Callable[..., Any]] = {
+# kaiming: He et al. 2015, arXiv:1502.01852, N(0, 2 / fan_in).
+# xavier: Glorot and Bengio 2010, uniform with bound sqrt(6 / (fan_in + fan_out)), the same as
+# Gluon's init.Xavier().
+# paper: Simonyan and Zisserman 2015, section 3.1, N(0, variance 1e-2), so the std is 0.1.
+INITIALIZERS: dict[str, Callable[..., Any]] = {
     "kaiming": partial(nn.init.kaiming_normal_, nonlinearity="relu"),
     "xavier": nn.init.xavier_uniform_,
     "paper": partial(nn.init.normal_, std=0.1),
@@ -19,10 +20,14 @@ FILL: dict[str, Callable[..., Any]] = {
 
 
 def initialize(model: nn.Module, init: str, seed: int) -> None:
-    """Fills the weights of `net` in place; the same seed gives the same weights. init: a key of FILL."""
+    """Fills the weights in place; the same seed gives the same weights.
+
+    Args:
+        init: A key of INITIALIZERS.
+    """
     draws = generator(seed, "init")
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            FILL[init](module.weight, generator=draws)
+            INITIALIZERS[init](module.weight, generator=draws)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)

@@ -1,4 +1,4 @@
-"""Max-pooling that keeps where its maxima were, and not the map it chose them from."""
+"""Batch norm over all ranks, and a max-pooling that keeps indices but not its input."""
 
 from typing import Any
 
@@ -10,34 +10,39 @@ from vggexp.distributed import collectives
 
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d; once `synchronize` was called, in training, over the whole batch and not over a rank's part.
+    """nn.BatchNorm2d that can normalize over the whole batch instead of a rank's part, in training.
 
-    torch's own SyncBatchNorm takes no images on a CPU, and a frozen layer or a fused block would not know it as a batch
-    norm.
+    `synchronize` switches this on. torch's SyncBatchNorm does not run on a CPU. A frozen layer or a
+    fused block would also not recognize SyncBatchNorm as a batch norm.
     """
 
-    on = False
+    synchronized = False
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W]; N may be 0 on a rank."""
-        if not (self.on and self.training):
+        """Normalizes [N, C, H, W]; N may be 0 on a rank."""
+        if not (self.synchronized and self.training):
             return super().forward(images)
-        pixels = images.new_tensor([images.numel() / images.shape[1]], dtype=torch.float32)
-        *_, count = sums = _SumOverRanks.apply(torch.cat((images.float().sum((0, 2, 3)), pixels)))
-        mean = sums[:-1] / count
-        centred = images.float() - mean[:, None, None]
-        variance = _SumOverRanks.apply(centred.square().sum((0, 2, 3))) / count
-        self._remember(mean.detach(), variance.detach() * count / (count - 1))
+        pixel_count = images.numel() / images.shape[1]
+        pixels = images.new_tensor([pixel_count], dtype=torch.float32)
+        channel_sums = images.float().sum((0, 2, 3))
+        totals = _SumOverRanks.apply(torch.cat((channel_sums, pixels)))
+        count = totals[-1]
+        mean = totals[:-1] / count
+        centered = images.float() - mean[:, None, None]
+        squares = centered.square().sum((0, 2, 3))
+        variance = _SumOverRanks.apply(squares) / count
+        unbiased_variance = variance.detach() * count / (count - 1)
+        self._update_running_stats(mean.detach(), unbiased_variance)
         scale = self.weight * (variance + self.eps).rsqrt()
-        return (centred * scale[:, None, None] + self.bias[:, None, None]).to(images.dtype)
+        normalized = centered * scale[:, None, None]
+        normalized = normalized + self.bias[:, None, None]
+        return normalized.to(images.dtype)
 
     @torch.no_grad()
-    def _remember(self, mean: Tensor, variance: Tensor) -> None:
-        assert (
-            self.running_mean is not None
-            and self.running_var is not None
-            and self.num_batches_tracked is not None
-        )
+    def _update_running_stats(self, mean: Tensor, variance: Tensor) -> None:
+        assert self.running_mean is not None
+        assert self.running_var is not None
+        assert self.num_batches_tracked is not None
         assert self.momentum is not None
         self.running_mean.lerp_(mean, self.momentum)
         self.running_var.lerp_(variance, self.momentum)
@@ -45,13 +50,14 @@ class BatchNorm2d(nn.BatchNorm2d):
 
 
 def synchronize(model: nn.Module) -> None:
+    """Lets every batch norm of the model normalize over the images of all ranks."""
     for module in model.modules():
         if isinstance(module, BatchNorm2d):
-            module.on = True
+            module.synchronized = True
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """The sum over the ranks; each of them needs the gradient of all."""
+    """Sums over the ranks. Every rank needs the gradient of all ranks."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -63,15 +69,19 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 class MaxPool2d(nn.MaxPool2d):
-    """nn.MaxPool2d, bit for bit. torch's own also keeps its input for the backward pass, which only asks for its shape.
+    """nn.MaxPool2d with the same bits and less memory.
 
-    Nothing else needs that input where the ReLU stands behind the pooling, and in a VGG it is a block's largest tensor.
+    torch's pooling also keeps its input for the backward pass, which only reads the input's shape.
+    Nothing else needs that input if the ReLU stands behind the pooling. In a VGG the input is a
+    block's largest tensor.
     """
 
     def forward(self, images: Tensor) -> Tensor:
-        """[N, C, H, W]; an unbatched map is not taken."""
-        # Metal's backward pass reads its input, and a compiler decides itself what is kept.
-        if not images.requires_grad or images.device.type == "mps" or torch.compiler.is_compiling():
+        """Pools [N, C, H, W]; a map without a batch dimension is not accepted."""
+        if not images.requires_grad:
+            return super().forward(images)
+        # Metal's backward pass reads its input, and a compiler decides itself what to keep.
+        if images.device.type == "mps" or torch.compiler.is_compiling():
             return super().forward(images)
         return _Pool.apply(images, self.kernel_size, self.stride)
 
@@ -79,25 +89,34 @@ class MaxPool2d(nn.MaxPool2d):
 class _Pool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, images: Tensor, kernel: int, stride: int) -> Tensor:
-        maxima, places = torch.ops.aten.max_pool2d_with_indices(images, [kernel] * 2, [stride] * 2)
-        ctx.save_for_backward(places)
-        ctx.window = ([kernel] * 2, [stride] * 2, [0, 0], [1, 1], False)
-        ctx.like = _form(images)
+        window = [kernel, kernel]
+        strides = [stride, stride]
+        maxima, indices = torch.ops.aten.max_pool2d_with_indices(images, window, strides)
+        ctx.save_for_backward(indices)
+        ctx.arguments = (window, strides, [0, 0], [1, 1], False)  # padding, dilation, ceil_mode
+        ctx.shape = images.shape
+        ctx.memory_format = _memory_format(images)
         return maxima
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        shape, memory_format = ctx.like
-        before = torch.empty(
-            shape, dtype=gradient.dtype, device=gradient.device, memory_format=memory_format
+        input_gradient = torch.empty(
+            ctx.shape,
+            dtype=gradient.dtype,
+            device=gradient.device,
+            memory_format=ctx.memory_format,
         )
-        # The input is asked for its shape and layout alone, which the place for the result has too.
+        (indices,) = ctx.saved_tensors
+        # The operator reads only shape and layout of its input. The tensor for the result has both.
         operator = torch.ops.aten.max_pool2d_with_indices_backward.grad_input
-        operator(gradient, before, *ctx.window, *ctx.saved_tensors, grad_input=before)
-        return before, None, None
+        operator(gradient, input_gradient, *ctx.arguments, indices, grad_input=input_gradient)
+        return input_gradient, None, None
 
 
-def _form(images: Tensor) -> tuple[torch.Size, torch.memory_format]:
-    last = images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
-    return images.shape, torch.channels_last if last else torch.contiguous_format
+def _memory_format(images: Tensor) -> torch.memory_format:
+    if images.is_contiguous():
+        return torch.contiguous_format
+    if images.is_contiguous(memory_format=torch.channels_last):
+        return torch.channels_last
+    return torch.contiguous_format

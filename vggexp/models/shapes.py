@@ -6,9 +6,11 @@ from itertools import groupby, pairwise
 from math import prod
 from typing import NamedTuple
 
+Shape = tuple[int, int, int]  # channels, height, width
+
 
 class Block(NamedTuple):
-    """`convs` convolutions of `channels` each, the last `pointwise` of them 1x1, then 2x2 max-pooling."""
+    """`convs` convolutions of `channels` each, the last `pointwise` 1x1, then 2x2 max-pooling."""
 
     convs: int
     channels: int
@@ -17,24 +19,22 @@ class Block(NamedTuple):
 
 @dataclass(frozen=True)
 class Layer:
-    """One row of a network's table. ReLU, dropout and flatten have no row: they change no shape that counts."""
+    """One row of a network's table. ReLU, dropout and flatten have no row: they change no shape."""
 
     name: str  # block1.conv1, block1.norm1, block1.pool, hidden1, output
     block: int | None  # from 1; None in the classifier
     kind: str  # conv, batch, lrn, pool, linear
-    kernel: int  # side; 1 for linear, batch and lrn
+    kernel: int  # height and width; 1 for linear, batch and lrn
     in_channels: int
     out_channels: int
-    output: tuple[int, int, int]  # channels, height, width
+    output: Shape
     parameters: int
-    macs: int  # multiply-adds an image, biases not counted
-    activations: (
-        int  # elements an image that training keeps for the backward pass because of this layer
-    )
+    macs: int  # multiply-adds per image, biases not counted
+    activations: int  # elements per image that training keeps for backward because of this layer
 
 
 class SpatialOp(NamedTuple):
-    """One sliding window: a convolution to `channels`, or a max-pooling (channels None)."""
+    """A sliding window: a convolution to `channels`, or a max-pooling (channels None)."""
 
     block: int
     channels: int | None
@@ -42,12 +42,13 @@ class SpatialOp(NamedTuple):
     stride: int = 1
     padding: int = 0
 
-    def slide(self, side: int) -> int:
-        return max(0, (side + 2 * self.padding - self.kernel) // self.stride + 1)
+    def output_size(self, size: int) -> int:
+        """Returns the size of the output, 0 if the window does not fit into the input."""
+        return max(0, (size + 2 * self.padding - self.kernel) // self.stride + 1)
 
 
-# LeCun et al. 1998, with the full C3 connection table, ReLU and max-pooling in place of scaled tanh and trainable
-# subsampling, and soft-max in place of radial basis functions.
+# LeCun et al. 1998, with the full C3 connection table, ReLU and max-pooling in place of scaled tanh
+# and trainable subsampling, and softmax in place of radial basis functions.
 LENET = (
     SpatialOp(1, 6, 5, 1, 2),
     SpatialOp(1, None, 2, 2),
@@ -56,7 +57,8 @@ LENET = (
 )
 LENET_HIDDEN = (120, 84)
 
-# Krizhevsky 2014 (arXiv:1404.5997), the one-tower form of the network of 2012, without its response normalisation.
+# Krizhevsky 2014 (arXiv:1404.5997), the one-tower form of the network of 2012, without its response
+# normalization.
 ALEXNET = (
     SpatialOp(1, 64, 11, 4, 2),
     SpatialOp(1, None, 3, 2),
@@ -76,12 +78,13 @@ def widen(blocks: Iterable[Block], width: float) -> tuple[Block, ...]:
 
 
 def vgg_spatial_ops(blocks: Iterable[Block]) -> tuple[SpatialOp, ...]:
-    windows = []
+    ops = []
     for number, block in enumerate(blocks, 1):
-        kernels = [3] * (block.convs - block.pointwise) + [1] * block.pointwise
-        windows += [SpatialOp(number, block.channels, kernel, 1, kernel // 2) for kernel in kernels]
-        windows.append(SpatialOp(number, None, 2, 2))
-    return tuple(windows)
+        for index in range(block.convs):
+            kernel = 1 if index >= block.convs - block.pointwise else 3
+            ops.append(SpatialOp(number, block.channels, kernel, 1, kernel // 2))
+        ops.append(SpatialOp(number, None, 2, 2))
+    return tuple(ops)
 
 
 def vgg_layers(
@@ -94,7 +97,14 @@ def vgg_layers(
     size: int,
     classes: int,
 ) -> list[Layer]:
-    """norm: none, batch (after every convolution) or lrn (once, after the first ReLU)."""
+    """Returns the table of a VGG.
+
+    Args:
+        norm: "none", "batch" (after every convolution) or "lrn" (once, after the first ReLU).
+
+    Raises:
+        ValueError: The image is too small.
+    """
     return _layers(vgg_spatial_ops(widen(blocks, width)), norm, hidden, in_channels, size, classes)
 
 
@@ -114,130 +124,162 @@ def alexnet_map_size(size: int) -> int:
     return feature_map_sizes(size, ALEXNET)[-1]
 
 
-def minimum_size(windows: Sequence[SpatialOp], side: int = 1) -> int:
-    """The least image of which a map of this side is left after the windows."""
-    for window in reversed(windows):
-        side = max(1, (side - 1) * window.stride + window.kernel - 2 * window.padding)
-    return side
+def minimum_size(ops: Sequence[SpatialOp], map_size: int = 1) -> int:
+    """Returns the smallest image size that leaves a map of `map_size` after all windows."""
+    size = map_size
+    for op in reversed(ops):
+        size = max(1, (size - 1) * op.stride + op.kernel - 2 * op.padding)
+    return size
 
 
-def feature_map_sizes(size: int, windows: Iterable[SpatialOp]) -> list[int]:
-    """The side before and after each window; 0 from the first window that does not fit."""
-    path = [size]
-    for window in windows:
-        path.append(window.slide(path[-1]) if path[-1] else 0)
-    return path
+def feature_map_sizes(size: int, ops: Iterable[SpatialOp]) -> list[int]:
+    """Returns the size before and after each window; 0 from the first window that does not fit."""
+    sizes = [size]
+    for op in ops:
+        size = op.output_size(size) if size else 0
+        sizes.append(size)
+    return sizes
 
 
-def trace(size: int, windows: Iterable[SpatialOp]) -> str:
-    """'16->8->4->2->1->0': only the windows that change the side, up to the first 0."""
-    path = feature_map_sizes(size, windows)
-    steps = [str(after) for before, after in pairwise(path) if after != before]
-    return "->".join([str(size), *steps])
+def format_sizes(size: int, ops: Iterable[SpatialOp]) -> str:
+    """Returns for instance '16->8->4->2->1->0': only the changes of the size, up to the first 0."""
+    sizes = [size]
+    for before, after in pairwise(feature_map_sizes(size, ops)):
+        if after != before:
+            sizes.append(after)
+    return "->".join(map(str, sizes))
 
 
-def too_small(size: int, windows: Sequence[SpatialOp]) -> str | None:
-    """What is wrong with an image of this side, or None."""
-    minimum = minimum_size(windows)
+def size_problem(size: int, ops: Sequence[SpatialOp]) -> str | None:
+    """Describes what is wrong with an image of this size, or returns None."""
+    minimum = minimum_size(ops)
     if size >= minimum:
         return None
-    poolings = sum(window.channels is None for window in windows)
-    return f"too small for {poolings} poolings ({trace(size, windows)}); at least {minimum}"
+    poolings = sum(op.channels is None for op in ops)
+    return f"too small for {poolings} poolings ({format_sizes(size, ops)}); at least {minimum}"
 
 
 def _layers(
-    windows: Sequence[SpatialOp],
+    ops: Sequence[SpatialOp],
     norm: str,
     hidden: Sequence[int],
     in_channels: int,
     size: int,
     classes: int,
 ) -> list[Layer]:
-    if problem := too_small(size, windows):
+    problem = size_problem(size, ops)
+    if problem is not None:
         raise ValueError(f"{size} pixels: {problem}")
-    features = list(_pooled(_features(windows, norm, in_channels, size)))
+    features = list(_without_pooled_inputs(_features(ops, norm, in_channels, size)))
     return features + list(_classifier(prod(features[-1].output), hidden, classes))
 
 
-def _features(windows: Iterable[SpatialOp], norm: str, channels: int, side: int) -> Iterator[Layer]:
-    image = channels * side * side
-    for number, group in groupby(windows, lambda window: window.block):
-        for index, window in enumerate(group, 1):
-            side = window.slide(side)
-            if window.channels is None:
-                yield _pool(window, (channels, side, side))
+def _features(ops: Iterable[SpatialOp], norm: str, in_channels: int, size: int) -> Iterator[Layer]:
+    image = in_channels * size * size
+    for block, block_ops in groupby(ops, lambda op: op.block):
+        for index, op in enumerate(block_ops, 1):
+            size = op.output_size(size)
+            if op.channels is None:
+                yield _pool(op, (in_channels, size, size))
                 continue
-            first = number == index == 1
-            channels, output, source = window.channels, (window.channels, side, side), channels
-            yield _conv(window, index, source, output, image if first else 0)
-            if norm == "batch" or (norm == "lrn" and first):
-                yield _norm(norm, number, index, output)
+            output = (op.channels, size, size)
+            is_first = block == 1 and index == 1
+            yield _conv(op, index, in_channels, output, image if is_first else 0)
+            if norm == "batch" or (norm == "lrn" and is_first):
+                yield _norm(norm, block, index, output)
+            in_channels = op.channels
 
 
-# What autograd keeps, each tensor counted once, at the layer that makes it (the image at the first convolution). ReLU
-# works in place and the pooling stands before it, so a convolution leaves one tensor: its own ReLU's result, which the
-# next convolution reads, or the input of its normalisation. Tested against autograd's own saved tensors.
+# What autograd keeps. Each tensor counts once, at the layer that makes it (the image at the first
+# convolution). ReLU works in place and the pooling stands before the ReLU. A convolution therefore
+# leaves one tensor: the result of its ReLU, which the next convolution reads, or the input of its
+# normalization. Tests compare these numbers with autograd's own saved tensors.
 
 
-def _pooled(layers: Iterable[Layer]) -> Iterator[Layer]:
-    """What goes straight into a pooling is not kept: vggexp.models.layers."""
+def _without_pooled_inputs(layers: Iterable[Layer]) -> Iterator[Layer]:
+    """Leaves out the inputs of poolings, which vggexp.models.layers.MaxPool2d does not keep."""
     for layer, following in pairwise([*layers, None]):
         assert layer is not None
-        passed = following is not None and following.kind == "pool"
-        yield replace(layer, activations=layer.activations - prod(layer.output) * passed)
+        if following is not None and following.kind == "pool":
+            layer = replace(layer, activations=layer.activations - prod(layer.output))
+        yield layer
 
 
-def _conv(
-    window: SpatialOp, index: int, source: int, output: tuple[int, int, int], image: int
-) -> Layer:
+def _conv(op: SpatialOp, index: int, in_channels: int, output: Shape, image: int) -> Layer:
     channels, height, width = output
-    weights = window.kernel**2 * source * channels
-    name = f"block{window.block}.conv{index}"
-    macs = weights * height * width
-    kept = prod(output) + image
+    weights = op.kernel**2 * in_channels * channels
     return Layer(
-        name,
-        window.block,
-        "conv",
-        window.kernel,
-        source,
-        channels,
-        output,
-        weights + channels,
-        macs,
-        kept,
+        name=f"block{op.block}.conv{index}",
+        block=op.block,
+        kind="conv",
+        kernel=op.kernel,
+        in_channels=in_channels,
+        out_channels=channels,
+        output=output,
+        parameters=weights + channels,
+        macs=weights * height * width,
+        activations=prod(output) + image,
     )
 
 
-def _pool(window: SpatialOp, output: tuple[int, int, int]) -> Layer:
-    name = f"block{window.block}.pool"
-    channels = output[0]
+def _pool(op: SpatialOp, output: Shape) -> Layer:
     return Layer(
-        name, window.block, "pool", window.kernel, channels, channels, output, 0, 0, prod(output)
+        name=f"block{op.block}.pool",
+        block=op.block,
+        kind="pool",
+        kernel=op.kernel,
+        in_channels=output[0],
+        out_channels=output[0],
+        output=output,
+        parameters=0,
+        macs=0,
+        activations=prod(output),
     )
 
 
-def _norm(kind: str, block: int, index: int, output: tuple[int, int, int]) -> Layer:
-    """Batch: scale and shift, and it keeps mean and deviation. Local response keeps four tensors, one padded by 4."""
+def _norm(kind: str, block: int, index: int, output: Shape) -> Layer:
+    """Batch norm keeps mean and variance too. Response norm keeps four tensors, one padded by 4."""
     channels, height, width = output
     parameters = 2 * channels
-    kept = prod(output) + 2 * channels
+    activations = prod(output) + 2 * channels
     if kind == "lrn":
         parameters = 0
-        kept = 4 * (channels + 1) * height * width
+        activations = 4 * (channels + 1) * height * width
     return Layer(
-        f"block{block}.norm{index}", block, kind, 1, channels, channels, output, parameters, 0, kept
+        name=f"block{block}.norm{index}",
+        block=block,
+        kind=kind,
+        kernel=1,
+        in_channels=channels,
+        out_channels=channels,
+        output=output,
+        parameters=parameters,
+        macs=0,
+        activations=activations,
     )
 
 
 def _classifier(features: int, hidden: Sequence[int], classes: int) -> Iterator[Layer]:
-    """A hidden layer keeps the ReLU's result, the dropout's mask and its result; the last one the log-softmax."""
-    for index, width in enumerate([*hidden, classes], 1):
-        name, kept = (f"hidden{index}", 3 * width) if index <= len(hidden) else ("output", width)
-        parameters = (features + 1) * width
-        macs = features * width
-        yield Layer(name, None, "linear", 1, features, width, (width, 1, 1), parameters, macs, kept)
+    for number, width in enumerate(hidden, 1):
+        # The result of the ReLU, and the mask and the result of the dropout.
+        yield _linear(f"hidden{number}", features, width, 3 * width)
         features = width
+    yield _linear("output", features, classes, classes)  # the log-softmax
+
+
+def _linear(name: str, features: int, width: int, activations: int) -> Layer:
+    return Layer(
+        name=name,
+        block=None,
+        kind="linear",
+        kernel=1,
+        in_channels=features,
+        out_channels=width,
+        output=(width, 1, 1),
+        parameters=(features + 1) * width,
+        macs=features * width,
+        activations=activations,
+    )
 
 
 def parameters(layers: Iterable[Layer]) -> int:
@@ -245,10 +287,10 @@ def parameters(layers: Iterable[Layer]) -> int:
 
 
 def macs(layers: Iterable[Layer]) -> int:
-    """Multiply-adds of one image's forward pass."""
+    """Returns the multiply-adds of one image's forward pass."""
     return sum(layer.macs for layer in layers)
 
 
 def weight_layers(layers: Iterable[Layer]) -> int:
-    """The number in VGG-16: convolutions and linear layers."""
+    """Returns the number of convolutions and linear layers: 16 for VGG-16."""
     return sum(layer.kind in ("conv", "linear") for layer in layers)

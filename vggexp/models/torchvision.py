@@ -1,4 +1,4 @@
-"""Weights to and from torchvision's naming of VGG (`features.0.weight`, ..., `classifier.6.bias`)."""
+"""Weights under torchvision's names of VGG (`features.0.weight`, ..., `classifier.6.bias`)."""
 
 import re
 from collections.abc import Mapping
@@ -11,21 +11,24 @@ from vggexp.models.transfer import SourceLayer, linear_names
 
 NAME = re.compile(r"(features|classifier)\.(\d{1,4})\.(\w+)")
 Weights = dict[str, torch.Tensor]
+NumberedLayers = dict[int, Weights]
 
 
 def torchvision_names(model: nn.Sequential) -> dict[str, str]:
-    """Maps each of our state-dict names to torchvision's. Both list their layers in the order of the data.
+    """Maps each of our state-dict names to torchvision's. Both list their layers in data order.
 
-    torchvision numbers the modules of `features` and `classifier`, where ReLU, pooling and dropout take a number too
-    and the pooling comes after the ReLU; a layer with weights therefore stands at the same place in both.
+    torchvision numbers the modules of `features` and `classifier`. ReLU, pooling and dropout have a
+    number too, and the pooling comes after the ReLU. A layer with weights therefore has the same
+    number in both.
     """
     stack, _, head = model
     names = {}
     index = 0
     for block_index, block in enumerate(stack.children()):
         for layer_index, layer in enumerate(block.children()):
+            prefix = f"0.{block_index}.{layer_index}"
             for name in layer.state_dict():
-                names[f"0.{block_index}.{layer_index}.{name}"] = f"features.{index}.{name}"
+                names[f"{prefix}.{name}"] = f"features.{index}.{name}"
             index += 1
     for layer_index, layer in enumerate(head.children()):
         for name in layer.state_dict():
@@ -34,51 +37,73 @@ def torchvision_names(model: nn.Sequential) -> dict[str, str]:
 
 
 def load_torchvision_weights(model: nn.Sequential, weights: Mapping[str, torch.Tensor]) -> None:
-    """Fills `net` from a state dict in torchvision's naming. Raises RuntimeError where a name or shape differs."""
+    """Fills the model from a state dict with torchvision's names.
+
+    Raises:
+        RuntimeError: A name or a shape differs.
+    """
+    state_dict = {}
     names = torchvision_names(model)
-    theirs = {ours: weights[name] for ours, name in names.items() if name in weights}
-    model.load_state_dict(theirs, strict=True)
+    for name, torchvision_name in names.items():
+        if torchvision_name in weights:
+            state_dict[name] = weights[torchvision_name]
+    model.load_state_dict(state_dict, strict=True)
 
 
 def save_torchvision_weights(model: nn.Sequential) -> Weights:
-    """The state dict of `net` in torchvision's naming."""
+    """Returns the model's state dict with torchvision's names."""
     names = torchvision_names(model)
-    return {names[ours]: tensor for ours, tensor in model.state_dict().items()}
+    return {names[name]: tensor for name, tensor in model.state_dict().items()}
 
 
-def layers_in(weights: object) -> dict[str, SourceLayer]:
-    """The layers of a state dict in torchvision's naming, named as `named_layers` does. Raises CheckpointError.
+def parse_torchvision_layers(weights: object) -> dict[str, SourceLayer]:
+    """Returns the layers of a state dict of torchvision, under the names of `named_layers`.
 
-    ReLU and pooling take a number too, so a step of more than two from a layer with weights to the next convolution
-    is a pooling between them.
+    ReLU and pooling have a number too. A step of more than two from a layer with weights to the
+    next convolution therefore means a pooling in between.
+
+    Raises:
+        CheckpointError: `weights` is not such a state dict.
     """
-    features, classifier = _numbered(weights)
-    found = dict[str, SourceLayer]()
+    features, classifier = _split_by_number(weights)
+    layers = {}
     block = 1
-    place = 0
-    before = -2
+    conv = 0
+    last_index = -2
     for index in sorted(features):
-        given = SourceLayer(f"features.{index}", features[index])
-        if convolution := given.tensors["weight"].ndim == 4:
-            block, place = (block, place + 1) if index - before <= 2 else (block + 1, 1)
-        found[f"block{block}.{'conv' if convolution else 'norm'}{place}"] = given
-        before = index
-    linear = [SourceLayer(f"classifier.{index}", classifier[index]) for index in sorted(classifier)]
-    return found | dict(zip(linear_names(len(linear)), linear, strict=True))
+        tensors = features[index]
+        kind = "norm"
+        if tensors["weight"].ndim == 4:
+            kind = "conv"
+            if index - last_index > 2:
+                block += 1
+                conv = 0
+            conv += 1
+        name = f"block{block}.{kind}{conv}"
+        layers[name] = SourceLayer(f"features.{index}", tensors)
+        last_index = index
+    indices = sorted(classifier)
+    names = linear_names(len(indices))
+    for name, index in zip(names, indices, strict=True):
+        layers[name] = SourceLayer(f"classifier.{index}", classifier[index])
+    return layers
 
 
-def _numbered(weights: object) -> tuple[dict[int, Weights], dict[int, Weights]]:
-    """The tensors of `features` and of `classifier`, by the number of their layer."""
-    parts: dict[str, dict[int, Weights]] = {"features": {}, "classifier": {}}
-    for name, tensor in weights.items() if isinstance(weights, Mapping) else ():
-        match = NAME.fullmatch(name) if isinstance(name, str) else None
+def _split_by_number(weights: object) -> tuple[NumberedLayers, NumberedLayers]:
+    """Returns the tensors of `features` and of `classifier`, by the number of their layer."""
+    parts: dict[str, NumberedLayers] = {"features": {}, "classifier": {}}
+    tensors = weights if isinstance(weights, Mapping) else {}
+    for name, tensor in tensors.items():
+        match = NAME.fullmatch(str(name))
         if match is None or not isinstance(tensor, torch.Tensor):
             raise CheckpointError(
                 f"{str(name)[:60]!r} is no tensor of torchvision's VGG, as features.0.weight is"
             )
-        parts[match[1]].setdefault(int(match[2]), {})[match[3]] = tensor
+        part, number, tensor_name = match.groups()
+        layer = parts[part].setdefault(int(number), {})
+        layer[tensor_name] = tensor
     layers = [*parts["features"].values(), *parts["classifier"].values()]
-    if not parts["features"] or not all("weight" in tensors for tensors in layers):
+    if not parts["features"] or not all("weight" in layer for layer in layers):
         raise CheckpointError(
             "holds no weights in torchvision's naming (features.0.weight, ..., classifier.6.bias)"
         )

@@ -1,9 +1,11 @@
-"""The VGG network: an architecture is a list of rows, and one row is the arguments of one `vgg_block`.
+"""The VGG network: an architecture is a list of rows; a row is the arguments of one `vgg_block`.
 
-Source: Simonyan and Zisserman 2015, "Very Deep Convolutional Networks", arXiv:1409.1556, section 2 and table 1.
+Source: Simonyan and Zisserman 2015, "Very Deep Convolutional Networks", arXiv:1409.1556, section 2
+and table 1.
 """
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -15,20 +17,22 @@ Norm = str  # "none", "batch" or "lrn"
 
 
 class FusedBlock(nn.Sequential):
-    """The layers of a block in their order; once `fuse` was called, under autocast, as fewer passes over the memory.
+    """The layers of a block in their order, under autocast with fewer passes over the memory.
 
-    The function is the same but for rounding.
+    `fuse` switches this on. The function is the same except for rounding.
     """
 
-    on = False
+    is_fused = False
 
     def forward(self, images: Tensor) -> Tensor:
-        if not (self.on and torch.is_autocast_enabled(images.device.type)):
+        if not (self.is_fused and torch.is_autocast_enabled(images.device.type)):
             return super().forward(images)
-        from vggexp.models import triton_ops  # imports Triton, which not every platform has
+        # This imports Triton, which not every platform has.
+        from vggexp.models import triton_ops
 
-        learnt = [layer for layer in self if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
-        for layer, following in zip(learnt, [*learnt[1:], None], strict=True):
+        layers = [layer for layer in self if isinstance(layer, nn.Conv2d | nn.BatchNorm2d)]
+        for layer, following in pairwise([*layers, None]):
+            assert layer is not None
             if isinstance(following, nn.BatchNorm2d):
                 images = layer(images)
                 continue
@@ -44,17 +48,21 @@ def fuse(model: nn.Module) -> None:
     """Lets the blocks use the kernels of vggexp.models.triton_ops."""
     for module in model.modules():
         if isinstance(module, FusedBlock):
-            module.on = True
+            module.is_fused = True
 
 
 def vgg_block(
     convs: int, channels: int, in_channels: int, pointwise: int = 0, norm: Norm = "none"
 ) -> nn.Sequential:
-    """`convs` 3x3 convolutions that keep the size, then 2x2 max-pooling that halves it.
+    """`convs` 3x3 convolutions that keep the size, then 2x2 max-pooling that halves the size.
 
-    [N, in_channels, H, W] -> [N, channels, H // 2, W // 2]. The last `pointwise` convolutions are 1x1 (configuration
-    C). The pooling stands before the last ReLU: both are monotone, so the function is the same, with a quarter of the
-    ReLU's work. norm: "batch" after every convolution; "lrn" once, after the first ReLU (configuration A-LRN).
+    [N, in_channels, H, W] -> [N, channels, H // 2, W // 2]. The pooling stands before the last
+    ReLU. Both are monotone, so the function is the same, with a quarter of the ReLU's work.
+
+    Args:
+        pointwise: Number of last convolutions that are 1x1 (configuration C).
+        norm: "batch": after every convolution. "lrn": once, after the first ReLU (configuration
+            A-LRN).
     """
     layers: list[nn.Module] = []
     for index in range(convs):
@@ -64,13 +72,15 @@ def vgg_block(
             layers.append(BatchNorm2d(channels))
         layers.append(nn.ReLU(inplace=True))
         if norm == "lrn" and index == 0:
-            # Krizhevsky et al. 2012, section 3.3: n=5, alpha=1e-4, beta=0.75, k=2; torch divides alpha by n.
+            # Krizhevsky et al. 2012, section 3.3: n=5, alpha=1e-4, beta=0.75, k=2. torch divides
+            # alpha by n.
             layers.append(nn.LocalResponseNorm(5, alpha=5e-4, beta=0.75, k=2.0))
         in_channels = channels
     pool = MaxPool2d(2)
     if isinstance(layers[-1], nn.ReLU):
         layers.insert(len(layers) - 1, pool)
-    else:  # response normalisation looks across channels, so the pooling cannot pass it
+    else:
+        # Response normalization looks across channels, so the pooling cannot come before it.
         layers.append(pool)
     return nn.Sequential(*layers) if norm == "lrn" else FusedBlock(*layers)
 
@@ -79,8 +89,9 @@ def vgg_stack(blocks: Sequence[Block], in_channels: int, norm: Norm = "none") ->
     """[N, in_channels, H, W] -> [N, channels of the last block, H / 2**blocks, W / 2**blocks]."""
     stack = nn.Sequential()
     for index, block in enumerate(blocks):
-        first_lrn = norm == "lrn" and index == 0
-        block_norm = norm if norm == "batch" or first_lrn else "none"
+        block_norm = norm
+        if norm == "lrn" and index > 0:
+            block_norm = "none"
         stack.append(
             vgg_block(block.convs, block.channels, in_channels, block.pointwise, block_norm)
         )
@@ -89,10 +100,15 @@ def vgg_stack(blocks: Sequence[Block], in_channels: int, norm: Norm = "none") ->
 
 
 def classifier(features: int, hidden: Sequence[int], dropout: float, classes: int) -> nn.Sequential:
-    """[N, features] -> logits [N, classes]: linear, ReLU and dropout for each `hidden` width, then linear."""
+    """[N, features] -> logits [N, classes].
+
+    Each `hidden` width is a linear layer, ReLU and dropout. A linear layer ends the classifier.
+    """
     layers: list[nn.Module] = []
     for width in hidden:
-        layers += [nn.Linear(features, width), nn.ReLU(inplace=True), nn.Dropout(dropout)]
+        layers.append(nn.Linear(features, width))
+        layers.append(nn.ReLU(inplace=True))
+        layers.append(nn.Dropout(dropout))
         features = width
     return nn.Sequential(*layers, nn.Linear(features, classes))
 
@@ -108,8 +124,12 @@ def vgg(
     size: int,
     classes: int,
 ) -> nn.Sequential:
-    """[N, in_channels, size, size] -> logits [N, classes]. `size` must survive len(blocks) halvings."""
+    """[N, in_channels, size, size] -> logits [N, classes].
+
+    `size` must survive len(blocks) halvings.
+    """
     blocks = widen(blocks, width)
-    side = size >> len(blocks)
-    head = classifier(blocks[-1].channels * side * side, hidden, dropout, classes)
+    map_size = size >> len(blocks)
+    features = blocks[-1].channels * map_size * map_size
+    head = classifier(features, hidden, dropout, classes)
     return nn.Sequential(vgg_stack(blocks, in_channels, norm), nn.Flatten(), head)

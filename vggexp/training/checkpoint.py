@@ -1,13 +1,15 @@
 """Checkpoint files: written whole or not at all, and self-checking.
 
-A file is what torch.save writes, then a trailer of 8 bytes MAGIC and the SHA-256 of all before it. The trailer stands
-after the end of the zip archive, so that plain torch.load(path, weights_only=True) still opens the file.
+A file is what torch.save writes, followed by a trailer: the 8 bytes of MAGIC and the SHA-256 of
+everything before the trailer. The trailer stands after the end of the zip archive, so plain
+torch.load(path, weights_only=True) still opens the file.
 """
 
 import hashlib
 import os
 import warnings
 import zipfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
 
@@ -20,16 +22,16 @@ from vggexp.system.files import _replace_when_done
 MAGIC = b"VGGEXP01"
 TRAILER_BYTES = len(MAGIC) + 32
 CHUNK_BYTES = 1 << 22
-PICKLE_BYTES = 1 << 28  # of names, shapes and the history; tensors lie beside it
-ZIP = b"PK\3\4"
+MAX_PICKLE_BYTES = 1 << 28  # for names, shapes and the history; tensors are separate entries
+ZIP_MAGIC = b"PK\3\4"
 
 
 class DamagedError(CheckpointError):
-    """The file's content is not what was written."""
+    """The content of the file is not what was written."""
 
 
-class _Hashing:
-    """A file that torch.save can write to, unbuffered so that a full disk is told by its own error."""
+class _HashingFile:
+    """Hashes what torch.save writes. Unbuffered, so that a full disk raises its own error."""
 
     def __init__(self, file: BinaryIO):
         self.file = file
@@ -39,7 +41,7 @@ class _Hashing:
         view = memoryview(data).cast("B")
         self.digest.update(view)
         written = 0
-        while written < len(view):  # a raw write may take fewer bytes than it is given
+        while written < len(view):  # a raw write may take only a part of the bytes
             written += self.file.write(view[written:]) or 0
         return len(view)
 
@@ -48,13 +50,20 @@ class _Hashing:
 
 
 def save(path: Path, content: dict[str, Any]) -> None:
-    """Writes tensors and plain values, durably. Raises ResourceError and leaves no file when the disk refuses."""
-    part = path.with_name(path.name + ".tmp")
+    """Writes tensors and plain values durably.
+
+    Raises:
+        ResourceError: The disk refused. No file is left behind.
+    """
+    partial_path = path.with_name(path.name + ".tmp")
     try:
-        with _replace_when_done(path, part), open(part, "wb", buffering=0) as file:
-            hashing = _Hashing(file)
-            torch.save(content, cast(IO[bytes], hashing))
-            hashing.write(MAGIC + hashing.digest.digest())
+        with (
+            _replace_when_done(path, partial_path),
+            open(partial_path, "wb", buffering=0) as file,
+        ):
+            hashing_file = _HashingFile(file)
+            torch.save(content, cast(IO[bytes], hashing_file))
+            hashing_file.write(MAGIC + hashing_file.digest.digest())
             os.fsync(file.fileno())
     except (OSError, RuntimeError) as error:
         raise ResourceError(f"{path}: cannot be written: {error}") from error
@@ -65,39 +74,50 @@ def verify(path: Path) -> None:
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as file:
-            left = os.fstat(file.fileno()).st_size - TRAILER_BYTES
-            while left > 0 and (chunk := file.read(min(CHUNK_BYTES, left))):
+            remaining = os.fstat(file.fileno()).st_size - TRAILER_BYTES
+            while remaining > 0:
+                chunk = file.read(min(CHUNK_BYTES, remaining))
+                if not chunk:
+                    break
                 digest.update(chunk)
-                left -= len(chunk)
+                remaining -= len(chunk)
             trailer = file.read(TRAILER_BYTES)
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if left != 0 or trailer != MAGIC + digest.digest():
+    if remaining != 0 or trailer != MAGIC + digest.digest():
         raise DamagedError(
             f"{path}: damaged, its content does not have the hash it was written with"
         )
 
 
 def load(path: Path) -> dict[str, Any]:
-    """Reads a verified checkpoint onto the CPU; nothing in it is executed. Raises CheckpointError."""
+    """Reads a verified checkpoint onto the CPU without executing anything in the file.
+
+    Raises:
+        CheckpointError: The file is damaged, unreadable or not a checkpoint.
+    """
     verify(path)
-    if not _plain(path):
-        raise CheckpointError(f"{path}: not a file that torch.save writes")
+    _check_archive(path)
     return _read(path)
 
 
 def load_foreign(path: Path) -> Any:
-    """What another program saved with torch.save, also in its form before 2020; as safe. Raises CheckpointError."""
+    """Reads a file that another program wrote with torch.save, without executing anything in it.
+
+    The form of torch.save before 2020 is read too.
+
+    Raises:
+        CheckpointError: The file is unreadable or was not written by torch.save.
+    """
     try:
         with open(path, "rb") as file:
-            is_zip = file.read(len(ZIP)) == ZIP
+            is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
-    if is_zip and not _plain(path):
-        raise CheckpointError(f"{path}: not a file that torch.save writes")
-    with warnings.catch_warnings(
-        action="ignore"
-    ):  # torch's, of what it may not know; the outcome tells
+    if is_zip:
+        _check_archive(path)
+    # torch warns about content that it may not know. The result of the read decides instead.
+    with warnings.catch_warnings(action="ignore"):
         return _read(path)
 
 
@@ -105,43 +125,46 @@ def _read(path: Path) -> Any:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many unrelated types
-        told = " ".join(str(error).split())[:200]
-        if "Weights only" in told:  # with torch's advice to load it unsafely
-            told = "not tensors and plain values alone, as torch.save writes them"
-        raise CheckpointError(f"{path}: cannot be read: {told}") from error
+        reason = " ".join(str(error).split())[:200]
+        if "Weights only" in reason:  # torch's message advises to load the file unsafely
+            reason = "not tensors and plain values alone, as torch.save writes them"
+        raise CheckpointError(f"{path}: cannot be read: {reason}") from error
 
 
-def _plain(path: Path) -> bool:
-    """An archive that needs no more memory than the file is long: none of it compressed, and no endless pickle."""
+def _check_archive(path: Path) -> None:
+    """Raises CheckpointError unless the archive needs no more memory than the file is long.
+
+    No entry may be compressed, and no pickle may be larger than MAX_PICKLE_BYTES.
+    """
+    refusal = CheckpointError(f"{path}: not a file that torch.save writes")
     with open(path, "rb") as file:
-        if file.read(len(ZIP)) != ZIP:  # torch would take it for a pickle of its old form
-            return False
+        # torch would read anything else as a pickle of its old form.
+        if file.read(len(ZIP_MAGIC)) != ZIP_MAGIC:
+            raise refusal
         try:
             entries = zipfile.ZipFile(file).infolist()
         except (zipfile.BadZipFile, ValueError):
-            return False
-        size = os.fstat(file.fileno()).st_size
-    pickles = [entry.file_size for entry in entries if entry.filename.endswith(".pkl")]
-    stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
-    return (
-        stored
-        and sum(entry.file_size for entry in entries) <= size
-        and sum(pickles) <= PICKLE_BYTES
-    )
+            raise refusal from None
+        file_bytes = os.fstat(file.fileno()).st_size
+    content_bytes = sum(entry.file_size for entry in entries)
+    pickle_bytes = sum(entry.file_size for entry in entries if entry.filename.endswith(".pkl"))
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise refusal
+    if content_bytes > file_bytes or pickle_bytes > MAX_PICKLE_BYTES:
+        raise refusal
 
 
-def weights_of(saved: dict[str, Any]) -> dict[str, Tensor]:
-    """The weights that scores are taken with: the final ones, else the moving average, else the network's."""
-    if "ema" in saved:
-        return saved["ema"]["module"]
-    return saved.get("weights") or saved["net"]
+def select_eval_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
+    """Returns the weights to evaluate: the moving average, the final weights, or the model's."""
+    if "ema" in checkpoint:
+        return checkpoint["ema"]["module"]
+    return checkpoint.get("weights") or checkpoint["net"]
 
 
-def weights_sha256(weights: dict[str, Tensor]) -> str:
-    """SHA-256 of the bytes of all tensors, in the order of their names."""
+def weights_sha256(weights: Mapping[str, Tensor]) -> str:
+    """Returns the SHA-256 of the bytes of all tensors, in the order of their names."""
     digest = hashlib.sha256()
     for name in sorted(weights):
-        digest.update(
-            weights[name].detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
-        )
+        tensor = weights[name].detach().cpu().contiguous()
+        digest.update(tensor.flatten().view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()

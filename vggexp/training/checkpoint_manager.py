@@ -1,4 +1,4 @@
-"""Which checkpoints a run keeps, and which one it continues from."""
+"""Decides which checkpoints of a run are kept, and which checkpoint a run resumes from."""
 
 import shutil
 import time
@@ -13,50 +13,65 @@ from vggexp.training import checkpoint
 from vggexp.training.loop import EpochMetrics, TrainState
 
 FORMAT_VERSION = 1
-FREE_SPACE_FACTOR = 1.1  # free space that must be there over what is needed
+FREE_SPACE_FACTOR = 1.1  # free space that has to be there, relative to what is needed
 
 
 class CheckpointManager:
-    """The folder `checkpoints` of a run: %08d.pt by step; no link and no pointer file that could dangle."""
+    """The folder `checkpoints` of a run: %08d.pt by step.
 
-    def __init__(self, folder: Path, keep: str, minutes: float, facts: dict[str, Any]):
-        """keep: all, last or weights. facts: plain values and tensors that are stored with every checkpoint."""
+    The folder has no link and no pointer file, which could dangle.
+    """
+
+    def __init__(self, folder: Path, keep: str, minutes: float, metadata: dict[str, Any]):
+        """Creates the folder.
+
+        Args:
+            keep: "all", "last" or "weights".
+            minutes: Interval between checkpoints inside an epoch.
+            metadata: Plain values and tensors that are stored with every checkpoint.
+        """
         self.folder = folder
         self.keep = keep
-        self.seconds = minutes * 60
-        self.facts = facts
+        self.interval_seconds = minutes * 60
+        self.metadata = metadata
         self.folder.mkdir(exist_ok=True)
-        for left in self.folder.glob("*.tmp"):  # of a process that was killed while it wrote
-            left.unlink()
-        self.saved = time.monotonic()
+        for path in self.folder.glob("*.tmp"):  # left by a process that was killed while it wrote
+            path.unlink()
+        self.last_save = time.monotonic()
 
     def path(self, step: int) -> Path:
         return self.folder / checkpoint_name(step)
 
-    def due(self) -> bool:
-        return time.monotonic() - self.saved >= self.seconds
+    def is_due(self) -> bool:
+        return time.monotonic() - self.last_save >= self.interval_seconds
 
     def save(self, state: TrainState) -> None:
-        """Raises ResourceError, and leaves the earlier checkpoints as they are."""
-        checkpoint.save(
-            self.path(state.step), {"format": FORMAT_VERSION, **self.facts, **state.capture()}
-        )
-        self.saved = time.monotonic()
+        """Saves the state.
+
+        Raises:
+            ResourceError: The disk refused. The earlier checkpoints stay as they are.
+        """
+        self._write(state.step, state.capture())
+        self.last_save = time.monotonic()
         if self.keep != "all":
-            self._prune(best_epoch(state.history))
+            best = best_epoch(state.history)
+            self._prune(best)
+
+    def _write(self, step: int, content: dict[str, Any]) -> None:
+        checkpoint.save(self.path(step), {"format": FORMAT_VERSION, **self.metadata, **content})
 
     def _prune(self, best: EpochMetrics | None) -> None:
-        """Only after the newest is durable; the newest is never deleted."""
+        """Deletes old checkpoints once the newest is durable. The newest is never deleted."""
         for path in find_checkpoints(self.folder)[KEEP_NEWEST:]:
             if best is None or int(path.stem) != best["step"]:
                 path.unlink()
 
-    def leave_only(self, step: int, content: dict[str, Any]) -> None:
-        """keep=weights: one file with the final weights in place of all checkpoints."""
+    def replace_all(self, step: int, content: dict[str, Any]) -> None:
+        """Replaces all checkpoints with one file, which holds the final weights (keep=weights)."""
         for path in find_checkpoints(self.folder):
             if int(path.stem) != step:
                 path.unlink()
-        checkpoint.save(self.path(step), {"format": FORMAT_VERSION, **self.facts, **content})
+        self._write(step, content)
 
 
 def checkpoint_name(step: int) -> str:
@@ -64,76 +79,94 @@ def checkpoint_name(step: int) -> str:
 
 
 class DistributedCheckpointManager:
-    """The checkpoints of several ranks: all come to the same step, look whether they agree, and rank 0 writes.
+    """Saves the checkpoints of several ranks.
 
-    checkpoints: of rank 0.
+    All ranks save at the same step and check that they agree. Rank 0 writes.
     """
 
-    def __init__(self, stop: stop.DistributedStop, checkpoints: CheckpointManager | None):
+    def __init__(self, stop: stop.DistributedStop, manager: CheckpointManager | None):
+        """Takes the manager of rank 0, and None on the other ranks."""
         self.stop = stop
-        self.checkpoints = checkpoints
+        self.manager = manager
 
-    def due(self) -> bool:
-        return self.stop.step(self.checkpoints is not None and self.checkpoints.due())
+    def is_due(self) -> bool:
+        return self.stop.step(self.manager is not None and self.manager.is_due())
 
     def save(self, state: TrainState) -> None:
-        """Raises ResourceError, RankError, on all ranks."""
-        collectives.broadcast_([*state.model.buffers(), *state.eval_model().buffers()])
-        weights = checkpoint.weights_sha256(dict(state.model.named_parameters()))
+        """Saves the state on rank 0.
+
+        Raises:
+            ResourceError: The disk of rank 0 refused; raised on all ranks.
+            RankError: The weights of the ranks differ; raised on all ranks.
+        """
+        collectives.broadcast_(state.model.buffers())
+        collectives.broadcast_(state.eval_model().buffers())
+        weights = dict(state.model.named_parameters())
+        sha256 = checkpoint.weights_sha256(weights)
         collectives.assert_same_on_all_ranks(
-            {"weights": weights[:8]}, "they have drifted apart, and this checkpoint is not written"
+            {"weights": sha256[:8]},
+            "they have drifted apart, and this checkpoint is not written",
         )
         state.sums.pool()
-        collectives.run_on_rank_zero(
-            lambda: self.checkpoints.save(state) if self.checkpoints else None
-        )
+        collectives.run_on_rank_zero(lambda: self._save_on_rank_zero(state))
+
+    def _save_on_rank_zero(self, state: TrainState) -> None:
+        if self.manager is not None:
+            self.manager.save(state)
 
 
 def find_checkpoints(folder: Path) -> list[Path]:
-    """The checkpoints of a folder, newest first, by step and not by time."""
+    """Returns the checkpoints of a folder, newest first, by step and not by time."""
     paths = [path for path in folder.glob("*.pt") if path.stem.isdecimal()]
     return sorted(paths, key=lambda path: int(path.stem), reverse=True)
 
 
 def best_epoch(history: Sequence[EpochMetrics]) -> EpochMetrics | None:
-    """The first epoch of the best validation accuracy: whose checkpoint is kept, and is tested where asked."""
-    rows = [row for row in history if "val/accuracy" in row]
-    return max(rows, key=lambda row: row["val/accuracy"]) if rows else None
+    """Returns the first epoch with the best validation accuracy, whose checkpoint is kept."""
+    validated = [metrics for metrics in history if "val/accuracy" in metrics]
+    return max(validated, key=lambda metrics: metrics["val/accuracy"], default=None)
 
 
 def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | None:
-    """The newest checkpoint that verifies, None where there has been none; damaged ones are set aside.
+    """Returns the newest checkpoint that verifies, or None if there has never been one.
 
-    Raises CheckpointError where there were checkpoints and none is good: a run never starts over silently.
+    Damaged checkpoints are renamed to .corrupt.
+
+    Raises:
+        CheckpointError: There were checkpoints and none is good. A run never starts over silently.
     """
     paths = find_checkpoints(folder)
     for path in paths:
         try:
-            return check_format(checkpoint.load(path), path)
+            content = checkpoint.load(path)
         except checkpoint.DamagedError as error:
-            aside = path.with_suffix(".corrupt")
-            path.rename(aside)
-            warn(f"warning: {error}; set aside as {aside.name}")
+            corrupt_path = path.with_suffix(".corrupt")
+            path.rename(corrupt_path)
+            warn(f"warning: {error}; set aside as {corrupt_path.name}")
+            continue
+        check_format(content, path)
+        return content
     if paths or list(folder.glob("*.corrupt")):
         raise CheckpointError(f"{folder}: no checkpoint verifies; start over with resume=never")
     return None
 
 
-def check_format(saved: dict[str, Any], path: Path) -> dict[str, Any]:
-    version = saved.get("format") if isinstance(saved, dict) else None
+def check_format(content: Any, path: Path) -> None:
+    """Raises CheckpointError if the format is unknown or newer than this version."""
+    version = content.get("format") if isinstance(content, dict) else None
     if not isinstance(version, int) or version > FORMAT_VERSION:
         raise CheckpointError(
             f"{path}: format {version}, this vggexp reads up to {FORMAT_VERSION}; update vggexp"
         )
-    return saved
 
 
 def check_disk_space(folder: Path, run_bytes: int) -> None:
-    """Raises ResourceError where the disk will not hold a run's checkpoints, which need so much at a time."""
-    here = sum(path.stat().st_size for path in find_checkpoints(folder))
-    wanted = int((run_bytes - here) * FREE_SPACE_FACTOR)
+    """Raises ResourceError if the disk cannot hold `run_bytes` of checkpoints at a time."""
+    existing = sum(path.stat().st_size for path in find_checkpoints(folder))
+    needed = int((run_bytes - existing) * FREE_SPACE_FACTOR)
     free = shutil.disk_usage(folder).free
-    if free < wanted:
+    if free < needed:
         raise ResourceError(
-            f"{folder}: {free / 1e6:,.0f} MB free, checkpoints need {wanted / 1e6:,.0f} MB; choose another run.root"
+            f"{folder}: {free / 1e6:,.0f} MB free, checkpoints need {needed / 1e6:,.0f} MB; "
+            "choose another run.root"
         )

@@ -1,68 +1,65 @@
-"""step.gradients for several ranks: each takes its part of a batch, and DDP adds up what they find."""
+"""The step of several ranks: each rank takes a part of the batch, and DDP sums the gradients."""
 
 import contextlib
 import warnings
+from dataclasses import replace
 from functools import reduce
-from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.amp import GradScaler
 from torch.nn.parallel import DistributedDataParallel
 
-from vggexp.training.step import NonFiniteGuard, forward_backward
+from vggexp.training.step import Batch, StepSettings, forward_backward
 
 
 class DistributedStep:
-    """Stands for `gradients` where there are several ranks; wraps the network at the first call, with rank 0's weights.
+    """Replaces `forward_backward` if there are several ranks.
 
-    The results are those of this rank's own images. All ranks take the same number of micro-batches, of which one may
-    be empty, and only the last sends gradients.
+    The first call wraps the model in DDP, which copies rank 0's weights to all ranks. The results
+    are those of this rank's own images. All ranks take the same number of micro-batches, and a
+    micro-batch may be empty. Only the last micro-batch sends gradients.
     """
 
     def __init__(self) -> None:
         self.model: DistributedDataParallel | None = None
 
     def __call__(
-        self,
-        model: nn.Module,
-        scaler: GradScaler,
-        guard: NonFiniteGuard,
-        images: Tensor,
-        labels: Tensor,
-        *,
-        micro_batches: int,
-        **given: Any,
+        self, model: nn.Module, batch: Batch, settings: StepSettings
     ) -> tuple[Tensor, Tensor]:
-        self.model = self.model or wrapped(model)
-        parts = zip(
-            images.tensor_split(micro_batches), labels.tensor_split(micro_batches), strict=True
-        )
+        if self.model is None:
+            self.model = wrap_in_ddp(model)
+        images, labels = batch
+        count = settings.micro_batches
+        micro_batches = zip(images.tensor_split(count), labels.tensor_split(count), strict=True)
+        settings = replace(settings, micro_batches=1)
         losses = []
-        answers = []
-        for number, (part, truth) in enumerate(parts, 1):
-            with contextlib.nullcontext() if number == micro_batches else self.model.no_sync():
-                loss, logits = forward_backward(
-                    self.model, scaler, guard, part, truth, micro_batches=1, **given
-                )
+        logits = []
+        for number, micro_batch in enumerate(micro_batches, 1):
+            is_last = number == count
+            with contextlib.nullcontext() if is_last else self.model.no_sync():
+                loss, outputs = forward_backward(self.model, micro_batch, settings)
             losses.append(loss)
-            answers.append(logits)
-        return reduce(torch.add, losses), torch.cat(answers)
+            logits.append(outputs)
+        return reduce(torch.add, losses), torch.cat(logits)
 
 
-def wrapped(model: nn.Module) -> DistributedDataParallel:
-    """The ranks keep their buffers, for which see dist.spread."""
-    with warnings.catch_warnings(
-        action="ignore", category=FutureWarning
-    ):  # the new name is not in every torch
-        made = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
-    made.register_comm_hook(None, summed)
-    return made
+def wrap_in_ddp(model: nn.Module) -> DistributedDataParallel:
+    """Wraps the model. Each rank keeps its own buffers until `collectives.broadcast_` is called."""
+    # torch warns that an argument is renamed, but not every supported torch has the new name.
+    with warnings.catch_warnings(action="ignore", category=FutureWarning):
+        ddp = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
+    ddp.register_comm_hook(None, all_reduce_each_gradient)
+    return ddp
 
 
-def summed(state: None, bucket: distributed.GradBucket) -> torch.futures.Future[Tensor]:
-    """Each gradient by itself: DDP sorts its buckets anew after the first step of a process, and in another place of a
-    bucket three ranks or more would be added up in another order, so that a continued run would be another one.
+def all_reduce_each_gradient(
+    state: None, bucket: distributed.GradBucket
+) -> torch.futures.Future[Tensor]:
+    """Sums each gradient of a bucket over the ranks, by an all-reduce of its own.
+
+    DDP sorts its buckets again after the first step of a process. A gradient then has another
+    offset in its bucket, and the sum over three ranks or more would run in another order. A resumed
+    run would then differ from an uninterrupted one.
     """
     works = [distributed.all_reduce(gradient, async_op=True) for gradient in bucket.gradients()]
     done = torch.futures.collect_all([work.get_future() for work in works])

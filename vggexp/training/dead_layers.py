@@ -1,4 +1,4 @@
-"""Whether a net that still guesses can learn at all: one batch through a copy of it, read layer by layer."""
+"""Checks whether a model that still guesses can learn: one batch through a copy, layer by layer."""
 
 import math
 from collections.abc import Iterator, Sequence
@@ -11,127 +11,143 @@ from torch.nn import functional
 
 from vggexp.models.shapes import Layer
 from vggexp.system import memory
+from vggexp.training.step import Batch
 
-PROBE_IMAGES = 64  # of the batch: enough for a scale
-LOSS_MARGIN_NATS = 0.1  # nats below ln(classes) from which on a net does more than guess
-MIN_SIGNAL_RATIO = 3e-4  # of the differences between images: dead nets keep 1e-4 or less, slow ones 1e-3 (benchmarks/dead.md)
-MIN_ACTIVE_SHARE = 1e-3  # share of a ReLU's results above zero below which it counts as closed
+PROBE_IMAGES = 64  # images of the batch that are used: enough for a scale
+LOSS_MARGIN_NATS = 0.1  # a model does more than guess if its loss is this far below ln(classes)
+# Share of the differences between images that a live layer lets through: dead models keep 1e-4 or
+# less, slow models 1e-3 or more (benchmarks/dead.md).
+MIN_SIGNAL_RATIO = 3e-4
+MIN_ACTIVE_SHARE = 1e-3  # a ReLU with a smaller share of outputs above zero counts as closed
 
 
 @dataclass(frozen=True)
 class LayerStats:
-    """What one convolution or linear layer makes of a batch, after its ReLU."""
+    """Statistics of the output of one convolution or linear layer, after its ReLU, on one batch.
 
-    layer: str  # as shapes.Layer has it
-    signal: float  # the differences between images, over those of the images themselves (root mean squares)
-    open: float  # share of results above zero
-    gradient: float  # of its weights, over the weights (root mean squares)
+    Differences and gradients are measured as root mean squares.
+    """
+
+    layer: str  # name in vggexp.models.shapes
+    signal: float  # differences between the images, relative to those of the input images
+    open: float  # share of outputs above zero
+    gradient: float  # gradient of the weights, relative to the weights
 
 
 @dataclass(frozen=True)
 class DeadLayerCheck:
-    """When a run looks whether its net is dead, and what it says then."""
+    """Decides once in a run whether the model is dead, and words the warning."""
 
-    steps: int
-    layers: Sequence[Layer]  # of the whole network
-    cures: Sequence[str]  # overrides of which each should make it learn
-    stop: bool  # whether a dead net ends the run
+    steps: int  # after which the check runs
+    layers: Sequence[Layer]  # of the whole model
+    remedies: Sequence[str]  # overrides, each of which should make the model learn
+    stop: bool  # whether a dead model ends the run
+    loss_margin: float = LOSS_MARGIN_NATS
+    min_signal: float = MIN_SIGNAL_RATIO
 
-    def diagnose(self, model: nn.Module, images: Tensor, labels: Tensor, loss: float) -> str | None:
-        """What is wrong with the net in two lines, None where it learns, or may. loss: its mean until now."""
-        if not loss > math.log(self.layers[-1].out_channels) - LOSS_MARGIN_NATS:
+    def diagnose(self, model: nn.Module, batch: Batch, loss: float) -> str | None:
+        """Returns what is wrong with the model in two lines, or None if the model may learn.
+
+        Args:
+            loss: Mean training loss until now.
+        """
+        if not loss > math.log(self.layers[-1].out_channels) - self.loss_margin:
             return None
+        images, labels = batch
+        probe = (images[:PROBE_IMAGES], labels[:PROBE_IMAGES])
         try:
-            found, loss = layer_stats(
-                model, images[:PROBE_IMAGES], labels[:PROBE_IMAGES], self.layers
-            )
+            stats, loss = layer_stats(model, probe, self.layers)
         except (MemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
                 raise
-            return None  # the run itself has room for its steps
-        dead = first_dead(found)
-        return (
-            None
-            if dead is None
-            else self.message(
-                loss, dead, closed=dead.open < MIN_ACTIVE_SHARE and dead is not found[-1]
-            )
-        )
+            return None  # the run itself has enough memory for its steps
+        dead = first_dead(stats, self.min_signal)
+        if dead is None:
+            return None
+        is_closed = dead.open < MIN_ACTIVE_SHARE and dead is not stats[-1]
+        return self.message(loss, dead, is_closed)
 
-    def message(self, loss: float, dead: LayerStats, closed: bool) -> str:
+    def message(self, loss: float, dead: LayerStats, is_closed: bool) -> str:
         classes = self.layers[-1].out_channels
-        why = (
-            "its ReLU is zero for all images"
-            if closed
-            else f"{dead.signal:.1g} of what tells images apart is left"
-        )
+        reason = f"{dead.signal:.1g} of the variation between images is left"
+        if is_closed:
+            reason = "its ReLU is zero for all images"
         return (
-            f"after {self.steps} steps the net only guesses (loss {loss:.4f}, ln {classes} = {math.log(classes):.4f}): "
-            f"{dead.layer} is dead, {why}\nadvice   try {', or '.join(self.cures)}"
+            f"after {self.steps} steps the model only guesses "
+            f"(loss {loss:.4f}, ln {classes} = {math.log(classes):.4f}): "
+            f"{dead.layer} is dead, {reason}\nadvice   try {', or '.join(self.remedies)}"
         )
 
 
-def first_dead(found: Sequence[LayerStats]) -> LayerStats | None:
-    """The first layer from which on no signal comes back, where none reaches the output."""
+def first_dead(
+    stats: Sequence[LayerStats], min_signal: float = MIN_SIGNAL_RATIO
+) -> LayerStats | None:
+    """Returns the first layer after which the signal stays lost to the output, or None."""
     dead = None
-    for reading in reversed(found):
-        if not reading.signal < MIN_SIGNAL_RATIO:
+    for layer in reversed(stats):
+        if not layer.signal < min_signal:
             break
-        dead = reading
+        dead = layer
     return dead
 
 
 def layer_stats(
-    model: nn.Module, images: Tensor, labels: Tensor, layers: Sequence[Layer]
+    model: nn.Module, batch: Batch, layers: Sequence[Layer]
 ) -> tuple[list[LayerStats], float]:
-    """One for each layer with weights that are multiplied, and the loss; in fp32, without dropout.
+    """Runs a copy of the model in fp32 and without dropout.
 
-    images: [N, C, H, W]. The net is copied, so that its gradients and running statistics stay as they are.
+    The model itself keeps its gradients and running statistics.
+
+    Returns:
+        Statistics of each convolution and linear layer, and the loss.
     """
-    copied = deepcopy(model).requires_grad_()  # frozen layers too; the modes are those of the run
-    answers: dict[nn.Module, Tensor] = {}
-    for module in copied.modules():
+    images, labels = batch
+    copy = deepcopy(model).requires_grad_()  # also frozen layers; the modes are those of the run
+    for module in copy.modules():
         if isinstance(module, nn.Dropout):
             module.eval()
-    for outlet in activation_modules(copied):
-        outlet.register_forward_hook(
-            lambda module, _, result: answers.update(
-                {module: spread_and_positive_share(result.detach())}
-            )
-        )
+    outputs: list[Tensor] = []
+
+    def record(module: nn.Module, _: object, output: Tensor) -> None:
+        outputs.append(spread_and_positive_share(output.detach()))
+
+    for module in activation_modules(copy):
+        module.register_forward_hook(record)
     with torch.enable_grad(), torch.autocast(images.device.type, enabled=False):
-        loss = functional.cross_entropy(copied(images.float()), labels)
+        loss = functional.cross_entropy(copy(images.float()), labels)
         loss.backward()
     gradients = [
-        rms(weight.grad) / rms(weight.detach()).clamp(min=1e-30) for weight in weights(copied)
+        rms(weight.grad) / rms(weight.detach()).clamp(min=1e-30) for weight in weights(copy)
     ]
-    scales = torch.stack([*answers.values()])
-    scales[:, 0] /= spread_and_positive_share(images.float())[0]
-    rows = torch.cat([scales, torch.stack(gradients)[:, None]], 1).tolist()
+    table = torch.stack(outputs)
+    table[:, 0] /= spread_and_positive_share(images.float())[0]
+    rows = torch.cat([table, torch.stack(gradients)[:, None]], 1).tolist()
     names = [layer.name for layer in layers if layer.kind in ("conv", "linear")]
-    return [LayerStats(name, *row) for name, row in zip(names, rows, strict=True)], loss.item()
+    stats = [LayerStats(name, *row) for name, row in zip(names, rows, strict=True)]
+    return stats, loss.item()
 
 
 def activation_modules(model: nn.Module) -> list[nn.Module]:
-    """Of each convolution and linear layer the module whose result goes on: its ReLU, or the last layer itself."""
-    found: list[nn.Module] = []
+    """Returns the module with the output of each weighted layer: its ReLU, or the last layer."""
+    modules: list[nn.Module] = []
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
-            found.append(module)
+            modules.append(module)
         elif isinstance(module, nn.ReLU):
-            found[-1] = module
-    return found
+            modules[-1] = module
+    return modules
 
 
 def weights(model: nn.Module) -> Iterator[Tensor]:
-    return (
-        module.weight for module in model.modules() if isinstance(module, nn.Conv2d | nn.Linear)
-    )
+    """Yields the weights of each convolution and linear layer."""
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            yield module.weight
 
 
-def spread_and_positive_share(result: Tensor) -> Tensor:
-    """Two numbers: the root mean square of what differs between the images, and the share above zero."""
-    return torch.stack((rms(result - result.mean(0)), (result > 0).float().mean()))
+def spread_and_positive_share(output: Tensor) -> Tensor:
+    """Returns two values: the rms difference between the images, and the share above zero."""
+    return torch.stack((rms(output - output.mean(0)), (output > 0).float().mean()))
 
 
 def rms(values: Tensor | None) -> Tensor:

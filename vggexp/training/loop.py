@@ -1,10 +1,10 @@
-"""The training loop, on one page: what is due when can be read from top to bottom."""
+"""The training loop on one page. Read it from top to bottom to see what happens when."""
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import partial
-from typing import Any, Protocol
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +21,30 @@ from vggexp.training.ema import EMA
 from vggexp.training.metrics import MetricSums
 from vggexp.training.optimizers import set_lr
 from vggexp.training.schedules import Schedule
-from vggexp.training.step import NonFiniteGuard, forward_backward, optimizer_step
+from vggexp.training.step import (
+    Autocast,
+    Batch,
+    ForwardBackward,
+    NonFiniteGuard,
+    StepSettings,
+    forward_backward,
+    optimizer_step,
+)
 from vggexp.training.timer import PhaseTimer
 
-EpochMetrics = dict[str, Any]  # one object of metrics.jsonl
+EpochMetrics = dict[str, Any]  # one line of metrics.jsonl
 
 
-class Batches(Protocol):
-    count: int  # images
-    batches_per_epoch: int
+class Position(NamedTuple):
+    """A point in a run. Positions compare in the order of training."""
 
-    def train(self, epoch: int, start: int = 0) -> Iterator[tuple[Tensor, Tensor]]: ...
+    epoch: int  # finished epochs
+    batch: int  # batches taken of the epoch under way
 
 
 @dataclass
 class TrainState:
-    """What a run is at one instant: all that a checkpoint has to hold, since nothing random is stored."""
+    """State of one run: all that a checkpoint has to hold, since randomness is derived."""
 
     model: nn.Module
     optimizer: torch.optim.Optimizer
@@ -47,66 +55,78 @@ class TrainState:
     epoch: int = 0  # finished epochs
     batch: int = 0  # batches taken of the epoch under way
     step: int = 0  # optimizer steps taken
-    micro_batches: int = 1  # in which a batch is taken; doubled where the memory does not suffice
-    history: list[EpochMetrics] = field(default_factory=list)  # a row for each finished epoch
-    elapsed: dict[str, float] = field(
-        default_factory=dict
-    )  # the clock's times of the epoch under way
+    micro_batches: int = 1  # per batch; doubled when the memory does not suffice
+    history: list[EpochMetrics] = field(default_factory=list)  # one entry per finished epoch
+    elapsed: dict[str, float] = field(default_factory=dict)  # the timer's of the epoch under way
+
+    @property
+    def position(self) -> Position:
+        return Position(self.epoch, self.batch)
 
     def eval_model(self) -> nn.Module:
-        """The weights that scores are taken with."""
-        return self.ema.module if self.ema is not None else self.model
+        """Returns the model that is evaluated: the moving average if there is one."""
+        return self.model if self.ema is None else self.ema.module
 
     def recent_loss(self) -> float:
-        """Mean of the epoch under way, or of the last one where none is. Waits for the device."""
-        return (
-            self.sums.read("train")["train/loss"] if self.batch else self.history[-1]["train/loss"]
-        )
+        """Returns the mean loss of the current or else of the last epoch. Waits for the device."""
+        metrics = self.sums.read("train") if self.batch else self.history[-1]
+        return metrics["train/loss"]
 
-    def close_epoch(self, row: EpochMetrics) -> None:
-        self.history.append(row)
+    def close_epoch(self, metrics: EpochMetrics) -> None:
+        self.history.append(metrics)
         self.epoch = self.epoch + 1
         self.batch = 0
         self.elapsed = {}
         self.sums.reset()
 
-    def parts(self) -> dict[str, Any]:
-        """What keeps a state of its own, each with state_dict and load_state_dict."""
-        parts = {
+    def components(self) -> dict[str, Any]:
+        """Returns the parts with state_dict and load_state_dict, by their keys in a checkpoint."""
+        components = {
             "net": self.model,
             "optimizer": self.optimizer,
             "schedule": self.schedule,
             "scaler": self.scaler,
+            "sums": self.sums,
         }
-        return parts | {"sums": self.sums} | ({"ema": self.ema} if self.ema is not None else {})
+        if self.ema is not None:
+            components["ema"] = self.ema
+        return components
 
     def capture(self) -> dict[str, Any]:
-        """Tensors and plain values only; the tensors are those of the run, not copies."""
-        counts = {
+        """Returns tensors and plain values only. The tensors are those of the run, not copies."""
+        content = {
             "epoch": self.epoch,
             "batch": self.batch,
             "step": self.step,
             "history": self.history,
+            "micro_batches": self.micro_batches,
+            "spent": self.elapsed,
         }
-        counts |= {"micro_batches": self.micro_batches, "spent": self.elapsed}
-        return counts | {name: part.state_dict() for name, part in self.parts().items()}
+        for name, component in self.components().items():
+            content[name] = component.state_dict()
+        return content
 
-    def restore(self, saved: dict[str, Any]) -> None:
-        """Takes over what `capture` gave. Raises KeyError, RuntimeError or ValueError where it does not fit."""
-        given = [
-            {key: group[key] for key in group if key != "params"}
+    def restore(self, checkpoint: dict[str, Any]) -> None:
+        """Takes over what `capture` returned.
+
+        Raises:
+            KeyError, RuntimeError, ValueError: The checkpoint does not fit.
+        """
+        configured = [
+            {key: value for key, value in group.items() if key != "params"}
             for group in self.optimizer.param_groups
         ]
-        for name, part in self.parts().items():
-            part.load_state_dict(saved[name])
-        for group, values in zip(self.optimizer.param_groups, given, strict=True):
-            group.update(values)  # the configuration's, which resume=force may have changed
-        self.epoch = saved["epoch"]
-        self.batch = saved["batch"]
-        self.step = saved["step"]
-        self.history = saved["history"]
-        self.elapsed = saved["spent"]
-        self.micro_batches = saved["micro_batches"]
+        for name, component in self.components().items():
+            component.load_state_dict(checkpoint[name])
+        # The configuration's values win, because resume=force may have changed the configuration.
+        for group, values in zip(self.optimizer.param_groups, configured, strict=True):
+            group.update(values)
+        self.epoch = checkpoint["epoch"]
+        self.batch = checkpoint["batch"]
+        self.step = checkpoint["step"]
+        self.history = checkpoint["history"]
+        self.elapsed = checkpoint["spent"]
+        self.micro_batches = checkpoint["micro_batches"]
 
 
 @dataclass(frozen=True)
@@ -121,11 +141,18 @@ class TrainSettings:
     clip_norm: float | None
     patience: int | None
     rest_minutes: float
-    autocast: Callable[[], AbstractContextManager]
-    gradients: Callable[..., tuple[Tensor, Tensor]] = (
-        forward_backward  # or its stand-in for the device, vggexp.graphs
-    )
-    probe: DeadLayerCheck | None = None  # looks once, after so many steps, whether the net is dead
+    autocast: Autocast
+    forward_backward: ForwardBackward = forward_backward  # or CudaGraphStep, or DistributedStep
+    dead_layer_check: DeadLayerCheck | None = None  # runs once, after a fixed number of steps
+
+
+class Batches(Protocol):
+    """Training data; see vggexp.data.loaders."""
+
+    count: int  # images
+    batches_per_epoch: int
+
+    def train(self, epoch: int, start: int = 0) -> Iterator[Batch]: ...
 
 
 class Progress(Protocol):
@@ -133,9 +160,22 @@ class Progress(Protocol):
 
 
 class Logger(Protocol):
-    """What the loop tells while it runs; see vggexp.loggers.run_logger."""
+    """Reports what the loop does; see vggexp.loggers.run_logger."""
 
     def progress(self, epoch: int, batches: int, done: int) -> AbstractContextManager[Progress]: ...
+
+    def epoch(self, row: EpochMetrics) -> None: ...
+
+    def log(self, text: str) -> None: ...
+
+
+class NullLogger:
+    """Reports nothing."""
+
+    def progress(self, epoch: int, batches: int, done: int) -> AbstractContextManager[Progress]:
+        return nullcontext(self)
+
+    def update(self, images: int) -> None: ...
 
     def epoch(self, row: EpochMetrics) -> None: ...
 
@@ -145,217 +185,255 @@ class Logger(Protocol):
 class Checkpointer(Protocol):
     """Saves the state; see vggexp.training.checkpoint_manager."""
 
-    def due(self) -> bool: ...
+    def is_due(self) -> bool: ...
 
     def save(self, state: TrainState) -> None: ...
+
+
+class NullCheckpointer:
+    """Saves nothing."""
+
+    def is_due(self) -> bool:
+        return False
+
+    def save(self, state: TrainState) -> None: ...
+
+
+@dataclass
+class TrainLoop:
+    """The settings of the loop and everything that the loop works with besides state and data."""
+
+    settings: TrainSettings
+    timer: PhaseTimer
+    logger: Logger
+    checkpointer: Checkpointer
+    stop: StopFlag
+    guard: NonFiniteGuard = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guard = NonFiniteGuard(self.settings.device)
+
+
+def step_settings(
+    state: TrainState, settings: TrainSettings, guard: NonFiniteGuard
+) -> StepSettings:
+    return StepSettings(
+        batch_size=settings.batch_size,
+        label_smoothing=settings.label_smoothing,
+        clip_norm=settings.clip_norm,
+        autocast=settings.autocast,
+        scaler=state.scaler,
+        guard=guard,
+        micro_batches=state.micro_batches,
+    )
 
 
 def train(
     state: TrainState,
     batches: Batches,
-    plan: TrainSettings,
-    clock: PhaseTimer,
-    measure: Callable[[nn.Module], EpochMetrics],
-    watcher: Logger,
-    keeper: Checkpointer,
-    stop: StopFlag,
+    loop: TrainLoop,
+    evaluate: Callable[[nn.Module], EpochMetrics],
+    until: Position | None = None,
 ) -> None:
-    """Runs what is left of the run. `measure` scores the weights after an epoch.
+    """Trains to the end of the run, or until a position.
 
-    Raises DivergedError, with the last good checkpoint left or a dead net saved, and StoppedError, after saving.
+    Args:
+        evaluate: Returns the metrics of the model after an epoch.
+        until: Position at which to return early. Position(2, 0) is after the second epoch, with all
+            that belongs to its end. A position inside an epoch leaves the epoch open.
+
+    Raises:
+        DivergedError: The loss or a gradient is not finite, and the last good checkpoint stays. Or
+            the model is dead, and has been saved.
+        StoppedError: A stop signal has come, and the state has been saved.
     """
-    guard = NonFiniteGuard(plan.device)
-    clock.start(state.elapsed)
-    while state.epoch < plan.epochs and not should_stop_early(state.history, plan.patience):
-        train_epoch(state, batches, plan, clock, guard, watcher, keeper, stop)
-        row = {
-            "epoch": state.epoch + 1,
-            "step": state.step,
-            "lr": state.schedule.at(state.step - 1),
-        }
-        row |= state.sums.read("train") | measure(state.eval_model())
-        clock.lap("evaluation")
-        state.schedule.observe(row.get("val/accuracy"))
-        row |= add_throughput(clock.read(), batches.count)
-        state.close_epoch(row)
-        clock.start()  # what follows is booked to the next epoch: this one's line is written
-        keeper.save(state)
-        clock.lap("checkpoint")
-        watcher.epoch(row)
-        clock.lap("logging")
-        rest_minutes = plan.rest_minutes if state.epoch < plan.epochs else 0
+    settings = loop.settings
+    timer = loop.timer
+    timer.start(state.elapsed)
+    while not is_done(state, settings, until):
+        epoch_batches = batches.train(state.epoch, state.batch)
+        if until is not None and until.epoch == state.epoch:
+            epoch_batches = islice(epoch_batches, until.batch - state.batch)
+        train_epoch(state, epoch_batches, loop)
+        if has_reached(state, until):
+            break
+        metrics: EpochMetrics = {"epoch": state.epoch + 1, "step": state.step}
+        metrics["lr"] = state.schedule.at(state.step - 1)
+        metrics |= state.sums.read("train") | evaluate(state.eval_model())
+        timer.lap("evaluation")
+        state.schedule.observe(metrics.get("val/accuracy"))
+        metrics |= add_throughput(timer.read(), batches.count)
+        state.close_epoch(metrics)
+        timer.start()  # the time from here on belongs to the next epoch: this epoch's line is made
+        loop.checkpointer.save(state)
+        timer.lap("checkpoint")
+        loop.logger.epoch(metrics)
+        timer.lap("logging")
+        rest_minutes = settings.rest_minutes
+        if state.epoch >= settings.epochs or has_reached(state, until):
+            rest_minutes = 0
         if rest_minutes:
-            watcher.log(f"resting for {rest_minutes:g} minutes")
-        stop.rest(rest_minutes * 60)
-        clock.exclude_elapsed()
-        stop.check(f"after epoch {state.epoch}")
+            loop.logger.log(f"resting for {rest_minutes:g} minutes")
+        loop.stop.rest(rest_minutes * 60)
+        timer.exclude_elapsed()
+        loop.stop.check(f"after epoch {state.epoch}")
     memory.trim_heap()
 
 
-def train_epoch(
-    state: TrainState,
-    batches: Batches,
-    plan: TrainSettings,
-    clock: PhaseTimer,
-    guard: NonFiniteGuard,
-    watcher: Logger,
-    keeper: Checkpointer,
-    stop: StopFlag,
-) -> None:
-    """Takes what is left of the epoch, in the order and with the dropout that belong to it."""
+def train_epoch(state: TrainState, batches: Iterable[Batch], loop: TrainLoop) -> None:
+    """Trains on the remaining batches of the epoch, each with the dropout that belongs to it."""
+    settings = loop.settings
+    timer = loop.timer
+    check = settings.dead_layer_check
+    total = state.schedule.steps_per_epoch
     train_mode(state.model)
-    save = partial(_save, state, batches, guard, keeper, clock)
-    with watcher.progress(state.epoch + 1, batches.batches_per_epoch, state.batch) as progress:
-        for images, labels in batches.train(state.epoch, state.batch):
-            clock.lap("data")
-            if plan.probe is not None and state.step == plan.probe.steps:
-                check_dead_layers(state, plan.probe, images, labels, watcher, save)
-            loss, logits = forward_backward_with_oom_retry(
-                state, plan, guard, images, labels, watcher
-            )
+    with loop.logger.progress(state.epoch + 1, total, state.batch) as progress:
+        for images, labels in batches:
+            timer.lap("data")
+            if check is not None and state.step == check.steps:
+                check_dead_layers(state, (images, labels), check, loop)
+            loss, logits = forward_backward_with_oom_retry(state, (images, labels), loop)
             state.sums.add(loss, logits, labels)
-            clock.lap("compute")
+            timer.lap("compute")
             set_lr(state.optimizer, state.schedule.at(state.step))
-            applied = optimizer_step(
-                state.model, state.optimizer, state.scaler, guard, state.step, loss, plan.clip_norm
-            )
-            clock.lap("optimizer")
+            step_cfg = step_settings(state, settings, loop.guard)
+            applied = optimizer_step(state.model, state.optimizer, loss, state.step, step_cfg)
+            timer.lap("optimizer")
             if not applied:
-                raise divergence_error(state, guard, batches.batches_per_epoch)
-            state.step = state.step + 1
-            state.batch = state.batch + 1
-            if (
-                state.batch == 1
-            ):  # what the others free lies elsewhere, and would come on top of what it has left
+                raise_if_diverged(state, loop.guard)
+            state.step += 1
+            state.batch += 1
+            if state.batch == 1:
+                # Evaluation and checkpoints freed memory at other addresses. Without this call the
+                # epoch's peak would come on top of that memory.
                 memory.trim_heap()
             if state.ema is not None:
                 state.ema.update(state.model)
             progress.update(len(images) * collectives.world_size())
-            clock.lap("logging")
-            if stop.signal or keeper.due():
-                save()
-                clock.lap("checkpoint")
-            stop.check(f"at epoch {state.epoch + 1} batch {state.batch}")
-    if guard.first_nonfinite_step() is not None:
-        raise divergence_error(state, guard, batches.batches_per_epoch)
+            timer.lap("logging")
+            if loop.stop.signal or loop.checkpointer.is_due():
+                save_within_epoch(state, loop)
+                timer.lap("checkpoint")
+            loop.stop.check(f"at epoch {state.epoch + 1} batch {state.batch}")
+    raise_if_diverged(state, loop.guard)
+
+
+def is_done(state: TrainState, settings: TrainSettings, until: Position | None) -> bool:
+    return (
+        state.epoch >= settings.epochs
+        or should_stop_early(state.history, settings.patience)
+        or has_reached(state, until)
+    )
+
+
+def has_reached(state: TrainState, until: Position | None) -> bool:
+    return until is not None and state.position >= until
+
+
+def should_stop_early(history: list[EpochMetrics], patience: int | None) -> bool:
+    """Returns whether the last `patience` epochs brought no better validation accuracy."""
+    if patience is None or len(history) <= patience:
+        return False
+    accuracies = [metrics["val/accuracy"] for metrics in history]
+    return max(accuracies[-patience:]) <= max(accuracies[:-patience])
+
+
+def add_throughput(times: dict[str, float], images: int) -> dict[str, float]:
+    """Adds images_per_second; evaluation and checkpoints do not count as training time."""
+    training_seconds = times["time/epoch_seconds"]
+    training_seconds -= times["time/evaluation_seconds"] + times["time/checkpoint_seconds"]
+    return {"images_per_second": images / max(1e-9, training_seconds), **times}
+
+
+def save_within_epoch(state: TrainState, loop: TrainLoop) -> None:
+    """Saves unless the run has diverged: an accelerator's flag was last read at the last line."""
+    raise_if_diverged(state, loop.guard)
+    state.elapsed = loop.timer.read()
+    loop.checkpointer.save(state)
+
+
+def raise_if_diverged(state: TrainState, guard: NonFiniteGuard) -> None:
+    """Raises DivergedError if a step was not finite. Waits for the device and for all ranks."""
+    step = guard.first_nonfinite_step()
+    if step is None:
+        return
+    epoch, batch = divmod(step, state.schedule.steps_per_epoch)
+    lr = state.schedule.at(step)
+    raise DivergedError(
+        f"the loss or its gradient is not finite at epoch {epoch + 1} batch {batch + 1} "
+        f"with lr {lr:g}; try optimizer.lr={lr / 10:g} or train.clip_norm=1"
+    )
 
 
 def check_dead_layers(
-    state: TrainState,
-    probe: DeadLayerCheck,
-    images: Tensor,
-    labels: Tensor,
-    watcher: Logger,
-    save: Callable[[], None],
+    state: TrainState, batch: Batch, check: DeadLayerCheck, loop: TrainLoop
 ) -> None:
-    """A net that does not learn says so, before this batch. Raises DivergedError, after saving, where asked."""
-    found = probe.diagnose(
-        state.model, images, labels, state.recent_loss()
-    )  # by all: batch norm may ask all ranks
-    finding = collectives.run_on_rank_zero(lambda: found)
-    if finding is not None and probe.stop:
-        save()
-        raise DivergedError("; ".join([*finding.splitlines(), "train.stop_if_dead=false goes on"]))
-    if finding is not None:
-        watcher.log(f"warning: {finding}")
+    """Warns if the model is dead, or saves and raises DivergedError if `check.stop` is set."""
+    # Every rank has to run the check, because batch norm may reduce over the ranks.
+    own_diagnosis = check.diagnose(state.model, batch, state.recent_loss())
+    diagnosis = collectives.run_on_rank_zero(lambda: own_diagnosis)
+    if diagnosis is None:
+        return
+    if check.stop:
+        save_within_epoch(state, loop)
+        lines = [*diagnosis.splitlines(), "train.stop_if_dead=false goes on"]
+        raise DivergedError("; ".join(lines))
+    loop.logger.log(f"warning: {diagnosis}")
 
 
 def forward_backward_with_oom_retry(
-    state: TrainState,
-    plan: TrainSettings,
-    guard: NonFiniteGuard,
-    images: Tensor,
-    labels: Tensor,
-    watcher: Logger,
+    state: TrainState, batch: Batch, loop: TrainLoop
 ) -> tuple[Tensor, Tensor]:
-    """plan.gradients with the dropout that belongs to this step, split further until the memory suffices."""
+    """Runs `settings.forward_backward`, with more micro-batches each time the memory runs out.
+
+    Every attempt draws the dropout that belongs to this step.
+    """
+    settings = loop.settings
+    key = ["step", state.epoch, state.batch]
+    if collectives.rank():
+        key.append(collectives.rank())
     while True:
-        seed_step(
-            plan.seed,
-            "step",
-            state.epoch,
-            state.batch,
-            *([collectives.rank()] if collectives.rank() else []),
-        )
+        seed_step(settings.seed, *key)
         try:
-            return plan.gradients(
-                state.model,
-                state.scaler,
-                guard,
-                images,
-                labels,
-                batch_size=plan.batch_size,
-                micro_batches=state.micro_batches,
-                label_smoothing=plan.label_smoothing,
-                autocast=plan.autocast,
-            )
+            step_cfg = step_settings(state, settings, loop.guard)
+            return settings.forward_backward(state.model, batch, step_cfg)
         except (MemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
                 raise
             if collectives.world_size() > 1:  # the other ranks are in the middle of the same step
-                raise ResourceError(oom_message(state, plan.batch_size)) from error
-        double_micro_batches(
-            state, plan.batch_size
-        )  # after the handler, whose traceback holds the activations
-        watcher.log(
-            f"warning: out of memory; from here on a batch is taken in {state.micro_batches} micro-batches"
+                raise ResourceError(oom_message(state, settings.batch_size)) from error
+        # This comes after the handler, because the traceback holds the activations.
+        double_micro_batches(state, settings.batch_size)
+        loop.logger.log(
+            "warning: out of memory; from here on a batch is taken in "
+            f"{state.micro_batches} micro-batches"
         )
 
 
 def double_micro_batches(state: TrainState, batch_size: int) -> None:
-    """Twice as many micro-batches: the same sum of gradients. Raises ResourceError where it would not be the same."""
-    state.optimizer.zero_grad(set_to_none=True)  # of the parts that did fit
+    """Doubles the number of micro-batches, which gives the same sum of gradients.
+
+    Raises:
+        ResourceError: The sum would not be the same, or a micro-batch is already one image.
+    """
+    state.optimizer.zero_grad(set_to_none=True)  # gradients of the micro-batches that did fit
     if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in state.model.modules()):
-        what = "to split the batch further would change what batch norm computes, so it is yours to choose: "
-        raise ResourceError(oom_message(state, batch_size, what))
+        reason = (
+            "to split the batch further would change what batch norm computes, "
+            "so it is yours to choose: "
+        )
+        raise ResourceError(oom_message(state, batch_size, reason))
     if state.micro_batches >= batch_size:
         raise ResourceError(
             "out of memory with a single image; choose a smaller network or data.resize"
         )
     state.micro_batches = min(2 * state.micro_batches, batch_size)
-    torch.cuda.empty_cache()  # nothing without a GPU
+    torch.cuda.empty_cache()  # does nothing without a GPU
 
 
 def oom_message(state: TrainState, batch_size: int, reason: str = "choose ") -> str:
     return (
-        f"out of memory with data.batch_size={batch_size} and train.accumulate={state.micro_batches}; {reason}"
+        f"out of memory with data.batch_size={batch_size} and "
+        f"train.accumulate={state.micro_batches}; {reason}"
         f"train.accumulate={2 * state.micro_batches}, or a smaller data.batch_size"
     )
-
-
-def _save(
-    state: TrainState,
-    batches: Batches,
-    guard: NonFiniteGuard,
-    keeper: Checkpointer,
-    clock: PhaseTimer,
-) -> None:
-    """In the middle of an epoch, where an accelerator's flag has not been read since the last line."""
-    if guard.first_nonfinite_step() is not None:
-        raise divergence_error(state, guard, batches.batches_per_epoch)
-    state.elapsed = clock.read()
-    keeper.save(state)
-
-
-def divergence_error(
-    state: TrainState, guard: NonFiniteGuard, batches_per_epoch: int
-) -> DivergedError:
-    epoch, batch = divmod(guard.first_nonfinite_step() or 0, batches_per_epoch)
-    lr = state.schedule.at(guard.first_nonfinite_step() or 0)
-    return DivergedError(
-        f"the loss or its gradient is not finite at epoch {epoch + 1} batch {batch + 1} with lr {lr:g}; "
-        f"try optimizer.lr={lr / 10:g} or train.clip_norm=1"
-    )
-
-
-def should_stop_early(history: list[EpochMetrics], patience: int | None) -> bool:
-    """Whether the last `patience` epochs brought no better validation accuracy."""
-    if patience is None or len(history) <= patience:
-        return False
-    accuracies = [row["val/accuracy"] for row in history]
-    return max(accuracies[-patience:]) <= max(accuracies[:-patience])
-
-
-def add_throughput(times: dict[str, float], images: int) -> dict[str, float]:
-    aside = sum(times[f"time/{part}_seconds"] for part in ("evaluation", "checkpoint"))
-    return {"images_per_second": images / max(1e-9, times["time/epoch_seconds"] - aside), **times}

@@ -1,14 +1,16 @@
-"""The learning rate as a factor of its configured value. All but Plateau are pure functions of the time in the run."""
+"""Learning-rate schedules, as a factor of the configured rate.
+
+All schedules except Plateau are pure functions of the time in the run.
+"""
 
 import math
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
-Factor = Callable[
-    [float], float
-]  # epochs since the start of the run, a real number -> factor of lr
+Factor = Callable[[float], float]  # epochs since the start of the run, fractional -> factor
 
 
 def constant(epoch: float) -> float:
@@ -21,23 +23,31 @@ def step(epoch: float, *, milestones: Sequence[float], gamma: float) -> float:
 
 def cosine(epoch: float, *, epochs: int, final_factor: float) -> float:
     """Source: Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5, without restarts."""
-    share = min(1.0, epoch / epochs)
-    return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * share)) / 2
+    progress = min(1.0, epoch / epochs)
+    return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def onecycle(
     epoch: float, *, epochs: int, peak_fraction: float, initial_factor: float, final_factor: float
 ) -> float:
     """Linear up to the peak, linear down. Source: Smith and Topin 2018, arXiv:1708.07120."""
-    share = min(1.0, epoch / epochs)
-    if share < peak_fraction:
-        return initial_factor + (1 - initial_factor) * share / peak_fraction
-    return 1 + (final_factor - 1) * (share - peak_fraction) / (1 - peak_fraction)
+    progress = min(1.0, epoch / epochs)
+    if progress < peak_fraction:
+        return initial_factor + (1 - initial_factor) * progress / peak_fraction
+    return 1 + (final_factor - 1) * (progress - peak_fraction) / (1 - peak_fraction)
+
+
+FACTORS: dict[str, Callable[..., float]] = {
+    "constant": constant,
+    "step": step,
+    "cosine": cosine,
+    "onecycle": onecycle,
+}
 
 
 @dataclass
 class Plateau:
-    """The one schedule with a memory: lowers the factor when the validation accuracy stops rising.
+    """Lowers the factor when the validation accuracy stops rising: the one schedule with a state.
 
     Source: Simonyan and Zisserman 2015, section 3.1.
     """
@@ -47,13 +57,13 @@ class Plateau:
     threshold: float
     factor: float = 1.0
     best: float = -1.0
-    waited: int = 0
+    waited: int = 0  # epochs without a better accuracy
 
     def __call__(self, epoch: float) -> float:
         return self.factor
 
     def observe(self, accuracy: float) -> None:
-        """accuracy: of the validation images after an epoch, 0..1."""
+        """Takes the accuracy (0..1) on the validation images after an epoch."""
         if accuracy > self.best + self.threshold:
             self.best = accuracy
             self.waited = 0
@@ -82,10 +92,15 @@ class Schedule:
     factor: Factor | Plateau
 
     def at(self, step: int) -> float:
-        """The learning rate of a step, counted from 0; the first step of a warm-up is above zero already."""
+        """Returns the learning rate of a step, counted from 0.
+
+        The first step of a warm-up already has a rate above zero.
+        """
+        rate = self.lr
         warmup_steps = self.warmup_epochs * self.steps_per_epoch
-        rise = min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
-        return self.lr * rise * self.factor(step / self.steps_per_epoch)
+        if warmup_steps:
+            rate *= min(1.0, (step + 1) / warmup_steps)
+        return rate * self.factor(step / self.steps_per_epoch)
 
     def observe(self, accuracy: float | None) -> None:
         if isinstance(self.factor, Plateau) and accuracy is not None:
@@ -99,20 +114,25 @@ class Schedule:
             self.factor.load_state_dict(state)
 
 
-FACTORS: dict[str, Callable[..., float]] = {
-    "constant": constant,
-    "step": step,
-    "cosine": cosine,
-    "onecycle": onecycle,
-}
-
-
 def build_schedule(
-    name: str, lr: float, warmup_epochs: float, *, epochs: int, steps_per_epoch: int, **own: object
+    name: str,
+    lr: float,
+    warmup_epochs: float,
+    *,
+    epochs: int,
+    steps_per_epoch: int,
+    **arguments: Any,
 ) -> Schedule:
-    """own: the keyword arguments of the schedule `name`, a key of FACTORS or "plateau"."""
-    if name == "plateau":
-        return Schedule(lr, warmup_epochs, steps_per_epoch, Plateau(**own))  # type: ignore[arg-type]
+    """Returns the schedule `name`, which is a key of FACTORS or "plateau".
+
+    Args:
+        arguments: Keyword arguments of that schedule.
+    """
     if name in ("cosine", "onecycle"):
-        own["epochs"] = epochs
-    return Schedule(lr, warmup_epochs, steps_per_epoch, partial(FACTORS[name], **own))
+        arguments["epochs"] = epochs
+    factor: Factor | Plateau
+    if name == "plateau":
+        factor = Plateau(**arguments)
+    else:
+        factor = partial(FACTORS[name], **arguments)
+    return Schedule(lr, warmup_epochs, steps_per_epoch, factor)

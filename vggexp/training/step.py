@@ -1,8 +1,10 @@
-"""One optimizer step, and the guard that keeps a non-finite loss or gradient out of the weights."""
+"""One optimizer step, with a guard that keeps a non-finite loss or gradient out of the weights."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from functools import reduce
+from math import ceil
 
 import torch
 from torch import Tensor, nn
@@ -12,13 +14,17 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vggexp.distributed import collectives
 
+Batch = tuple[Tensor, Tensor]  # images [N, C, H, W] and labels [N]
+Autocast = Callable[[], AbstractContextManager]  # returns a new context for each forward pass
+
 
 class NonFiniteGuard:
-    """Remembers the first step whose loss or gradient was not finite, and lets no update through from there on.
+    """Remembers the first step with a non-finite loss or gradient, and blocks updates from then on.
 
-    On the CPU that is seen at once. On an accelerator a flag stays on the device, where the fused optimizers read it
-    as they read a gradient scaler's `found_inf`; `first_bad` is read only when a line is due. An optimizer without a
-    fused form goes on there until then: the run ends all the same, and none of it has been saved.
+    On the CPU the host reads the flag in every step. On an accelerator the flag stays on the
+    device. The fused optimizers read the flag there, as they read a gradient scaler's `found_inf`.
+    The host reads the flag only when a line is due. Until then an optimizer without a fused form
+    goes on updating. The run still ends then, and none of these updates has been saved.
     """
 
     def __init__(self, device: torch.device):
@@ -28,10 +34,17 @@ class NonFiniteGuard:
     def allows(
         self, step: int, loss: Tensor, norm: Tensor, optimizer: torch.optim.Optimizer
     ) -> bool:
-        """Whether the optimizer may be called. loss, norm: scalars on the device."""
-        bad = 0 * loss + 0 * norm != 0  # NaN unless both are finite: 4 kernels, with isfinite 10
+        """Returns whether the optimizer may be called.
+
+        Args:
+            step: Index of the step.
+            loss: Scalar on the device.
+            norm: Norm of the gradients, a scalar on the device.
+        """
+        # Zero times a value is NaN unless the value is finite: 4 kernels, while isfinite takes 10.
+        nonfinite = 0 * loss + 0 * norm != 0
         self.first_nonfinite = torch.where(
-            (self.first_nonfinite < 0) & bad, step, self.first_nonfinite
+            (self.first_nonfinite < 0) & nonfinite, step, self.first_nonfinite
         )
         if self.on_cpu:
             return int(self.first_nonfinite) < 0
@@ -40,72 +53,95 @@ class NonFiniteGuard:
         return True
 
     def first_nonfinite_step(self) -> int | None:
-        """The first bad step of any rank, or None. Waits for the device and for all ranks."""
+        """Returns the first bad step of any rank, or None. Waits for the device and all ranks."""
         step = collectives.all_reduce_max(int(self.first_nonfinite))
         return None if step < 0 else step
 
 
-def forward_backward(
-    model: Callable[[Tensor], Tensor],
-    scaler: GradScaler,
-    guard: NonFiniteGuard,
-    images: Tensor,
-    labels: Tensor,
-    *,
-    batch_size: int,
-    micro_batches: int,
-    label_smoothing: float,
-    autocast: Callable[[], AbstractContextManager],
-) -> tuple[Tensor, Tensor]:
-    """Forward and backward; returns the loss summed over the images, and the logits [N, K].
+@dataclass(frozen=True)
+class StepSettings:
+    """Everything that a step needs besides the model, the optimizer and the batch."""
 
-    images: [N, C, H, W], labels: [N]. The gradient is the sum over the images divided by `batch_size`, also for a
-    short last batch: every image of an epoch weighs the same. The gradients of micro-batches add up to the same sum.
+    batch_size: int  # images of a full batch, over all ranks
+    label_smoothing: float
+    clip_norm: float | None
+    autocast: Autocast
+    scaler: GradScaler
+    guard: NonFiniteGuard
+    micro_batches: int = 1
+
+
+ForwardBackward = Callable[[nn.Module, Batch, StepSettings], tuple[Tensor, Tensor]]
+
+
+def forward_backward(
+    model: Callable[[Tensor], Tensor], batch: Batch, settings: StepSettings
+) -> tuple[Tensor, Tensor]:
+    """Runs the forward and the backward pass of a batch, one micro-batch after the other.
+
+    The gradient is the sum over the images divided by `settings.batch_size`, also for a short last
+    batch. Every image of an epoch therefore has the same weight. The gradients of the
+    micro-batches add up to the same sum.
+
+    Returns:
+        The loss summed over the images, and the logits [N, K].
     """
-    size = -(-len(images) // micro_batches)
+    images, labels = batch
+    scaler = settings.scaler
+    size = ceil(len(images) / settings.micro_batches)
     losses = []
-    answers = []
-    for part, truth in zip(images.split(size), labels.split(size), strict=True):
-        with autocast():
-            logits = model(part)
+    logits = []
+    for micro_images, micro_labels in zip(images.split(size), labels.split(size), strict=True):
+        with settings.autocast():
+            outputs = model(micro_images)
         loss = functional.cross_entropy(
-            logits.float(), truth, reduction="sum", label_smoothing=label_smoothing
+            outputs.float(),
+            micro_labels,
+            reduction="sum",
+            label_smoothing=settings.label_smoothing,
         )
-        scaled = scaler.scale(loss / batch_size)
-        if (
-            scaler.is_enabled()
-        ):  # a scaler overwrites the optimizer's flag, so it has to see the bad step itself
-            scaled = scaled * torch.where(guard.first_nonfinite < 0, 1.0, torch.nan)
-        if collectives.world_size() > 1:  # a loss is one rank's own, the gradient is everyone's
+        scaled = scaler.scale(loss / settings.batch_size)
+        if scaler.is_enabled():
+            # A scaler overwrites the optimizer's flag, so it has to see the bad step itself.
+            scaled = scaled * torch.where(settings.guard.first_nonfinite < 0, 1.0, torch.nan)
+        if collectives.world_size() > 1:
+            # Each rank has its own loss, but all ranks share the gradient.
             scaled = scaled * torch.where(loss.isfinite(), 1.0, torch.nan)
         scaled.backward()
         losses.append(loss.detach())
-        answers.append(logits.detach())
-    return reduce(torch.add, losses), torch.cat(answers) if len(answers) > 1 else answers[0]
+        logits.append(outputs.detach())
+    if len(logits) == 1:
+        return losses[0], logits[0]
+    return reduce(torch.add, losses), torch.cat(logits)
 
 
 def optimizer_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    scaler: GradScaler,
-    guard: NonFiniteGuard,
-    step: int,
     loss: Tensor,
-    clip_norm: float | None,
+    step: int,
+    settings: StepSettings,
 ) -> bool:
-    """Clips and applies the gradients, and clears them; False if the guard stopped it. loss: of `gradients`."""
-    scaler.unscale_(optimizer)  # before clipping, always
+    """Clips, applies and clears the gradients.
+
+    Args:
+        loss: First result of `forward_backward`.
+        step: Index of the step, which the guard remembers.
+
+    Returns:
+        False if the guard blocked the update.
+    """
+    scaler = settings.scaler
+    scaler.unscale_(optimizer)  # clipping needs the true gradients
     parameters = [parameter for parameter in model.parameters() if parameter.grad is not None]
-    norm = get_total_norm(
-        [parameter.grad for parameter in parameters if parameter.grad is not None]
-    )
-    if clip_norm is not None:
-        clip_grads_with_norm_(parameters, clip_norm, norm)
-    if (
-        scaler.is_enabled()
-    ):  # fp16 overflows now and then: the scaler skips that step and lowers its scale
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    norm = get_total_norm(gradients)
+    if settings.clip_norm is not None:
+        clip_grads_with_norm_(parameters, settings.clip_norm, norm)
+    if scaler.is_enabled():
+        # fp16 overflows now and then: the scaler skips such a step and lowers its scale.
         norm = torch.zeros_like(norm)
-    allowed = guard.allows(step, loss, norm, optimizer)
+    allowed = settings.guard.allows(step, loss, norm, optimizer)
     if allowed:
         scaler.step(optimizer)
         scaler.update()

@@ -1,60 +1,82 @@
-"""Where the wall time of an epoch goes."""
+"""Measures how the wall time of an epoch divides into its parts."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from itertools import pairwise
 from typing import Any
 
 import torch
 
 PARTS = ("data", "copy", "compute", "optimizer", "evaluation", "checkpoint", "logging")
-OTHER = ""  # belongs to no part
+OTHER = ""  # time that belongs to no part
+
+
+def record_cuda_event() -> Any:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
 
 
 class PhaseTimer:
-    """`lap(part)` books the time since the last lap to `part`.
+    """Books time to parts: `lap(part)` books the time since the last lap to `part`.
 
-    On CUDA the host runs ahead of the device, so a lap is an event on its stream: the device's time is divided without
-    a gap, what it waits for counts as the part it waits for, and the events are read once, at the end of the epoch.
-    There, copies run beside the network and no part of their own is measured: `copy` stays 0.
+    On CUDA the host runs ahead of the device, so a lap is an event on the device's stream. The
+    device's time is divided without a gap, and a wait of the device counts as the part that the
+    device waits for. The events are read once, at the end of the epoch. Copies run beside the model
+    on CUDA and are not measured as a part: `copy` stays 0.
     """
 
-    def __init__(self, device: torch.device):
+    def __init__(
+        self,
+        device: torch.device,
+        clock: Callable[[], float] = time.perf_counter,
+        record_event: Callable[[], Any] = record_cuda_event,
+    ):
         self.on_device = device.type == "cuda"
+        self.clock = clock
+        self.record_event = record_event
         self.start()
 
-    def start(self, spent: Mapping[str, float] = {}) -> None:
-        """spent: what `read` gave in an earlier process that worked on the same epoch."""
-        self.seconds = {part: spent.get(f"time/{part}_seconds", 0.0) for part in (*PARTS, OTHER)}
-        self.events: list[tuple[str, Any]] = [(OTHER, self._event())] if self.on_device else []
-        self.last = time.perf_counter()
-        self.started = self.last - spent.get("time/epoch_seconds", 0.0)
+    def start(self, elapsed: Mapping[str, float] = {}) -> None:
+        """Starts an epoch.
 
-    def _event(self) -> Any:
-        event = torch.cuda.Event(enable_timing=True)
-        event.record()
-        return event
+        Args:
+            elapsed: What `read` returned in an earlier process that worked on the same epoch.
+        """
+        self.seconds = {part: elapsed.get(f"time/{part}_seconds", 0.0) for part in PARTS}
+        self.seconds[OTHER] = 0.0
+        self.events: list[tuple[str, Any]] = []
+        if self.on_device:
+            self.events.append((OTHER, self.record_event()))
+        self.last = self.clock()
+        self.started = self.last - elapsed.get("time/epoch_seconds", 0.0)
 
     def lap(self, part: str) -> None:
-        now = time.perf_counter()
+        now = self.clock()
         if self.on_device:
-            self.events.append((part, self._event()))
+            self.events.append((part, self.record_event()))
         else:
             self.seconds[part] += now - self.last
         self.last = now
 
     def exclude_elapsed(self) -> None:
-        """What has passed since the last lap counts for nothing: a rest."""
-        before = self.last
+        """Leaves out the time since the last lap, which was a pause."""
+        last = self.last
         self.lap(OTHER)
-        self.started += self.last - before
+        self.started += self.last - last
 
     def read(self) -> dict[str, float]:
-        """Seconds since `start` in all and by part, under the keys of metrics.jsonl."""
+        """Returns the seconds since `start`, in all and by part, by their keys in metrics.jsonl."""
         if self.on_device:
-            self.events[-1][1].synchronize()
-            for (_, before), (part, after) in pairwise(self.events):
-                self.seconds[part] += before.elapsed_time(after) / 1000
-            del self.events[:-1]
-        times = {"time/epoch_seconds": time.perf_counter() - self.started}
-        return times | {f"time/{part}_seconds": self.seconds[part] for part in PARTS}
+            self._read_events()
+        times = {"time/epoch_seconds": self.clock() - self.started}
+        for part in PARTS:
+            times[f"time/{part}_seconds"] = self.seconds[part]
+        return times
+
+    def _read_events(self) -> None:
+        _, newest = self.events[-1]
+        newest.synchronize()
+        for (_, before), (part, after) in pairwise(self.events):
+            self.seconds[part] += before.elapsed_time(after) / 1000
+        del self.events[:-1]

@@ -1,39 +1,49 @@
-"""python -m vggexp.verify RUN [--json]: runs the last stretch again and compares it bit by bit.
-
-Starts from the last checkpoint but one, trains to the last, and compares weights, optimizer and moving average.
-Exit code 0: identical. 4: not, with the first tensor that differs. Nothing in RUN is changed.
-"""
+"""Command `vggexp.verify`: trains the last steps of a run again and compares the weights."""
 
 import json
 import sys
 from collections.abc import Sequence
-from typing import Any
+from dataclasses import asdict
+from typing import TYPE_CHECKING
 
 from vggexp import cli
 from vggexp.errors import CheckpointError, VggexpError
 from vggexp.formatting import error_line
 
+if TYPE_CHECKING:
+    from vggexp.verify.replay import VerifyResult
+
+DESCRIPTION = """\
+python -m vggexp.verify RUN [--json]: runs the last stretch again and compares it bit by bit.
+
+Starts from the last checkpoint but one, trains to the last one, and compares weights, optimizer and
+moving average. Exit code 0: identical. Exit code 4: not identical; the first tensor that differs is
+printed. Nothing in RUN is changed.
+"""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     try:
-        arguments = cli.parse_run_command(__doc__, sys.argv[1:] if argv is None else argv)
-        from vggexp.verify.replay import (
-            replay,
-        )  # imports torch, once the command is known to be right
+        arguments = cli.parse_run_command(
+            "vggexp.verify", DESCRIPTION, sys.argv[1:] if argv is None else argv
+        )
+        # This imports torch, so it comes after the check of the command.
+        from vggexp.verify.replay import replay
 
-        verdict = replay(arguments.run)
+        result = replay(arguments.run)
     except VggexpError as error:
         print(error_line(str(error)), file=sys.stderr)
         return error.exit_code
-    print(json.dumps(verdict) if arguments.json else format_result(verdict))
-    return 0 if verdict["identical"] else CheckpointError.exit_code
+    print(json.dumps(asdict(result)) if arguments.json else format_result(result))
+    return 0 if result.identical else CheckpointError.exit_code
 
 
-def format_result(verdict: dict[str, Any]) -> str:
-    stretch = f"steps {verdict['from_step']} to {verdict['to_step']} run again"
-    if verdict["identical"]:
-        return f"identical: {stretch}, {verdict['tensors']} tensors equal bit for bit  {verdict['run']}"
-    return f"not identical: {stretch}, {verdict['first_difference']} differs  {verdict['run']}"
+def format_result(result: "VerifyResult") -> str:
+    stretch = f"steps {result.from_step} to {result.to_step} run again"
+    if result.identical:
+        tensors = f"{result.tensors} tensors equal bit for bit"
+        return f"identical: {stretch}, {tensors}  {result.run}"
+    return f"not identical: {stretch}, {result.first_difference} differs  {result.run}"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,55 @@
+"""The benchmark times every part and leaves the loop as a run has it."""
+
+from dataclasses import asdict
+
+import pytest
+
+from tests.conftest import TINY
+from vggexp.bench.__main__ import format_result, main
+from vggexp.bench.measure import RATES, benchmark
+from vggexp.config.compose import parse_command
+from vggexp.sweep.expand import compose_run
+
+
+@pytest.fixture(scope="module")
+def result():
+    return benchmark(compose_run(parse_command(TINY)), product_size=64, rounds=1)
+
+
+def test_the_keys_of_the_result(result):
+    assert list(asdict(result)) == [
+        "device",
+        "precision",
+        "threads",
+        "batch_size",
+        "images_per_second",
+        "product_side",
+        "product_gflops",
+        "step_gflops",
+        "step_over_product",
+        "runner_over_step",
+    ]
+
+
+def test_every_part_takes_time(result):
+    assert tuple(result.images_per_second) == RATES
+    assert min(result.images_per_second.values()) > 0
+    assert result.product_gflops > 0
+    assert result.step_gflops > 0
+    assert result.runner_over_step > 0
+    ratio = result.step_gflops / result.product_gflops
+    assert result.step_over_product == pytest.approx(ratio)
+    assert result.batch_size == 32
+    assert result.threads == 1
+
+
+def test_the_text_of_the_result(result):
+    lines = format_result(result).splitlines()
+    assert lines[0].endswith("1 threads, batch 32")
+    assert [line[:18].strip() for line in lines[1:]] == [*RATES, "matrix product", "step", "runner"]
+    assert "(best of 64 x 64)" in lines[5]
+
+
+def test_several_processes_are_refused(capsys):
+    assert main([*TINY, "device.processes=2"]) == 2
+    assert "device.processes=2: one process is timed; leave it out" in capsys.readouterr().err
