@@ -1,4 +1,4 @@
-"""What a newcomer asks first: help, the whole configuration, completion; and how a refusal ends."""
+"""Help, the whole configuration and completion; refusals and errors of any command."""
 
 import os
 import subprocess
@@ -9,10 +9,14 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vggexp import cli
 from vggexp.config.compose import parse_command
+from vggexp.errors import ConfigError, DataError, StoppedError
 from vggexp.sweep.expand import compose_run
 
 ROOT = Path(__file__).parents[1]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(ROOT)}
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
 AS_SCRIPT = """
 import atexit, sys
 atexit.register(lambda: print("torch" in sys.modules, file=sys.stderr))
@@ -23,104 +27,122 @@ sys.exit(main())
 
 
 @pytest.fixture
-def ran(tmp_path):
-    """ran(argument, ...) -> the ended console script, whose last line on stderr tells whether torch was imported."""
+def run_script(tmp_path):
+    """run_script(argument, ...) -> exit code, stdout and stderr of the console script.
 
-    def run(*arguments, **environment):
-        command = [sys.executable, "-c", AS_SCRIPT, *arguments]
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
-        ended = subprocess.run(
-            command, cwd=tmp_path, env=environment, capture_output=True, text=True
+    Also checks that the script imports no torch and writes nothing.
+    """
+
+    def run(*arguments, **variables):
+        process = subprocess.run(
+            [sys.executable, "-c", AS_SCRIPT, *arguments],
+            cwd=tmp_path,
+            env=ENVIRONMENT | variables,
+            capture_output=True,
+            text=True,
         )
-        assert ended.stderr.splitlines()[-1] == "False", "torch was imported"
+        assert process.stderr.splitlines()[-1] == "False", "torch was imported"
         assert not list(tmp_path.iterdir()), "something was written"
-        return ended.returncode, ended.stdout, ended.stderr.removesuffix("False\n")
+        return process.returncode, process.stdout, process.stderr.removesuffix("False\n")
 
     return run
 
 
-def test_help_is_one_screen_with_every_choice(tmp_path):
-    command = [sys.executable, "-m", "vggexp", "--help"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    lines = ended.stdout.splitlines()
-    assert ended.returncode == 0 and not ended.stderr
-    groups = {path.parent.name: [] for path in (ROOT / "conf").glob("*/*.yaml")}
-    for group, names in groups.items():
-        names += sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
-        assert [line for line in lines if line.startswith(f"{group}: ")] == [
-            f"{group}: {', '.join(names)}"
-        ]
-    written = [
-        line for line in lines if line.partition(": ")[0] not in groups
-    ]  # the lists grow with the files
-    assert len(lines) <= 60 and max(map(len, written)) <= 120
-    assert not list(tmp_path.iterdir())
+@pytest.mark.process
+def test_help_is_one_screen_with_every_choice(run_script):
+    code, text, error = run_script("--help")
+    assert code == 0
+    assert error == ""
+    lines = text.splitlines()
+    assert len(lines) <= 60
+    groups = {path.parent.name for path in (ROOT / "conf").glob("*/*.yaml")}
+    for group in groups:
+        names = sorted(path.stem for path in (ROOT / "conf" / group).glob("*.yaml"))
+        choices = [line for line in lines if line.startswith(f"{group}: ")]
+        assert choices == [f"{group}: {', '.join(names)}"]
+    for line in lines:
+        if line.partition(": ")[0] not in groups:  # the lists grow with the files
+            assert len(line) <= 120
 
 
-def test_help_names_every_door(ran):
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
-    _, text, _ = ran("--help")
-    for name, place in scripts.items():
-        module = place.removesuffix(":main").removesuffix(".__main__")
-        assert name == module.replace(".", "-") and f"python -m {module} " in text
+@pytest.mark.process
+def test_help_names_every_command(run_script):
+    _, text, _ = run_script("--help")
+    for name, entry_point in SCRIPTS.items():
+        module = entry_point.removesuffix(":main").removesuffix(".__main__")
+        assert name == module.replace(".", "-")
+        assert f"python -m {module} " in text
 
 
-def test_help_names_keys_and_values_that_exist(ran):
-    _, text, _ = ran("--help")
-    words = text.partition("Common keys")[2].partition("More:")[0].partition("\n")[2].split()
-    offered = {
-        key: values.split("|")
-        for key, values in (word.split("=", 1) for word in words)
-        if key != "arch.blocks"
-    }
-    assert len(offered) > 20
-    for turn in range(max(map(len, offered.values()))):
-        compose_run(
-            parse_command(
-                [f"{key}={values[turn % len(values)]}" for key, values in offered.items()]
-            )
-        )
+@pytest.mark.process
+def test_help_names_keys_and_values_that_exist(run_script):
+    _, text, _ = run_script("--help")
+    section = text.partition("Common keys")[2].partition("More:")[0]
+    choices = {}
+    for word in section.partition("\n")[2].split():
+        key, values = word.split("=", 1)
+        if key != "arch.blocks":
+            choices[key] = values.split("|")
+    assert len(choices) > 20
+    for index in range(max(map(len, choices.values()))):
+        overrides = [f"{key}={values[index % len(values)]}" for key, values in choices.items()]
+        compose_run(parse_command(overrides))
 
 
-def test_the_whole_configuration(ran):
-    code, text, error = ran("seed=3", "--cfg", "job", "arch=vgg16")
+@pytest.mark.process
+def test_the_whole_configuration(run_script):
+    code, text, error = run_script("seed=3", "--cfg", "job", "arch=vgg16")
     config = yaml.safe_load(text)
-    assert (
-        (code, error) == (0, "") and config["seed"] == 3 and len(config["arch"]["blocks"][-1]) == 2
-    )
+    assert code == 0
+    assert error == ""
+    assert config["seed"] == 3
+    assert len(config["arch"]["blocks"][-1]) == 2
 
 
-def test_version(ran):
-    code, text, error = ran("--version")
-    assert (code, error) == (0, "") and text.startswith("vggexp ") and "(hydra " in text
+@pytest.mark.process
+def test_version(run_script):
+    code, text, error = run_script("--version")
+    assert code == 0
+    assert error == ""
+    assert text.startswith("vggexp ")
+    assert "(hydra " in text
 
 
-def test_info(ran):
-    code, text, error = ran("--info", "plugins")
-    assert (code, error) == (0, "") and "GridSweeper" in text and "VggexpSearchPath" in text
+@pytest.mark.process
+def test_info(run_script):
+    code, text, error = run_script("--info", "plugins")
+    assert code == 0
+    assert error == ""
+    assert "GridSweeper" in text
+    assert "VggexpSearchPath" in text
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
-    ("line", "offered"),
+    ("line", "completions"),
     [
         ("vggexp arch=vgg1", {"arch=vgg11", "arch=vgg16c", "arch=vgg19_bn"}),
         ("vggexp arch=vgg11 optimizer.l", {"optimizer.lr="}),
         ("vggexp ", {"arch=", "data.", "seed=", "experiment=", "train."}),
     ],
 )
-def test_bash_completes(line, offered, ran):
-    code, text, error = ran("-sc", "query=bash", COMP_LINE=line, COMP_POINT=str(len(line)))
-    assert (code, error) == (0, "") and offered <= set(text.split())
+def test_bash_completes(line, completions, run_script):
+    variables = {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+    code, text, error = run_script("-sc", "query=bash", **variables)
+    assert code == 0
+    assert error == ""
+    assert completions <= set(text.split())
 
 
-def test_bash_completion_is_installed_for_the_script(ran):
-    scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
-    assert scripts["vggexp"] == "vggexp.__main__:main"
-    code, text, _ = ran("-sc", "install=bash")
-    assert code == 0 and text.splitlines()[-1].endswith("hydra_bash_completion vggexp")
+@pytest.mark.process
+def test_bash_completion_is_installed_for_the_script(run_script):
+    assert SCRIPTS["vggexp"] == "vggexp.__main__:main"
+    code, text, _ = run_script("-sc", "install=bash")
+    assert code == 0
+    assert text.splitlines()[-1].endswith("hydra_bash_completion vggexp")
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
     "arguments",
     [
@@ -131,7 +153,73 @@ def test_bash_completion_is_installed_for_the_script(ran):
         ["seed=1\nvggexp: all is well"],
     ],
 )
-def test_a_refusal_is_one_line_and_2(arguments, ran):
-    code, text, error = ran(*arguments)
-    assert (code, text) == (2, "")
-    assert error.startswith("vggexp: error: ") and error.count("\n") == 1
+def test_a_refusal_is_one_line_and_code_2(arguments, run_script):
+    code, text, error = run_script(*arguments)
+    assert code == 2
+    assert text == ""
+    assert error.startswith("vggexp: error: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "vggexp"])
+def test_help_of_a_command_does_not_need_docstrings(name):
+    """`python -OO` removes docstrings."""
+    module = SCRIPTS[name].removesuffix(":main")
+    command = [sys.executable, "-OO", "-m", module, "--help"]
+    process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert process.returncode == 0
+    assert process.stderr == ""
+    assert f"python -m {module.removesuffix('.__main__')} " in process.stdout
+
+
+def test_a_text_is_printed_with_code_0(capsys):
+    assert cli.run(lambda: "a\x1b[2J line") == 0
+    assert capsys.readouterr().out == "a\\x1b[2J line\n"
+
+
+def test_no_text_prints_nothing(capsys):
+    assert cli.run(lambda: None) == 0
+    assert capsys.readouterr() == ("", "")
+
+
+def test_an_error_is_printed_with_its_code(capsys):
+    def fail():
+        raise DataError("no\nfile")
+
+    assert cli.run(fail) == 3
+    assert capsys.readouterr() == ("", "vggexp: error: no\\nfile\n")
+
+
+def test_ctrl_c_without_a_message_is_left_to_python():
+    def interrupt():
+        raise KeyboardInterrupt
+
+    assert cli.run(interrupt, "stopped") == 130
+    with pytest.raises(KeyboardInterrupt):
+        cli.run(interrupt)
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ConfigError("seed=x: no number"), "vggexp: error: rank 1: seed=x: no number\n"),
+        (
+            StoppedError(15, "at epoch 1", "go on"),
+            "vggexp: rank 1: stopped by 15 at epoch 1: go on\n",
+        ),
+    ],
+)
+def test_one_rank_reports_an_error(error, line, capsys, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    cli.report_error(error, should_report=lambda message: False)
+    assert capsys.readouterr().err == ""
+    cli.report_error(error, should_report=lambda message: True)
+    assert capsys.readouterr().err == line
+
+
+def test_an_environment_variable_gives_the_traceback(monkeypatch):
+    monkeypatch.setenv("VGGEXP_TRACEBACK", "1")
+    with pytest.raises(ConfigError):
+        cli.report_error(ConfigError("seed=x"), should_report=lambda message: True)

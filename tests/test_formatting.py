@@ -1,6 +1,60 @@
-"""Tables as text."""
+"""Text and tables for people."""
 
-from vggexp.formatting import csv_table, markdown_table
+import pytest
+
+from vggexp.formatting import (
+    aligned_table,
+    csv_table,
+    duration,
+    error_line,
+    format_value,
+    markdown_table,
+    plural,
+    shorten,
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, "null"), (True, "true"), ((1, [2.5, "x"]), "[1,[2.5,x]]"), ({"a": None}, "{a:null}")],
+)
+def test_values_are_formatted_as_they_are_typed(value, text):
+    assert format_value(value) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "0.0 s"), (102.3, "102.3 s"), (234, "3.9 min"), (744, "12.4 min"), (11160, "3.1 h")],
+)
+def test_duration_has_a_unit(seconds, text):
+    assert duration(seconds) == text
+
+
+def test_an_error_is_one_line_with_any_characters():
+    assert error_line("a\nb\x1b[2J\u2028\udc80é猫") == r"vggexp: error: a\nb\x1b[2J\u2028\udc80é猫"
+
+
+@pytest.mark.parametrize(("count", "text"), [(0, "0 runs"), (1, "1 run"), (2, "2 runs")])
+def test_plural(count, text):
+    assert plural(count, "run") == text
+
+
+def test_a_long_text_is_shortened():
+    assert shorten("a\nb", 4) == "a\\nb"
+    assert shorten("abcdef", 5) == "ab..."
+
+
+def test_aligned_table_puts_numbers_to_the_right():
+    rows = [("", "layers", "MMAC"), ("block1", "conv", "9.5"), ("total", "", "1,009.50")]
+    assert aligned_table(rows, left_columns=2) == [
+        "        layers      MMAC",
+        "block1  conv         9.5",
+        "total           1,009.50",
+    ]
+
+
+def test_aligned_table_ends_lines_without_spaces():
+    assert aligned_table([("a", "b"), ("c", "long")], left_columns=2) == ["a  b", "c  long"]
 
 
 def test_markdown_is_aligned():

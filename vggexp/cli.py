@@ -1,4 +1,9 @@
-"""The command line of a door that takes run directories."""
+"""Parses the command line of a command, and prints its result or its error.
+
+Each expected error (`VggexpError`) is printed as one line on stderr, and the process ends with
+the error's exit code. Setting the environment variable `VGGEXP_TRACEBACK` to any text prints the
+traceback of an error of `python -m vggexp` too, for a maintainer who looks for its origin.
+"""
 
 import argparse
 import os
@@ -11,76 +16,83 @@ from typing import NoReturn
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, StoppedError, VggexpError
 from vggexp.formatting import error_line
-from vggexp.loggers.console import Console
+from vggexp.loggers.console import print_text
 from vggexp.runs.directory import require_run
 from vggexp.system.signals import clear_pending_interrupt
-
-
-def parse_run_command(description: str, argv: Sequence[str]) -> argparse.Namespace:
-    """`run`: Path of a run directory, and `json`. Raises ConfigError, CheckpointError."""
-    made = parser(description)
-    made.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    arguments = made.parse_intermixed_args(argv)
-    require_run(arguments.run)
-    return arguments
-
-
-def parser(description: str) -> argparse.ArgumentParser:
-    """With --help and --json; a wrong command raises ConfigError. description: opens with `python -m DOOR ...: `."""
-    first, _, rest = description.partition("\n")
-    usage = first.removeprefix("python -m ").partition(":")[0]
-    raw = argparse.RawDescriptionHelpFormatter  # keeps paragraphs
-    made = argparse.ArgumentParser(
-        prog=usage.split()[0], description=first + "\n" + rest, formatter_class=raw
-    )
-    made.add_argument("--json", action="store_true", help="print one JSON object")
-    made.error = _refuse  # type: ignore[method-assign, assignment]
-    return made
-
-
-def _refuse(message: str) -> NoReturn:
-    raise ConfigError(f"{message}; see --help")
-
 
 NOTHING_WRITTEN = "stopped by Ctrl-C: nothing was written"
 
 
-def run_command(answer: Callable[[], str | None], stopped: str | None = None) -> int:
-    """Prints what a door answers, or its expected end in one line; the exit code.
+def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
+    """Returns a parser with --help and --json, which raises ConfigError for a wrong command."""
+    parser = argparse.ArgumentParser(
+        prog=prog,
+        description=description,
+        formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps paragraphs
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.error = _raise_config_error  # type: ignore[method-assign, assignment]
+    return parser
 
-    stopped: what is told after Ctrl-C; None leaves that to Python.
+
+def _raise_config_error(message: str) -> NoReturn:
+    raise ConfigError(f"{message}; see --help")
+
+
+def parse_run_command(prog: str, description: str, argv: Sequence[str]) -> argparse.Namespace:
+    """Parses a command that takes one run directory, and checks the directory.
+
+    Returns:
+        `run`, the Path of the run directory, and `json`.
+
+    Raises:
+        ConfigError: the command is wrong, or there is no such directory.
+        CheckpointError: the directory holds no run.
+    """
+    parser = make_parser(prog, description)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    arguments = parser.parse_intermixed_args(argv)
+    require_run(arguments.run)
+    return arguments
+
+
+def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None) -> int:
+    """Runs a command and prints its text, or its error in one line; returns the exit code.
+
+    Args:
+        main_fn: returns the text to print, or None if it has printed everything itself.
+        interrupt_message: error to print after Ctrl-C. None leaves KeyboardInterrupt to Python.
     """
     try:
-        text = answer()
+        text = main_fn()
     except VggexpError as error:
         print(error_line(str(error)), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
-        if stopped is None:
+        if interrupt_message is None:
             raise
         clear_pending_interrupt()
-        print(error_line(stopped), file=sys.stderr)
+        print(error_line(interrupt_message), file=sys.stderr)
         return 128 + signal.SIGINT
     if text is not None:
-        Console(None).line(text)
+        print_text(text)
     return 0
 
 
-def report_error(error: VggexpError) -> int:
-    """Tells an expected end in one line, of several ranks only one; its exit code."""
-    here = rank_info()
-    if here.size == 1 or _should_report(str(error)):
-        message = f"rank {here.rank}: {error}" if here.rank else str(error)
-        print(
-            f"vggexp: {message}" if isinstance(error, StoppedError) else error_line(message),
-            file=sys.stderr,
-        )
+def report_error(error: VggexpError, should_report: Callable[[str], bool]) -> None:
+    """Prints an error in one line, on one of several ranks.
+
+    Args:
+        error: its `exit_code` is the exit code of the process.
+        should_report: returns whether this rank prints an error of this text.
+
+    Raises:
+        VggexpError: the same error, if the environment variable VGGEXP_TRACEBACK is set.
+    """
+    if should_report(str(error)):
+        rank = rank_info().rank
+        message = f"rank {rank}: {error}" if rank else str(error)
+        line = f"vggexp: {message}" if isinstance(error, StoppedError) else error_line(message)
+        print(line, file=sys.stderr)
     if os.environ.get("VGGEXP_TRACEBACK"):
         raise error
-    return error.exit_code
-
-
-def _should_report(text: str) -> bool:
-    from vggexp.distributed import collectives  # imports torch
-
-    return collectives.should_report_error(text)

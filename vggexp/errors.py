@@ -1,15 +1,19 @@
-"""The expected ends of a command. Each carries the exit code of the contract and one line for its reader."""
+"""Expected errors of a command. Each class has an exit code, and each error one line of text."""
 
 
 class VggexpError(Exception):
-    """Ends the command with `exit_code`; str(error) is the one line after `vggexp: error: `."""
+    """Ends the command with `exit_code`; str(error) is the line after `vggexp: error: `."""
 
     exit_code = 1
-    signal: int | None = None  # a stop signal that had come by then: it ends a sweep all the same
+    signal: int | None = None  # a stop signal that arrived before the error; it ends a sweep too
 
 
 class ConfigError(VggexpError):
-    """The command or its configuration is wrong; nothing has been written. Holds every problem found."""
+    """The command or its configuration is wrong; nothing has been written.
+
+    Args:
+        problems: every problem that was found.
+    """
 
     exit_code = 2
 
@@ -19,31 +23,31 @@ class ConfigError(VggexpError):
 
 
 class DataError(VggexpError):
-    """Data missing, corrupt or not what its name promises."""
+    """Data is missing, corrupt, or not what its name promises."""
 
     exit_code = 3
 
 
 class CheckpointError(VggexpError):
-    """A run directory or checkpoint is unusable or belongs to another configuration."""
+    """A run directory or a checkpoint is unusable or belongs to another configuration."""
 
     exit_code = 4
 
 
 class DivergedError(VggexpError):
-    """The loss or a gradient is not finite; or the net is dead, where that is to end the run."""
+    """The loss or a gradient is not finite, or dead layers are to end the run."""
 
     exit_code = 5
 
 
 class ResourceError(VggexpError):
-    """Disk, memory or permission is missing."""
+    """Disk space, memory or a permission is missing."""
 
     exit_code = 6
 
 
 class SweepError(VggexpError):
-    """A sweep ended and some of its jobs failed."""
+    """A sweep ended, and some of its jobs failed."""
 
     exit_code = 7
 
@@ -55,14 +59,20 @@ class InUseError(VggexpError):
 
 
 class RankError(VggexpError):
-    """One of several processes has gone or hangs, or they do not agree."""
+    """A rank ended or hangs, or the ranks disagree."""
 
     exit_code = 9
 
 
 class StoppedError(VggexpError):
-    """A signal asked for a stop; what was trained has been saved."""
+    """A signal requested a stop; the training so far has been saved.
 
-    def __init__(self, signal: int, place: str, advice: str):
-        super().__init__(f"stopped by {getattr(signal, 'name', signal)} {place}: {advice}")
+    Args:
+        signal: number of the signal.
+        position: how far the run has come, such as `at epoch 2 batch 7`.
+        resume_hint: how to continue.
+    """
+
+    def __init__(self, signal: int, position: str, resume_hint: str):
+        super().__init__(f"stopped by {getattr(signal, 'name', signal)} {position}: {resume_hint}")
         self.exit_code = 128 + signal

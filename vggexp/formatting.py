@@ -1,13 +1,15 @@
-"""Tables as text: aligned Markdown for readers, CSV for programs."""
+"""Formats values and tables as text for people, and tables as CSV for programs."""
 
 import csv
 import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+PREFIXES = " kMGTPE"  # decimal prefixes, by powers of 1000
+
 
 def format_value(value: object) -> str:
-    """A value as it is typed on the command line."""
+    """Formats a value as it is typed on the command line."""
     if value is None:
         return "null"
     if isinstance(value, bool):
@@ -15,54 +17,104 @@ def format_value(value: object) -> str:
     if isinstance(value, list | tuple):
         return "[" + ",".join(map(format_value, value)) + "]"
     if isinstance(value, Mapping):
-        return "{" + ",".join(f"{key}:{format_value(item)}" for key, item in value.items()) + "}"
+        items = [f"{key}:{format_value(item)}" for key, item in value.items()]
+        return "{" + ",".join(items) + "}"
     return str(value)
 
 
 def format_bytes(number: float, unit: str) -> str:
-    """Four digits and a decimal prefix: `1.400 GMAC`, `179.7 MB`, `512 B`."""
-    exponent = int(f"{number:.3e}".split("e")[1])
+    """Formats any quantity with four digits and a decimal prefix: `1.400 GMAC`, `512 B`."""
+    _, exponent_text = f"{number:.3e}".split("e")
+    exponent = int(exponent_text)
     if exponent < 3:
         return f"{number:.0f} {unit}"
-    power = min(exponent // 3, 6)
-    return f"{number / 1000**power:.{3 - exponent % 3}f} {' kMGTPE'[power]}{unit}"
+    power = min(exponent // 3, len(PREFIXES) - 1)
+    digits = 3 - exponent % 3
+    return f"{number / 1000**power:.{digits}f} {PREFIXES[power]}{unit}"
+
+
+def plural(count: int, noun: str) -> str:
+    """Formats a count of things: `1 run`, `2 runs`."""
+    if count == 1:
+        return f"1 {noun}"
+    return f"{count} {noun}s"
 
 
 def printable(text: str, keep: str = "") -> str:
-    """The text with control characters as escapes: a class or file name must not move the cursor or start a line."""
-    return "".join(
-        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
-    )
+    """Escapes control characters, so that no name moves the cursor or starts a line.
+
+    Args:
+        keep: characters that are not escaped.
+    """
+    characters = []
+    for character in text:
+        if not character.isprintable() and character not in keep:
+            character = character.encode("unicode_escape").decode()
+        characters.append(character)
+    return "".join(characters)
 
 
-def shorten(text: str, longest: int) -> str:
-    """As `printable`, in a cell of a table: what is longer than `longest` ends in dots."""
+def shorten(text: str, max_chars: int) -> str:
+    """Formats a text for a cell of a table: printable, and a longer text ends in dots."""
     text = printable(text)
-    return text if len(text) <= longest else text[: longest - 3] + "..."
+    if len(text) <= max_chars:
+        return text
+    return text[: max_chars - 3] + "..."
 
 
 def error_line(message: str) -> str:
+    """Formats the line of an error."""
     return f"vggexp: error: {printable(message)}"
 
 
 def duration(seconds: float) -> str:
-    """`102.3 s`, `12.4 min`, `3.1 h`: the unit in which the number stays below 120, or hours."""
+    """Formats a time as `102.3 s`, `12.4 min` or `3.1 h`.
+
+    The unit is the first in which the number is below 120, or hours.
+    """
+    minutes = seconds / 60
     if seconds < 120:
         return f"{seconds:.1f} s"
-    return f"{seconds / 60:.1f} min" if seconds < 120 * 60 else f"{seconds / 3600:.1f} h"
+    if minutes < 120:
+        return f"{minutes:.1f} min"
+    return f"{minutes / 60:.1f} h"
+
+
+def aligned_table(rows: Sequence[Sequence[str]], left_columns: int) -> list[str]:
+    """Returns the lines of a plain table.
+
+    Args:
+        rows: cells; each row has the same number of cells.
+        left_columns: number of columns that are aligned to the left. The columns after them hold
+            numbers, and are aligned to the right.
+    """
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row, widths, strict=True)]
+        for index in range(left_columns, len(row)):
+            cells[index] = row[index].rjust(widths[index])
+        lines.append("  ".join(cells).rstrip())
+    return lines
 
 
 def markdown_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """The lines of an aligned table; a `|` in a text does not end its cell."""
-    head, *body = [[text.replace("|", "\\|") for text in row] for row in [columns, *cells]]
-    widths = [max(len(row[index]) for row in [head, *body]) for index in range(len(head))]
-    line = "| " + " | ".join(f"{{:<{width}}}" for width in widths) + " |"
-    rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-    return [line.format(*head), rule, *(line.format(*row) for row in body)]
+    """Returns the lines of an aligned Markdown table; a `|` in a text is escaped."""
+    rows = []
+    for row in [columns, *cells]:
+        rows.append([text.replace("|", "\\|") for text in row])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        padded = [text.ljust(width) for text, width in zip(row, widths, strict=True)]
+        lines.append("| " + " | ".join(padded) + " |")
+    rule = "|".join("-" * (width + 2) for width in widths)
+    lines.insert(1, f"|{rule}|")
+    return lines
 
 
 def csv_table(columns: Sequence[str], cells: Sequence[Sequence[Any]]) -> str:
-    """None is an empty cell."""
-    text = io.StringIO()
-    csv.writer(text).writerows([columns, *cells])
-    return text.getvalue()
+    """Returns a table as CSV; None is an empty cell."""
+    stream = io.StringIO()
+    csv.writer(stream).writerows([columns, *cells])
+    return stream.getvalue()

@@ -1,4 +1,4 @@
-"""Downloads from a server on this machine that behaves as badly as real ones."""
+"""Downloads from a local server that behaves as badly as real servers."""
 
 import gzip
 import hashlib
@@ -14,13 +14,14 @@ import pytest
 
 from vggexp.data import download as download_module
 from vggexp.data.catalog import Checksum
-from vggexp.data.download import download
+from vggexp.data.download import download_file
 from vggexp.errors import DataError, ResourceError
 
 BODY = bytes(range(256)) * 40
 CAP = len(BODY) + 1000
 SHA = hashlib.sha256(BODY).hexdigest()
-WHOLE, INSIDE = Checksum("sha256", SHA), Checksum("sha256", SHA, inside=True)
+PLAIN = Checksum("sha256", SHA)
+UNCOMPRESSED = Checksum("sha256", SHA, uncompressed=True)
 BODIES = {
     "/good": BODY,
     "/packed.gz": gzip.compress(BODY),
@@ -37,7 +38,7 @@ class Server(ThreadingHTTPServer):
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
-        self.asked: list[str] = []
+        self.requests: list[str] = []
         self.stop = threading.Event()
 
     def url(self, path: str) -> str:
@@ -48,11 +49,11 @@ class Handler(BaseHTTPRequestHandler):
     server: Server
 
     def do_GET(self) -> None:
-        self.server.asked.append(self.path)
+        self.server.requests.append(self.path)
         if self.path == "/slow":
             self.server.stop.wait(10)
         if self.path == "/crowd":
-            time.sleep(0.3)  # long enough for the others to come
+            time.sleep(0.3)  # long enough for the other processes to arrive
         body = BODY if self.path == "/crowd" else BODIES.get(self.path)
         self.send_response(404 if body is None else 200)
         self.send_header(
@@ -68,101 +69,112 @@ class Handler(BaseHTTPRequestHandler):
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
     monkeypatch.setenv("no_proxy", "127.0.0.1")
-    with Server() as running:
-        threading.Thread(target=running.serve_forever, args=(0.01,)).start()
-        yield running
-        running.stop.set()
-        running.shutdown()
+    with Server() as server:
+        threading.Thread(target=server.serve_forever, args=(0.01,)).start()
+        yield server
+        server.stop.set()
+        server.shutdown()
 
 
-@pytest.mark.parametrize(("path", "digest"), [("/good", WHOLE), ("/packed.gz", INSIDE)])
-def test_fetches_once(server: Server, tmp_path: Path, path: str, digest: Checksum) -> None:
+@pytest.mark.parametrize(("path", "checksum"), [("/good", PLAIN), ("/packed.gz", UNCOMPRESSED)])
+def test_a_file_is_downloaded_once(
+    server: Server, tmp_path: Path, path: str, checksum: Checksum
+) -> None:
     target = tmp_path / "new folder" / "file"
     for _ in range(2):
-        download([server.url(path)], target, digest, CAP)
-    assert target.read_bytes() == BODIES[path] and server.asked == [path]
+        download_file([server.url(path)], target, checksum, CAP)
+    assert target.read_bytes() == BODIES[path]
+    assert server.requests == [path]
 
 
 @pytest.mark.parametrize(
-    ("path", "digest", "reason"),
+    ("path", "checksum", "reason"),
     [
-        ("/wrong", WHOLE, f"sha256 [0-9a-f]{{64}}, wanted {SHA}"),
-        ("/page", WHOLE, f"wanted {SHA}"),
-        ("/page", INSIDE, "not a gzip file"),
-        ("/short", WHOLE, "ended after 100 bytes, 10140 are missing"),
-        ("/big", WHOLE, f"more than the {CAP} bytes"),
-        ("/bomb.gz", INSIDE, f"holds more than the {CAP} bytes"),
-        ("/absent", WHOLE, "HTTP status 404"),
-        ("/slow", WHOLE, "timed out"),
+        ("/wrong", PLAIN, f"sha256 [0-9a-f]{{64}}, expected {SHA}"),
+        ("/page", PLAIN, f"expected {SHA}"),
+        ("/page", UNCOMPRESSED, "not a gzip file"),
+        ("/short", PLAIN, "ended after 100 bytes, 10140 are missing"),
+        ("/big", PLAIN, f"more than the {CAP} bytes"),
+        ("/bomb.gz", UNCOMPRESSED, f"holds more than the {CAP} bytes"),
+        ("/absent", PLAIN, "HTTP status 404"),
+        ("/slow", PLAIN, "timed out"),
     ],
 )
-def test_leaves_nothing_wrong(
+def test_a_wrong_file_is_not_kept(
     server: Server,
     tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
     path: str,
-    digest: Checksum,
+    checksum: Checksum,
     reason: str,
 ) -> None:
-    monkeypatch.setattr(download_module, "TIMEOUT_SECONDS", 0.2)
     target = tmp_path / "file"
     with pytest.raises(
         DataError,
         match=rf"^cannot fetch {server.url(path)}: .*{reason}.*\(put the file at {target}\)$",
     ):
-        download([server.url(path)], target, digest, CAP)
-    assert [left.name for left in tmp_path.iterdir()] == [".download.lock"]
+        download_file([server.url(path)], target, checksum, CAP, timeout=0.2)
+    assert [path.name for path in tmp_path.iterdir()] == [".download.lock"]
 
 
-def test_tries_the_next_source(server: Server, tmp_path: Path) -> None:
-    download(
+def test_the_next_mirror_is_tried(server: Server, tmp_path: Path) -> None:
+    download_file(
         [server.url(path) for path in ("/absent", "/wrong", "/good", "/packed.gz")],
         tmp_path / "file",
-        WHOLE,
+        PLAIN,
         CAP,
     )
-    assert server.asked == ["/absent", "/wrong", "/good"]
+    assert server.requests == ["/absent", "/wrong", "/good"]
 
 
-def test_encrypted_sources_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tried: list[str] = []
+def test_encrypted_mirrors_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    urls: list[str] = []
 
-    def pieces(url: str, *_: object) -> list[bytes]:
-        tried.append(url)
+    def read_chunks(url: str, *_: object) -> list[bytes]:
+        urls.append(url)
         return [BODY[:1]]
 
-    monkeypatch.setattr(download_module, "_read_chunks", pieces)
+    monkeypatch.setattr(download_module, "_read_chunks", read_chunks)
     with pytest.raises(DataError):
-        download(["http://a", "https://b", "http://c", "https://d"], tmp_path / "file", WHOLE, CAP)
-    assert tried == ["https://b", "https://d", "http://a", "http://c"]
+        download_file(
+            ["http://a", "https://b", "http://c", "https://d"], tmp_path / "file", PLAIN, CAP
+        )
+    assert urls == ["https://b", "https://d", "http://a", "http://c"]
 
 
-def test_nobody_there(tmp_path: Path) -> None:
-    with Server() as gone:
-        url = gone.url("/good")
+def test_no_server(tmp_path: Path) -> None:
+    with Server() as server:
+        url = server.url("/good")
     with pytest.raises(DataError, match="Connection refused"):
-        download([url], tmp_path / "file", WHOLE, CAP)
+        download_file([url], tmp_path / "file", PLAIN, CAP)
 
 
-def test_removes_what_a_killed_process_left(server: Server, tmp_path: Path) -> None:
+def test_files_of_a_killed_process_are_removed(server: Server, tmp_path: Path) -> None:
     (tmp_path / "file.part-1").write_bytes(BODY[:9])
-    download([server.url("/good")], tmp_path / "file", WHOLE, CAP)
+    download_file([server.url("/good")], tmp_path / "file", PLAIN, CAP)
     assert sorted(path.name for path in tmp_path.iterdir()) == [".download.lock", "file"]
 
 
-def test_no_place_to_write(server: Server, tmp_path: Path) -> None:
-    (tmp_path / "taken").write_bytes(b"")
+def test_a_target_that_cannot_be_written(server: Server, tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ResourceError, match="cannot be written"):
-        download([server.url("/good")], tmp_path / "taken" / "file", WHOLE, CAP)
+        download_file([server.url("/good")], tmp_path / "file" / "below", PLAIN, CAP)
 
 
-def test_processes_fetch_together(server: Server, tmp_path: Path) -> None:
-    program = f"""
+DOWNLOAD = """
+import sys
 from pathlib import Path
-from vggexp.data.catalog import Digest
-from vggexp.data.download import fetch
-fetch(["{server.url("/crowd")}"], Path("{tmp_path}/file"), Digest("sha256", "{SHA}"), {CAP})
+from vggexp.data.catalog import Checksum
+from vggexp.data.download import download_file
+url, target, sha256, cap = sys.argv[1:]
+download_file([url], Path(target), Checksum("sha256", sha256), int(cap))
 """
-    crowd = [subprocess.Popen([sys.executable, "-c", program]) for _ in range(5)]
-    assert [process.wait(30) for process in crowd] == [0] * 5
-    assert server.asked == ["/crowd"] and (tmp_path / "file").read_bytes() == BODY
+
+
+@pytest.mark.process
+def test_processes_download_a_file_once(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    command = [sys.executable, "-c", DOWNLOAD, server.url("/crowd"), str(target), SHA, str(CAP)]
+    processes = [subprocess.Popen(command) for _ in range(5)]
+    assert [process.wait(60) for process in processes] == [0] * 5
+    assert server.requests == ["/crowd"]
+    assert target.read_bytes() == BODY

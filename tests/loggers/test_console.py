@@ -1,12 +1,14 @@
+"""Lines and progress of a run on the terminal and in run.log."""
+
 import io
+import logging
 import os
 import subprocess
 import sys
 
 import pytest
 
-from vggexp.formatting import duration, error_line
-from vggexp.loggers import console
+from vggexp.loggers import console as console_module
 from vggexp.loggers.console import Console
 
 EPOCH = {
@@ -22,31 +24,30 @@ EPOCH = {
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock in seconds that only the test moves."""
-    now = [0.0]
-    monkeypatch.setattr(console, "monotonic", lambda: now[0])
-    return now
+    """A clock that only the test moves: a list with the time in seconds."""
+    seconds = [0.0]
+    monkeypatch.setattr(console_module, "monotonic", lambda: seconds[0])
+    return seconds
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
 
 
 @pytest.mark.parametrize(
-    "seconds, text",
-    [(0, "0.0 s"), (102.3, "102.3 s"), (234, "3.9 min"), (744, "12.4 min"), (11160, "3.1 h")],
-)
-def test_duration_carries_its_unit(seconds, text):
-    assert duration(seconds) == text
-
-
-@pytest.mark.parametrize(
-    "extra, line",
+    ("metrics", "line"),
     [
         ({}, "epoch 1/5  loss 2.1394  train acc 0.2708  lr 0.01  102.3 s  74.1 img/s"),
         (
             {"val/accuracy": 0.58541},
-            "epoch 1/5  loss 2.1394  train acc 0.2708  val acc 0.5854  lr 0.01  102.3 s  74.1 img/s",
+            "epoch 1/5  loss 2.1394  train acc 0.2708  val acc 0.5854  lr 0.01  102.3 s  "
+            "74.1 img/s",
         ),
         (
             {"test/accuracy": 0.5},
-            "epoch 1/5  loss 2.1394  train acc 0.2708  test acc 0.5000  lr 0.01  102.3 s  74.1 img/s",
+            "epoch 1/5  loss 2.1394  train acc 0.2708  test acc 0.5000  lr 0.01  102.3 s  "
+            "74.1 img/s",
         ),
         (
             {"train/loss": None},
@@ -54,19 +55,15 @@ def test_duration_carries_its_unit(seconds, text):
         ),
     ],
 )
-def test_epoch_line_is_printed_and_logged(tmp_path, capsys, extra, line):
-    Console(tmp_path / "run.log").epoch(EPOCH | extra, 5)
-    assert capsys.readouterr().out == line + "\n" == (tmp_path / "run.log").read_text()
+def test_the_line_of_an_epoch_is_printed_and_logged(tmp_path, capsys, metrics, line):
+    Console(tmp_path / "run.log").epoch(EPOCH | metrics, 5)
+    assert capsys.readouterr().out == line + "\n"
+    assert (tmp_path / "run.log").read_text() == line + "\n"
 
 
-def test_an_error_is_one_line_whatever_it_holds():
-    assert error_line("a\nb\x1b[2J\u2028\udc80é猫") == r"vggexp: error: a\nb\x1b[2J\u2028\udc80é猫"
-
-
-def test_without_a_terminal_a_line_a_minute(tmp_path, clock):
+def test_without_a_terminal_there_is_a_line_each_minute(tmp_path, clock):
     out = io.StringIO()
-    said = Console(tmp_path / "run.log", out)
-    with said.progress("epoch 2/5", 60) as progress:
+    with Console(tmp_path / "run.log", out).progress("epoch 2/5", 60) as progress:
         for _ in range(60):
             clock[0] += 5.0
             progress.update(images=370)
@@ -76,10 +73,9 @@ def test_without_a_terminal_a_line_a_minute(tmp_path, clock):
     assert (tmp_path / "run.log").read_text() == out.getvalue()
 
 
-def test_short_epochs_stay_silent_and_a_continued_one_counts_on(clock):
+def test_a_resumed_pass_counts_on_and_the_first_minute_has_no_line(clock):
     out = io.StringIO()
-    said = Console(None, out)
-    with said.progress("validation", 4, done=2) as progress:
+    with Console(None, out).progress("validation", 4, done=2) as progress:
         clock[0] = 20
         progress.update(images=10)
         assert out.getvalue() == ""
@@ -88,75 +84,152 @@ def test_short_epochs_stay_silent_and_a_continued_one_counts_on(clock):
     assert out.getvalue() == "validation  batch 4/4  0.2 img/s  0.0 s left\n"
 
 
-def test_a_pass_that_is_not_training_is_told_too(clock):
+def test_an_evaluation_shows_its_progress(clock):
     out = io.StringIO()
 
     def batches():
-        for number in range(4):
+        for index in range(4):
             clock[0] += 40
-            yield [number] * 5, [0] * 5
+            yield [index] * 5, [0] * 5
 
-    assert [images[0] for images, _ in Console(None, out).counted("test", batches(), 4)] == [
-        0,
-        1,
-        2,
-        3,
-    ]
-    assert [line.split("  ")[:2] for line in out.getvalue().splitlines()] == [
-        ["test", f"batch {n}/4"] for n in (1, 2, 3, 4)
-    ]
+    tracked = Console(None, out).track("test", batches(), 4)
+    assert [images[0] for images, _ in tracked] == [0, 1, 2, 3]
+    positions = [line.split("  ")[:2] for line in out.getvalue().splitlines()]
+    assert positions == [["test", f"batch {index}/4"] for index in (1, 2, 3, 4)]
 
 
-def test_bar_on_a_terminal_leaves_lines_whole(monkeypatch):
-    class Terminal(io.StringIO):
-        def isatty(self):
-            return True
-
-    screen = Terminal()
-    monkeypatch.setattr(sys, "stderr", screen)
-    monkeypatch.setattr(sys, "stdout", screen)
-    said = Console(None)
-    with said.progress("epoch 1/2", 3) as progress:
+def test_a_bar_leaves_lines_complete(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    console = Console(None)
+    with console.progress("epoch 1/2", 3) as progress:
         progress.update(images=8)
-        said.line("checkpoint written")
-    assert "epoch 1/2" in screen.getvalue() and "/3 batches" in screen.getvalue()
-    assert "\rcheckpoint written\n" in screen.getvalue()
+        console.line("checkpoint written")
+    assert "epoch 1/2" in terminal.getvalue()
+    assert "/3 batches" in terminal.getvalue()
+    assert "\rcheckpoint written\n" in terminal.getvalue()
 
 
-def test_a_reader_that_leaves_changes_neither_log_nor_exit_code(tmp_path):
-    program = f"""
-import pathlib, sys, time
+def test_ranks_above_zero_print_nothing(monkeypatch):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    console = Console(None, terminal, rank=1)
+    with console.progress("epoch 1/2", 3) as progress:
+        console.line("checkpoint written")
+        progress.update(images=8)
+    assert terminal.getvalue() == ""
+
+
+def test_each_console_prints_to_its_own_stream():
+    streams = [io.StringIO(), io.StringIO()]
+    consoles = [Console(None, stream) for stream in streams]
+    for index in (0, 1, 0):
+        consoles[index].line(f"from {index}")
+    assert streams[0].getvalue() == "from 0\nfrom 0\n"
+    assert streams[1].getvalue() == "from 1\n"
+
+
+@pytest.fixture
+def logger():
+    """The logger `vggexp` in its state before the first console."""
+    logger = logging.getLogger("vggexp")
+    level = logger.level
+    logger.setLevel(logging.NOTSET)
+    yield logger
+    logger.setLevel(level)
+
+
+def test_a_program_can_redirect_the_lines(logger, capsys):
+    copy = io.StringIO()
+    handler = logging.StreamHandler(copy)
+    logger.addHandler(handler)
+    Console(None).line("100 % done")
+    logger.removeHandler(handler)
+    assert copy.getvalue() == "100 % done\n"
+    assert capsys.readouterr().out == "100 % done\n"
+
+
+def test_a_program_can_silence_a_run(logger, tmp_path, capsys):
+    logger.setLevel(logging.WARNING)
+    Console(tmp_path / "run.log").line("epoch")
+    assert capsys.readouterr().out == ""
+    assert not (tmp_path / "run.log").exists()
+
+
+def test_logging_of_other_libraries_costs_no_line(logger, tmp_path, capsys, monkeypatch):
+    """runner.launch disables logging while it starts ranks."""
+    root_output = io.StringIO()
+    root_handler = logging.StreamHandler(root_output)
+    logging.getLogger().addHandler(root_handler)
+    monkeypatch.setattr(logger, "disabled", True)
+    logging.disable(logging.CRITICAL)
+    try:
+        Console(tmp_path / "run.log").line("epoch")
+    finally:
+        logging.disable(logging.NOTSET)
+        logging.getLogger().removeHandler(root_handler)
+    assert capsys.readouterr().out == "epoch\n"
+    assert (tmp_path / "run.log").read_text() == "epoch\n"
+    assert root_output.getvalue() == ""
+
+
+PRINT_TO_A_CLOSED_PIPE = """
+import pathlib, sys
 from vggexp.loggers.console import Console
-said = Console(pathlib.Path({str(tmp_path / "run.log")!r}))
+console = Console(pathlib.Path(sys.argv[1]))
 sys.stdin.read()
-for i in range(3): said.line(f"line {{i}}")
-assert "torch" not in sys.modules and "tqdm" not in sys.modules
+for index in range(3):
+    console.line(f"line {index}")
+assert "torch" not in sys.modules
+assert "tqdm" not in sys.modules
 """
-    child = subprocess.Popen(
-        [sys.executable, "-c", program],
+
+
+@pytest.mark.process
+def test_a_closed_pipe_changes_neither_the_log_nor_the_exit_code(tmp_path):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PRINT_TO_A_CLOSED_PIPE, str(tmp_path / "run.log")],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
     )
-    child.stdout.close()
-    child.stdin.close()
-    assert (child.wait(60), child.stderr.read()) == (0, b"")
-    child.stderr.close()
+    process.stdout.close()
+    process.stdin.close()
+    assert process.wait(60) == 0
+    assert process.stderr.read() == b""
+    process.stderr.close()
     assert (tmp_path / "run.log").read_text() == "line 0\nline 1\nline 2\n"
 
 
+@pytest.mark.process
+def test_importing_the_console_configures_no_logging():
+    program = """
+import logging, vggexp.loggers.console
+logger = logging.getLogger("vggexp")
+assert not logging.getLogger().handlers
+assert not logger.handlers
+assert not logger.filters
+assert logger.propagate
+assert logger.level == logging.NOTSET
+"""
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
+
+
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-def test_a_full_disk_is_told_once(tmp_path, capsys):
+def test_a_full_disk_is_one_warning(tmp_path, capsys):
     (tmp_path / "run.log").symlink_to("/dev/full")
-    said = Console(tmp_path / "run.log")
-    said.line("one")
-    said.line("two")
-    out = capsys.readouterr().out.splitlines()
-    assert (out[0], out[2]) == ("one", "two") and "No space left" in out[1]
+    console = Console(tmp_path / "run.log")
+    console.line("one")
+    console.line("two")
+    first, warning, second = capsys.readouterr().out.splitlines()
+    assert first == "one"
+    assert second == "two"
+    assert "No space left" in warning
 
 
 def test_a_terminal_without_unicode_gets_escapes(tmp_path):
-    screen = io.TextIOWrapper(io.BytesIO(), "ascii", newline="\n")
-    Console(tmp_path / "run.log", screen).line("class 猫")
-    assert screen.buffer.getvalue() == b"class \\u732b\n"
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii", newline="\n")
+    Console(tmp_path / "run.log", terminal).line("class 猫")
+    assert terminal.buffer.getvalue() == b"class \\u732b\n"
     assert (tmp_path / "run.log").read_text(encoding="utf-8") == "class 猫\n"

@@ -1,3 +1,5 @@
+"""Image grids, confusion matrices and mistakes, drawn as arrays."""
+
 import numpy as np
 import pytest
 
@@ -9,33 +11,39 @@ from vggexp.loggers.images import confusion_image, image_grid, mistakes_image
 def test_grid_takes_any_shape_and_range(shape):
     images = np.random.default_rng(0).normal(3, 50, shape)
     images[0, 0, 0, 0] = np.nan
-    picture = image_grid(images)
-    assert picture.dtype == np.uint8 and picture.shape[2] == 3
-    assert picture.size >= images.size * 3 / shape[1]
+    grid = image_grid(images)
+    assert grid.dtype == np.uint8
+    assert grid.shape[2] == 3
+    assert grid.size >= images.size * 3 / shape[1]
 
 
 def test_grid_keeps_bytes_and_stretches_floats():
     assert set(np.unique(image_grid(np.full((1, 1, 64, 64), 90, np.uint8)))) == {90, 255}
     ramp = np.linspace(-2, 2, 64 * 64).reshape(1, 1, 64, 64)
     tile = image_grid(ramp)[4:-4, 4:-4]
-    assert (tile[0, 0] == 0).all() and (tile[-1, -1] == 255).all()
+    assert (tile[0, 0] == 0).all()
+    assert (tile[-1, -1] == 255).all()
 
 
 @pytest.mark.parametrize("count", [2, 10, 30, 100, 1200])
-def test_confusion_picture_has_a_blue_diagonal_and_red_mistakes(count):
+def test_a_confusion_matrix_has_a_blue_diagonal_and_red_mistakes(count):
     confusion = np.eye(count, dtype=int) * 20
     confusion[0, 1] = 20
-    picture = confusion_image(confusion, [f"class {i}" for i in range(count)])
-    assert picture.dtype == np.uint8 and max(picture.shape) < 1400
-    pixels = picture.reshape(-1, 3).astype(int)
+    image = confusion_image(confusion, [f"class {i}" for i in range(count)])
+    assert image.dtype == np.uint8
+    assert max(image.shape) < 1400
+    pixels = image.reshape(-1, 3).astype(int)
     blue = ((pixels[:, 2] - pixels[:, 0]) > 60).sum()
     red = ((pixels[:, 0] - pixels[:, 2]) > 60).sum()
-    assert blue > red > 0
+    assert blue > red
+    assert red > 0
 
 
 def test_mistakes_are_the_most_confident_wrong_ones(monkeypatch):
-    told = []
-    monkeypatch.setattr(images_module, "_captioned", lambda tiles, captions: told.extend(captions))
+    drawn = []
+    monkeypatch.setattr(
+        images_module, "_arrange_with_captions", lambda tiles, captions: drawn.extend(captions)
+    )
     images = np.zeros((5, 1, 8, 8), np.uint8)
     mistakes_image(
         images,
@@ -45,13 +53,14 @@ def test_mistakes_are_the_most_confident_wrong_ones(monkeypatch):
         ["cat", "dog"],
         count=3,
     )
-    assert told == ["dog -> cat 0.98", "cat -> dog 0.70", "cat -> dog 0.60"]
+    assert drawn == ["dog -> cat 0.98", "cat -> dog 0.70", "cat -> dog 0.60"]
 
 
 @pytest.mark.parametrize("predicted", [0, 1])
-def test_mistakes_picture_also_without_mistakes_and_with_long_names(predicted):
+def test_mistakes_are_drawn_without_mistakes_and_with_long_names(predicted):
     images = np.zeros((3, 3, 32, 32))
-    picture = mistakes_image(
+    image = mistakes_image(
         images, [0] * 3, [predicted] * 3, [0.9] * 3, ["a very long name\n" * 9, "b"]
     )
-    assert picture.dtype == np.uint8 and picture.shape[1] < 800
+    assert image.dtype == np.uint8
+    assert image.shape[1] < 800

@@ -1,4 +1,4 @@
-"""The real server: over HTTP on two runs, with both of its loaders, and in a browser on a sweep with repeats."""
+"""Asks the real server over HTTP, with both of its loaders, and looks at it in a browser."""
 
 import contextlib
 import json
@@ -17,6 +17,8 @@ from PIL import Image
 from vggexp.loggers.tensorboard import TensorBoardLogger
 from vggexp.sweep.tensorboard import write_means
 
+pytestmark = pytest.mark.process
+
 WAIT_SECONDS = 60
 STATUSES = ["STATUS_UNKNOWN", "STATUS_SUCCESS", "STATUS_FAILURE", "STATUS_RUNNING"]
 EVERY_ROW = {"allowedStatuses": STATUSES, "colParams": [], "startIndex": 0, "sliceSize": 9}
@@ -34,30 +36,29 @@ def row(epoch):
 
 def record(folder, hparams, rows, ok):
     folder.mkdir(exist_ok=True)
-    board = TensorBoardLogger(folder, hparams, rows, pytest.fail)
-    board.epoch(row(len(rows) + 1))
-    board.final({"test/accuracy": 0.5}, len(rows) + 1)
-    board.close(ok)
+    logger = TensorBoardLogger(folder, hparams, rows, pytest.fail)
+    logger.epoch(row(len(rows) + 1))
+    logger.final({"test/accuracy": 0.5}, len(rows) + 1)
+    logger.close(ok)
 
 
 @pytest.fixture(params=["auto", "false"])
 def ask(request, tmp_path):
-    """The server's answer, as soon as both runs are loaded."""
+    """ask(path) -> the server's reply, after both runs are loaded."""
     record(tmp_path / "a", {"lr": 0.1, "compile": True}, [row(1)], ok=True)
     record(tmp_path / "b", {"lr": 0.2, "compile": False}, [], ok=True)
-    record(
-        tmp_path / "b", {"lr": 0.2, "compile": False}, [row(1)], ok=False
-    )  # continued, then failed
-    with serving(tmp_path, f"--load_fast={request.param}") as server:
-        yield answering(
+    # Resumed, then failed.
+    record(tmp_path / "b", {"lr": 0.2, "compile": False}, [row(1)], ok=False)
+    with serve(tmp_path, f"--load_fast={request.param}") as server:
+        yield client(
             server,
             lambda ask: sorted(statuses(ask).values()) == ["STATUS_FAILURE", "STATUS_SUCCESS"],
         )
 
 
 @contextlib.contextmanager
-def serving(logdir, *words):
-    """The address of a server on this folder."""
+def serve(logdir, *flags):
+    """Yields the address of a server on this folder."""
     command = [
         sys.executable,
         "-m",
@@ -69,14 +70,14 @@ def serving(logdir, *words):
         "--port",
         "0",
     ]
-    server = subprocess.Popen([*command, *words], stderr=subprocess.PIPE, text=True)
+    server = subprocess.Popen([*command, *flags], stderr=subprocess.PIPE, text=True)
     lines = Queue()
     reader = threading.Thread(
         target=lambda: [lines.put(line) for line in server.stderr], daemon=True
     )
     reader.start()
     try:
-        yield address(lines)
+        yield read_address(lines)
     finally:
         server.terminate()
         try:
@@ -88,14 +89,16 @@ def serving(logdir, *words):
         server.stderr.close()
 
 
-def address(lines):
+def read_address(lines):
     while True:
-        found = re.search(r"http://127\.0\.0\.1:\d+", lines.get(timeout=WAIT_SECONDS))
-        if found:
-            return found[0]
+        match = re.search(r"http://127\.0\.0\.1:\d+", lines.get(timeout=WAIT_SECONDS))
+        if match:
+            return match[0]
 
 
-def answering(server, ready):
+def client(server, ready):
+    """Returns a function that requests JSON, after `ready` is true for this function."""
+
     def ask(path, body=None):
         data = None if body is None else json.dumps(body).encode()
         with urlopen(
@@ -118,14 +121,11 @@ def statuses(ask):
     return {group["name"]: session["status"] for group in groups for session in group["sessions"]}
 
 
-def test_both_loaders_show_a_row_a_run_and_every_point_once(ask):
+def test_both_loaders_show_each_run_and_each_point_once(ask):
     assert sorted(ask("runs")) == ["a", "b"]
     tags = ask("plugin/scalars/tags")
-    assert (
-        tags["a"].keys()
-        == tags["b"].keys()
-        == row(1).keys() - {"epoch", "step"} | {"test/accuracy"}
-    )
+    assert tags["a"].keys() == tags["b"].keys()
+    assert tags["b"].keys() == row(1).keys() - {"epoch", "step"} | {"test/accuracy"}
     for run in "ab":
         points = ask(f"plugin/scalars/scalars?run={run}&tag=train/loss")
         assert [(step, value) for _, step, value in points] == [(1, 1.0), (2, 0.5)]
@@ -141,7 +141,8 @@ def test_both_loaders_show_a_row_a_run_and_every_point_once(ask):
         group["name"]: group
         for group in ask("plugin/hparams/session_groups", EVERY_ROW)["sessionGroups"]
     }
-    assert statuses(ask) == {"a": "STATUS_SUCCESS", "b": "STATUS_FAILURE"} and rows.keys() == {
+    assert statuses(ask) == {"a": "STATUS_SUCCESS", "b": "STATUS_FAILURE"}
+    assert rows.keys() == {
         "a",
         "b",
     }
@@ -155,17 +156,17 @@ def test_both_loaders_show_a_row_a_run_and_every_point_once(ask):
 
 @pytest.fixture(scope="module")
 def sweep(tmp_path_factory):
-    """The address of a server on two runs and the sweep they belong to, and what asks it."""
+    """A server on two runs and their sweep: folder, address, and a function that asks."""
     root = tmp_path_factory.mktemp("outputs")
     for seed in (0, 1):
         record(root / f"vgg11-seed{seed}", {"arch.norm": "batch", "seed": seed}, [row(1)], ok=True)
     (root / "sweeps" / "norm-seed").mkdir(parents=True)
     write_means(root / "sweeps" / "norm-seed", {LABEL: [[row(1), row(2)]] * 2})
-    with serving(root, "--reload_interval=1") as server:
+    with serve(root, "--reload_interval=1") as server:
         yield (
             root,
             server,
-            answering(server, lambda ask: len(ask("runs")) == 3 and "run" in layout_titles(ask)),
+            client(server, lambda ask: len(ask("runs")) == 3 and "run" in layout_titles(ask)),
         )
 
 
@@ -178,7 +179,7 @@ def layout_titles(ask):
     ]
 
 
-def test_a_sweep_is_one_more_run_and_no_row(sweep):
+def test_a_sweep_is_one_more_run_without_hyperparameters(sweep):
     root, _, ask = sweep
     assert sorted(ask("runs")) == ["sweeps/norm-seed", "vgg11-seed0", "vgg11-seed1"]
     assert statuses(ask).keys() == {"vgg11-seed0", "vgg11-seed1"}
@@ -193,10 +194,10 @@ def test_a_sweep_is_one_more_run_and_no_row(sweep):
     assert points() == [[1, 2.0], [2, 1.0]]
     write_means(root / "sweeps" / "norm-seed", {LABEL: [[row(1) | {"val/loss": 8.0}, row(2)]] * 2})
     wait(lambda: points() == [[1, 8.0], [2, 1.0]])
-    assert points() == [[1, 8.0], [2, 1.0]]  # of a server that had read the earlier file
+    assert points() == [[1, 8.0], [2, 1.0]]  # by a server that had read the earlier file
 
 
-def chromium(folder, address, *words):
+def chromium(folder, address, *flags):
     quiet = [
         "--disable-quic",
         "--no-first-run",
@@ -210,7 +211,7 @@ def chromium(folder, address, *words):
         "--disable-gpu",
         *quiet,
         "--disable-sync",
-        *words,
+        *flags,
     ]
     command += [
         f"--user-data-dir={folder / 'profile'}",
@@ -224,16 +225,16 @@ def chromium(folder, address, *words):
 
 @pytest.mark.browser
 def test_in_a_browser(sweep, tmp_path):
-    """Names where the page holds them as text; the tabs drawn in shadow trees by the colours of their picture."""
+    """Names appear in the text of the page; charts in shadow trees change the colors."""
     _, server, _ = sweep
     page = chromium(tmp_path, f"{server}/#timeseries", "--dump-dom")
     for name in ("vgg11-seed0", "vgg11-seed1", "sweeps/norm-seed", "train/loss", LABEL):
         assert name in page
-    pictures = {}
+    screenshots = {}
     for tab in ("hparams", "custom_scalars"):
         chromium(tmp_path, f"{server}/#{tab}", f"--screenshot={tmp_path / tab}.png")
-        pictures[tab] = Image.open(tmp_path / f"{tab}.png").convert("RGB")
-    charts = pictures["custom_scalars"].crop((320, 60, 1500, 1000))  # without the head and the side
-    assert len(charts.getcolors(1 << 24)) > 200  # 15 where there is nothing to show
-    head, views = (pictures["hparams"].getpixel((450, height)) for height in (10, 75))
-    assert head == views  # the bar that chooses a view of the table is there with a table only
+        screenshots[tab] = Image.open(tmp_path / f"{tab}.png").convert("RGB")
+    charts = screenshots["custom_scalars"].crop((320, 60, 1500, 1000))  # without header and sidebar
+    assert len(charts.getcolors(1 << 24)) > 200  # 15 without charts
+    header, views = (screenshots["hparams"].getpixel((450, height)) for height in (10, 75))
+    assert header == views  # the bar of views exists only if there is a table

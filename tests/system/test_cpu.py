@@ -1,4 +1,4 @@
-"""How many threads a run takes where nothing says it."""
+"""The default number of threads of a run."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from vggexp.system.cpu import default_threads, physical_cores
         ({"SLURM_CPUS_PER_TASK": "", "OMP_NUM_THREADS": "0"}, physical_cores()),
     ],
 )
-def test_threads_are_those_that_the_launcher_leaves(monkeypatch, variables, threads):
+def test_the_launcher_sets_the_number_of_threads(monkeypatch, variables, threads):
     for name in ("SLURM_CPUS_PER_TASK", "OMP_NUM_THREADS"):
         monkeypatch.delenv(name, raising=False)
     for name, value in variables.items():

@@ -1,29 +1,37 @@
-"""Large tensors that come again each step are not made of new small pages, and go back when all is done."""
+"""malloc keeps the memory of freed tensors for the next step, and returns it at the end."""
 
 import subprocess
 import sys
 
-MADE_AGAIN = """
+import pytest
+
+ALLOCATE_REPEATEDLY = """
 import resource, torch
-from vggexp.system.memory import give_back, keep_freed
-keep_freed()
-def faults():
+from vggexp.system.memory import retain_freed_memory, trim_heap
+
+def page_faults():
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-def resident():
+
+def resident_pages():
     return int(open("/proc/self/statm").read().split()[1])
-counts = []
+
+retain_freed_memory()
+faults = []
 for _ in range(40):
-    before = faults()
+    before = page_faults()
     torch.ones(1 << 24)
-    counts.append(faults() - before)
-kept = resident()
-give_back()
-print(max(counts[-4:]), kept - resident())  # after some the heap has grown
+    faults.append(page_faults() - before)
+retained = resident_pages()
+trim_heap()
+print(max(faults[-4:]), retained - resident_pages())  # the heap grows in the first rounds
 """
+TENSOR_PAGES = (1 << 26) / 4096
 
 
-def test_a_tensor_that_comes_again_is_not_made_of_new_pages():
-    ended = subprocess.run([sys.executable, "-c", MADE_AGAIN], capture_output=True, text=True)
-    made, gone = map(int, ended.stdout.split())
-    pages = (1 << 26) / 4096
-    assert made < pages / 10 and gone > pages * 0.9, ended.stderr
+@pytest.mark.process
+def test_freed_memory_is_retained_until_it_is_trimmed():
+    command = [sys.executable, "-c", ALLOCATE_REPEATEDLY]
+    process = subprocess.run(command, capture_output=True, text=True)
+    new_pages, trimmed_pages = map(int, process.stdout.split())
+    assert new_pages < TENSOR_PAGES / 10, process.stderr
+    assert trimmed_pages > TENSOR_PAGES * 0.9, process.stderr

@@ -1,4 +1,4 @@
-"""Stop signals: a flag for the loop, and what another's handler does only once the run has saved."""
+"""Stop signals set a flag. Handlers of other libraries are called after the run has saved."""
 
 import os
 import signal
@@ -12,63 +12,76 @@ from vggexp.system.signals import handle_stop_signals
 
 
 @pytest.fixture
-def handler():
-    """handler(call): what was there before for SIGUSR2."""
+def install_handler():
+    """install_handler(call): calls `call` at SIGUSR2, as another library would."""
     before = signal.getsignal(signal.SIGUSR2)
-    yield lambda call: signal.signal(signal.SIGUSR2, lambda number, frame: call())
+    yield lambda call: signal.signal(signal.SIGUSR2, lambda signum, frame: call())
     signal.signal(signal.SIGUSR2, before)
 
 
-def stopped(done: list[str]) -> None:
+def stop_by_signal(events: list[str]) -> None:
+    """Gets SIGUSR2 twice, and saves before the run stops."""
     with (
-        pytest.raises(StoppedError, match="stopped by SIGUSR2 here"),
+        pytest.raises(StoppedError, match="stopped by SIGUSR2 at step 1"),
         handle_stop_signals() as stop,
     ):
         os.kill(os.getpid(), signal.SIGUSR2)
         os.kill(os.getpid(), signal.SIGUSR2)
-        done.append("saved")
-        stop.check("here")
+        events.append("saved")
+        stop.check("at step 1")
 
 
-def test_an_earlier_handler_comes_after_the_save(handler):
-    done: list[str] = []
-    handler(lambda: done.append("handed back"))
-    stopped(done)
-    assert done == ["saved", "handed back"]
+def test_an_earlier_handler_is_called_after_the_save(install_handler):
+    events: list[str] = []
+    install_handler(lambda: events.append("handed back"))
+    stop_by_signal(events)
+    assert events == ["saved", "handed back"]
 
 
-def test_an_earlier_handler_may_end_the_process(handler):
-    """As submitit's does, once it has asked Slurm for the job's return."""
-    handler(lambda: exit(-1))
+def test_an_earlier_handler_may_end_the_process(install_handler):
+    """submitit's handler does so, after it has asked Slurm to requeue the job."""
+    install_handler(lambda: exit(-1))
     with pytest.raises(SystemExit), handle_stop_signals() as stop:
         os.kill(os.getpid(), signal.SIGUSR2)
-        stop.check("here")
+        stop.check("at step 1")
 
 
-def test_what_an_earlier_handler_refuses_is_told(handler, capsys):
-    def refuse() -> None:
+def test_an_error_of_an_earlier_handler_is_printed(install_handler, capsys):
+    def raise_error() -> None:
         raise RuntimeError("timed-out too many times")
 
-    handler(refuse)
-    stopped([])
+    install_handler(raise_error)
+    stop_by_signal([])
     assert capsys.readouterr().err == "vggexp: SIGUSR2: timed-out too many times\n"
 
 
 INTERRUPTED = """
 import sys
-from vggexp import __main__
-from vggexp.loggers.console import answered
-def late(*_): exec("raise KeyboardInterrupt")  # as a dataclass at import is made
-__main__._command = late
-raise SystemExit(__main__.main([]) if sys.argv[1] == "vggexp" else answered(late, "stopped"))
+from vggexp import __main__, cli
+
+def interrupt(*_):
+    exec("raise KeyboardInterrupt")  # as in the code that dataclasses generate at import
+
+__main__.dispatch = interrupt
+if sys.argv[1] == "vggexp":
+    sys.exit(__main__.main([]))
+sys.exit(cli.run(interrupt, "stopped"))
 """
 
 
+@pytest.mark.process
 @pytest.mark.parametrize(
-    ("door", "told"), [("vggexp", "vggexp: stopped at once"), ("other", "vggexp: error: stopped")]
+    ("command", "message"),
+    [("vggexp", "vggexp: stopped at once"), ("other", "vggexp: error: stopped")],
 )
-def test_ctrl_c_at_an_import_ends_with_its_code_and_not_by_the_signal(tmp_path, door, told):
+def test_ctrl_c_at_an_import_ends_with_the_exit_code(tmp_path, command, message):
+    """Without clear_pending_interrupt CPython would end the process by the signal."""
     (tmp_path / "interrupted.py").write_text(INTERRUPTED)
-    command = [sys.executable, "-m", "interrupted", door]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (130, f"{told}\n")
+    process = subprocess.run(
+        [sys.executable, "-m", "interrupted", command],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 130
+    assert process.stderr == f"{message}\n"

@@ -1,4 +1,4 @@
-"""What is known of each data set before a byte of it is read. Needs neither torch nor numpy."""
+"""Facts of each data set, known before its files are read. Needs neither torch nor numpy."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,29 +8,29 @@ from vggexp.errors import DataError
 
 
 class Checksum(NamedTuple):
+    """Hash of a file."""
+
     algorithm: str  # a name of hashlib
     hex: str
-    inside: bool = False  # of what a .gz file holds: the same however it was compressed
+    uncompressed: bool = False  # hash of the content of a .gz file, however it was compressed
 
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """A data set of square pictures, and where its files come from."""
+    """A data set of square images, and the origin of its files."""
 
     channels: int
-    size: int  # side in pixels
+    size: int  # height and width in pixels
     classes: tuple[str, ...]
     train_images: int
     test_images: int
-    folder: str = ""  # where torchvision keeps the files, below its root
+    folder: str = ""  # the folder below torchvision's root that holds the files
     train_files: tuple[str, ...] = ()  # IDX: images, labels; pickled batches hold both
     test_files: tuple[str, ...] = ()
-    digests: dict[str, Checksum] = field(
-        default_factory=dict
-    )  # of every file above, and of the archive
+    checksums: dict[str, Checksum] = field(default_factory=dict)  # of all files and the archive
     mirrors: tuple[str, ...] = ()
-    archive: str = ""  # the one file that a mirror has; else it has each file as .gz
-    system: str = ""  # folder where a Debian package puts the files
+    archive: str = ""  # the only file of a mirror; without an archive, each file as .gz
+    system: str = ""  # the folder into which a Debian package puts the files
     package: str = ""
 
 
@@ -48,43 +48,44 @@ FASHION = (
 )
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CIFAR100 = tuple(
-    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus butterfly camel can castle
-    caterpillar cattle chair chimpanzee clock cloud cockroach couch crab crocodile cup dinosaur dolphin elephant
-    flatfish forest fox girl hamster house kangaroo keyboard lamp lawn_mower leopard lion lizard lobster man maple_tree
-    motorcycle mountain mouse mushroom oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate
-    poppy porcupine possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake spider
-    squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor train trout tulip turtle
-    wardrobe whale willow_tree wolf woman worm""".split()
+    """apple aquarium_fish baby bear beaver bed bee beetle bicycle bottle bowl boy bridge bus
+    butterfly camel can castle caterpillar cattle chair chimpanzee clock cloud cockroach couch crab
+    crocodile cup dinosaur dolphin elephant flatfish forest fox girl hamster house kangaroo keyboard
+    lamp lawn_mower leopard lion lizard lobster man maple_tree motorcycle mountain mouse mushroom
+    oak_tree orange orchid otter palm_tree pear pickup_truck pine_tree plain plate poppy porcupine
+    possum rabbit raccoon ray road rocket rose sea seal shark shrew skunk skyscraper snail snake
+    spider squirrel streetcar sunflower sweet_pepper table tank telephone television tiger tractor
+    train trout tulip turtle wardrobe whale willow_tree wolf woman worm""".split()
 )
 DIGITS = tuple("0123456789")
 
 IDX_TRAIN = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
 IDX_TEST = ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte")
-CIFAR10_TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
+CIFAR10_TRAIN = tuple(f"data_batch_{index}" for index in range(1, 6))
 
 
 def _sha256(*hexes: str) -> dict[str, Checksum]:
-    """Of the four IDX files, uncompressed."""
+    """Returns checksums of the four IDX files, uncompressed."""
     pairs = zip(IDX_TRAIN + IDX_TEST, hexes, strict=True)
-    return {name: Checksum("sha256", value, inside=True) for name, value in pairs}
+    return {name: Checksum("sha256", value, uncompressed=True) for name, value in pairs}
 
 
 def _md5(**hexes: str) -> dict[str, Checksum]:
-    """The only digests that are published for CIFAR's files; torchvision has the same."""
+    """Returns the only published checksums of CIFAR's files, which torchvision uses too."""
     return {name: Checksum("md5", value) for name, value in hexes.items()}
 
 
 DATASETS = {
     "fashion_mnist": DatasetInfo(
-        1,
-        28,
-        FASHION,
-        60_000,
-        10_000,
+        channels=1,
+        size=28,
+        classes=FASHION,
+        train_images=60_000,
+        test_images=10_000,
         folder="FashionMNIST/raw",
         train_files=IDX_TRAIN,
         test_files=IDX_TEST,
-        digests=_sha256(
+        checksums=_sha256(
             "c59f468a2f672dc815687fe0f83887768d799fd8a3f3276145d20f83aa44d888",
             "bad3541b69d912435c50bb6ba87bec294ff4f6a2e1246121d8633921760443d9",
             "5b4141f0afbad91edebe8549f8fcffe087ea10ca49f1dbef5c9a5cd8815ce37b",
@@ -98,15 +99,15 @@ DATASETS = {
         package="dataset-fashion-mnist",
     ),
     "mnist": DatasetInfo(
-        1,
-        28,
-        DIGITS,
-        60_000,
-        10_000,
+        channels=1,
+        size=28,
+        classes=DIGITS,
+        train_images=60_000,
+        test_images=10_000,
         folder="MNIST/raw",
         train_files=IDX_TRAIN,
         test_files=IDX_TEST,
-        digests=_sha256(
+        checksums=_sha256(
             "ba891046e6505d7aadcbbe25680a0738ad16aec93bde7f9b65e87a2fc25776db",
             "65a50cbbf4e906d70832878ad85ccda5333a97f0f4c3dd2ef09a8a9eef7101c5",
             "0fa7898d509279e482958e8ce81c8e77db3f2f8254e26661ceb7762c4d494ce7",
@@ -118,15 +119,15 @@ DATASETS = {
         ),
     ),
     "cifar10": DatasetInfo(
-        3,
-        32,
-        CIFAR10,
-        50_000,
-        10_000,
+        channels=3,
+        size=32,
+        classes=CIFAR10,
+        train_images=50_000,
+        test_images=10_000,
         folder="cifar-10-batches-py",
         train_files=CIFAR10_TRAIN,
         test_files=("test_batch",),
-        digests=_md5(
+        checksums=_md5(
             **{"cifar-10-python.tar.gz": "c58f30108f718f92721af3b95e74349a"},
             data_batch_1="c99cafc152244af753f735de768cd75f",
             data_batch_2="d4bba439e000b95fd0a9bffe97cbabec",
@@ -139,15 +140,15 @@ DATASETS = {
         archive="cifar-10-python.tar.gz",
     ),
     "cifar100": DatasetInfo(
-        3,
-        32,
-        CIFAR100,
-        50_000,
-        10_000,
+        channels=3,
+        size=32,
+        classes=CIFAR100,
+        train_images=50_000,
+        test_images=10_000,
         folder="cifar-100-python",
         train_files=("train",),
         test_files=("test",),
-        digests=_md5(
+        checksums=_md5(
             **{"cifar-100-python.tar.gz": "eb9058c3a382ffc7106e4002c42a8d85"},
             train="16019d7e3df5f24257cddd939b257f8d",
             test="f0ef6b0ae62326f3e7ffdfab6717acfc",
@@ -155,42 +156,55 @@ DATASETS = {
         mirrors=("https://www.cs.toronto.edu/~kriz/",),
         archive="cifar-100-python.tar.gz",
     ),
-    # scikit-learn carries one set of 1,797 pictures and no test set; ours is a fixed, stratified fifth of it.
-    "digits": DatasetInfo(1, 8, DIGITS, 1_437, 360),
+    # scikit-learn has one set of 1,797 images and no test set. The test set here is a fixed,
+    # stratified fifth of them.
+    "digits": DatasetInfo(
+        channels=1,
+        size=8,
+        classes=DIGITS,
+        train_images=1_437,
+        test_images=360,
+    ),
 }
 
 
 def folder_classes(root: Path) -> tuple[str, ...]:
-    """The classes of an image folder: the sorted names of the folders in root/train. Raises DataError."""
+    """Returns the classes of an image folder: the sorted names of the folders in root/train.
+
+    Raises:
+        DataError: root/train cannot be read, or holds no folders.
+    """
     train = root / "train"
     names = subfolders(train)
     if not names:
-        raise DataError(f"{train}: holds no class folders (wanted: {train}/CLASS/*.jpg)")
+        raise DataError(f"{train}: holds no class folders (expected: {train}/CLASS/*.jpg)")
     return names
 
 
 def subfolders(folder: Path) -> tuple[str, ...]:
-    """Sorted names, those with a leading dot left out (programs put them there). Raises DataError."""
+    """Returns sorted names, without those that start with a dot (programs create such folders).
+
+    Raises:
+        DataError: the folder cannot be read.
+    """
     try:
-        return tuple(
-            sorted(
-                entry.name for entry in folder.iterdir() if entry.is_dir() and entry.name[0] != "."
-            )
-        )
+        entries = [entry for entry in folder.iterdir() if entry.is_dir()]
     except OSError as error:
         raise DataError(
             f"{folder}: cannot be read: {error.strerror} (data.root must hold train/CLASS/*.jpg)"
         ) from error
+    return tuple(sorted(entry.name for entry in entries if not entry.name.startswith(".")))
 
 
-Part = TypeVar("Part")  # ImageSet, or the FolderIndex of vggexp.data.folder
+Part = TypeVar("Part")  # TensorDataset, or FolderIndex of vggexp.data.image_folder
 
 
 @dataclass(frozen=True, eq=False)
 class DatasetSplits(Generic[Part]):
+    """Training and test part of a data set."""
+
     train: Part
     test: Part
-    fingerprint: dict[
-        str, str
-    ]  # file name -> SHA-256 of its uncompressed bytes; of a folder, see vggexp.data.folder
-    origin: str  # for people: the folder that was read, or the maker
+    # File name -> SHA-256 of the uncompressed bytes. See image_folder.index_folder for a folder.
+    fingerprint: dict[str, str]
+    origin: str  # for people: the folder that was read, or what generated the data

@@ -1,4 +1,4 @@
-"""The data sets as tensors: found or fetched, verified, read."""
+"""Finds or downloads the data sets, verifies their files, and reads them as tensors."""
 
 import contextlib
 import hashlib
@@ -17,118 +17,137 @@ import torch
 from torch import Tensor
 
 from vggexp.data.catalog import DATASETS, Checksum, DatasetInfo, DatasetSplits
-from vggexp.data.download import download
+from vggexp.data.download import download_file
 from vggexp.data.split import stratified_sample
 from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator
 from vggexp.system.files import atomic_write
 from vggexp.system.locks import lock_download
 
-ARCHIVE_CAP = 200 << 20  # bytes; CIFAR's are 170 and 169 million
-GZIP_OVERHEAD = 1024  # bytes that a .gz of what cannot be compressed may be longer by
+ARCHIVE_CAP = 200 << 20  # bytes; CIFAR's archives have 170 and 169 million
+GZIP_OVERHEAD = 1024  # bytes by which the .gz of an incompressible file may be longer than the file
 REDOWNLOAD_HINT = "delete it to fetch it again"
 
 
 @dataclass(frozen=True, eq=False)
 class TensorDataset:
+    """Images and labels of one part of a data set."""
+
     images: Tensor  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N]
     classes: tuple[str, ...]
 
 
-_PRELOADED: dict[
-    tuple[str, Path | None], DatasetSplits[TensorDataset]
-] = {}  # for processes that are forked from this one
+# Data sets read in advance, for processes that are forked from this one.
+_PRELOADED: dict[tuple[str, Path | None], DatasetSplits[TensorDataset]] = {}
 
 
 def preload(name: str, root: Path | None) -> None:
-    """Reads the data set once for all forks; where it is not there or not whole, each of them will find out."""
+    """Reads a data set once for all forks.
+
+    A missing or damaged data set raises nothing here: each fork reports the error itself.
+    """
     with contextlib.suppress(DataError, ResourceError, OSError, MemoryError):
         _PRELOADED[name, root] = load_dataset(name, root, download=False)
 
 
 def load_dataset(name: str, root: Path | None, download: bool) -> DatasetSplits[TensorDataset]:
-    """A data set of the catalogue, from `root`, the system's folder, or a download into `root` or the user's cache.
+    """Loads a data set of the catalog.
 
-    A root that may not be filled (download=False) is the only source. Raises DataError, ResourceError.
+    The files are looked for in `root` and in the system's folder. Missing files are downloaded
+    into `root`, or into the user's cache without a root. A root with download=False is the only
+    source.
+
+    Raises:
+        DataError: files are missing, damaged, or cannot be downloaded.
+        ResourceError: downloaded files cannot be written.
     """
     if (name, root) in _PRELOADED:
         return _PRELOADED[name, root]
-    facts = DATASETS[name]
+    info = DATASETS[name]
     if name == "digits":
-        return _digits(facts)
-    folder = _folder(name, facts, root, download)
-    read = _batches if facts.archive else _idx_pair
-    train, train_hashes = read(facts, folder, facts.train_files)
-    test, test_hashes = read(facts, folder, facts.test_files)
+        return _load_digits(info)
+    folder = _find_or_download(name, info, root, download)
+    read = _read_cifar if info.archive else _read_idx_pair
+    train, train_hashes = read(info, folder, info.train_files)
+    test, test_hashes = read(info, folder, info.test_files)
     return DatasetSplits(train, test, train_hashes | test_hashes, str(folder))
 
 
-def _folder(name: str, facts: DatasetInfo, root: Path | None, download: bool) -> Path:
-    """The first place that holds every file; else the last, filled."""
-    files = facts.train_files + facts.test_files
-    places = _search_dirs(name, facts, root, download)
-    folder = next(
-        (place for place in places if all(_find_file(place, file) for file in files)), places[-1]
-    )
-    if missing := [file for file in files if not _find_file(folder, file)]:
-        package = f", or apt-get install {facts.package}" if facts.package else ""
-        if not download:
-            looked = " or ".join(dict.fromkeys(map(str, places)))
-            raise DataError(
-                f"{name}: no {missing[0]} in {looked} (data.root=FOLDER or data.download=true{package})"
-            )
-        try:
-            _download(facts, folder, missing)
-        except DataError as error:
-            raise DataError(f"{error}{package}") from error
+def _find_or_download(name: str, info: DatasetInfo, root: Path | None, download: bool) -> Path:
+    """Returns the first folder that holds every file; otherwise fills the last folder."""
+    files = info.train_files + info.test_files
+    folders = _search_dirs(name, info, root, download)
+    for folder in folders:
+        missing = [file for file in files if not _find_file(folder, file)]
+        if not missing:
+            return folder
+    package = f", or apt-get install {info.package}" if info.package else ""
+    if not download:
+        searched = " or ".join(dict.fromkeys(map(str, folders)))
+        raise DataError(
+            f"{name}: no {missing[0]} in {searched} "
+            f"(data.root=FOLDER or data.download=true{package})"
+        )
+    try:
+        _download_files(info, folder, missing)
+    except DataError as error:
+        raise DataError(f"{error}{package}") from error
     return folder
 
 
-def _search_dirs(name: str, facts: DatasetInfo, root: Path | None, download: bool) -> list[Path]:
-    """Where the files may be, in the order of trying; the last is the one to fetch them into."""
-    system = [Path(facts.system)] if facts.system and (root is None or download) else []
+def _search_dirs(name: str, info: DatasetInfo, root: Path | None, download: bool) -> list[Path]:
+    """Returns the folders that may hold the files, in the order of the search.
+
+    The last folder is the target of a download.
+    """
+    system = []
+    if info.system and (root is None or download):
+        system.append(Path(info.system))
     if root is None:
-        own = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "vggexp" / name
-        return [*system, own / facts.folder if facts.archive else own]
-    if facts.archive:
-        return [root, root / facts.folder]
-    return [root, root / facts.folder, *system, root]
+        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        target = cache / "vggexp" / name
+        if info.archive:
+            target = target / info.folder
+        return [*system, target]
+    if info.archive:
+        return [root, root / info.folder]
+    return [root, root / info.folder, *system, root]
 
 
 def _find_file(folder: Path, file: str) -> Path | None:
-    return next((path for path in (folder / file, folder / f"{file}.gz") if path.is_file()), None)
+    for path in (folder / file, folder / f"{file}.gz"):
+        if path.is_file():
+            return path
+    return None
 
 
-def _download(facts: DatasetInfo, folder: Path, missing: list[str]) -> None:
-    """Into the folder, what it does not hold yet."""
-    if facts.archive:
-        archive = folder.parent / facts.archive
-        download(
-            [mirror + facts.archive for mirror in facts.mirrors],
-            archive,
-            facts.digests[facts.archive],
-            ARCHIVE_CAP,
-        )
+def _download_files(info: DatasetInfo, folder: Path, missing: list[str]) -> None:
+    """Downloads the missing files into the folder."""
+    if info.archive:
+        archive = folder.parent / info.archive
+        urls = [mirror + info.archive for mirror in info.mirrors]
+        download_file(urls, archive, info.checksums[info.archive], ARCHIVE_CAP)
         _extract(archive, folder, missing)
         return
     for file in missing:
-        urls = [f"{mirror}{file}.gz" for mirror in facts.mirrors]
-        download(
-            urls,
-            folder / f"{file}.gz",
-            facts.digests[file],
-            _idx_bytes(_idx_shape(facts, file)) + GZIP_OVERHEAD,
-        )
+        urls = [f"{mirror}{file}.gz" for mirror in info.mirrors]
+        size_cap = _idx_bytes(_idx_shape(info, file)) + GZIP_OVERHEAD
+        download_file(urls, folder / f"{file}.gz", info.checksums[file], size_cap)
 
 
 def _extract(archive: Path, folder: Path, files: list[str]) -> None:
-    """Only names we know are taken, and none of the archive's own is used as a path."""
+    """Extracts known file names only; no name of the archive is used as a path.
+
+    Another process may have extracted the files just before. They are written again, with the
+    same bytes.
+    """
     try:
         with lock_download(folder), tarfile.open(archive) as tar:
-            for file in files:  # again where another process has just done it: the same bytes
+            for file in files:
                 member = tar.extractfile(f"{folder.name}/{file}")
-                atomic_write(folder / file, member.read(ARCHIVE_CAP) if member else b"")
+                content = member.read(ARCHIVE_CAP) if member else b""
+                atomic_write(folder / file, content)
     except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
         raise DataError(
             f"{archive}: not the archive it should be: {error} ({REDOWNLOAD_HINT})"
@@ -139,130 +158,180 @@ def _extract(archive: Path, folder: Path, files: list[str]) -> None:
         ) from error
 
 
-def _idx_shape(facts: DatasetInfo, file: str) -> tuple[int, ...]:
-    count = facts.train_images if file in facts.train_files else facts.test_images
-    return (count, facts.size, facts.size) if "idx3" in file else (count,)
+def _idx_shape(info: DatasetInfo, file: str) -> tuple[int, ...]:
+    count = info.train_images if file in info.train_files else info.test_images
+    if "idx3" in file:
+        return (count, info.size, info.size)
+    return (count,)
 
 
 def _idx_bytes(shape: tuple[int, ...]) -> int:
-    return 4 + 4 * len(shape) + math.prod(shape)
+    return _idx_header_bytes(shape) + math.prod(shape)
 
 
-def _idx_pair(
-    facts: DatasetInfo, folder: Path, files: tuple[str, ...]
+def _idx_header_bytes(shape: tuple[int, ...]) -> int:
+    return 4 + 4 * len(shape)
+
+
+def _read_idx_pair(
+    info: DatasetInfo,
+    folder: Path,
+    files: tuple[str, ...],
 ) -> tuple[TensorDataset, dict[str, str]]:
-    (images, one), (labels, other) = (_idx(facts, folder, file) for file in files)
-    hashes = dict(zip(files, (one, other), strict=True))
-    return validate_labels(
-        images.unsqueeze(1), labels.long(), facts.classes, folder / files[1]
-    ), hashes
+    """Reads a file of images and a file of labels; returns them and the SHA-256 of each file."""
+    images_file, labels_file = files
+    images, images_sha256 = _read_idx(info, folder, images_file)
+    labels, labels_sha256 = _read_idx(info, folder, labels_file)
+    dataset = validate_labels(
+        images.unsqueeze(1),
+        labels.long(),
+        info.classes,
+        folder / labels_file,
+    )
+    return dataset, {images_file: images_sha256, labels_file: labels_sha256}
 
 
-def _idx(facts: DatasetInfo, folder: Path, file: str) -> tuple[Tensor, str]:
-    """uint8 of the shape that the catalogue gives, and the SHA-256. The format: http://yann.lecun.com/exdb/mnist."""
+def _read_idx(info: DatasetInfo, folder: Path, file: str) -> tuple[Tensor, str]:
+    """Reads a file in the IDX format (http://yann.lecun.com/exdb/mnist).
+
+    Returns:
+        uint8 of the shape that the catalog gives, and the SHA-256 of the uncompressed file.
+    """
     path = _find_file(folder, file) or folder / file
-    shape = _idx_shape(facts, file)
-    wanted = _idx_bytes(shape)
-    raw = _unpacked(path, wanted + 1)
-    head = tuple(int.from_bytes(raw[at : at + 4], "big") for at in range(0, 4 + 4 * len(shape), 4))
+    shape = _idx_shape(info, file)
+    length = _idx_bytes(shape)
+    offset = _idx_header_bytes(shape)
+    raw = _read_uncompressed(path, length + 1)
     magic = 0x0800 + len(shape)
-    if len(raw) >= 4 and head[0] != magic:
-        raise DataError(f"{path}: magic 0x{head[0]:08x}, wanted 0x{magic:08x} ({REDOWNLOAD_HINT})")
-    if len(raw) != wanted:
-        more = " or more" if len(raw) > wanted else ""
+    header = []
+    for start in range(0, offset, 4):
+        header.append(int.from_bytes(raw[start : start + 4], "big"))
+    actual_shape = tuple(header[1:])
+    if len(raw) >= 4 and header[0] != magic:
         raise DataError(
-            f"{path}: {wanted} bytes wanted, {len(raw)}{more} found ({REDOWNLOAD_HINT})"
+            f"{path}: magic 0x{header[0]:08x}, expected 0x{magic:08x} ({REDOWNLOAD_HINT})"
         )
-    if head[1:] != shape:
+    if len(raw) != length:
+        more = " or more" if len(raw) > length else ""
+        raise DataError(f"{path}: {len(raw)}{more} bytes, expected {length} ({REDOWNLOAD_HINT})")
+    if actual_shape != shape:
         raise DataError(
-            f"{path}: says it holds {_times(head[1:])} values, wanted {_times(shape)} ({REDOWNLOAD_HINT})"
+            f"{path}: holds {_format_sizes(actual_shape)} values, "
+            f"expected {_format_sizes(shape)} ({REDOWNLOAD_HINT})"
         )
-    sha256 = _verified(raw, facts.digests[file], path)
-    return torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=4 + 4 * len(shape)).view(
-        shape
-    ), sha256
+    sha256 = _verify(raw, info.checksums[file], path)
+    values = torch.frombuffer(bytearray(raw), dtype=torch.uint8, offset=offset)
+    return values.view(shape), sha256
 
 
-def _times(sizes: tuple[int, ...]) -> str:
+def _format_sizes(sizes: tuple[int, ...]) -> str:
     return "x".join(map(str, sizes))
 
 
-def _unpacked(path: Path, cap: int) -> bytes:
-    """The first `cap` bytes, so that a small file cannot fill the memory."""
+def _read_uncompressed(path: Path, cap: int) -> bytes:
+    """Reads the first `cap` bytes only, so that a small file cannot fill the memory."""
     try:
         with open(path, "rb") as file:
-            packed = file.read(cap + GZIP_OVERHEAD)
-        return (
-            zlib.decompressobj(31).decompress(packed, cap) if path.suffix == ".gz" else packed[:cap]
-        )
+            content = file.read(cap + GZIP_OVERHEAD)
+        if path.suffix != ".gz":
+            return content[:cap]
+        gzip_format = 31  # of zlib's `wbits`: a gzip header, and the largest window
+        return zlib.decompressobj(gzip_format).decompress(content, cap)
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
     except zlib.error as error:
         raise DataError(f"{path}: not a gzip file: {error} ({REDOWNLOAD_HINT})") from error
 
 
-def _verified(raw: bytes, digest: Checksum, path: Path) -> str:
-    """The SHA-256 of bytes that have the digest. Raises DataError for others."""
+def _verify(raw: bytes, checksum: Checksum, path: Path) -> str:
+    """Returns the SHA-256 of the bytes; raises DataError if the checksum differs."""
     sha256 = hashlib.sha256(raw).hexdigest()
-    found = sha256
-    if digest.algorithm != "sha256":
-        found = hashlib.new(digest.algorithm, raw, usedforsecurity=False).hexdigest()
-    if found != digest.hex:
+    actual = sha256
+    if checksum.algorithm != "sha256":
+        actual = hashlib.new(checksum.algorithm, raw, usedforsecurity=False).hexdigest()
+    if actual != checksum.hex:
         raise DataError(
-            f"{path}: {digest.algorithm} {found}, wanted {digest.hex}: changed or damaged ({REDOWNLOAD_HINT})"
+            f"{path}: {checksum.algorithm} {actual}, expected {checksum.hex}: "
+            f"changed or damaged ({REDOWNLOAD_HINT})"
         )
     return sha256
 
 
-def _batches(
-    facts: DatasetInfo, folder: Path, files: tuple[str, ...]
+def _read_cifar(
+    info: DatasetInfo,
+    folder: Path,
+    files: tuple[str, ...],
 ) -> tuple[TensorDataset, dict[str, str]]:
-    """CIFAR's pickled batches. A pickle can run code, so its bytes are verified before it is opened."""
+    """Reads CIFAR's pickled batches; returns them and the SHA-256 of each file.
+
+    A pickle can run code, so the bytes are verified before they are unpickled.
+    """
     images: list[Tensor] = []
     labels: list[int] = []
     hashes = {}
     for file in files:
-        raw = _unpacked(folder / file, ARCHIVE_CAP)
-        hashes[file] = _verified(raw, facts.digests[file], folder / file)
+        path = folder / file
+        raw = _read_uncompressed(path, ARCHIVE_CAP)
+        hashes[file] = _verify(raw, info.checksums[file], path)
         batch: dict[str, Any] = pickle.loads(raw, encoding="latin1")
         images.append(torch.from_numpy(batch["data"]))
         labels += batch.get("labels") or batch["fine_labels"]
-    pixels = torch.cat(images).view(-1, facts.channels, facts.size, facts.size)
-    return validate_labels(pixels, torch.tensor(labels), facts.classes, folder), hashes
+    pixels = torch.cat(images).view(-1, info.channels, info.size, info.size)
+    dataset = validate_labels(pixels, torch.tensor(labels), info.classes, folder)
+    return dataset, hashes
 
 
 def validate_labels(
-    images: Tensor, labels: Tensor, classes: tuple[str, ...], where: object
+    images: Tensor,
+    labels: Tensor,
+    classes: tuple[str, ...],
+    origin: object,
 ) -> TensorDataset:
-    """Raises DataError where labels are out of range or not as many as images."""
+    """Returns the data set.
+
+    Args:
+        origin: names the source in an error text.
+
+    Raises:
+        DataError: a label is out of range, or the numbers of labels and images differ.
+    """
     if len(images) != len(labels):
-        raise DataError(f"{where}: {len(labels)} labels for {len(images)} images")
-    wrong = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
-    if len(wrong):
-        row = int(wrong[0])
+        raise DataError(f"{origin}: {len(labels)} labels for {len(images)} images")
+    is_invalid = (labels < 0) | (labels >= len(classes))
+    rows = is_invalid.nonzero().flatten().tolist()
+    if rows:
+        label = int(labels[rows[0]])
         raise DataError(
-            f"{where}: label {int(labels[row])} at row {row}, classes are 0..{len(classes) - 1}"
+            f"{origin}: label {label} at row {rows[0]}, classes are 0..{len(classes) - 1}"
         )
     return TensorDataset(images, labels, classes)
 
 
-def _digits(facts: DatasetInfo) -> DatasetSplits[TensorDataset]:
-    table = torch.from_numpy(_digits_table())
-    images = (
-        table[:, :-1].reshape(-1, 1, facts.size, facts.size).mul(255 / 16).round().to(torch.uint8)
+def _load_digits(info: DatasetInfo) -> DatasetSplits[TensorDataset]:
+    table = torch.from_numpy(_read_digits_table())
+    pixels = table[:, :-1].reshape(-1, 1, info.size, info.size)
+    images = pixels.mul(255 / 16).round().to(torch.uint8)
+    labels = table[:, -1].long()
+    dataset = validate_labels(images, labels, info.classes, "digits")
+    is_test = torch.zeros(len(images), dtype=torch.bool)
+    is_test[stratified_sample(labels, info.test_images, 0, "digits test set")] = True
+    return DatasetSplits(
+        train=_subset(dataset, ~is_test),
+        test=_subset(dataset, is_test),
+        fingerprint={"digits": _sha256(images, labels)},
+        origin="scikit-learn",
     )
-    whole = validate_labels(images, table[:, -1].long(), facts.classes, "digits")
-    held_out = torch.zeros(len(images), dtype=torch.bool)
-    held_out[stratified_sample(whole.labels, facts.test_images, 0, "digits test set")] = True
-    train, test = (
-        TensorDataset(images[part], whole.labels[part], facts.classes)
-        for part in (~held_out, held_out)
-    )
-    return DatasetSplits(train, test, {"digits": _sha256(images, whole.labels)}, "scikit-learn")
 
 
-def _digits_table() -> Any:
-    """float64 [1797, 65]: 64 pixels of 0..16 and the label. Read without scikit-learn's code, which takes a second."""
+def _subset(dataset: TensorDataset, mask: Tensor) -> TensorDataset:
+    return TensorDataset(dataset.images[mask], dataset.labels[mask], dataset.classes)
+
+
+def _read_digits_table() -> Any:
+    """Reads float64 [1797, 65]: 64 pixels of 0..16 and the label.
+
+    The file is read without scikit-learn's code, whose import takes a second.
+    """
     package = find_spec("sklearn")
     if package is None or package.origin is None:
         raise DataError(
@@ -278,10 +347,18 @@ def _digits_table() -> Any:
 
 
 def synthetic_dataset(
-    images: int, classes: int, channels: int, size: int, seed: int = 0
+    images: int,
+    classes: int,
+    channels: int,
+    size: int,
+    seed: int = 0,
 ) -> DatasetSplits[TensorDataset]:
-    """Each class has a pattern of 4x4 fields of 0..127; noise of 0..127 is added. The test set has a fifth as many."""
-    coarse = torch.randint(
+    """Generates images of a pattern for each class and noise.
+
+    A pattern has 4x4 fields of 0..127, and the noise is 0..127. The test set has a fifth of
+    `images`, the number of training images.
+    """
+    fields = torch.randint(
         0,
         128,
         (classes, channels, 4, 4),
@@ -289,21 +366,28 @@ def synthetic_dataset(
         dtype=torch.uint8,
     )
     field = torch.arange(size) * 4 // size
-    patterns = coarse[:, :, field][..., field]
+    patterns = fields[:, :, field][..., field]
+    train = _noisy_images(patterns, images, generator(seed, "synthetic noise", "train"))
+    test = _noisy_images(patterns, images // 5, generator(seed, "synthetic noise", "test"))
+    return DatasetSplits(
+        train=train,
+        test=test,
+        fingerprint={
+            "train": _sha256(train.images, train.labels),
+            "test": _sha256(test.images, test.labels),
+        },
+        origin="synthetic",
+    )
 
-    def part(count: int, purpose: str) -> TensorDataset:
-        pixels = torch.empty(count, channels, size, size, dtype=torch.uint8)
-        pixels.random_(0, 128, generator=generator(seed, "synthetic noise", purpose))
-        for label in range(classes):
-            pixels[label::classes] += patterns[label]
-        return TensorDataset(pixels, torch.arange(count) % classes, tuple(map(str, range(classes))))
 
-    train = part(images, "train")
-    test = part(images // 5, "test")
-    fingerprint = {
-        name: _sha256(of.images, of.labels) for name, of in (("train", train), ("test", test))
-    }
-    return DatasetSplits(train, test, fingerprint, "synthetic")
+def _noisy_images(patterns: Tensor, count: int, noise: torch.Generator) -> TensorDataset:
+    classes = len(patterns)
+    images = torch.empty(count, *patterns.shape[1:], dtype=torch.uint8)
+    images.random_(0, 128, generator=noise)
+    for label in range(classes):
+        images[label::classes] += patterns[label]
+    labels = torch.arange(count) % classes
+    return TensorDataset(images, labels, tuple(map(str, range(classes))))
 
 
 def _sha256(*tensors: Tensor) -> str:

@@ -1,4 +1,4 @@
-"""One file from the network, whole and verified or not at all."""
+"""Downloads one file: complete and verified, or not at all."""
 
 import gzip
 import hashlib
@@ -13,44 +13,61 @@ from vggexp.data.catalog import Checksum
 from vggexp.errors import DataError, ResourceError
 from vggexp.system.locks import lock_download
 
-TIMEOUT_SECONDS = 30.0  # seconds without a byte that are waited for one file, over all its sources
+TIMEOUT_SECONDS = 30.0  # longest wait for the next byte of a file, over all its mirrors
 CHUNK_BYTES = 1 << 16
 
 
-def download(urls: Sequence[str], target: Path, digest: Checksum, size_cap: int) -> None:
-    """Leaves `target` as it is where it is; else takes it from the first url that has it, of at most size_cap bytes.
+def download_file(
+    urls: Sequence[str],
+    target: Path,
+    checksum: Checksum,
+    size_cap: int,
+    timeout: float | None = None,
+) -> None:
+    """Downloads `target` from the first URL that has the file; an existing file stays as it is.
 
-    Processes that want the same file wait for the one that fetches it. Raises DataError, ResourceError.
+    URLs that start with https are tried first. Processes that want the same file wait for the
+    process that downloads it.
+
+    Args:
+        size_cap: largest size in bytes, downloaded and uncompressed.
+        timeout: seconds without a byte, over all URLs; None: TIMEOUT_SECONDS.
+
+    Raises:
+        DataError: no URL gives a file with this checksum.
+        ResourceError: the file cannot be written.
     """
+    by_encryption = sorted(urls, key=lambda url: not url.startswith("https:"))
     try:
         with lock_download(target.parent):
             if not target.exists():
-                _download_from(
-                    sorted(urls, key=lambda url: not url.startswith("https:")),
-                    target,
-                    digest,
-                    size_cap,
-                )
+                seconds = (timeout or TIMEOUT_SECONDS) / len(urls)
+                _download_from(by_encryption, target, checksum, size_cap, seconds)
     except OSError as error:
         raise ResourceError(
             f"{target}: cannot be written: {error.strerror or error} (data.root=FOLDER)"
         ) from error
 
 
-def _download_from(urls: Sequence[str], target: Path, digest: Checksum, size_cap: int) -> None:
-    for left_over in target.parent.glob(
-        f"{target.name}.part-*"
-    ):  # of a process that was killed: we hold the lock
-        left_over.unlink()
+def _download_from(
+    urls: Sequence[str],
+    target: Path,
+    checksum: Checksum,
+    size_cap: int,
+    timeout: float,
+) -> None:
+    # The caller holds the lock, so each part file is the remains of a killed process.
+    for leftover in target.parent.glob(f"{target.name}.part-*"):
+        leftover.unlink()
     part = target.with_name(f"{target.name}.part-{os.getpid()}")
     reasons = []
     try:
         for url in urls:
             try:
-                _save(_read_chunks(url, size_cap, TIMEOUT_SECONDS / len(urls)), part)
-                _check(part, digest, size_cap)
-            except DataError as reason:
-                reasons.append(f"{url}: {reason}")
+                _save(_read_chunks(url, size_cap, timeout), part)
+                _verify(part, checksum, size_cap)
+            except DataError as error:
+                reasons.append(f"{url}: {error}")
             else:
                 os.replace(part, target)
                 return
@@ -59,42 +76,45 @@ def _download_from(urls: Sequence[str], target: Path, digest: Checksum, size_cap
     raise DataError(f"cannot fetch {'; '.join(reasons)} (put the file at {target})")
 
 
-def _read_chunks(url: str, size_cap: int, silence: float) -> Iterator[bytes]:
+def _read_chunks(url: str, size_cap: int, timeout: float) -> Iterator[bytes]:
+    """Yields the file; raises DataError if the file is longer than the cap or is cut off."""
     total = 0
     try:
-        with urllib.request.urlopen(url, timeout=silence) as response:
-            while piece := response.read(CHUNK_BYTES):
-                total += len(piece)
+        with urllib.request.urlopen(url, timeout=timeout) as response:
+            while chunk := response.read(CHUNK_BYTES):
+                total += len(chunk)
                 if total > size_cap:
                     raise DataError(f"more than the {size_cap} bytes that it can have")
-                yield piece
-            if response.length:  # read(n) does not tell
+                yield chunk
+            if response.length:  # read(n) raises no error for a file that is cut off
                 raise DataError(f"ended after {total} bytes, {response.length} are missing")
     except urllib.error.HTTPError as error:
         raise DataError(f"HTTP status {error.code}") from error
     except (OSError, http.client.HTTPException) as error:
-        raise DataError(str(getattr(error, "reason", error)) or type(error).__name__) from error
+        reason = str(getattr(error, "reason", error))
+        raise DataError(reason or type(error).__name__) from error
 
 
-def _save(pieces: Iterator[bytes], path: Path) -> None:
+def _save(chunks: Iterator[bytes], path: Path) -> None:
     with open(path, "wb") as file:
-        for piece in pieces:
-            file.write(piece)
+        for chunk in chunks:
+            file.write(chunk)
         file.flush()
         os.fsync(file.fileno())
 
 
-def _check(path: Path, digest: Checksum, size_cap: int) -> None:
-    made = hashlib.new(digest.algorithm, usedforsecurity=False)
-    left = size_cap
+def _verify(path: Path, checksum: Checksum, size_cap: int) -> None:
+    """Raises DataError if the content has another checksum or is longer than the cap."""
+    digest = hashlib.new(checksum.algorithm, usedforsecurity=False)
+    remaining = size_cap
     try:
-        with gzip.open(path) if digest.inside else open(path, "rb") as file:
-            while left >= 0 and (piece := file.read(CHUNK_BYTES)):
-                made.update(piece)
-                left -= len(piece)
+        with gzip.open(path) if checksum.uncompressed else open(path, "rb") as file:
+            while remaining >= 0 and (chunk := file.read(CHUNK_BYTES)):
+                digest.update(chunk)
+                remaining -= len(chunk)
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise DataError(f"not a gzip file: {error}") from error
-    if left < 0:
+    if remaining < 0:
         raise DataError(f"holds more than the {size_cap} bytes that it can have")
-    if made.hexdigest() != digest.hex:
-        raise DataError(f"{digest.algorithm} {made.hexdigest()}, wanted {digest.hex}")
+    if digest.hexdigest() != checksum.hex:
+        raise DataError(f"{checksum.algorithm} {digest.hexdigest()}, expected {checksum.hex}")

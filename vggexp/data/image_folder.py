@@ -1,4 +1,4 @@
-"""Which files are pictures, told without torch and without decoding them."""
+"""Finds and reads image files. Finding them needs no torch and decodes nothing."""
 
 import hashlib
 import os
@@ -11,35 +11,20 @@ from vggexp.data.catalog import DatasetSplits, folder_classes, subfolders
 from vggexp.errors import DataError
 
 if TYPE_CHECKING:
+    from PIL.Image import Image as PILImage
     from torch import Tensor
 
-
-IMAGE_SUFFIXES = (
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".ppm",
-    ".bmp",
-    ".pgm",
-    ".tif",
-    ".tiff",
-    ".webp",
-)  # as torchvision's ImageFolder
-DECODERS = (
-    "JPEG",
-    "PNG",
-    "PPM",
-    "BMP",
-    "TIFF",
-    "WEBP",
-    "GIF",
-)  # PIL has others that start programs
-MAX_PIXELS = 1 << 26  # of a picture: 192 MiB in RGB; more is taken for a decompression bomb
+# The suffixes of torchvision's ImageFolder.
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+# PIL has other decoders, which start programs.
+DECODERS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+# Of one image: 192 MiB in RGB. A larger image is taken for a decompression bomb.
+MAX_PIXELS = 1 << 26
 
 
 @dataclass(frozen=True)
 class FolderIndex:
-    """Picture files that are decoded when they are wanted."""
+    """Image files of one part of a data set. They are decoded later, when they are needed."""
 
     paths: list[Path]
     labels: list[int]
@@ -47,125 +32,155 @@ class FolderIndex:
 
 
 def index_folder(root: Path) -> DatasetSplits[FolderIndex]:
-    """root/train/CLASS/... and root/test/CLASS/... (or root/val), decoded later. Raises DataError.
+    """Lists root/train/CLASS/... and root/test/CLASS/... (or root/val/CLASS/...).
 
-    The fingerprint is over sorted relative paths and file sizes: to read all bytes of a large folder takes too long.
+    The fingerprint covers the sorted relative paths and the file sizes, because reading all bytes
+    of a large folder takes too long.
+
+    Raises:
+        DataError: a folder or a class is missing, or a file cannot be read.
     """
     classes = folder_classes(root)
-    held_out = next((root / name for name in ("test", "val") if (root / name).is_dir()), None)
-    if held_out is None:
-        raise DataError(f"{root}: holds neither test nor val (wanted: {root}/test/CLASS/*.jpg)")
-    if different := sorted(set(subfolders(held_out)) ^ set(classes)):
+    test_folder = _find_test_folder(root)
+    differences = sorted(set(subfolders(test_folder)) ^ set(classes))
+    if differences:
         raise DataError(
-            f"{held_out}: class {different[0]!r} is not in both this folder and {root / 'train'}"
+            f"{test_folder}: class {differences[0]!r} is not in both this folder "
+            f"and {root / 'train'}"
         )
-    (train, train_hash), (test, test_hash) = (
-        _index_part(part, classes) for part in (root / "train", held_out)
-    )
-    return DatasetSplits(train, test, {"train": train_hash, held_out.name: test_hash}, str(root))
+    train, train_hash = _index_part(root / "train", classes)
+    test, test_hash = _index_part(test_folder, classes)
+    fingerprint = {"train": train_hash, test_folder.name: test_hash}
+    return DatasetSplits(train, test, fingerprint, str(root))
+
+
+def _find_test_folder(root: Path) -> Path:
+    for name in ("test", "val"):
+        if (root / name).is_dir():
+            return root / name
+    raise DataError(f"{root}: holds neither test nor val (expected: {root}/test/CLASS/*.jpg)")
 
 
 def _index_part(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, str]:
+    """Returns the images of all classes, and the SHA-256 of their paths and sizes."""
     paths: list[Path] = []
     labels: list[int] = []
     digest = hashlib.sha256()
-    start = len(str(folder))
+    prefix = len(str(folder))
     try:
         for label, name in enumerate(classes):
-            found = find_images(folder / name)
-            paths += map(Path, found)
-            labels += [label] * len(found)
-            for path in found:
-                digest.update(b"%s\0%d\n" % (os.fsencode(path[start:]), os.path.getsize(path)))
+            files = find_images(folder / name)
+            for file in files:
+                relative = os.fsencode(file[prefix:])
+                digest.update(b"%s\0%d\n" % (relative, os.path.getsize(file)))
+            paths += map(Path, files)
+            labels += [label] * len(files)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
     return FolderIndex(paths, labels, classes), digest.hexdigest()
 
 
 def read_image(path: Path, channels: int = 3) -> "Tensor":
-    """uint8 [channels, H, W], 3 or 1, upright as its EXIF data says; of an animation the first frame.
+    """Reads an image, upright according to its EXIF data; of an animation the first frame.
 
-    Raises DataError.
+    Args:
+        channels: 3, or 1 for gray.
+
+    Returns:
+        uint8 [channels, H, W].
+
+    Raises:
+        DataError: the file cannot be decoded, or is too large.
     """
     import torch
-    from PIL import Image, ImageOps  # torchvision's decoders are deprecated and cover fewer formats
+    from PIL import Image  # torchvision's decoders are deprecated and cover fewer formats
 
     try:
         with Image.open(path, formats=DECODERS) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise DataError(
-                    f"{path}: {image.width}x{image.height} pixels, more than {MAX_PIXELS} in all"
-                )
-            if image.mode == "F":
-                raise DataError(
-                    f"{path}: pixels are fractions of unknown range (save it with 8 or 16 bits)"
-                )
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I"):  # 16 bits, which PIL would cut at 255 instead of scaling
-                rgb = (
-                    image.convert("I")
-                    .point(lambda value: value * (1 / 256))
-                    .convert("L")
-                    .convert("RGB")
-                )
-            else:
-                rgb = image.convert("RGB")
-            pixels = (
-                rgb if channels == 3 else rgb.convert("L")
-            )  # which leaves a grey picture's pixels as they were
+            pixels = _to_rgb(image, path)
+            if channels == 1:  # leaves the pixels of a gray image as they were
+                pixels = pixels.convert("L")
     except (DataError, MemoryError):
         raise
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # decoders raise any exception
         raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
-    flat = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
-    return flat.view(pixels.height, pixels.width, channels).permute(2, 0, 1)
+    values = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
+    values = values.view(pixels.height, pixels.width, channels)
+    return values.permute(2, 0, 1)
+
+
+def _to_rgb(image: "PILImage", path: Path) -> "PILImage":
+    """Turns the image upright and converts it to RGB; raises DataError if that cannot be done."""
+    from PIL import ImageOps
+
+    if image.width * image.height > MAX_PIXELS:
+        raise DataError(
+            f"{path}: {image.width}x{image.height} pixels, more than {MAX_PIXELS} in all"
+        )
+    if image.mode == "F":
+        raise DataError(
+            f"{path}: pixels are fractions of unknown range (save it with 8 or 16 bits)"
+        )
+    ImageOps.exif_transpose(image, in_place=True)
+    if not image.mode.startswith("I"):
+        return image.convert("RGB")
+    # 16 bits: PIL would clip the values at 255 instead of scaling them.
+    scaled = image.convert("I").point(lambda value: value * (1 / 256))
+    return scaled.convert("L").convert("RGB")
 
 
 def find_images(folder: Path) -> list[str]:
-    """Sorted paths of all picture files in the folder and below. Raises DataError where there are none, OSError."""
+    """Returns the sorted paths of all image files in the folder and below.
 
-    def unreadable(error: OSError) -> None:  # os.walk would go on without it
+    Raises:
+        DataError: there is no image file.
+        OSError: a folder cannot be read.
+    """
+
+    def raise_error(error: OSError) -> None:  # os.walk would go on without the folder
         raise error
 
-    walk = os.walk(folder, onerror=unreadable)
-    found = sorted(
-        os.path.join(at, file)
-        for at, _, files in walk
-        for file in files
-        if file.lower().endswith(IMAGE_SUFFIXES)
-    )
-    if not found:
-        raise DataError(f"{folder}: holds no pictures ({' '.join(IMAGE_SUFFIXES)})")
-    return found
+    paths = []
+    for parent, _, files in os.walk(folder, onerror=raise_error):
+        for file in files:
+            if file.lower().endswith(IMAGE_SUFFIXES):
+                paths.append(os.path.join(parent, file))
+    if not paths:
+        raise DataError(f"{folder}: holds no images ({' '.join(IMAGE_SUFFIXES)})")
+    return sorted(paths)
 
 
 def expand_image_paths(paths: Iterable[Path]) -> list[Path]:
-    """The picture files, and those of the folders among them. Raises DataError with everything that is none."""
-    found = []
-    wrong = []
+    """Returns the image files: the given files, and all files of the given folders.
+
+    Raises:
+        DataError: names every file that is no image, and every folder without images.
+    """
+    images: list[Path] = []
+    problems: list[str] = []
     for path in paths:
         try:
-            inside = [Path(file) for file in find_images(path)] if path.is_dir() else [path]
+            files = [Path(file) for file in find_images(path)] if path.is_dir() else [path]
         except (DataError, OSError) as error:
-            wrong.append(str(error))
+            problems.append(str(error))
             continue
-        found += inside
-        wrong += [problem for file in inside if (problem := image_error(file))]
-    if wrong:
-        raise DataError("; ".join(wrong))
-    return found
+        images += files
+        problems += filter(None, map(image_error, files))
+    if problems:
+        raise DataError("; ".join(problems))
+    return images
 
 
 def image_error(path: Path) -> str:
-    """Why a file cannot be a picture, by its first bytes; nothing for one that may be."""
+    """Returns why a file cannot be an image, judged by its first bytes; "" if it may be one."""
     from PIL import Image, UnidentifiedImageError
 
     try:
         with Image.open(path, formats=DECODERS):
             return ""
     except UnidentifiedImageError:
-        return f"{path}: not a picture"
+        return f"{path}: not an image"
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror or error}"
-    except Exception as error:  # decoders raise what they like
+    except Exception as error:  # decoders raise any exception
         return f"{path}: cannot be decoded: {' '.join(str(error).split())}"

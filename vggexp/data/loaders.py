@@ -1,57 +1,68 @@
-"""Batches of pictures on the device. A training batch is a pure function of (seed, epoch, index): nothing is stored,
-and an epoch may start at any batch. Of several ranks each takes its share: in training of the pictures of each batch,
-in an evaluation of the batches.
+"""Yields batches of images on the device.
+
+A training batch is a pure function of (seed, epoch, index). Nothing is stored, and an epoch may
+start at any batch. Several ranks share the work: in training each rank takes its part of the
+images of each batch, and in an evaluation its part of the batches.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from vggexp.data.image_stats import color_basis
 from vggexp.data.transforms import (
-    PLAIN,
-    UNCHANGED,
+    NO_AUGMENTATION,
+    NO_CHANGES,
     Augment,
     AugmentParams,
+    CropWindow,
     Preprocess,
-    color_basis,
     resize_shorter_side,
     sample_augmentation,
 )
-from vggexp.data.workers import DecoderPool, FullImageDecoder, ImageDecoder, PackedImages
+from vggexp.data.workers import (
+    DecodeRequest,
+    DecoderPool,
+    FullImageDecoder,
+    ImageDecoder,
+    PackedImages,
+)
 from vggexp.distributed import collectives
 from vggexp.rng import generator
 
-MAX_MEMORY_SHARE = (
-    4  # pictures stay on the device where they take less than this part of its free memory
-)
+# Images stay on the device if they take less than this part (1/4) of its free memory.
+MAX_MEMORY_SHARE = 4
 
 Batch = tuple[Tensor, Tensor]  # float32 [B, C, size, size], int64 [B]
 
 
 class SameShapeImages(NamedTuple):
-    """Pictures of a batch that have one shape, not yet normalised."""
+    """Images of a batch that have one shape, not yet normalized."""
 
-    places: list[int]  # in the batch
-    images: Tensor  # of 0..255, [len(places), C, height, width]
+    indices: list[int]  # positions in the batch
+    images: Tensor  # of 0..255, [len(indices), C, height, width]
 
 
-MultiScaleBatch = tuple[
-    list[list[SameShapeImages]], Tensor
-]  # for each scale the groups that make up the batch; labels int64 [B]
+# For each scale the groups that make up the batch; labels int64 [B].
+MultiScaleBatch = tuple[list[list[SameShapeImages]], Tensor]
 
 
 def epoch_permutation(seed: int, epoch: int, count: int) -> Tensor:
-    """The epoch's permutation of 0..count-1, on the CPU."""
+    """Returns the epoch's permutation of 0..count-1, on the CPU."""
     return torch.randperm(count, generator=generator(seed, "order", epoch))
 
 
 class InMemoryLoader:
-    """All pictures in memory: uint8 [N, C, H, W] on the device, or in RAM where they do not fit or cache is `ram`.
+    """Loads from a tensor of all images: on the device, or in RAM.
 
-    images, labels: on the CPU. cache: auto, device or ram.
+    Args:
+        images: uint8 [N, C, H, W], on the CPU.
+        labels: int64 [N], on the CPU.
+        batch_size: images of a batch of all ranks.
+        cache: `device`, `ram`, or `auto`: on the device if the images fit.
     """
 
     def __init__(
@@ -63,16 +74,14 @@ class InMemoryLoader:
         batch_size: int,
         device: torch.device,
         seed: int = 0,
-        augment: Augment = PLAIN,
+        augment: Augment = NO_AUGMENTATION,
         cache: str = "auto",
     ):
-        home = (
-            torch.device("cpu")
-            if cache == "ram" or (cache == "auto" and not _fits(images, device))
-            else device
-        )
-        self.images = images.to(home)
-        self.labels = labels.to(home)
+        storage = device
+        if cache == "ram" or (cache == "auto" and not _fits(images, device)):
+            storage = torch.device("cpu")
+        self.images = images.to(storage)
+        self.labels = labels.to(storage)
         self.preprocess = preprocess.to(device)
         self.basis = color_basis(images) if augment.color else None
         self.batch_size = batch_size
@@ -83,65 +92,81 @@ class InMemoryLoader:
         self.batches_per_epoch = -(-self.count // batch_size)
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """The epoch's batches from number `start` on, each picture once; the last may be short, or empty on a rank."""
-        places = _to_device(epoch_permutation(self.seed, epoch, self.count), self.images.device)
+        """Yields the epoch's batches from index `start` on, each image once.
+
+        The last batch may be short. It may be empty on a rank.
+        """
+        order = epoch_permutation(self.seed, epoch, self.count)
+        order = _to_device(order, self.images.device)
         for index in range(start, self.batches_per_epoch):
-            chosen = self._batch(places, index)
-            images, labels = self._take(chosen[collectives.rank_slice()])
-            yield self.preprocess(images, self._changes(epoch, index, len(chosen))), labels
+            indices = self._batch_indices(order, index)
+            images, labels = self._select(indices[collectives.rank_slice()])
+            changes = self._changes(epoch, index, len(indices))
+            yield self.preprocess(images, changes), labels
 
     def evaluate(self) -> Iterator[Batch]:
-        """All pictures in their order, without augmentation."""
-        places = torch.arange(self.count, device=self.images.device)
-        for index in range(self.batches_per_epoch)[collectives.rank_slice()]:
-            images, labels = self._take(self._batch(places, index))
+        """Yields this rank's batches of all images in their order, without augmentation."""
+        order = torch.arange(self.count, device=self.images.device)
+        batches = range(self.batches_per_epoch)
+        for index in batches[collectives.rank_slice()]:
+            images, labels = self._select(self._batch_indices(order, index))
             yield self.preprocess(images), labels
 
-    def full_images(self, sides: Sequence[int]) -> Iterator[MultiScaleBatch]:
-        """All pictures in their order and uncut, once for each of `sides`, which their shorter side is scaled to."""
-        places = torch.arange(self.count, device=self.images.device)
+    def full_images(self, sizes: Sequence[int]) -> Iterator[MultiScaleBatch]:
+        """Yields all images in order and uncropped, once for each size of the shorter side."""
+        order = torch.arange(self.count, device=self.images.device)
         for index in range(self.batches_per_epoch):
-            images, labels = self._take(self._batch(places, index))
-            yield (
-                [
-                    [SameShapeImages(list(range(len(images))), resize_shorter_side(images, side))]
-                    for side in sides
-                ],
-                labels,
-            )
+            images, labels = self._select(self._batch_indices(order, index))
+            indices = list(range(len(images)))
+            scales = []
+            for size in sizes:
+                resized = resize_shorter_side(images, size)
+                scales.append([SameShapeImages(indices, resized)])
+            yield scales, labels
 
-    def _batch(self, places: Tensor, index: int) -> Tensor:
-        return places[index * self.batch_size : (index + 1) * self.batch_size]
+    def _batch_indices(self, order: Tensor, index: int) -> Tensor:
+        start = index * self.batch_size
+        return order[start : start + self.batch_size]
 
-    def _take(self, chosen: Tensor) -> Batch:
-        return _to_device(self.images[chosen], self.device), _to_device(
-            self.labels[chosen], self.device
-        )
+    def _select(self, indices: Tensor) -> Batch:
+        images = _to_device(self.images[indices], self.device)
+        labels = _to_device(self.labels[indices], self.device)
+        return images, labels
 
     def _changes(self, epoch: int, index: int, count: int) -> AugmentParams:
-        """Drawn for all `count` pictures of the batch, so that each meets the same ones whatever the ranks."""
+        """Draws the changes of all `count` images of the batch; returns those of this rank.
+
+        So an image gets the same changes for any number of ranks.
+        """
         if not any(self.augment):
-            return UNCHANGED
-        draws = generator(self.seed, "augment", epoch, index)
+            return NO_CHANGES
         height, width = self.images.shape[-2:]
         changes = sample_augmentation(
-            draws, count, height, width, self.preprocess.size, self.augment, self.basis
+            generator(self.seed, "augment", epoch, index),
+            count,
+            height,
+            width,
+            self.preprocess.size,
+            self.augment,
+            self.basis,
         )
-        return AugmentParams(
-            *(
-                None
-                if change is None
-                else _to_device(change[collectives.rank_slice()], self.device)
-                for change in changes
-            )
-        )
+        rows = collectives.rank_slice()
+        changes = changes.apply(lambda values: values[rows])
+        return _changes_to_device(changes, self.device)
 
 
 class StreamingLoader:
-    """Pictures in files, decoded and cut by `workers` processes (0: by this one) while the network trains.
+    """Loads from image files, which worker processes decode and crop while the model trains.
 
-    The draws of a picture depend on (seed, epoch, its place) alone, so the number of workers changes nothing. basis: of
-    `color_basis`, where augment.color is set. One iteration at a time. Raises DataError, ResourceError.
+    The draws of an image depend only on (seed, epoch, index of the image), so the number of
+    workers changes nothing. Only one iteration may run at a time. Iterating raises DataError for a
+    damaged file, and ResourceError for a worker that hangs or was killed twice.
+
+    Args:
+        batch_size: images of a batch of all ranks.
+        workers: number of worker processes; 0: this process decodes.
+        basis: `color_basis` of the training images, if `augment.color` is set.
+        warn: prints a line about a worker that was replaced.
     """
 
     def __init__(
@@ -154,7 +179,7 @@ class StreamingLoader:
         device: torch.device,
         workers: int,
         seed: int = 0,
-        augment: Augment = PLAIN,
+        augment: Augment = NO_AUGMENTATION,
         basis: Tensor | None = None,
         warn: Callable[[str], None] = print,
     ):
@@ -166,83 +191,108 @@ class StreamingLoader:
         self.count = len(paths)
         self.batches_per_epoch = -(-self.count // batch_size)
         decoder = ImageDecoder(paths, preprocess.size, seed, augment, basis)
-        self._decoders = DecoderPool(decoder, workers, pinned=device.type == "cuda", warn=warn)
+        self._pool = DecoderPool(decoder, workers, pinned=device.type == "cuda", warn=warn)
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
-        """As Resident.train."""
-        batches = epoch_permutation(self.seed, epoch, self.count).split(self.batch_size)[start:]
-        return self._read(epoch, [places[collectives.rank_slice()] for places in batches])
+        """Yields batches as InMemoryLoader.train does."""
+        order = epoch_permutation(self.seed, epoch, self.count)
+        batches = order.split(self.batch_size)[start:]
+        rows = collectives.rank_slice()
+        return self._read(epoch, [indices[rows] for indices in batches])
 
     def evaluate(self) -> Iterator[Batch]:
-        return self._read(
-            None, torch.arange(self.count).split(self.batch_size)[collectives.rank_slice()]
-        )
+        """Yields batches as InMemoryLoader.evaluate does."""
+        batches = torch.arange(self.count).split(self.batch_size)
+        return self._read(None, batches[collectives.rank_slice()])
 
-    def full_images(self, sides: Sequence[int]) -> Iterator[MultiScaleBatch]:
-        """As Resident.whole. A worker sends no more bytes at a time than for a batch in training."""
-        old = self._decoders
-        decoders = DecoderPool(
-            FullImageDecoder(old.decoder.paths, sides), old.workers, old.pinned, old.warn
-        )
-        most = max(
-            1, self.batch_size * self.preprocess.size**2 // sum(side * side for side in sides)
-        )
-        batches = [places.split(most) for places in torch.arange(self.count).split(self.batch_size)]
-        decoded = decoders.decode([(None, part.tolist()) for parts in batches for part in parts])
-        for parts in batches:
-            scales = zip(*(next(decoded) for _ in parts), strict=True)
-            yield (
-                [list(_groups(packed, self.device)) for packed in scales],
-                self._labels_of(torch.cat(parts)),
-            )
+    def full_images(self, sizes: Sequence[int]) -> Iterator[MultiScaleBatch]:
+        """Yields batches as InMemoryLoader.full_images does.
 
-    def _none(self) -> Tensor:
-        return torch.empty(0, 3, self.preprocess.size, self.preprocess.size, dtype=torch.uint8)
+        A worker sends no more bytes at a time than for a batch in training.
+        """
+        decoder = FullImageDecoder(self._pool.decoder.paths, sizes)
+        pool = DecoderPool(decoder, self._pool.workers, self._pool.pinned, self._pool.warn)
+        pixels = sum(size * size for size in sizes)
+        images_per_request = max(1, self.batch_size * self.preprocess.size**2 // pixels)
+        batches = torch.arange(self.count).split(self.batch_size)
+        requests: list[DecodeRequest] = []
+        for batch in batches:
+            for part in batch.split(images_per_request):
+                requests.append((None, part.tolist()))
+        decoded = pool.decode(requests)
+        for batch in batches:
+            parts = [next(decoded) for _ in batch.split(images_per_request)]
+            scales = []
+            for scale in zip(*parts, strict=True):
+                scales.append(list(_group_by_shape(scale, self.device)))
+            yield scales, self._select_labels(batch)
 
-    def _labels_of(self, places: Tensor) -> Tensor:
-        return _to_device(self.labels[places], self.device)
+    def _select_labels(self, indices: Tensor) -> Tensor:
+        return _to_device(self.labels[indices], self.device)
 
     def _read(self, epoch: int | None, batches: Sequence[Tensor]) -> Iterator[Batch]:
-        decoded = self._decoders.decode(
-            [(epoch, places.tolist()) for places in batches if len(places)]
-        )
-        for places in batches:
-            images, changes = next(decoded) if len(places) else (self._none(), UNCHANGED)
-            changes = AugmentParams(*(_to_device(change, self.device) for change in changes))
-            yield (
-                self.preprocess.finish(_to_device(images, self.device), changes),
-                self._labels_of(places),
-            )
+        requests = [(epoch, indices.tolist()) for indices in batches if len(indices)]
+        decoded = self._pool.decode(requests)
+        for indices in batches:
+            if len(indices):
+                images, changes = next(decoded)
+            else:
+                size = self.preprocess.size
+                images = torch.empty(0, 3, size, size, dtype=torch.uint8)
+                changes = NO_CHANGES
+            images = _to_device(images, self.device)
+            changes = _changes_to_device(changes, self.device)
+            yield self.preprocess.normalize(images, changes), self._select_labels(indices)
 
 
 Loader = InMemoryLoader | StreamingLoader
 
 
-def _groups(packed: Iterable[PackedImages], device: torch.device) -> Iterator[SameShapeImages]:
-    """The pictures of a batch, in parts, by their shapes."""
-    pictures: list[Tensor] = []
-    for flat, shapes in packed:
-        each = _to_device(flat, device).split([3 * height * width for height, width in shapes])
-        pictures += (picture.view(3, *shape) for picture, shape in zip(each, shapes, strict=True))
-    for shape in dict.fromkeys(picture.shape for picture in pictures):
-        places = [place for place, picture in enumerate(pictures) if picture.shape == shape]
-        yield SameShapeImages(places, torch.stack([pictures[place] for place in places]))
+def _group_by_shape(
+    parts: Iterable[PackedImages],
+    device: torch.device,
+) -> Iterator[SameShapeImages]:
+    """Unpacks the parts of a batch, and groups the images by their shapes."""
+    images: list[Tensor] = []
+    for part in parts:
+        lengths = [3 * height * width for height, width in part.shapes]
+        chunks = _to_device(part.values, device).split(lengths)
+        for chunk, (height, width) in zip(chunks, part.shapes, strict=True):
+            images.append(chunk.view(3, height, width))
+    for shape in dict.fromkeys(image.shape for image in images):
+        indices = [index for index, image in enumerate(images) if image.shape == shape]
+        yield SameShapeImages(indices, torch.stack([images[index] for index in indices]))
 
 
-def _to_device(tensor: Any, device: torch.device) -> Any:
-    """To CUDA from page-locked memory, so that the copy runs beside the network. None stays None."""
-    if tensor is None or tensor.device.type == device.type:
+def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copies to CUDA from page-locked memory, so that the copy overlaps with the model's work."""
+    if tensor.device.type == device.type:
         return tensor
-    return (
-        tensor.pin_memory().to(device, non_blocking=True)
-        if device.type == "cuda"
-        else tensor.to(device)
-    )
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+def _changes_to_device(changes: AugmentParams, device: torch.device) -> AugmentParams:
+    """Copies to the device; the five tensors of the window are copied as one."""
+    if device.type == "cpu":
+        return changes
+    window = changes.window
+    if window is not None:
+        stacked = _to_device(torch.stack(window), device)
+        window = CropWindow(*stacked)
+    shift = changes.shift
+    if shift is not None:
+        shift = _to_device(shift, device)
+    box = changes.box
+    if box is not None:
+        box = _to_device(box, device)
+    return AugmentParams(window, shift, box)
 
 
 def _fits(images: Tensor, device: torch.device) -> bool:
     if device.type == "cuda":
-        free = torch.cuda.mem_get_info(device)[0]
+        free, _ = torch.cuda.mem_get_info(device)
     elif device.type == "mps":
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     else:

@@ -1,4 +1,4 @@
-"""Pictures in files, decoded and cut by worker processes, one of which may be killed."""
+"""Decodes and crops image files in worker processes, and survives the loss of one worker."""
 
 import atexit
 import contextlib
@@ -6,14 +6,14 @@ import signal
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing import active_children
 from multiprocessing.connection import wait
 from multiprocessing.util import get_temp_dir
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,8 +21,8 @@ from torch.utils.data import DataLoader
 
 from vggexp.data.image_folder import read_image
 from vggexp.data.transforms import (
-    PLAIN,
-    UNCHANGED,
+    NO_AUGMENTATION,
+    NO_CHANGES,
     Augment,
     AugmentParams,
     crop,
@@ -33,91 +33,170 @@ from vggexp.data.transforms import (
 from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator
 
-WORKER_TIMEOUT_SECONDS = 300  # a worker silent for so long hangs
-_LEAKED_LOADERS: list[
-    Any
-] = []  # loaders of killed workers: their end would wait for locks that the killed ones held
-EXIT_WAIT_SECONDS = 1  # from the first sign of a process's end to its end
+WORKER_TIMEOUT_SECONDS = 300  # a worker that sends nothing for so long is taken for hanging
+EXIT_WAIT_SECONDS = 1  # between the first sign of a process's end and the end
 STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
 
-DecodeRequest = tuple[
-    int | None, list[int]
-]  # epoch, None for plain pictures; places of the pictures
+# Loaders of killed workers. They are never freed, because freeing one would wait for locks that a
+# killed worker still holds.
+_LEAKED_LOADERS: list[Any] = []
+
+DecodeRequest = tuple[int | None, list[int]]  # epoch, None for no augmentation; indices of images
+DecodedImages = tuple[Tensor, AugmentParams]  # uint8 [B, 3, size, size], changes for the device
+
+
+class PackedImages(NamedTuple):
+    """Images of several shapes in one tensor.
+
+    They are packed because each tensor takes a file descriptor on its way from a worker.
+    """
+
+    values: Tensor  # uint8, the values of one [3, height, width] image after the other
+    shapes: list[tuple[int, int]]  # height and width
+
+
+@dataclass(frozen=True)
+class Failed:
+    """Reply to a request whose images cannot be decoded.
+
+    A worker sends a reply, because torch turns an exception into a traceback of several lines.
+    """
+
+    reason: str
 
 
 @dataclass(frozen=True, eq=False)
 class ImageDecoder:
-    """decoder[epoch, places]: uint8 [B, 3, size, size] and the changes left for the device; or why there are none."""
+    """Decodes and crops the images of a request: `decoder[epoch, indices]`."""
 
     paths: Sequence[Path]
     size: int
     seed: int = 0
-    augment: Augment = PLAIN
+    augment: Augment = NO_AUGMENTATION
     basis: Tensor | None = None
 
-    def __getitem__(self, request: DecodeRequest) -> tuple[Tensor, AugmentParams] | str:
-        epoch, places = request
+    def __getitem__(self, request: DecodeRequest) -> DecodedImages | Failed:
+        epoch, indices = request
         try:
-            images, changes = zip(*(self._one(epoch, place) for place in places), strict=True)
-        except DataError as error:  # torch would make a traceback of several lines of it
-            return str(error)
-        return torch.cat(images), AugmentParams(*map(_join, zip(*changes, strict=True)))
+            decoded = [self._decode(epoch, index) for index in indices]
+        except DataError as error:
+            return Failed(str(error))
+        images, changes = zip(*decoded, strict=True)
+        _, shifts, boxes = zip(*changes, strict=True)  # each window was applied here
+        return torch.cat(images), AugmentParams(None, _concat(shifts), _concat(boxes))
 
-    def _one(self, epoch: int | None, place: int) -> tuple[Tensor, AugmentParams]:
-        image = read_image(self.paths[place])[None]
+    def _decode(self, epoch: int | None, index: int) -> DecodedImages:
+        image = read_image(self.paths[index])[None]
         if epoch is None or not any(self.augment):
-            return resize_center_crop(image, self.size), UNCHANGED
-        draws = generator(self.seed, "augment", epoch, place)
+            return resize_center_crop(image, self.size), NO_CHANGES
+        height, width = image.shape[-2:]
         changes = sample_augmentation(
-            draws, 1, image.shape[-2], image.shape[-1], self.size, self.augment, self.basis
+            generator(self.seed, "augment", epoch, index),
+            1,
+            height,
+            width,
+            self.size,
+            self.augment,
+            self.basis,
         )
         if changes.window is None:
             return resize_center_crop(image, self.size), changes
-        return crop(image, changes.window[0].tolist(), self.size), changes._replace(window=None)
+        (window,) = changes.window.crops()
+        return crop(image, window, self.size), changes._replace(window=None)
 
 
-PackedImages = tuple[
-    Tensor, list[tuple[int, int]]
-]  # the bytes of [3, height, width] pictures in a row; their shapes
+def _concat(tensors: Sequence[Tensor | None]) -> Tensor | None:
+    present = [tensor for tensor in tensors if tensor is not None]
+    return torch.cat(present) if present else None
 
 
 @dataclass(frozen=True, eq=False)
 class FullImageDecoder:
-    """decoder[_, places]: the pictures uncut, once for each of `sides`, which their shorter sides are scaled to.
-
-    Packed, since every tensor takes a file descriptor on its way from a worker. Or why there are none.
-    """
+    """Decodes the images of a request uncropped, once for each size of the shorter side."""
 
     paths: Sequence[Path]
-    sides: Sequence[int]
+    sizes: Sequence[int]
 
-    def __getitem__(self, request: DecodeRequest) -> list[PackedImages] | str:
+    def __getitem__(self, request: DecodeRequest) -> list[PackedImages] | Failed:
+        _, indices = request
+        scales: list[list[Tensor]] = [[] for _ in self.sizes]
         try:
-            pictures = [self._one(place) for place in request[1]]
+            for index in indices:  # only one image of full size is in memory
+                image = read_image(self.paths[index])[None]
+                for resized, size in zip(scales, self.sizes, strict=True):
+                    resized.append(resize_shorter_side(image, size))
         except DataError as error:
-            return str(error)
-        return [
-            (
-                torch.cat([image.flatten() for image in images]),
-                [tuple(image.shape[2:]) for image in images],
-            )
-            for images in zip(*pictures, strict=True)
-        ]
+            return Failed(str(error))
+        return [_pack(resized) for resized in scales]
 
-    def _one(self, place: int) -> list[Tensor]:
-        image = read_image(self.paths[place])[None]
-        return [resize_shorter_side(image, side) for side in self.sides]
+
+def _pack(images: Sequence[Tensor]) -> PackedImages:
+    values = torch.cat([image.flatten() for image in images])
+    shapes = [(image.shape[2], image.shape[3]) for image in images]
+    return PackedImages(values, shapes)
 
 
 class WorkerKilledError(Exception):
-    """A worker process has ended that should not have."""
+    """A worker process ended that should have lived on."""
+
+
+class WorkerWatch:
+    """Raises WorkerKilledError at once if a worker ends while a batch is awaited.
+
+    torch installs a handler of SIGCHLD, which raises an error anywhere in the program. This class
+    replaces torch's handler: a worker's end is an error only inside the block of `watch`.
+
+    One race remains. A worker's end also breaks the pipe to the worker, and torch may notice that
+    first. On the way to its own error, torch opens temporary files, to find out whether the file
+    descriptors have run out. If SIGCHLD arrives just then, raising would interrupt `tempfile` in
+    the middle of creating a file. So the handler looks for `tempfile` on the stack, and leaves the
+    error to torch in that case. `DecoderPool` translates torch's error.
+    """
+
+    def __init__(self) -> None:
+        self.processes: list[Any] = []  # the workers; empty until they are started
+
+    @contextlib.contextmanager
+    def watch(self) -> Iterator[None]:
+        """Watches the workers in the block. Only the main thread can handle signals."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        signal.signal(signal.SIGCHLD, self._on_child_exit)
+        try:
+            if self._is_worker_dead():
+                raise WorkerKilledError
+            yield
+        finally:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+
+    def _on_child_exit(self, signum: int, frame: FrameType | None) -> None:
+        if self._is_worker_dead() and not _is_in_tempfile(frame):
+            raise WorkerKilledError
+
+    def _is_worker_dead(self) -> bool:
+        return not all(process.is_alive() for process in self.processes)
+
+
+def _is_in_tempfile(frame: FrameType | None) -> bool:
+    while frame is not None:
+        if frame.f_code.co_filename == tempfile.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 class DecoderPool:
-    """A decoder in `workers` processes (0: in this one) that live on between the calls.
+    """Runs a decoder in worker processes, which live on between the calls.
 
-    A killed worker is survived once: all are replaced, and the batches that have not come are decoded again, the same
-    because the draws belong to the pictures. The second time it is raised as ResourceError, as is a worker that hangs.
+    If a worker is killed, all workers are replaced once, and the batches that have not arrived
+    are decoded again. They are the same, because the draws belong to the images. A second killed
+    worker raises ResourceError, and so does a worker that hangs.
+
+    Args:
+        workers: number of processes; 0: this process decodes.
+        pinned: copies the batches to page-locked memory.
+        warn: prints a line about workers that were replaced.
     """
 
     def __init__(
@@ -133,24 +212,31 @@ class DecoderPool:
         self.warn = warn
         self.replaced = False
         self._requests: list[DecodeRequest] = []
-        self._processes: list[Any] = []
-        self._start()
+        self._watch = WorkerWatch()
+        self._create_loader()
 
     def decode(self, requests: Sequence[DecodeRequest]) -> Iterator[Any]:
-        """What the decoder gives for each request, in their order."""
-        left = list(requests)
-        while left:
+        """Yields the decoder's result for each request, in the order of the requests.
+
+        Raises:
+            DataError: an image cannot be decoded.
+            ResourceError: a worker hangs, or a worker was killed for the second time.
+        """
+        remaining = list(requests)
+        while remaining:
             try:
-                for batch in self._received(left):
-                    left.pop(0)
+                for batch in self._load(remaining):
+                    remaining.pop(0)
                     yield batch
             except WorkerKilledError:
-                self._replace()
+                self._replace_workers()
 
-    def _start(self) -> None:
+    def _create_loader(self) -> None:
         if self.workers:
             atexit.register(end_workers)
-            get_temp_dir()  # made by this process, the workers share it, and none is left of one that was killed
+            # Created by this process, the folder is shared by the workers. A folder that a worker
+            # created would stay behind if the worker is killed.
+            get_temp_dir()
         self._loader: DataLoader[Any] = DataLoader(
             self.decoder,  # type: ignore[arg-type]
             batch_size=None,
@@ -161,97 +247,101 @@ class DecoderPool:
             timeout=WORKER_TIMEOUT_SECONDS if self.workers else 0,
             worker_init_fn=_init_worker,
             persistent_workers=self.workers > 0,
-            generator=torch.Generator(),  # the loader seeds its workers from it; torch's own stays untouched
+            generator=torch.Generator(),  # seeds the workers; torch's own stays untouched
         )
 
-    def _received(self, requests: Sequence[DecodeRequest]) -> Iterator[Any]:
+    def _load(self, requests: Sequence[DecodeRequest]) -> Iterator[Any]:
+        """Yields the results of the requests, in one pass of the loader."""
         self._requests[:] = requests
-        others = set(active_children())
-        with self._told(), self._watched():
-            batches = iter(self._loader)  # waits for the workers where they live already
-            self._processes = self._processes or list(set(active_children()) - others)
-            if len(self._processes) < self.workers:  # one has gone already, and would be waited for
-                raise WorkerKilledError
+        children = set(active_children())
+        with self._worker_errors():
+            batches = iter(self._loader)  # waits for workers that live already
+            if not self._watch.processes:
+                self._watch.processes = list(set(active_children()) - children)
+            if len(self._watch.processes) < self.workers:
+                raise WorkerKilledError  # already dead: the loader would wait for it
         while True:
-            with self._told(), self._watched():
+            with self._worker_errors():
                 batch = next(batches, None)
-            if batch is None:
-                return
-            if isinstance(batch, str):
-                self._end()  # now: while Python clears up after an error they would be waited for
-                raise DataError(batch)
+            match batch:
+                case None:
+                    return
+                case Failed(reason):
+                    # Now, because Python waits for the workers while it cleans up after an error.
+                    self._restart_workers()
+                    raise DataError(reason)
             yield batch
 
     @contextlib.contextmanager
-    def _watched(self) -> Iterator[None]:
-        """While a batch is awaited, and only then, a worker's end is an error: torch's handler raises it anywhere."""
-        if threading.current_thread() is not threading.main_thread() or not self.workers:
-            yield
-            return
-        signal.signal(signal.SIGCHLD, self._ended)
-        try:
-            self._ended()
-            yield
-        finally:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    def _worker_errors(self) -> Iterator[None]:
+        """Raises WorkerKilledError or ResourceError for whatever a dead or hanging worker causes.
 
-    def _ended(self, number: int = 0, frame: FrameType | None = None) -> None:
-        if all(process.is_alive() for process in self._processes):
-            return
-        while frame is not None:
-            if frame.f_code.co_filename == tempfile.__file__:
-                return  # torch tries its descriptors there, on its way to an error that `_told` will see
-            frame = frame.f_back
-        raise WorkerKilledError
-
-    @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """What torch and the pipes raise when a worker is killed, in whatever it was doing, or hangs."""
+        torch and the pipes raise several errors when a worker is killed, depending on what the
+        worker was doing.
+        """
+        watch = self._watch.watch() if self.workers else contextlib.nullcontext()
         try:
-            yield
+            with watch:
+                yield
         except (RuntimeError, OSError, EOFError) as error:
-            if wait(
-                [process.sentinel for process in self._processes or active_children()],
-                timeout=EXIT_WAIT_SECONDS,
-            ):
+            processes = self._watch.processes or active_children()
+            sentinels = [process.sentinel for process in processes]
+            if wait(sentinels, timeout=EXIT_WAIT_SECONDS):
                 raise WorkerKilledError from error
             if not isinstance(error, RuntimeError) or "DataLoader timed out" not in str(error):
                 raise
-            told = f"data.workers={self.workers}: no picture came for {WORKER_TIMEOUT_SECONDS} s; is the disk still there?"
-            raise ResourceError(told) from error
+            raise ResourceError(
+                f"data.workers={self.workers}: no image came for {WORKER_TIMEOUT_SECONDS} s; "
+                "is the disk still there?"
+            ) from error
 
-    def _replace(self) -> None:
-        self._end()  # also before the error: who lets it pass, as pictures do, goes on with new workers
+    def _replace_workers(self) -> None:
+        # Also before the error: a caller that catches the error, as the drawing of test images
+        # does, goes on with new workers.
+        self._restart_workers()
         if self.replaced:
             raise ResourceError(
-                f"data.workers={self.workers}: a worker process was killed for the second time (fewer workers need "
-                "less memory)"
+                f"data.workers={self.workers}: a worker process was killed for the second time "
+                "(fewer workers need less memory)"
             )
         self.replaced = True
         self.warn(
             "warning: a worker process was killed; the workers were replaced and nothing is lost"
         )
 
-    def _end(self) -> None:
-        for process in self._processes:
+    def _restart_workers(self) -> None:
+        for process in self._watch.processes:
             process.kill()
             process.join()
-        self._processes = []
+        self._watch.processes = []
         _LEAKED_LOADERS.append(self._loader)
-        self._start()
+        self._create_loader()
 
 
-def decode_images(paths: Sequence[Path], size: int, workers: int, batch_size: int = 64) -> Tensor:
-    """uint8 [N, 3, size, size]: the middle square of each file. Raises DataError, ResourceError."""
+def decode_images(
+    paths: Sequence[Path],
+    size: int,
+    workers: int,
+    batch_size: int = 64,
+) -> Tensor:
+    """Decodes the square in the center of each file.
+
+    Returns:
+        uint8 [N, 3, size, size].
+
+    Raises:
+        DataError: an image cannot be decoded.
+        ResourceError: as DecoderPool.decode.
+    """
     images = torch.empty(len(paths), 3, size, size, dtype=torch.uint8)
-    requests: list[DecodeRequest] = [
-        (None, part.tolist()) for part in torch.arange(len(paths)).split(batch_size)
-    ]
     if not paths:
         return images
-    decoded = DecoderPool(ImageDecoder(paths, size), workers).decode(requests)
-    for (pictures, _), part in zip(decoded, images.split(batch_size), strict=True):
-        part.copy_(pictures)
+    indices = torch.arange(len(paths)).split(batch_size)
+    requests: list[DecodeRequest] = [(None, part.tolist()) for part in indices]
+    pool = DecoderPool(ImageDecoder(paths, size), workers)
+    decoded = pool.decode(requests)
+    for part, (values, _) in zip(images.split(batch_size), decoded, strict=True):
+        part.copy_(values)
     return images
 
 
@@ -260,9 +350,11 @@ def _identity(batch: Any) -> Any:
 
 
 def _init_worker(worker: int) -> None:
-    """Ctrl-C and a cluster's SIGTERM reach the workers too, but only the parent decides what they mean.
+    """Ignores the stop signals in a worker, and silences its uncaught exceptions.
 
-    What fails here is sent to the parent; only a thread that finds the other end gone would print its traceback.
+    Ctrl-C and a cluster's SIGTERM reach the workers too, but only the parent decides what they
+    mean. Errors of the decoder are sent to the parent. Only a thread that finds the other end of
+    its pipe closed would print a traceback.
     """
     sys.excepthook = lambda *_: None
     for name in STOP_SIGNALS:
@@ -271,16 +363,13 @@ def _init_worker(worker: int) -> None:
 
 
 def end_workers() -> None:
-    """Python ends daemons by SIGTERM when it exits, and would wait for ever for those that ignore it."""
+    """Kills the workers at exit.
+
+    Python ends daemons by SIGTERM when it exits. It would wait forever for workers that ignore
+    SIGTERM.
+    """
     if hasattr(signal, "SIGCHLD"):
-        signal.signal(
-            signal.SIGCHLD, signal.SIG_DFL
-        )  # where torch reports a worker's end as a failure
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler reports an end as a failure
     for process in active_children():
         if process.daemon:
             process.kill()
-
-
-def _join(parts: Iterable[Tensor | None]) -> Tensor | None:
-    tensors = [part for part in parts if part is not None]
-    return torch.cat(tensors) if tensors else None

@@ -1,4 +1,4 @@
-"""Which of several processes this is, as torchrun or srun has told it in the environment. Needs no torch."""
+"""Reads the rank of this process from the environment of torchrun or srun, without torch."""
 
 import os
 import re
@@ -7,48 +7,66 @@ from typing import NamedTuple
 
 from vggexp.system.cpu import physical_cores
 
-FIRST_HOST = re.compile(r"([^\[,]+)(?:\[([^\],-]+))?")  # of node[003-005,7],other
-PORTS = range(20_000, 40_000)  # of which a job of Slurm takes one by its number
+FIRST_HOST = re.compile(r"([^\[,]+)(?:\[([^\],-]+))?")  # matches node003 of node[003-005,7],other
+PORTS = range(20_000, 40_000)  # a step of a Slurm job takes one of them, by its number
 
 
 class RankInfo(NamedTuple):
-    """rank: of all `size` processes, 0 is the one that writes. local_rank: on this machine; the number of its GPU."""
+    """Position of this process among the processes of a run."""
 
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
+    rank: int = 0  # rank 0 writes
+    size: int = 1  # number of processes
+    local_rank: int = 0  # rank on this machine: the index of the GPU
 
 
 def rank_info() -> RankInfo:
-    given = {**slurm_env(os.environ), **os.environ}
-    if not {"RANK", "WORLD_SIZE"} <= given.keys():
+    """Returns the rank that torchrun or srun set; rank 0 of 1 without either."""
+    variables = {**slurm_env(os.environ), **os.environ}
+    if "RANK" not in variables or "WORLD_SIZE" not in variables:
         return RankInfo()
-    return RankInfo(int(given["RANK"]), int(given["WORLD_SIZE"]), int(given.get("LOCAL_RANK", 0)))
+    return RankInfo(
+        rank=int(variables["RANK"]),
+        size=int(variables["WORLD_SIZE"]),
+        local_rank=int(variables.get("LOCAL_RANK", 0)),
+    )
 
 
 def export_torchrun_env() -> None:
-    """What srun has told, in the words of torchrun, so that torch too finds it."""
-    for key, value in slurm_env(os.environ).items():
-        os.environ.setdefault(key, value)
+    """Sets the variables of torchrun in a task of srun, so that torch finds them."""
+    for name, value in slurm_env(os.environ).items():
+        os.environ.setdefault(name, value)
 
 
-def slurm_env(given: Mapping[str, str]) -> dict[str, str]:
-    """The variables that torchrun would set for a task of srun; none where srun has started a single one.
+def slurm_env(variables: Mapping[str, str]) -> dict[str, str]:
+    """Returns the variables that torchrun would set for a task of srun.
 
-    The first machine of the step is the one that all ranks meet at. The cores of a machine are divided among its tasks
-    unless `--cpus-per-task` says how many each has.
+    All ranks meet at the first machine of the step. The cores of a machine are divided among its
+    tasks, unless `--cpus-per-task` sets the number of cores.
+
+    Returns:
+        An empty dictionary if srun started a single task, or if there is no srun.
     """
-    if int(given.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+    if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
         return {}
-    host = FIRST_HOST.match(given["SLURM_STEP_NODELIST"])
-    tasks = max(map(int, re.findall(r"(?:^|,)(\d+)", given.get("SLURM_STEP_TASKS_PER_NODE", "1"))))
-    number = 10 * int(given.get("SLURM_JOB_ID", 0)) + int(given.get("SLURM_STEP_ID", 0))
+    host = FIRST_HOST.match(variables["SLURM_STEP_NODELIST"])
+    job = int(variables.get("SLURM_JOB_ID", 0))
+    step = int(variables.get("SLURM_STEP_ID", 0))
+    port = PORTS[(10 * job + step) % len(PORTS)]
     return {
-        "RANK": given["SLURM_PROCID"],
-        "WORLD_SIZE": given["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": given["SLURM_LOCALID"],
+        "RANK": variables["SLURM_PROCID"],
+        "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
+        "LOCAL_RANK": variables["SLURM_LOCALID"],
         "MASTER_ADDR": "".join(host.groups("")) if host else "localhost",
-        "MASTER_PORT": str(PORTS[number % len(PORTS)]),
-        "OMP_NUM_THREADS": given.get("SLURM_CPUS_PER_TASK")
-        or str(max(1, physical_cores() // tasks)),
+        "MASTER_PORT": str(port),
+        "OMP_NUM_THREADS": _cpus_per_task(variables),
     }
+
+
+def _cpus_per_task(variables: Mapping[str, str]) -> str:
+    cpus = variables.get("SLURM_CPUS_PER_TASK")
+    if cpus:
+        return cpus
+    tasks_per_node = variables.get("SLURM_STEP_TASKS_PER_NODE", "1")  # such as 4(x3),2
+    counts = re.findall(r"(?:^|,)(\d+)", tasks_per_node)
+    most_tasks = max(map(int, counts))
+    return str(max(1, physical_cores() // most_tasks))

@@ -1,6 +1,18 @@
-"""What a run says: lines on the terminal, all of them in run.log too, and a bar inside the epoch."""
+"""Prints what a run reports: lines on the terminal and in run.log, and a progress bar.
+
+The lines go through the standard library's logger `vggexp`, at level INFO. Importing this module
+configures nothing. The first `Console` gives the logger its level and two handlers: one for stdout
+and one for run.log. A program that uses the package redirects or silences a run in the usual ways,
+before the run starts:
+
+- `logging.getLogger("vggexp").addHandler(...)` adds another output.
+- `logging.getLogger("vggexp").addFilter(...)` drops lines from all outputs.
+- `logging.getLogger("vggexp").setLevel(logging.WARNING)` silences the run, run.log included.
+- `contextlib.redirect_stdout(...)` redirects what is printed; run.log stays complete.
+"""
 
 import contextlib
+import logging
 import os
 import sys
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,101 +22,199 @@ from typing import Any, TextIO
 
 from vggexp.formatting import duration, printable
 
-MINUTE = 60.0
+LOGGER = logging.getLogger("vggexp")
+MINUTE = 60.0  # seconds; the longest time without a line if there is no progress bar
 
 Batch = tuple[Any, Any]  # images, labels
 
 
 def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
-    """One finished epoch; times stay in seconds, so that the lines of a run compare."""
-    number = {key: float("nan") if value is None else value for key, value in metrics.items()}
-    parts = [f"epoch {number['epoch']}/{epochs}", f"loss {number['train/loss']:.4f}"]
-    parts += [
-        f"{part} acc {number[f'{part}/accuracy']:.4f}"
-        for part in ("train", "val", "test")
-        if f"{part}/accuracy" in number
+    """Formats one finished epoch. Times stay in seconds, so that the lines of a run compare.
+
+    Args:
+        metrics: one object of metrics.jsonl. A null is a number that was not finite.
+        epochs: number of epochs of the run.
+    """
+    numbers = dict(metrics)
+    for key, number in metrics.items():
+        if number is None:
+            numbers[key] = float("nan")
+    parts = [
+        f"epoch {numbers['epoch']}/{epochs}",
+        f"loss {numbers['train/loss']:.4f}",
     ]
+    for part in ("train", "val", "test"):
+        key = f"{part}/accuracy"
+        if key in numbers:
+            parts.append(f"{part} acc {numbers[key]:.4f}")
     parts += [
-        f"lr {number['lr']:.4g}",
-        f"{number['time/epoch_seconds']:.1f} s",
-        f"{number['images_per_second']:.1f} img/s",
+        f"lr {numbers['lr']:.4g}",
+        f"{numbers['time/epoch_seconds']:.1f} s",
+        f"{numbers['images_per_second']:.1f} img/s",
     ]
     return "  ".join(parts)
 
 
-class Console:
-    """Prints lines and appends them to `log_file`. Neither a closed terminal nor a full disk ends the run."""
+def is_from_rank_zero(record: logging.LogRecord) -> bool:
+    """Filter of the logger: silences the ranks above 0."""
+    return getattr(record, "rank", 0) == 0
 
-    def __init__(self, log_file: Path | None, stream: TextIO | None = None, silent: bool = False):
-        """silent: of a rank that leaves the telling to rank 0."""
+
+class StreamHandler(logging.Handler):
+    """Writes lines to a stream. Neither a closed terminal nor a full disk ends the run."""
+
+    def __init__(self, stream: TextIO | None):
+        super().__init__()
+        self.stream = stream
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.write_line(self.format(record))
+
+    def write_line(self, text: str) -> None:
+        if self.stream is None:
+            return
+        try:
+            _write(self.stream, text)
+        except (OSError, ValueError):
+            # The reader is gone (`| head`), the disk is full, or the stream is closed.
+            _redirect_to_null(self.stream)
+            self.stream = None
+
+
+class RunLogHandler(logging.Handler):
+    """Appends lines to run.log. The file is opened for each line, so a full disk can recover.
+
+    Args:
+        output: gets one warning if the file cannot be written.
+    """
+
+    def __init__(self, path: Path, output: StreamHandler):
+        super().__init__()
+        self.path = path
+        self._output = output
+        self._has_warned = False
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as log:
+                log.write(self.format(record) + "\n")
+        except OSError as error:
+            if not self._has_warned:
+                self._has_warned = True
+                warning = f"warning: {self.path}: {error.strerror}"
+                self._output.write_line(
+                    printable(f"{warning} (lines are lost until it can be written)")
+                )
+
+
+def print_text(text: str) -> None:
+    """Prints the result of a command on stdout, past the logger."""
+    StreamHandler(sys.stdout).write_line(printable(text, keep="\n\t"))
+
+
+class Console:
+    """Prints lines through the logger `vggexp`, and shows the progress inside an epoch.
+
+    The console that prints owns the logger's two handlers. Handlers of other consoles are removed
+    then; handlers of the program that uses the package stay.
+
+    Args:
+        log_file: run.log; None: no file, or a file that is set later.
+        stream: default is stdout.
+        rank: ranks above 0 print nothing, and show no bar.
+    """
+
+    def __init__(self, log_file: Path | None, stream: TextIO | None = None, rank: int = 0):
+        self._rank = rank
+        self._last_line = monotonic()
+        self._output = StreamHandler(sys.stdout if stream is None else stream)
+        self._run_log: RunLogHandler | None = None
         self.log_file = log_file
-        self._silent = silent
-        self._stream: TextIO | None = None if silent else sys.stdout if stream is None else stream
-        self._log_failed = False
-        self._last = monotonic()
+        if LOGGER.level == logging.NOTSET:
+            LOGGER.setLevel(logging.INFO)
+        LOGGER.disabled = False  # Hydra's job_logging=disabled disables all loggers that exist
+        LOGGER.propagate = False  # otherwise a handler of the root logger would print lines again
+        LOGGER.addFilter(is_from_rank_zero)
+        self._attach_handlers()
+
+    @property
+    def log_file(self) -> Path | None:
+        """Path of run.log, which may be set when the run directory is known."""
+        return None if self._run_log is None else self._run_log.path
+
+    @log_file.setter
+    def log_file(self, path: Path | None) -> None:
+        self._run_log = None if path is None else RunLogHandler(path, self._output)
 
     def line(self, text: str) -> None:
-        self._last = monotonic()
-        text = printable(text, keep="\n\t")
-        self._print(text)
-        self._log(text)
+        """Prints a line. Control characters other than newline and tab are escaped."""
+        self._last_line = monotonic()
+        self._attach_handlers()
+        record = LOGGER.makeRecord(
+            LOGGER.name,
+            logging.INFO,
+            fn=__file__,
+            lno=0,
+            msg=printable(text, keep="\n\t"),
+            args=(),
+            exc_info=None,
+            extra={"rank": self._rank},
+        )
+        # Not LOGGER.info, which logging.disable would silence. runner.launch calls that function
+        # while it starts ranks, and other libraries may.
+        if LOGGER.level <= logging.INFO:
+            LOGGER.handle(record)
 
     def epoch(self, metrics: Mapping[str, Any], epochs: int) -> None:
-        """metrics: one object of metrics.jsonl."""
+        """Prints the line of a finished epoch."""
         self.line(epoch_line(metrics, epochs))
 
     @contextlib.contextmanager
     def progress(self, label: str, batches: int, done: int = 0) -> Iterator["Progress"]:
-        """Counts batches from `done`: a bar where stderr is a terminal, otherwise plain lines, one a minute."""
-        progress = Progress(
-            self, label, batches, done, None if self._silent else _make_bar(label, batches, done)
-        )
+        """Counts batches in the block.
+
+        If stderr is a terminal it shows a bar, otherwise a line each minute.
+
+        Args:
+            batches: number of batches of the pass.
+            done: number of batches at the beginning of the block.
+        """
+        bar = None if self._rank else _make_bar(label, batches, done)
+        progress = Progress(self, label, batches, done, bar)
         try:
             yield progress
         finally:
             progress.close()
 
-    def counted(self, label: str, batches: Iterable[Batch], count: int) -> Iterator[Batch]:
-        """The batches of a pass that is not training, with its progress. count: how many there are."""
+    def track(self, label: str, batches: Iterable[Batch], count: int) -> Iterator[Batch]:
+        """Yields the batches of an evaluation, and counts them.
+
+        Args:
+            count: number of batches.
+        """
         with self.progress(label, count) as progress:
             for images, labels in batches:
                 yield images, labels
                 progress.update(len(labels))
 
-    def due(self, step_seconds: float) -> bool:
-        """Whether a minute without a line would pass if the next step were awaited."""
-        return monotonic() - self._last + step_seconds > MINUTE
+    def is_line_due(self, step_seconds: float) -> bool:
+        """Returns whether the next step would end more than a minute after the last line."""
+        return monotonic() - self._last_line + step_seconds > MINUTE
 
-    def _print(self, text: str) -> None:
-        if self._stream is None:
-            return
-        try:
-            _write(self._stream, text)
-        except (
-            OSError,
-            ValueError,
-        ):  # the reader has gone (`| head`), the disk is full, or the stream is closed
-            _silence(self._stream)
-            self._stream = None
-
-    def _log(self, text: str) -> None:
-        if self.log_file is None:
-            return
-        try:
-            with open(self.log_file, "a", encoding="utf-8", errors="backslashreplace") as log:
-                log.write(text + "\n")
-        except OSError as error:
-            if not self._log_failed:
-                self._log_failed = True
-                self._print(
-                    printable(
-                        f"warning: {self.log_file}: {error.strerror} (lines are lost until it can be written)"
-                    )
-                )
+    def _attach_handlers(self) -> None:
+        handlers: list[logging.Handler] = [self._output]
+        if self._run_log is not None:
+            handlers.append(self._run_log)
+        for handler in list(LOGGER.handlers):
+            is_own = isinstance(handler, StreamHandler | RunLogHandler)
+            if is_own and handler not in handlers:
+                LOGGER.removeHandler(handler)
+        for handler in handlers:
+            LOGGER.addHandler(handler)
 
 
 class Progress:
-    """The batches of one pass; made by Console.progress."""
+    """Counts the batches of one pass. Console.progress creates it."""
 
     def __init__(self, console: Console, label: str, batches: int, done: int, bar: Any):
         self._console = console
@@ -117,24 +227,26 @@ class Progress:
         self._start = monotonic()
 
     def update(self, images: int) -> None:
-        """Counts one batch of so many images."""
+        """Counts one batch of `images` images."""
         self._done += 1
         self._images += images
-        seconds = monotonic() - self._start
-        step = seconds / (self._done - self._first)
-        left = duration((self._batches - self._done) * step)
-        text = f"{self._images / max(seconds, 1e-9):.1f} img/s  {left} left"
+        elapsed = monotonic() - self._start
+        step_seconds = elapsed / (self._done - self._first)
+        remaining = duration((self._batches - self._done) * step_seconds)
+        rate = self._images / max(elapsed, 1e-9)
+        text = f"{rate:.1f} img/s  {remaining} left"
         if self._bar is not None:
-            self._advance(text)
-        elif self._console.due(step):
+            self._advance_bar(text)
+        elif self._console.is_line_due(step_seconds):
             self._console.line(f"{self._label}  batch {self._done}/{self._batches}  {text}")
 
     def close(self) -> None:
-        with contextlib.suppress(OSError, ValueError):
-            if self._bar is not None:
+        """Removes the bar."""
+        if self._bar is not None:
+            with contextlib.suppress(OSError, ValueError):
                 self._bar.close()
 
-    def _advance(self, text: str) -> None:
+    def _advance_bar(self, text: str) -> None:
         try:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update()
@@ -144,29 +256,41 @@ class Progress:
 
 
 def _make_bar(label: str, batches: int, done: int) -> Any:
-    """A tqdm bar on stderr, None where that is no terminal."""
+    """Returns a tqdm bar on stderr; None if stderr is no terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         return None
     from tqdm import tqdm
 
-    form = "{desc}  {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} batches{postfix}"
     return tqdm(
-        total=batches, initial=done, desc=label, leave=False, dynamic_ncols=True, bar_format=form
+        total=batches,
+        initial=done,
+        desc=label,
+        leave=False,
+        dynamic_ncols=True,
+        bar_format="{desc}  {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} batches{postfix}",
     )
 
 
 def _write(stream: TextIO, text: str) -> None:
-    """One line at once, around a bar if there is one; what the terminal's encoding lacks is escaped."""
+    """Writes one line at once, without damage to a bar.
+
+    Characters that the terminal's encoding lacks are escaped.
+    """
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)
     tqdm = sys.modules.get("tqdm")
-    with tqdm.tqdm.external_write_mode(stream) if tqdm else contextlib.nullcontext():
+    bar_is_hidden = tqdm.tqdm.external_write_mode(stream) if tqdm else contextlib.nullcontext()
+    with bar_is_hidden:
         stream.write(text + "\n")
         stream.flush()
 
 
-def _silence(stream: TextIO) -> None:
-    """Points the broken stream at the null device: flushing its rest at exit would turn the exit code into 120."""
+def _redirect_to_null(stream: TextIO) -> None:
+    """Points a broken stream at the null device.
+
+    Otherwise Python would flush the rest of the stream at exit, fail, and change the exit code to
+    120.
+    """
     with contextlib.suppress(OSError, ValueError):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, stream.fileno())

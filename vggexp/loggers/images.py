@@ -1,4 +1,4 @@
-"""Pictures of images, of a confusion matrix and of mistakes, as uint8 arrays [H, W, 3] for any sink."""
+"""Draws image grids, confusion matrices and mistakes as uint8 arrays [H, W, 3]."""
 
 import math
 from collections.abc import Sequence
@@ -9,51 +9,75 @@ from numpy.typing import NDArray
 
 ImageArray = NDArray[np.uint8]
 Array = NDArray[Any]
+
 BLUE = (8, 69, 148)
 RED = (203, 24, 29)
-INK = (40, 40, 40)
-FRAME = (170, 170, 170)
+TEXT_COLOR = (40, 40, 40)
+FRAME_COLOR = (170, 170, 170)
 WHITE = (255, 255, 255)
-GAP = 4
+
+# Sizes in pixels.
+GAP = 4  # between two tiles
+TOP_MARGIN = 32  # above a confusion matrix
+MARGIN = 12
+MAX_CELL = 52
+MAX_MATRIX = 1000
+MIN_CELL_OF_NAMES = 9  # smaller cells leave no room for the names of the classes
+MIN_CELL_OF_COUNTS = 24
+FONT_SIZE = 14
+CAPTION_SIZE = 12
+CAPTION_HEIGHT = 20
 
 
-def image_grid(images: Array, side: int = 64) -> ImageArray:
-    """images [N, C, H, W], uint8 or floats in any range -> a near-square arrangement.
+def image_grid(images: Array, size: int = 64) -> ImageArray:
+    """Arranges images in a grid that is nearly square.
 
-    Small images are enlarged to about `side` pixels; floats are stretched from the least to the greatest value.
+    Args:
+        images: [N, C, H, W], uint8 or floats of any range. Floats are stretched from the smallest
+            value to the largest.
+        size: small images are enlarged to about this many pixels.
     """
-    return _arrange(_tiles(np.asarray(images), side))
+    return _arrange(_to_tiles(np.asarray(images), size))
 
 
 def confusion_image(confusion: Array, classes: Sequence[str]) -> ImageArray:
-    """confusion [K, K]: counts by true class (rows) and predicted class (columns).
+    """Draws a confusion matrix.
 
-    The colour is the share of the row, right answers blue and mistakes red, on a root scale that shows rare mistakes.
+    The color is the share of the row: correct predictions are blue, and mistakes are red. A square
+    root makes rare mistakes visible.
+
+    Args:
+        confusion: [K, K], counts by true class (rows) and predicted class (columns).
     """
     from PIL import Image, ImageDraw
 
     confusion = np.asarray(confusion)
     count = len(confusion)
-    cell = max(1, min(52, 1000 // count))
-    font = _font(min(14, cell))
-    names = [_shorten(name, 150, font) for name in classes] if cell >= 9 else []
-    left = 12 + max((int(font.getlength(name)) for name in names), default=0)
-    top = 32
-    canvas = Image.new(
-        "RGB", (max(left + count * cell, left + 300) + 12, top + count * cell + left), "white"
-    )
-    canvas.paste(
-        Image.fromarray(np.kron(_heat(confusion), np.ones((cell, cell, 1), np.uint8))), (left, top)
-    )
+    cell = max(1, min(MAX_CELL, MAX_MATRIX // count))
+    font = _font(min(FONT_SIZE, cell))
+    names: list[str] = []
+    if cell >= MIN_CELL_OF_NAMES:
+        names = [_shorten(name, 150, font) for name in classes]
+    name_width = max((int(font.getlength(name)) for name in names), default=0)
+    left = MARGIN + name_width
+    top = TOP_MARGIN
+    right = left + count * cell
+    bottom = top + count * cell
+    width = max(right, left + 300) + MARGIN
+    canvas = Image.new("RGB", (width, bottom + left), "white")
+    cells = np.kron(_cell_colors(confusion), np.ones((cell, cell, 1), np.uint8))
+    canvas.paste(Image.fromarray(cells), (left, top))
     draw = ImageDraw.Draw(canvas)
-    draw.rectangle((left - 1, top - 1, left + count * cell, top + count * cell), outline=FRAME)
+    draw.rectangle((left - 1, top - 1, right, bottom), outline=FRAME_COLOR)
     accuracy = np.trace(confusion) / max(1, confusion.sum())
-    draw.text((left, 8), f"rows true, columns predicted, accuracy {accuracy:.4f}", INK, _font(14))
-    for i, name in enumerate(names):
-        draw.text((left - 6, top + (i + 0.5) * cell), name, INK, font, anchor="rm")
-        canvas.paste(_upright(name, font, cell), (left + i * cell, top + count * cell + 6))
-    if cell >= 24:
-        _counts(draw, confusion, left, top, cell)
+    title = f"rows true, columns predicted, accuracy {accuracy:.4f}"
+    draw.text((left, 8), title, TEXT_COLOR, _font(FONT_SIZE))
+    for index, name in enumerate(names):
+        middle = top + (index + 0.5) * cell
+        draw.text((left - 6, middle), name, TEXT_COLOR, font, anchor="rm")
+        canvas.paste(_vertical_text(name, font, cell), (left + index * cell, bottom + 6))
+    if cell >= MIN_CELL_OF_COUNTS:
+        _draw_counts(draw, confusion, left, top, cell)
     return np.asarray(canvas)
 
 
@@ -65,98 +89,132 @@ def mistakes_image(
     classes: Sequence[str],
     count: int = 25,
 ) -> ImageArray:
-    """The wrong predictions of the greatest confidence, each captioned `true -> predicted 0.98`.
+    """Draws the wrong predictions of the highest confidence.
 
-    images [N, C, H, W]; labels, predictions and confidences [N], confidence being the predicted class's probability.
+    The caption of an image is `true -> predicted 0.98`.
+
+    Args:
+        images: [N, C, H, W].
+        labels: [N].
+        predictions: [N], classes.
+        confidences: [N], probabilities of the predicted classes.
+        count: largest number of images.
     """
+    images = np.asarray(images)
+    confidences = np.asarray(confidences)
     wrong = np.flatnonzero(np.asarray(labels) != np.asarray(predictions))
-    worst = wrong[np.argsort(-np.asarray(confidences)[wrong], kind="stable")][:count]
+    order = np.argsort(-confidences[wrong], kind="stable")
+    worst = wrong[order][:count]
     if not len(worst):
-        return _captioned(np.full((1, 40, 40, 3), 255, np.uint8), ["no mistakes"])
-    names = [_shorten(name, 100, _font(12)) for name in classes]
-    captions = [
-        f"{names[labels[i]]} -> {names[predictions[i]]} {confidences[i]:.2f}" for i in worst
-    ]
-    return _captioned(_tiles(np.asarray(images)[worst], 112), captions)
+        white = np.full((1, 40, 40, 3), 255, np.uint8)
+        return _arrange_with_captions(white, ["no mistakes"])
+    font = _font(CAPTION_SIZE)
+    names = [_shorten(name, 100, font) for name in classes]
+    captions = []
+    for index in worst:
+        label = names[labels[index]]
+        predicted = names[predictions[index]]
+        captions.append(f"{label} -> {predicted} {confidences[index]:.2f}")
+    return _arrange_with_captions(_to_tiles(images[worst], 112), captions)
 
 
-def _tiles(images: Array, side: int) -> ImageArray:
-    """[N, C, H, W] -> [N, h, w, 3], enlarged by a whole factor."""
+def _to_tiles(images: Array, size: int) -> ImageArray:
+    """Converts [N, C, H, W] to [N, h, w, 3], enlarged by a whole factor."""
     if images.dtype != np.uint8:
         values = np.nan_to_num(images.astype(np.float32), posinf=0, neginf=0)
         low = values.min()
         high = values.max()
-        images = ((values - low) * (255 / max(high - low, 1e-12))).round().astype(np.uint8)
-    images = images[:, :3] if images.shape[1] >= 3 else images[:, :1].repeat(3, axis=1)
-    factor = max(1, round(side / max(images.shape[2:])))
-    return images.repeat(factor, axis=2).repeat(factor, axis=3).transpose(0, 2, 3, 1)
+        scale = 255 / max(high - low, 1e-12)
+        images = ((values - low) * scale).round().astype(np.uint8)
+    if images.shape[1] >= 3:
+        images = images[:, :3]
+    else:
+        images = images[:, :1].repeat(3, axis=1)
+    factor = max(1, round(size / max(images.shape[2:])))
+    images = images.repeat(factor, axis=2)
+    images = images.repeat(factor, axis=3)
+    return images.transpose(0, 2, 3, 1)
 
 
 def _arrange(tiles: ImageArray) -> ImageArray:
-    """Tiles [N, h, w, 3] in rows, on white."""
+    """Arranges tiles [N, h, w, 3] in rows, on white."""
     count, height, width, _ = tiles.shape
     columns = math.ceil(math.sqrt(count))
     rows = math.ceil(count / columns)
-    field = np.full((rows * columns, height + GAP, width + GAP, 3), 255, np.uint8)
-    field[:count, GAP:, GAP:] = tiles
-    field = field.reshape(rows, columns, height + GAP, width + GAP, 3).swapaxes(1, 2)
+    height += GAP
+    width += GAP
+    grid = np.full((rows * columns, height, width, 3), 255, np.uint8)
+    grid[:count, GAP:, GAP:] = tiles
+    grid = grid.reshape(rows, columns, height, width, 3)
+    grid = grid.swapaxes(1, 2)
+    grid = grid.reshape(rows * height, columns * width, 3)
     return np.pad(
-        field.reshape(rows * (height + GAP), -1, 3),
+        grid,
         ((0, GAP), (0, GAP), (0, 0)),
         constant_values=255,
     )
 
 
-def _captioned(tiles: ImageArray, captions: Sequence[str]) -> ImageArray:
-    """Tiles with a line of text under each, as wide as the longest needs."""
+def _arrange_with_captions(tiles: ImageArray, captions: Sequence[str]) -> ImageArray:
+    """Arranges tiles with a line of text below each; the longest caption sets the width."""
     from PIL import Image, ImageDraw
 
-    font = _font(12)
-    _, height, width, _ = tiles.shape
-    wide = max(width, *(math.ceil(font.getlength(caption)) + 8 for caption in captions))
-    framed = []
+    font = _font(CAPTION_SIZE)
+    _, tile_height, tile_width, _ = tiles.shape
+    widths = [math.ceil(font.getlength(caption)) + 8 for caption in captions]
+    width = max(tile_width, *widths)
+    height = tile_height + CAPTION_HEIGHT
+    text_center = (width / 2, tile_height + CAPTION_HEIGHT / 2)
+    canvases = []
     for tile, caption in zip(tiles, captions, strict=True):
-        canvas = Image.new("RGB", (wide, height + 20), "white")
-        canvas.paste(Image.fromarray(tile), ((wide - width) // 2, 0))
-        ImageDraw.Draw(canvas).text((wide / 2, height + 10), caption, INK, font, anchor="mm")
-        framed.append(np.asarray(canvas))
-    return _arrange(np.stack(framed))
+        canvas = Image.new("RGB", (width, height), "white")
+        canvas.paste(Image.fromarray(tile), ((width - tile_width) // 2, 0))
+        draw = ImageDraw.Draw(canvas)
+        draw.text(text_center, caption, TEXT_COLOR, font, anchor="mm")
+        canvases.append(np.asarray(canvas))
+    return _arrange(np.stack(canvases))
 
 
-def _heat(confusion: Array) -> ImageArray:
-    """Counts [K, K] -> colours [K, K, 3]."""
-    share = confusion / np.maximum(1, confusion.sum(axis=1, keepdims=True))
-    strength = np.sqrt(share)[..., None]
-    full = np.where(np.eye(len(confusion), dtype=bool)[..., None], BLUE, RED)
-    return np.asarray(255 - strength * (255 - full)).round().astype(np.uint8)
+def _cell_colors(confusion: Array) -> ImageArray:
+    """Returns the colors [K, K, 3] of counts [K, K]."""
+    totals = np.maximum(1, confusion.sum(axis=1, keepdims=True))
+    strength = np.sqrt(confusion / totals)[..., None]
+    is_correct = np.eye(len(confusion), dtype=bool)[..., None]
+    color = np.where(is_correct, BLUE, RED)
+    pixels = np.asarray(255 - strength * (255 - color))
+    return pixels.round().astype(np.uint8)
 
 
-def _counts(draw: Any, confusion: Array, left: int, top: int, cell: int) -> None:
-    """The number in every cell that is not empty, white on the dark ones."""
-    font = _font(min(14, int(1.6 * cell / len(str(confusion.max())))))
-    dark = _heat(confusion).mean(axis=2) < 150
+def _draw_counts(
+    draw: Any,
+    confusion: Array,
+    left: int,
+    top: int,
+    cell: int,
+) -> None:
+    """Draws the count in every cell that is not empty, in white on dark cells."""
+    digits = len(str(confusion.max()))
+    font = _font(min(FONT_SIZE, int(1.6 * cell / digits)))
+    is_dark = _cell_colors(confusion).mean(axis=2) < 150
     for row, column in np.argwhere(confusion):
-        place = (left + (column + 0.5) * cell, top + (row + 0.5) * cell)
-        draw.text(
-            place,
-            str(confusion[row, column]),
-            WHITE if dark[row, column] else INK,
-            font,
-            anchor="mm",
-        )
+        center = (left + (column + 0.5) * cell, top + (row + 0.5) * cell)
+        color = WHITE if is_dark[row, column] else TEXT_COLOR
+        draw.text(center, str(confusion[row, column]), color, font, anchor="mm")
 
 
-def _upright(text: str, font: Any, cell: int) -> Any:
-    """The text read from bottom to top, ending at the upper edge, centred in a cell's width."""
+def _vertical_text(text: str, font: Any, cell: int) -> Any:
+    """Draws text that reads from bottom to top and ends at the top, centered in a cell's width."""
     from PIL import Image, ImageDraw
 
-    strip = Image.new("RGB", (math.ceil(font.getlength(text)) + 1, cell), "white")
-    ImageDraw.Draw(strip).text((strip.width, cell / 2), text, INK, font, anchor="rm")
+    width = math.ceil(font.getlength(text)) + 1
+    strip = Image.new("RGB", (width, cell), "white")
+    draw = ImageDraw.Draw(strip)
+    draw.text((width, cell / 2), text, TEXT_COLOR, font, anchor="rm")
     return strip.rotate(90, expand=True)
 
 
 def _shorten(text: str, width: int, font: Any) -> str:
-    """The text on one line, cut to a width in pixels."""
+    """Returns the text on one line, cut to a width in pixels."""
     text = " ".join(text.split())
     if font.getlength(text) <= width:
         return text

@@ -1,7 +1,10 @@
-"""What watches a run: the console, metrics.jsonl as the record of truth, and TensorBoard as a view of it."""
+"""Reports the epochs of a run: on the console, in metrics.jsonl and in TensorBoard.
+
+metrics.jsonl is the source of truth. TensorBoard is a view of that file.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +13,25 @@ from vggexp.loggers.tensorboard import TensorBoardLogger
 from vggexp.runs import jsonl
 from vggexp.runs.directory import METRICS
 
-_Row = dict[str, Any]
+EpochRow = dict[str, Any]  # an object of metrics.jsonl
 
 
 class RunLogger:
-    """Tells every finished epoch to all sinks."""
+    """Reports every finished epoch to all outputs.
+
+    Args:
+        epochs: number of epochs of the run.
+        hparams: the columns of TensorBoard's HParams table.
+        history: the epochs so far, of a resumed run.
+    """
 
     def __init__(
-        self, folder: Path, console: Console, epochs: int, hparams: _Row, history: Sequence[_Row]
+        self,
+        folder: Path,
+        console: Console,
+        epochs: int,
+        hparams: Mapping[str, Any],
+        history: Sequence[EpochRow],
     ):
         self.folder = folder
         self.console = console
@@ -26,32 +40,22 @@ class RunLogger:
         self.tensorboard = TensorBoardLogger(folder, hparams, history, warn=console.line)
 
     def progress(self, epoch: int, batches: int, done: int) -> AbstractContextManager[Progress]:
+        """Counts the batches of an epoch in the block."""
         return self.console.progress(f"epoch {epoch}/{self.epochs}", batches, done)
 
-    def epoch(self, row: _Row) -> None:
+    def epoch(self, row: EpochRow) -> None:
+        """Reports a finished epoch."""
         jsonl.append(self.folder / METRICS, row)
         self.tensorboard.epoch(row)
         self.console.epoch(row, self.epochs)
 
     def log(self, text: str) -> None:
+        """Prints a line."""
         self.console.line(text)
 
-    def best_effort(self, what: str, draw: Callable[[], None]) -> None:
-        """Pictures are a view: what fails in one is told and the run goes on."""
+    def best_effort(self, name: str, draw: Callable[[], None]) -> None:
+        """Draws images. An error is only a warning, because images are a view of the run."""
         try:
             draw()
         except Exception as error:
-            self.console.line(f"warning: {what} left out: {error}")
-
-
-class NullLogger:
-    """A watcher that tells nothing."""
-
-    def progress(self, epoch: int, batches: int, done: int) -> nullcontext["NullLogger"]:
-        return nullcontext(self)
-
-    def update(self, images: int) -> None: ...
-
-    def epoch(self, row: Mapping[str, Any]) -> None: ...
-
-    def log(self, text: str) -> None: ...
+            self.console.line(f"warning: {name} left out: {error}")

@@ -1,54 +1,78 @@
-"""What the processor is and can do, and its memory, told without torch."""
+"""Reads the processor's model, abilities and memory, without torch."""
 
 import os
 import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # of a container
+CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container
+TOPOLOGY = "/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
 
 
 def cpu_model() -> str:
-    lines = CPUINFO.read_text().splitlines() if CPUINFO.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
+    """Returns the processor's name, such as `AMD EPYC 9R14`."""
+    if CPUINFO.is_file():
+        for line in CPUINFO.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor()
 
 
 def supports_bf16() -> bool:
-    words = set(CPUINFO.read_text().split()) if CPUINFO.is_file() else set()
-    return bool(words & {"avx512_bf16", "amx_bf16", "bf16"})
+    """Returns whether the processor multiplies bf16."""
+    if not CPUINFO.is_file():
+        return False
+    flags = set(CPUINFO.read_text().split())
+    return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
 def ram_bytes() -> int | None:
-    """What this process may use, None where the system does not say."""
+    """Returns the memory that this process may use; None if the system does not report it."""
     try:
-        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else ""
     except (OSError, ValueError):
         return None
-    return min(there, int(limit)) if limit.isdecimal() else there
+    if limit.isdecimal():
+        return min(installed, int(limit))
+    return installed
 
 
 def physical_cores() -> int:
-    """Cores this process may use: two threads of one core share its multipliers."""
-    usable = (
-        os.sched_getaffinity(0)
-        if hasattr(os, "sched_getaffinity")
-        else set(range(os.cpu_count() or 1))
-    )
+    """Returns the number of cores that this process may use.
+
+    Two hardware threads of one core count once, because they share the core's multipliers.
+    """
+    if hasattr(os, "sched_getaffinity"):
+        cpus = os.sched_getaffinity(0)
+    else:
+        cpus = set(range(os.cpu_count() or 1))
     cores = set()
-    for cpu in usable:
-        siblings = Path(f"/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list")
+    for cpu in cpus:
+        siblings = Path(TOPOLOGY.format(cpu=cpu))
         cores.add(siblings.read_text().strip() if siblings.is_file() else str(cpu))
     return len(cores)
 
 
 def default_threads() -> int:
-    """Of one operation: OMP_NUM_THREADS, by which launchers divide a machine, else the cores (of a Slurm job, its)."""
-    given, of_job = (
-        os.environ.get(name, "") for name in ("OMP_NUM_THREADS", "SLURM_CPUS_PER_TASK")
-    )
-    if given.isdecimal() and int(given):
-        return int(given)
+    """Returns the number of threads of one operation.
+
+    OMP_NUM_THREADS if set, because launchers use it to divide a machine. Otherwise the physical
+    cores, at most SLURM_CPUS_PER_TASK.
+    """
+    threads = _positive_variable("OMP_NUM_THREADS")
+    if threads is not None:
+        return threads
     cores = physical_cores()
-    return min(cores, int(of_job)) if of_job.isdecimal() and int(of_job) else cores
+    cpus_per_task = _positive_variable("SLURM_CPUS_PER_TASK")
+    if cpus_per_task is not None:
+        return min(cores, cpus_per_task)
+    return cores
+
+
+def _positive_variable(name: str) -> int | None:
+    """Returns an environment variable as a number; None if it is unset, 0 or no number."""
+    text = os.environ.get(name, "")
+    if text.isdecimal() and int(text):
+        return int(text)
+    return None

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Writes files that exist completely or not at all."""
 
 import contextlib
 import os
@@ -7,7 +7,10 @@ from pathlib import Path
 
 
 def atomic_write(path: Path, content: bytes) -> None:
-    """At every instant the path holds the old content or the new, also after a power cut."""
+    """Replaces a file.
+
+    At every instant, also after a power failure, the path holds the old content or the new.
+    """
     part = path.with_name(path.name + ".tmp")
     part.unlink(missing_ok=True)  # left by a crash; may be a link, which must not be followed
     with _replace_when_done(path, part), open(part, "xb") as file:
@@ -18,10 +21,12 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yields where to write what is too large to be held: after the block the path holds it, after an error the old."""
-    part = path.with_name(
-        f"{path.stem}.{os.getpid()}.tmp{path.suffix}"
-    )  # libraries want their own suffix
+    """Yields a path to write to, for content that is too large for memory.
+
+    After the block `path` holds the new content, and after an error the old content.
+    """
+    # The suffix stays the same, because libraries require their own suffix.
+    part = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
     with _replace_when_done(path, part):
         yield part
         with open(part, "rb") as file:
@@ -30,7 +35,7 @@ def atomic_path(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def _replace_when_done(path: Path, part: Path) -> Iterator[None]:
-    """The part, which the block writes and syncs, becomes the path; after an error it is gone."""
+    """Renames `part`, which the block writes and syncs, to `path`; removes it after an error."""
     try:
         yield
         os.replace(part, path)
@@ -42,10 +47,10 @@ def _replace_when_done(path: Path, part: Path) -> Iterator[None]:
 
 
 def fsync_dir(folder: Path) -> None:
-    """Makes a new name durable, where the system can sync folders."""
+    """Makes a new name in the folder durable, if the system can sync folders."""
     with contextlib.suppress(OSError):
-        handle = os.open(folder, os.O_RDONLY)
+        descriptor = os.open(folder, os.O_RDONLY)
         try:
-            os.fsync(handle)
+            os.fsync(descriptor)
         finally:
-            os.close(handle)
+            os.close(descriptor)

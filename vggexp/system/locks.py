@@ -1,3 +1,9 @@
+"""Locks folders between processes. A lock ends with the process that holds it.
+
+Importing this module registers a fork hook (`os.register_at_fork`). The hook has to run in every
+forked process, from any caller, so no single caller can register it: see `_release_after_fork`.
+"""
+
 import contextlib
 import fcntl
 import os
@@ -9,24 +15,17 @@ from typing import IO
 
 from vggexp.errors import InUseError, ResourceError
 
+LOCK_ATTEMPTS = 6
+RETRY_SECONDS = 0.02  # between two attempts
 
-@contextlib.contextmanager
-def lock_download(folder: Path) -> Iterator[None]:
-    """Makes the folder and waits until no other process works in it; the lock dies with its process."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".download.lock", "a") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-
-
-LOCK_ATTEMPTS = 5  # of taking a lock, in a tenth of a second
-
-
-_LOCKS: set[IO[str]] = set()  # locks of this process
+_LOCKS: set[IO[str]] = set()  # locks that this process holds
 
 
 def _release_after_fork() -> None:
-    """In a forked process, such as a data worker, which would keep the lock when its parent is killed."""
+    """Closes the inherited locks in a forked process, such as a data worker.
+
+    Otherwise the fork would keep the lock when its parent is killed.
+    """
     for lock in _LOCKS:
         lock.close()
     _LOCKS.clear()
@@ -36,18 +35,32 @@ os.register_at_fork(after_in_child=_release_after_fork)
 
 
 @contextlib.contextmanager
+def lock_download(folder: Path) -> Iterator[None]:
+    """Creates the folder, and waits until no other process downloads into it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".download.lock", "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
 def lock_run_dir(folder: Path) -> Iterator[Path]:
-    """Makes the folder and holds its lock; the lock dies with the process. Raises InUseError, ResourceError."""
+    """Creates the folder, and holds its lock in the block.
+
+    Raises:
+        InUseError: another process holds the lock.
+        ResourceError: the folder cannot be created or locked.
+    """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a+")  # held until the run ends
+        lock = open(folder / ".lock", "a+")
     except OSError as error:
         raise ResourceError(
             f"{folder}: cannot be made: {error.strerror} (choose another run.root)"
         ) from error
     with lock:
         try:
-            _lock(lock)
+            _acquire(lock)
             os.ftruncate(lock.fileno(), 0)
             os.write(lock.fileno(), f"{socket.gethostname()} pid {os.getpid()}".encode())
         except BlockingIOError:
@@ -67,18 +80,24 @@ def lock_run_dir(folder: Path) -> Iterator[Path]:
             _LOCKS.discard(lock)
 
 
-def _lock(lock: IO[str]) -> None:
-    """Raises BlockingIOError where another process holds it. `in_use` may, but only for an instant."""
-    for _ in range(LOCK_ATTEMPTS):
+def _acquire(lock: IO[str]) -> None:
+    """Takes the lock; raises BlockingIOError if another process holds it.
+
+    Several attempts, in a tenth of a second, are needed because `is_locked` in another process
+    holds the lock for an instant.
+    """
+    for attempt in range(1, LOCK_ATTEMPTS + 1):
         try:
-            return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
         except BlockingIOError:
-            time.sleep(0.02)
-    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if attempt == LOCK_ATTEMPTS:
+                raise
+            time.sleep(RETRY_SECONDS)
 
 
 def is_locked(folder: Path) -> bool:
-    """Whether a process holds the folder's lock."""
+    """Returns whether a process holds the folder's lock."""
     try:
         with open(folder / ".lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)

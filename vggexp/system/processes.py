@@ -1,4 +1,7 @@
-"""A call in a process of its own: whatever ends it ends nothing else, and what it took is given back."""
+"""Runs a call in a forked process.
+
+Whatever ends the forked process ends no other process, and its memory is freed.
+"""
 
 import contextlib
 import ctypes
@@ -16,37 +19,48 @@ PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
 
 def fork_call(
-    call: Callable[[], int], log: Path | None = None, variables: Mapping[str, str] = {}
+    call: Callable[[], int],
+    log: Path | None = None,
+    variables: Mapping[str, str] = {},
 ) -> int:
-    """Forks; the child runs `call`, ends with the exit code it returns, and writes what it prints to `log`.
+    """Forks; the child runs `call` and ends with the exit code that `call` returns.
 
-    The caller must not have run an operation of torch on several threads: those do not survive a fork. A child gets
-    SIGTERM when its parent dies, and no signal of the terminal: those are the parent's to pass on.
-    Raises ResourceError.
+    The caller must not have run an operation of torch on several threads, because such threads do
+    not survive a fork. The child gets SIGTERM when its parent dies. The child gets no signal of
+    the terminal, because the parent passes such signals on.
+
+    Args:
+        log: file that gets what the child prints; None: the parent's streams.
+        variables: environment variables of the child.
+
+    Returns:
+        The process id of the child.
+
+    Raises:
+        ResourceError: the system starts no more processes.
     """
-    numbers = [getattr(signal, name) for name in STOP_SIGNALS]
-    earlier = signal.pthread_sigmask(
-        signal.SIG_BLOCK, numbers
-    )  # none is lost between fork and handlers
+    stop_signals = [getattr(signal, name) for name in STOP_SIGNALS]
+    # Blocked, so that no signal is lost between the fork and the child's handlers.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, stop_signals)
     flush_output()
     parent = os.getpid()
     try:
         pid = os.fork()
     except OSError as error:
-        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         raise ResourceError(
             f"no process for a job: {error.strerror} (fewer hydra.launcher.jobs)"
         ) from error
     if pid:
-        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         return pid
     code = 1
     try:
-        _setup_child(numbers, parent, log, variables)
-        signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
+        _setup_child(stop_signals, parent, log, variables)
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         code = call()
-    except SystemExit as end:
-        code = end.code if isinstance(end.code, int) else 1
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else 1
     except KeyboardInterrupt:
         code = 128 + signal.SIGINT
     except BaseException:
@@ -57,47 +71,56 @@ def fork_call(
 
 
 def flush_output() -> None:
+    """Flushes stdout and stderr; ignores a stream that is closed, broken or None."""
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(
-            OSError, ValueError, AttributeError
-        ):  # its reader has gone; it is closed; None
+        with contextlib.suppress(OSError, ValueError, AttributeError):
             stream.flush()
 
 
 def _setup_child(
-    numbers: list[int], parent: int, log: Path | None, variables: Mapping[str, str]
+    stop_signals: list[int],
+    parent: int,
+    log: Path | None,
+    variables: Mapping[str, str],
 ) -> None:
-    """In the child: its own group, handlers, output and variables."""
+    """Gives the child a process group, signal handlers, output and variables of its own."""
     os.setpgid(0, 0)
-    for number in numbers:
-        if signal.getsignal(number) != signal.SIG_IGN:
-            signal.signal(
-                number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
-            )
+    for signum in stop_signals:
+        if signal.getsignal(signum) != signal.SIG_IGN:
+            is_interrupt = signum == signal.SIGINT
+            handler = signal.default_int_handler if is_interrupt else signal.SIG_DFL
+            signal.signal(signum, handler)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before that
+        if os.getppid() != parent:  # the parent died before prctl
             os._exit(128 + signal.SIGTERM)
     os.environ.update(variables)
     if log is not None:
-        file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
-        for number in (1, 2):
-            os.dup2(file, number)
-        if file > 2:
-            os.close(file)
-        sys.stdout, sys.stderr = (
-            open(number, "w", buffering=1, closefd=False) for number in (1, 2)
-        )
+        _redirect_output(log)
+
+
+def _redirect_output(log: Path) -> None:
+    """Appends stdout and stderr to a file, one line at a time."""
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    if descriptor > 2:
+        os.close(descriptor)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)
+    sys.stderr = open(2, "w", buffering=1, closefd=False)
 
 
 def poll(pid: int) -> int | None:
-    """The exit code of a process started here, minus the signal that killed it; None while it runs."""
-    done, status = os.waitpid(pid, os.WNOHANG)
-    return os.waitstatus_to_exitcode(status) if done else None
+    """Returns the exit code of a child process; None while the child runs.
+
+    The code is negative, minus the number of the signal, for a killed child.
+    """
+    ended_pid, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended_pid else None
 
 
 def signal_name(code: int) -> str:
-    """SIGKILL, for the exit code -9."""
+    """Returns the name of a signal from a negative exit code: SIGKILL for -9."""
     try:
         return signal.Signals(-code).name
     except ValueError:

@@ -1,0 +1,120 @@
+"""Worker processes survive signals and the loss of one worker, and report damaged files."""
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import threading
+
+import pytest
+
+from tests.data.conftest import SIZE, STRONG, assert_same_batches
+from vggexp.data.loaders import StreamingLoader
+from vggexp.data.workers import decode_images
+from vggexp.errors import DataError, ResourceError
+
+pytestmark = pytest.mark.process
+
+
+def is_alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+@pytest.fixture
+def new_workers():
+    """new_workers() -> the processes that were started since the test began."""
+    before = set(multiprocessing.active_children())
+    return lambda: list(set(multiprocessing.active_children()) - before)
+
+
+def test_no_files_need_no_workers():
+    assert decode_images([], SIZE, 2).shape == (0, 3, SIZE, SIZE)
+
+
+def full_images(loader):
+    return loader.full_images((16,))
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+@pytest.mark.parametrize("read", [StreamingLoader.evaluate, full_images])
+def test_a_damaged_file_is_one_line(workers, read, streaming_loader, paths, tmp_path):
+    damaged = tmp_path / "broken.jpg"
+    damaged.write_bytes(paths[0].read_bytes()[:40])
+    with pytest.raises(DataError, match=r"broken\.jpg") as error:
+        list(read(streaming_loader(workers, files=[paths[0], damaged])))
+    assert "\n" not in str(error.value)
+
+
+def test_workers_ignore_the_stop_signals(streaming_loader, new_workers):
+    loader = streaming_loader(1)
+    expected = list(loader.evaluate())
+    assert_same_batches(expected, streaming_loader().evaluate())
+    (worker,) = new_workers()
+    for name in ("INT", "TERM", "HUP", "USR1", "USR2"):
+        os.kill(worker.pid, getattr(signal, f"SIG{name}"))
+    assert_same_batches(loader.evaluate(), expected)
+    worker.join(0.1)
+    assert worker.is_alive()
+
+
+EXIT_IN_AN_EPOCH = """
+import multiprocessing, pathlib, sys, torch
+from vggexp.data.loaders import StreamingLoader
+from vggexp.data.transforms import Preprocess
+paths = sorted(pathlib.Path(sys.argv[1]).iterdir())
+labels = range(len(paths))
+preprocess = Preprocess(8, None, None)
+cpu = torch.device("cpu")
+loader = StreamingLoader(paths, labels, preprocess, batch_size=2, device=cpu, workers=2)
+for images, labels in loader.train(0):
+    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+    raise SystemExit(3)
+"""
+
+
+def test_no_worker_outlives_its_parent(paths):
+    command = [sys.executable, "-c", EXIT_IN_AN_EPOCH, str(paths[0].parent)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert process.returncode == 3
+    assert process.stderr == ""
+    pids = [int(pid) for pid in process.stdout.split()]
+    assert len(pids) == 2
+    assert not any(map(is_alive, pids))
+
+
+@pytest.mark.parametrize("received", [0, 1, 2])
+def test_one_killed_worker_is_replaced(received, streaming_loader, new_workers, capsys):
+    loader = streaming_loader(2, STRONG)
+    expected = list(streaming_loader(0, STRONG).train(1))
+    epoch = loader.train(1)
+    batches = [next(epoch) for _ in range(received)]
+
+    def kill_worker():
+        worker = new_workers()[-1]
+        worker.kill()
+        worker.join()
+
+    if not received:
+        list(loader.evaluate())  # starts the workers
+    kill_worker()
+    assert_same_batches([*batches, *epoch], expected)
+    assert "the workers were replaced" in capsys.readouterr().out
+    kill_worker()
+    with pytest.raises(ResourceError, match="killed for the second time"):
+        list(loader.evaluate())
+    # A caller that catches the error goes on with new workers.
+    assert_same_batches(loader.evaluate(), streaming_loader(0).evaluate())
+
+
+def test_a_worker_may_be_killed_while_its_batch_is_awaited(streaming_loader, new_workers):
+    loader = streaming_loader(1, STRONG)
+    list(loader.evaluate())
+    (worker,) = new_workers()
+    os.kill(worker.pid, signal.SIGSTOP)  # so that the next batch does not arrive
+    threading.Timer(0.3, worker.kill).start()
+    assert_same_batches(loader.evaluate(), streaming_loader(0).evaluate())

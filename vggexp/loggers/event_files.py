@@ -1,0 +1,260 @@
+"""Reads and writes TensorBoard's event files. The only module that imports TensorBoard.
+
+The records are written here, without the library's writer thread, so that an error of the disk
+is raised by the call that causes the error. Needs no torch.
+"""
+
+import contextlib
+import io
+import os
+import socket
+import struct
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, NamedTuple, TypeAlias
+
+import numpy as np
+from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.tensor_pb2 import TensorProto
+from tensorboard.compat.proto.tensor_shape_pb2 import TensorShapeProto
+from tensorboard.compat.proto.types_pb2 import DT_STRING
+from tensorboard.plugins.custom_scalar import metadata as custom_scalar_metadata
+from tensorboard.plugins.custom_scalar.layout_pb2 import (
+    Category,
+    Chart,
+    Layout,
+    MarginChartContent,
+    MultilineChartContent,
+)
+from tensorboard.plugins.hparams import metadata as hparams_metadata
+from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.plugin_data_pb2 import (
+    HParamsPluginData,
+    SessionEndInfo,
+    SessionStartInfo,
+)
+from tensorboard.plugins.text.metadata import create_summary_metadata
+from tensorboard.summary.writer.record_writer import RecordWriter
+
+PREFIX = "events.out.tfevents."
+MAX_BYTES = 1 << 26  # of a file that is read; a run's event file has less than one MiB
+PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of a PNG image
+
+HParam = bool | int | float | str
+Value: TypeAlias = Summary.Value
+
+
+@contextlib.contextmanager
+def replace_event_files(folder: Path) -> Iterator[IO[bytes]]:
+    """Yields a new event file, which stays open, and removes the folder's earlier ones.
+
+    After an error in the block the new file is removed, and the earlier ones stay.
+    """
+    earlier = [path for path in folder.iterdir() if path.name.startswith(PREFIX)]
+    name = f"{PREFIX}{_next_timestamp(earlier):010d}.{socket.gethostname()}.{os.getpid()}"
+    path = folder / name
+    file = open(path, "xb")
+    try:
+        yield file
+    except BaseException:
+        with contextlib.suppress(OSError):
+            path.unlink()  # half a history beside the earlier files would show epochs twice
+        with contextlib.suppress(OSError):
+            file.close()
+        raise
+    for old in earlier:
+        old.unlink()
+
+
+def _next_timestamp(earlier: Iterable[Path]) -> int:
+    """Returns the second for a file's name: now, or later than the earlier files.
+
+    Loaders read the files in the order of their names.
+    """
+    timestamp = int(time.time())
+    for path in earlier:
+        text = path.name.removeprefix(PREFIX).split(".")[0]
+        if text.isdecimal():
+            timestamp = max(timestamp, int(text) + 1)
+    return timestamp
+
+
+def write_events(file: IO[bytes], events: Iterable[Event]) -> None:
+    """Appends events to an open file, and flushes the file."""
+    writer = RecordWriter(file)
+    for event in events:
+        writer.write(event.SerializeToString())
+    file.flush()
+
+
+def session_start_events(wall_time: float) -> list[Event]:
+    """Returns the events at the beginning of a file.
+
+    A server that has read an earlier file drops its points at the second event.
+    """
+    session = SessionLog(status=SessionLog.START)
+    return [
+        Event(file_version="brain.Event:2", wall_time=wall_time),
+        Event(session_log=session, wall_time=wall_time),
+    ]
+
+
+def summary_event(values: Sequence[Value], step: int, wall_time: float) -> Event:
+    """Returns an event with several values of one step."""
+    return Event(summary=Summary(value=values), step=step, wall_time=wall_time)
+
+
+def graph_event(graph: bytes, wall_time: float) -> Event:
+    """Returns the event of a serialized GraphDef."""
+    return Event(graph_def=graph, wall_time=wall_time)
+
+
+def scalar(tag: str, value: float) -> Value:
+    return Value(tag=tag, simple_value=value)
+
+
+def image(tag: str, pixels: NDArray[np.uint8]) -> Value:
+    """Returns an image.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+    """
+    from PIL import Image
+
+    png = io.BytesIO()
+    Image.fromarray(pixels).save(png, "png")
+    height, width = pixels.shape[:2]
+    summary = Summary.Image(
+        height=height,
+        width=width,
+        colorspace=3,
+        encoded_image_string=png.getvalue(),
+    )
+    return Value(tag=tag, image=summary)
+
+
+def text(tag: str, markdown: str) -> Value:
+    tensor = TensorProto(
+        dtype=DT_STRING,
+        string_val=[markdown.encode()],
+        tensor_shape=TensorShapeProto(dim=[TensorShapeProto.Dim(size=1)]),
+    )
+    return Value(tag=tag, tensor=tensor, metadata=create_summary_metadata(tag, ""))
+
+
+def hparams_start(hparams: Mapping[str, HParam], wall_time: float) -> Value:
+    """Returns a row of the HParams table; each value keeps its type."""
+    info = SessionStartInfo(start_time_secs=wall_time)
+    for key, value in hparams.items():
+        if isinstance(value, bool):
+            info.hparams[key].bool_value = value
+        elif isinstance(value, int | float):
+            info.hparams[key].number_value = value
+        else:
+            info.hparams[key].string_value = value
+    data = HParamsPluginData(session_start_info=info)
+    return _hparams(hparams_metadata.SESSION_START_INFO_TAG, data)
+
+
+def hparams_end(ok: bool, wall_time: float) -> Value:
+    """Returns the status of a row of the HParams table."""
+    info = SessionEndInfo(
+        status=Status.STATUS_SUCCESS if ok else Status.STATUS_FAILURE,
+        end_time_secs=wall_time,
+    )
+    data = HParamsPluginData(session_end_info=info)
+    return _hparams(hparams_metadata.SESSION_END_INFO_TAG, data)
+
+
+def _hparams(tag: str, data: HParamsPluginData) -> Value:
+    """The plugin reads only the metadata, so the tensor is empty."""
+    return Value(
+        tag=tag,
+        metadata=hparams_metadata.create_summary_metadata(data),
+        tensor=hparams_metadata.NULL_TENSOR,
+    )
+
+
+class BandTags(NamedTuple):
+    """Tags of a line and of the limits of the band around the line."""
+
+    value: str
+    lower: str
+    upper: str
+
+
+def line_chart(title: str, tags: Sequence[str]) -> Chart:
+    """Returns a chart of several lines.
+
+    Args:
+        tags: regular expressions.
+    """
+    return Chart(title=title, multiline=MultilineChartContent(tag=tags))
+
+
+def band_chart(title: str, bands: Iterable[BandTags]) -> Chart:
+    """Returns a chart of several lines, each inside a band."""
+    series = [MarginChartContent.Series(**band._asdict()) for band in bands]
+    return Chart(title=title, margin=MarginChartContent(series=series))
+
+
+def chart_layout(title: str, charts: Sequence[Chart]) -> Value:
+    """Returns the charts of the Custom Scalars tab, under one title."""
+    layout = Layout(category=[Category(title=title, chart=charts)])
+    tensor = TensorProto(
+        dtype=DT_STRING,
+        string_val=[layout.SerializeToString()],
+        tensor_shape=TensorShapeProto(),
+    )
+    return Value(
+        tag=custom_scalar_metadata.CONFIG_SUMMARY_TAG,
+        metadata=custom_scalar_metadata.create_summary_metadata(),
+        tensor=tensor,
+    )
+
+
+def read_image_summary(folder: Path, tag: str) -> bytes | None:
+    """Returns the last image of a tag in a run's event files, without TensorBoard's server.
+
+    Returns:
+        PNG; None if there is no such image, or no file can be read.
+    """
+    latest = None
+    for path in sorted(folder.glob(f"{PREFIX}*")):
+        try:
+            if path.stat().st_size > MAX_BYTES:
+                continue
+            images = _read_images(path.read_bytes(), tag)
+        except (OSError, DecodeError):
+            continue
+        if images:
+            latest = images[-1]
+    return latest
+
+
+def _read_images(content: bytes, tag: str) -> list[bytes]:
+    images = []
+    for record in _records(content):
+        for value in Event.FromString(record).summary.value:
+            png = value.image.encoded_image_string
+            if value.tag == tag and png.startswith(PNG):
+                images.append(png)
+    return images
+
+
+def _records(content: bytes) -> Iterator[bytes]:
+    """Yields the records of a file, except for a last one that is cut off.
+
+    A record lies between its length with a checksum (12 bytes) and its own checksum (4 bytes).
+    """
+    start = 0
+    while start + 12 <= len(content):
+        (length,) = struct.unpack_from("<Q", content, start)
+        begin = start + 12
+        start = begin + length + 4
+        if start <= len(content):
+            yield content[begin : begin + length]
