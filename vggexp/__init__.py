@@ -3,11 +3,12 @@
 from typing import Any
 
 __version__ = "0.1.0"
-__all__ = ["load_run"]
+__all__ = ["__version__", "load_run"]
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_run":  # torch is imported only where it is used
+    """Imports load_run, and with it torch, on first use."""
+    if name == "load_run":
         from vggexp.runner.load import load_run
 
         return load_run

@@ -1,65 +1,69 @@
-"""python -m vggexp: checks the command, then trains one run or a sweep of them."""
+"""python -m vggexp: checks a command, then trains one run or the jobs of a sweep."""
 
 import os
 import sys
 from collections.abc import Sequence
 
 from vggexp.cli import report_error
-from vggexp.config import compose
-from vggexp.config.schema import Config
+from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
 from vggexp.sweep import expand
-from vggexp.sweep.command import run_search, run_sweep
+from vggexp.sweep.command import run_grid, run_search
 from vggexp.sweep.search_space import SearchPlan
-from vggexp.sweep.task import report_if_finished, run_hydra
+from vggexp.sweep.task import report_if_finished, run_hydra, should_report_error
 from vggexp.system.signals import clear_pending_interrupt
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code; an expected end prints one line on stderr, a bug its traceback."""
+    """Runs a command and returns its exit code. Prints an expected error as one line on stderr."""
     try:
-        return dispatch(compose.parse_command(sys.argv[1:] if argv is None else argv))
+        command = parse_command(sys.argv[1:] if argv is None else argv)
+        if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
+            if command.arguments.cfg:
+                expand.check_composes(command)
+            return run_hydra(command)
+        outline = expand.compose_outline(command)
+        if outline.is_sweep:
+            return _run_sweep(command, outline)
+        config = expand.run_config(command, outline)
+        ranks = rank_info().size
+        if ranks > 1 and config.device.processes not in (None, ranks):
+            raise ConfigError(
+                f"device.processes={config.device.processes}: "
+                f"{ranks} have been started; leave it out"
+            )
+        if ranks == 1 and report_if_finished(config):
+            return 0
+        return run_hydra(command)
     except VggexpError as error:
-        return report_error(error)
+        report_error(error, should_report_error)
+        return error.exit_code
     except KeyboardInterrupt:
         clear_pending_interrupt()
         print("vggexp: stopped at once", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `--help | head`
+    except BrokenPipeError:  # the reader of the output has exited, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
 
 
-def dispatch(command: compose.Command) -> int:
-    if any(getattr(command.arguments, flag) for flag in compose.HYDRA_FLAGS):
-        if command.arguments.cfg:
-            expand.check_composes(command)
-        return run_hydra(command)
-    loaded = expand.load_command(command)
-    if rank_info().size > 1:
-        _check_ranks(loaded, rank_info().size)
-        return run_hydra(command)
-    if isinstance(loaded, list):
-        return run_sweep(command, loaded)
-    if isinstance(loaded, SearchPlan):
-        return run_search(command, loaded)
-    if loaded is not None and report_if_finished(loaded) is not None:
-        return 0
-    return run_hydra(command)
-
-
-def _check_ranks(loaded: object, size: int) -> None:
-    """Raises ConfigError where others have started several ranks of what is no single run, or of a run of fewer."""
-    if not isinstance(loaded, Config):
+def _run_sweep(command: Command, outline: expand.Outline) -> int:
+    """Checks every job of a sweep, then runs the sweep."""
+    sweep = expand.expand_sweep(command, outline)
+    ranks = rank_info().size
+    if ranks > 1:
         raise ConfigError(
-            f"-m: each of the {size} ranks would run the whole sweep; start it once, without torchrun or srun, "
-            f"with device.processes={size}"
+            f"-m: each of the {ranks} ranks would run the whole sweep; "
+            f"start it once, without torchrun or srun, with device.processes={ranks}"
         )
-    if loaded.device.processes not in (None, size):
-        raise ConfigError(
-            f"device.processes={loaded.device.processes}: {size} have been started; leave it out"
-        )
+    match sweep:
+        case expand.GridSweep():
+            return run_grid(command, sweep)
+        case SearchPlan():
+            return run_search(command, sweep)
+        case None:  # a sweeper of another package makes its own jobs
+            return run_hydra(command)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Configuration folders named in VGGEXP_CONF_PATH stand before the shipped ones, so that users can override them."""
+"""Searches the folders in VGGEXP_CONF_PATH first, so that users can override shipped files."""
 
 import os
 from pathlib import Path
@@ -10,7 +10,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 class VggexpSearchPath(SearchPathPlugin):
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         folders = os.environ.get("VGGEXP_CONF_PATH", "").split(os.pathsep)
-        for folder in reversed([folder for folder in folders if folder]):
-            search_path.prepend(
-                provider="vggexp-user", path=f"file://{Path(folder).resolve()}", anchor="main"
-            )
+        for folder in reversed(folders):
+            if folder:
+                path = f"file://{Path(folder).resolve()}"
+                search_path.prepend(provider="vggexp-user", path=path, anchor="main")

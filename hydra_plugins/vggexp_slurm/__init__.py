@@ -1,20 +1,29 @@
-"""A sweep on Slurm: which jobs are submitted, and what the sweep learns of those that leave no result."""
+"""Launches the jobs of a sweep on Slurm and waits for them."""
 
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-SAY = "where the nodes are another kind, write device=cuda or device=cpu"
-LOOK_SECONDS = 10  # between two looks at runs that other processes work on
+DEVICE_HINT = "where the nodes are another kind, write device=cuda or device=cpu"
+POLL_SECONDS = 10  # between two checks of runs that other processes work on
 
 
 def is_slurm(launcher: Any) -> bool:
-    """Whether it is that of hydra-submitit-launcher."""
+    """Returns whether the launcher is the Slurm launcher of hydra-submitit-launcher."""
     return getattr(launcher, "_EXECUTOR", None) == "slurm"
 
 
 def launch(launcher: Any, jobs: Sequence[Sequence[str]], first: int = 0) -> Sequence[Any]:
-    """Submits and waits; a job without a result is a failed one. Raises SystemExit with a VggexpError."""
+    """Launches jobs and waits for them. On Slurm a job without a result counts as failed.
+
+    Args:
+        launcher: any launcher.
+        jobs: the overrides of each job.
+        first: the index of the first job in the sweep.
+
+    Raises:
+        SystemExit: with a VggexpError, if Slurm refuses the jobs.
+    """
     if not is_slurm(launcher):
         return launcher.launch(jobs, initial_job_idx=first)
     from hydra_plugins.vggexp_slurm import _jobs
@@ -23,40 +32,46 @@ def launch(launcher: Any, jobs: Sequence[Sequence[str]], first: int = 0) -> Sequ
     _jobs.install()
     try:
         return launcher.launch(jobs, initial_job_idx=first)
-    except RuntimeError as error:  # sbatch refuses, or is not there
-        told = ConfigError(f"hydra.launcher: {' '.join(str(error).split())}")
-        raise SystemExit(
-            told
-        ) from error  # unlike any other exception it passes through Hydra as it is
+    except RuntimeError as error:  # sbatch refuses the jobs, or there is no sbatch
+        config_error = ConfigError(f"hydra.launcher: {' '.join(str(error).split())}")
+        # Hydra lets no other exception pass unchanged.
+        raise SystemExit(config_error) from error
 
 
 def launch_missing(launcher: Any, jobs: Mapping[tuple[str, ...], Any]) -> None:
-    """A finished job takes no place in the queue, and one that runs already is waited for.
+    """Launches the jobs that have not finished, and waits for jobs that already run.
 
-    jobs: the configuration of each job by its overrides.
+    A finished job would otherwise wait in the queue only to end at once.
+
+    Args:
+        launcher: the Slurm launcher.
+        jobs: the configuration of each job by the job's overrides.
     """
     from vggexp.runs import records
     from vggexp.system import locks
 
     if launcher.config.hydra.runtime.choices.device == "auto":
-        print(
-            f"warning: device=auto is {next(iter(jobs.values())).device.name} on this machine; {SAY}",
-            flush=True,
-        )
-    waiting = [job for job, config in jobs.items() if not _finished(config)]
-    if done := len(jobs) - len(waiting):
-        print(f"already finished: {done} of {len(jobs)} jobs", flush=True)
+        device = next(iter(jobs.values())).device.name
+        print(f"warning: device=auto is {device} on this machine; {DEVICE_HINT}", flush=True)
+    waiting = [job for job, config in jobs.items() if not _is_finished(config)]
+    finished = len(jobs) - len(waiting)
+    if finished:
+        print(f"already finished: {finished} of {len(jobs)} jobs", flush=True)
     while waiting:
         running = [job for job in waiting if locks.is_locked(records.run_dir(jobs[job]))]
-        if missing := [job for job in waiting if job not in running and not _finished(jobs[job])]:
-            launch(launcher, [list(job) for job in missing])
+        missing = []
+        for job in waiting:
+            if job not in running and not _is_finished(jobs[job]):
+                missing.append(list(job))
+        if missing:
+            launch(launcher, missing)
         elif running:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
         waiting = [job for job in waiting if locks.is_locked(records.run_dir(jobs[job]))]
 
 
-def _finished(config: Any) -> bool:
-    """False where another run has the name: the job itself tells it."""
+def _is_finished(config: Any) -> bool:
+    """Returns False if another run has the name; the job itself reports this error."""
     from vggexp.errors import VggexpError
     from vggexp.runs import records
 

@@ -1,7 +1,9 @@
-"""What becomes of submitit's jobs. It asks sacct, which needs accounts that many clusters lack, and then waits for a
-cancelled job without end. The controller's queue is there on every cluster.
+"""Replaces how submitit learns the states and results of its Slurm jobs.
 
-Loaded only where submitit is: Hydra passes over a module whose name begins with `_`.
+submitit asks sacct, which needs accounting, and many clusters have none. submitit then waits for
+a cancelled job forever. The controller's queue (squeue) exists on every cluster.
+
+Imported only where submitit is installed: Hydra skips modules whose name begins with `_`.
 """
 
 import sys
@@ -16,62 +18,70 @@ from vggexp.formatting import error_line
 
 QUEUE = ["squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i|%T|%N|%r"]
 ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY TIMEOUT".split()
-LOOK_SECONDS = (
-    30  # less than the five minutes for which a controller remembers a job that has ended
-)
-WAITS = SlurmJob.results
+# Less than the five minutes for which a controller remembers a job that has ended.
+POLL_SECONDS = 30
+_submitit_results = SlurmJob.results
 
 
-class Watcher(SlurmInfoWatcher):
-    """The state of each job as the controller has it; one that it no longer knows has ended."""
+class QueueWatcher(SlurmInfoWatcher):
+    """Reads the state of each job from the queue; a job that the queue no longer has has ended."""
 
-    told = ""
+    printed = ""  # the last line of states
 
     def _make_command(self) -> list[str] | None:
         return QUEUE if self._registered - self._finished else None
 
     def read_info(self, string: bytes | str) -> dict[str, dict[str, str]]:
+        """Returns the fields of each registered job from the output of squeue."""
         text = string if isinstance(string, str) else string.decode()
-        there = super().read_info(f"JobID|State|NodeList|Reason\n{text}")
-        arrays = {job.partition("_")[0] for job in there if "_" in job}
-        ours = {job: there.get(job, {"State": "COMPLETED"}) for job in self._registered - arrays}
-        self._tell([_words(facts) for facts in ours.values()])
-        for facts in ours.values():
-            facts["State"] = facts["State"] if facts["State"] in ENDED else "RUNNING"
-        return ours
+        queued = super().read_info(f"JobID|State|NodeList|Reason\n{text}")
+        arrays = {job_id.partition("_")[0] for job_id in queued if "_" in job_id}
+        jobs = {}
+        for job_id in self._registered - arrays:
+            jobs[job_id] = queued.get(job_id, {"State": "COMPLETED"})
+        self._print_states([_describe_state(fields) for fields in jobs.values()])
+        for fields in jobs.values():
+            if fields["State"] not in ENDED:
+                fields["State"] = "RUNNING"
+        return jobs
 
-    def _tell(self, states: list[str]) -> None:
-        """How many jobs are in which state, where that has changed."""
-        told = ", ".join(f"{count} {state}" for state, count in sorted(Counter(states).items()))
-        if told != self.told:
-            print(
-                f"slurm    {told}  (squeue --me shows them; Ctrl-C leaves them there)", flush=True
-            )
-            self.told = told
-
-
-def _words(facts: dict[str, str]) -> str:
-    """completed, running, pending (Resources)."""
-    state = facts["State"].lower()
-    reason = facts.get("Reason", "None") if state == "pending" else "None"
-    return state if reason == "None" else f"{state} ({reason})"
+    def _print_states(self, states: list[str]) -> None:
+        """Prints how many jobs are in each state, if that has changed."""
+        counts = sorted(Counter(states).items())
+        line = ", ".join(f"{count} {state}" for state, count in counts)
+        if line != self.printed:
+            hint = "(squeue --me shows them; Ctrl-C leaves them there)"
+            print(f"slurm    {line}  {hint}", flush=True)
+            self.printed = line
 
 
-def results(job: SlurmJob) -> list[Any]:
-    """In place of submitit's, which raises for the first job without a result, and then waits for no other."""
+def _describe_state(fields: dict[str, str]) -> str:
+    """Returns `completed`, `running` or `pending (Resources)`."""
+    state = fields["State"].lower()
+    reason = fields.get("Reason", "None")
+    if state != "pending" or reason == "None":
+        return state
+    return f"{state} ({reason})"
+
+
+def results_or_failure(job: SlurmJob) -> list[Any]:
+    """Returns the results of a job, or a failed JobReturn if the job left no result.
+
+    submitit's own method raises for the first job without a result, and then waits for no other.
+    """
     try:
-        return WAITS(job)
+        return _submitit_results(job)
     except UncompletedJobError:
-        log = job.paths.stderr
-        print(
-            error_line(f"Slurm job {job.job_id} left no result ({job.state}); its output: {log}"),
-            file=sys.stderr,
+        text = (
+            f"Slurm job {job.job_id} left no result ({job.state}); its output: {job.paths.stderr}"
         )
-        end = JobReturn(status=JobStatus.FAILED)
-        end.return_value = RuntimeError(job.state)
-        return [end]
+        print(error_line(text), file=sys.stderr)
+        failure = JobReturn(status=JobStatus.FAILED)
+        failure.return_value = RuntimeError(job.state)
+        return [failure]
 
 
 def install() -> None:
-    SlurmJob.watcher = Watcher(LOOK_SECONDS)
-    SlurmJob.results = results  # type: ignore[method-assign, assignment]  # submitit has no door for it
+    """Replaces two attributes of submitit's job class; submitit has no setting for them."""
+    SlurmJob.watcher = QueueWatcher(POLL_SECONDS)
+    SlurmJob.results = results_or_failure  # type: ignore[method-assign, assignment]

@@ -57,8 +57,8 @@ def test_an_interrupted_run_continues(run):
     code, output, error = run(*overrides("interrupted"))
     assert (code, error) == (0, "")
     assert "continued after step 25: 1 epochs and 7 batches" in output
-    epochs = [json.loads(line)["epoch"] for line in open("outputs/interrupted/metrics.jsonl")]
-    assert epochs == [1, 2, 3]
+    lines = Path("outputs/interrupted/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
 
 
 def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(run):
@@ -70,7 +70,7 @@ def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(run):
 
 def test_weights_keep_their_hash(run):
     saved = checkpoint.load(Path("outputs/finished/checkpoints/00000054.pt"))
-    assert checkpoint.weights_sha256(checkpoint.weights_of(saved)) == WEIGHTS_SHA256
+    assert checkpoint.weights_sha256(checkpoint.select_eval_weights(saved)) == WEIGHTS_SHA256
 
 
 @pytest.mark.parametrize("module", ["verify", "evaluate", "report"])

@@ -1,5 +1,6 @@
-"""A real Slurm of one node: its daemons as child processes in a private directory, without munge, cgroups or accounts.
+"""Starts a real Slurm of one node: its daemons as child processes in a private directory.
 
+The cluster needs neither munge nor cgroups nor accounting.
 From a terminal: python -m tests.slurm.cluster FOLDER COMMAND...
 """
 
@@ -47,118 +48,128 @@ PreemptMode=REQUEUE
 JobRequeue=1
 SlurmdTimeout=10
 KillWait=5
-MinJobAge={forgotten_after}
-{more}
+MinJobAge={forget_seconds}
+{extra}
 NodeName={host} NodeAddr=127.0.0.1 CPUs={cpus} RealMemory={megabytes} State=UNKNOWN
 PartitionName=main Nodes={host} Default=YES MaxTime=60 State=UP PriorityTier=1 GraceTime=10
 PartitionName=high Nodes={host} Default=NO MaxTime=60 State=UP PriorityTier=10 PreemptMode=OFF
 """
-WARNS = "SlurmctldParameters=preempt_send_user_signal"  # a job that is preempted gets the signal of its --signal
+# A preempted job gets the signal of its --signal.
+USER_SIGNAL = "SlurmctldParameters=preempt_send_user_signal"
+DAEMONS = ("slurmctld", "slurmd")
 
 
 class Cluster:
-    """The daemons, and what a test asks of them."""
+    """The daemons of a cluster, and the commands that tests run on it."""
 
-    def __init__(self, folder: Path, more: str = WARNS, cpus: int = 2, forgotten_after: int = 600):
-        """more: lines of slurm.conf. forgotten_after: seconds that the controller remembers a job that has ended."""
-        self.folder, self.host = folder.resolve(), socket.gethostname().split(".")[0]
+    def __init__(
+        self, folder: Path, extra: str = USER_SIGNAL, cpus: int = 2, forget_seconds: int = 600
+    ):
+        """Writes slurm.conf.
+
+        Args:
+            folder: holds everything that Slurm writes.
+            extra: additional lines of slurm.conf.
+            cpus: the processors of the node.
+            forget_seconds: how long the controller remembers a job that has ended.
+        """
+        self.folder = folder.resolve()
+        self.host = socket.gethostname().split(".")[0]
         for name in ("state", "spool"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        megabytes = re.search(
-            r"RealMemory=(\d+)", subprocess.check_output(["slurmd", "-C"], text=True)
+        hardware = subprocess.check_output(["slurmd", "-C"], text=True)
+        conf = CONF.format(
+            host=self.host,
+            folder=self.folder,
+            user=os.environ.get("USER") or "root",
+            ports=_free_ports(2),
+            cpus=cpus,
+            megabytes=re.search(r"RealMemory=(\d+)", hardware)[1],
+            extra=extra,
+            forget_seconds=forget_seconds,
         )
-        (self.folder / "slurm.conf").write_text(
-            CONF.format(
-                host=self.host,
-                folder=self.folder,
-                user=os.environ.get("USER") or "root",
-                ports=_free_ports(2),
-                cpus=cpus,
-                megabytes=megabytes[1],
-                more=more,
-                forgotten_after=forgotten_after,
-            )
-        )
+        (self.folder / "slurm.conf").write_text(conf)
         self.variables = {**os.environ, "SLURM_CONF": str(self.folder / "slurm.conf")}
         self.daemons = dict[str, subprocess.Popen]()
 
     def start(self, *names: str) -> None:
+        """Starts daemons and waits until the node is ready."""
         for name in names:
             self.daemons[name] = subprocess.Popen(
-                [name, "-D"], env=self.variables, stdout=-3, stderr=-3
+                [name, "-D"],
+                env=self.variables,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
             )
-        self.until(
-            lambda: self.told("sinfo", "-h", "-o", "%t").startswith(("idle", "mix", "alloc"))
-        )
+        ready = ("idle", "mix", "alloc")
+        self.wait_until(lambda: self.output("sinfo", "-h", "-o", "%t").startswith(ready))
 
-    def stop(self, *names: str, number: int = signal.SIGTERM) -> None:
+    def stop(self, *names: str, signum: int = signal.SIGTERM) -> None:
         for name in names:
-            self.daemons[name].send_signal(number)
+            self.daemons[name].send_signal(signum)
             self.daemons[name].wait(20)
 
-    def lose_node(self) -> None:
-        """All that runs on it is gone without a signal that it could answer."""
-        self.stop("slurmd", number=signal.SIGKILL)
-        self.end_jobs()
+    def kill_node(self) -> None:
+        """Kills everything on the node; no process gets a signal that it could handle."""
+        self.stop("slurmd", signum=signal.SIGKILL)
+        self.kill_jobs()
 
-    def end_jobs(self) -> None:
-        """Those of the jobs' processes that Slurm itself has started, too, which outlive its daemons."""
+    def kill_jobs(self) -> None:
+        """Kills the processes of all jobs, and Slurm's own, which outlive its daemons."""
         for process in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):
-                known = (process / "environ").read_bytes()
-                runs = b"SLURM_JOB_ID=" in known or (process / "comm").read_text() == "slurmstepd\n"
-                if runs and f"SLURM_CONF={self.folder}/".encode() in known:
+                environment = (process / "environ").read_bytes()
+                command = (process / "comm").read_text()
+                is_job = b"SLURM_JOB_ID=" in environment or command == "slurmstepd\n"
+                if is_job and f"SLURM_CONF={self.folder}/".encode() in environment:
                     os.kill(int(process.name), signal.SIGKILL)
 
-    def told(self, *command: str) -> str:
-        return subprocess.run(
-            command, env=self.variables, capture_output=True, text=True
-        ).stdout.strip()
+    def output(self, *command: str) -> str:
+        """Runs a command of Slurm and returns its output."""
+        process = subprocess.run(command, env=self.variables, capture_output=True, text=True)
+        return process.stdout.strip()
 
-    def job(self, number: str) -> dict[str, str]:
-        """What the controller says of a job: JobState, Restarts, Reason, ..."""
-        return dict(
-            word.partition("=")[::2]
-            for word in self.told("scontrol", "-o", "show", "job", number).split()
-        )
-
-    def until(self, holds: Callable[[], object], seconds: float = 240) -> None:
-        end = time.monotonic() + seconds
-        while not holds():
-            if time.monotonic() > end:
-                logs = [
-                    (self.folder / f"{name}.log").read_text()[-1500:]
-                    for name in ("slurmctld", "slurmd")
-                ]
-                raise TimeoutError("\n".join([self.told("squeue", "-t", "all"), *logs]))
+    def wait_until(self, condition: Callable[[], object], seconds: float = 240) -> None:
+        """Waits for a condition. Raises TimeoutError with the queue and the ends of the logs."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            if time.monotonic() > deadline:
+                logs = [(self.folder / f"{name}.log").read_text()[-1500:] for name in DAEMONS]
+                raise TimeoutError("\n".join([self.output("squeue", "-t", "all"), *logs]))
             time.sleep(0.1)
 
 
 @contextlib.contextmanager
 def cluster(folder: Path, **settings: object) -> Iterator[Cluster]:
-    one = Cluster(folder, **settings)
+    """Yields a running cluster; its jobs and daemons end with the block."""
+    running = Cluster(folder, **settings)
     try:
-        one.start("slurmctld", "slurmd")
-        yield one
+        running.start(*DAEMONS)
+        yield running
     finally:
-        for name in ("slurmd", "slurmctld"):
-            if name in one.daemons and one.daemons[name].poll() is None:
-                one.stop(name)
-        one.end_jobs()
+        for name in reversed(DAEMONS):
+            if name in running.daemons and running.daemons[name].poll() is None:
+                running.stop(name)
+        running.kill_jobs()
 
 
 def _free_ports(count: int) -> list[int]:
-    with contextlib.ExitStack() as held:
-        sockets = [held.enter_context(socket.socket()) for _ in range(count)]
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
+    with contextlib.ExitStack() as stack:
+        ports = []
+        for _ in range(count):
+            opened = stack.enter_context(socket.socket())
+            opened.bind(("127.0.0.1", 0))
+            ports.append(opened.getsockname()[1])
+        return ports
+
+
+def main() -> int:
+    if shutil.which("slurmctld") is None:
+        print("slurmctld is missing (Debian: apt-get install --no-install-recommends slurm-wlm)")
+        return 1
+    with cluster(Path(sys.argv[1])) as running:
+        return subprocess.run(sys.argv[2:], env=running.variables).returncode
 
 
 if __name__ == "__main__":
-    if shutil.which("slurmctld") is None:
-        sys.exit(
-            "slurmctld is not installed (Debian: apt-get install --no-install-recommends slurm-wlm)"
-        )
-    with cluster(Path(sys.argv[1])) as here:
-        sys.exit(subprocess.run(sys.argv[2:], env=here.variables).returncode)
+    sys.exit(main())

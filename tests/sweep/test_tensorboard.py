@@ -1,4 +1,4 @@
-"""The bands of a sweep with repeats, against arithmetic, as TensorBoard's own reader finds them."""
+"""Compares the bands that TensorBoard's reader loads with arithmetic."""
 
 import os
 from math import nan, sqrt
@@ -14,7 +14,7 @@ def history(*losses):
     return [{"epoch": epoch, "train/loss": loss} for epoch, loss in enumerate(losses, 1)]
 
 
-def loaded(folder):
+def load(folder):
     return EventAccumulator(str(folder), size_guidance={"scalars": 0, "tensors": 0}).Reload()
 
 
@@ -27,7 +27,7 @@ def points(events):
 
 @pytest.mark.parametrize(
     ("histories", "epochs"),
-    [  # epoch: mean, standard deviation of the sample
+    [  # epoch: mean, sample standard deviation
         ([history(1, 2), history(3, 2)], {1: (2, sqrt(2)), 2: (2, 0)}),
         (
             [history(1, 5, 9), history(3), history(5, 8)],
@@ -37,22 +37,24 @@ def points(events):
         ([history(1, None, None), history(2, 3, None)], {1: (1.5, sqrt(0.5)), 2: (3, 0)}),
         ([history(4, 6), []], {1: (4, 0), 2: (6, 0)}),
     ],
-    ids=["even", "one ended early", "single", "null is left out", "one never began"],
+    ids=["even", "one ended early", "single", "null is left out", "one without epochs"],
 )
 def test_mean_and_spread(tmp_path, histories, epochs):
     write_means(tmp_path, {"arch.blocks=[1,2],seed=a/b": histories})
     name = "repeats/train/loss/arch.blocks=[1,2],seed=a/b"
-    found = points(loaded(tmp_path))
-    assert found.keys() == {name, f"{name} mean-sd", f"{name} mean+sd"}
+    series = points(load(tmp_path))
+    assert series.keys() == {name, f"{name} mean-sd", f"{name} mean+sd"}
     for tag, sign in ((name, 0), (f"{name} mean-sd", -1), (f"{name} mean+sd", 1)):
-        wanted = [(epoch, pytest.approx(mean + sign * sd)) for epoch, (mean, sd) in epochs.items()]
-        assert found[tag] == wanted
+        expected = []
+        for epoch, (mean, std) in epochs.items():
+            expected.append((epoch, pytest.approx(mean + sign * std)))
+        assert series[tag] == expected
 
 
-def test_the_charts_name_what_there_is_and_nothing_else(tmp_path):
+def test_the_charts_name_exactly_the_existing_series(tmp_path):
     rows = [{"epoch": 1, "val/accuracy": 0.5, "val/loss": 1.0, "train/loss": None, "lr": 0.1}]
     write_means(tmp_path, {"lr=1": [rows, rows], "lr=2": [rows[:0], history(1)], "lr=3": [[], []]})
-    events = loaded(tmp_path)
+    events = load(tmp_path)
     (config,) = events.Tensors("custom_scalars__config__")
     (category,) = Layout.FromString(config.tensor_proto.string_val[0]).category
     assert category.title == f"repeats: {tmp_path.name}"
@@ -62,29 +64,28 @@ def test_the_charts_name_what_there_is_and_nothing_else(tmp_path):
         "val/loss": ["repeats/val/loss/lr=1"],
         "train/loss": ["repeats/train/loss/lr=2"],
     }
-    named = [
-        name
-        for lines in series.values()
-        for line in lines
-        for name in (line.value, line.lower, line.upper)
-    ]
-    assert sorted(named) == sorted(points(events))
+    names = []
+    for lines in series.values():
+        for line in lines:
+            names += [line.value, line.lower, line.upper]
+    assert sorted(names) == sorted(points(events))
 
 
-def test_again_replaces_the_earlier_file(tmp_path):
+def test_a_second_write_replaces_the_earlier_file(tmp_path):
     write_means(tmp_path, {"a": [history(1, 2), history(1, 2)]})
     write_means(tmp_path, {"a": [history(1, 4), history(3, 4)]})
-    assert points(loaded(tmp_path))["repeats/train/loss/a"] == [(1, 2.0), (2, 4.0)]
+    assert points(load(tmp_path))["repeats/train/loss/a"] == [(1, 2.0), (2, 4.0)]
     assert len(os.listdir(tmp_path)) == 1
 
 
-def test_an_error_leaves_the_earlier_file_alone(tmp_path, monkeypatch):
+def test_an_error_keeps_the_earlier_file(tmp_path, monkeypatch):
     write_means(tmp_path, {"a": [history(1), history(2)]})
     before = os.listdir(tmp_path)
-    monkeypatch.setattr(
-        "vggexp.sweep.tensorboard.RecordWriter.write",
-        lambda *_: (_ for _ in ()).throw(OSError("full")),
-    )
+
+    def raise_error(*_):
+        raise OSError("full")
+
+    monkeypatch.setattr("vggexp.loggers.event_files.RecordWriter.write", raise_error)
     with pytest.raises(OSError, match="full"):
         write_means(tmp_path, {"a": [history(nan), history(2)]})
     assert os.listdir(tmp_path) == before

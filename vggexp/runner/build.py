@@ -1,6 +1,5 @@
-"""From configuration to objects: the one place that knows both."""
+"""Builds the objects of training from a configuration: model, state, settings."""
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import torch
@@ -25,22 +24,17 @@ from vggexp.training.ema import EMA
 from vggexp.training.loop import TrainSettings, TrainState
 from vggexp.training.metrics import MetricSums
 from vggexp.training.optimizers import build_optimizer
-from vggexp.training.schedules import build_schedule
-from vggexp.training.step import forward_backward
+from vggexp.training.schedules import Schedule, build_schedule
+from vggexp.training.step import ForwardBackward, forward_backward
 
-
-def with_class_count(config: Config, classes: int) -> Config:
-    """The configuration of a finished run, whose folder of pictures need not be at hand to be counted."""
-    if not isinstance(config.data, ImageFolder):
-        return config
-    return replace(config, data=replace(config.data, classes=classes))
+MAX_ERROR_CHARS = 200  # of torch's error text in ours
 
 
 def build_model(config: Config) -> nn.Sequential:
-    """The network with its initial weights, on the CPU."""
+    """Returns the network with its initial weights, on the CPU."""
     arch = config.arch
-    given = input_spec(config)
-    facts = {"in_channels": given.channels, "size": given.size, "classes": given.classes}
+    spec = input_spec(config)
+    sizes = {"in_channels": spec.channels, "size": spec.size, "classes": spec.classes}
     if isinstance(arch, Vgg):
         model = vgg(
             arch.blocks,
@@ -48,80 +42,95 @@ def build_model(config: Config) -> nn.Sequential:
             hidden=arch.hidden,
             dropout=arch.dropout,
             width=arch.width,
-            **facts,
+            **sizes,
         )
     elif isinstance(arch, LeNet):
-        model = lenet(**facts)
+        model = lenet(**sizes)
     else:
-        model = alexnet(dropout=arch.dropout, **facts)
+        model = alexnet(dropout=arch.dropout, **sizes)
     initialize(model, arch.init, config.seed)
     return model
 
 
-def build_state(config: Config, hardware: DeviceSetup, steps_per_epoch: int) -> TrainState:
-    """Everything that changes in a run, at its start."""
-    model = _to_device(build_model(config), config, hardware)
-    freeze(model, config.train.freeze or 0)
+def build_state(config: Config, device_setup: DeviceSetup, steps_per_epoch: int) -> TrainState:
+    """Returns everything that changes during a run, as it is at the start."""
+    train = config.train
+    optimizer = config.optimizer
+    model = _to_device(build_model(config), config, device_setup)
+    freeze(model, train.freeze or 0)
     if collectives.world_size() > 1 and config.device.sync_batch_norm is not False:
         synchronize(model)
-    ema = None if config.train.ema is None else EMA(model, config.train.ema)
+    ema = None if train.ema is None else EMA(model, train.ema)
     if config.device.compile:
         model.compile()
-    chosen = config.optimizer
-    course = config.scheduler
-    own = {
-        key: value for key, value in vars(course).items() if key not in ("name", "warmup_epochs")
-    }
     return TrainState(
         model=model,
         optimizer=build_optimizer(
-            chosen.name, model, chosen.lr, chosen.weight_decay, chosen.arguments
+            optimizer.name, model, optimizer.lr, optimizer.weight_decay, optimizer.arguments
         ),
-        schedule=build_schedule(
-            course.name,
-            chosen.lr,
-            course.warmup_epochs,
-            epochs=config.train.epochs,
-            steps_per_epoch=steps_per_epoch,
-            **own,
-        ),
-        scaler=precision.scaler(hardware.precision, hardware.device),
+        schedule=_build_schedule(config, steps_per_epoch),
+        scaler=precision.build_scaler(device_setup.precision, device_setup.device),
         ema=ema,
-        sums=MetricSums(hardware.device),
-        micro_batches=config.train.accumulate,
+        sums=MetricSums(device_setup.device),
+        micro_batches=train.accumulate,
+    )
+
+
+def _build_schedule(config: Config, steps_per_epoch: int) -> Schedule:
+    arguments = dict(vars(config.scheduler))  # the keys besides these two are the schedule's own
+    name = arguments.pop("name")
+    warmup_epochs = arguments.pop("warmup_epochs")
+    return build_schedule(
+        name,
+        config.optimizer.lr,
+        warmup_epochs,
+        epochs=config.train.epochs,
+        steps_per_epoch=steps_per_epoch,
+        **arguments,
     )
 
 
 def build_tested_model(
-    config: Config, hardware: DeviceSetup, weights: dict[str, Tensor]
+    config: Config, device_setup: DeviceSetup, weights: dict[str, Tensor]
 ) -> nn.Sequential:
-    """The network as it was when a run took its test, in eval mode. weights: of `checkpoint.weights_of`.
+    """Returns the network with the weights of a checkpoint, in eval mode, as a run tests it.
 
-    Raises CheckpointError.
+    Args:
+        config: the configuration of the run.
+        device_setup: the device.
+        weights: the result of `checkpoint.select_eval_weights`.
+
+    Raises:
+        CheckpointError: the weights do not fit the network.
     """
     model = build_model(config)
     try:
         model.load_state_dict(weights)
     except RuntimeError as error:
-        told = " ".join(str(error).split())[:200]
-        raise CheckpointError(f"checkpoints: the weights do not fit config.yaml: {told}") from error
-    model = _to_device(model, config, hardware)
-    if config.device.compile and config.train.ema is None:  # the moving average is a plain copy
+        reason = " ".join(str(error).split())[:MAX_ERROR_CHARS]
+        raise CheckpointError(
+            f"checkpoints: the weights do not fit config.yaml: {reason}"
+        ) from error
+    model = _to_device(model, config, device_setup)
+    if config.device.compile and config.train.ema is None:  # a run does not compile its average
         model.compile()
     return model.eval()
 
 
-def _to_device(model: nn.Sequential, config: Config, hardware: DeviceSetup) -> nn.Sequential:
-    if uses_triton(config, hardware.precision) and precision.has_triton():
+def _to_device(model: nn.Sequential, config: Config, device_setup: DeviceSetup) -> nn.Sequential:
+    if uses_triton(config, device_setup.precision) and precision.has_triton():
         fuse(model)
-    memory = torch.channels_last if config.device.channels_last else torch.contiguous_format
-    return model.to(hardware.device).to(memory_format=memory)
+    memory_format = torch.contiguous_format
+    if config.device.channels_last:
+        memory_format = torch.channels_last
+    return model.to(device_setup.device).to(memory_format=memory_format)
 
 
-def train_settings(config: Config, hardware: DeviceSetup) -> TrainSettings:
+def train_settings(config: Config, device_setup: DeviceSetup) -> TrainSettings:
+    """Returns everything of the training loop that stays the same during a run."""
     train = config.train
     return TrainSettings(
-        device=hardware.device,
+        device=device_setup.device,
         seed=config.seed,
         epochs=train.epochs,
         batch_size=config.data.batch_size,
@@ -129,28 +138,34 @@ def train_settings(config: Config, hardware: DeviceSetup) -> TrainSettings:
         clip_norm=train.clip_norm,
         patience=train.patience,
         rest_minutes=train.rest_minutes,
-        autocast=hardware.autocast,
-        gradients=_step_function(config),
-        probe=dead_layer_check(config),
+        autocast=device_setup.autocast,
+        forward_backward=_step_function(config),
+        dead_layer_check=dead_layer_check(config),
     )
 
 
-def _step_function(config: Config) -> Callable[..., tuple[Tensor, Tensor]]:
+def _step_function(config: Config) -> ForwardBackward:
     if collectives.world_size() > 1:
         return DistributedStep()
-    return (
-        CudaGraphStep()
-        if config.device.name == "cuda" and not config.device.compile
-        else forward_backward
-    )
+    if config.device.name == "cuda" and not config.device.compile:
+        return CudaGraphStep()
+    return forward_backward
 
 
 def dead_layer_check(config: Config) -> DeadLayerCheck | None:
+    """Returns the check of `train.probe_steps`; None if it is off."""
     steps = config.train.probe_steps
-    return (
-        None
-        if steps is None
-        else DeadLayerCheck(
-            steps, layers(config), suggested_overrides(config), bool(config.train.stop_if_dead)
-        )
-    )
+    if steps is None:
+        return None
+    stop = bool(config.train.stop_if_dead)
+    return DeadLayerCheck(steps, layers(config), suggested_overrides(config), stop)
+
+
+def with_class_count(config: Config, classes: int) -> Config:
+    """Returns a run's configuration with its number of classes.
+
+    A folder of images, which may be gone, then need not be counted.
+    """
+    if not isinstance(config.data, ImageFolder):
+        return config
+    return replace(config, data=replace(config.data, classes=classes))

@@ -1,4 +1,6 @@
-from collections.abc import Callable, Mapping
+"""Builds the loaders of a run from its configuration."""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,114 +13,125 @@ from vggexp.config.schema import Config, ImageFolder, Synthetic
 from vggexp.data.catalog import DatasetSplits
 from vggexp.data.datasets import TensorDataset, load_dataset, synthetic_dataset
 from vggexp.data.image_folder import FolderIndex, index_folder
+from vggexp.data.image_stats import channel_mean_std, color_basis
 from vggexp.data.loaders import InMemoryLoader, Loader, StreamingLoader
 from vggexp.data.split import stratified_sample, train_val_split
-from vggexp.data.transforms import Augment, Preprocess, channel_mean_std, color_basis
+from vggexp.data.transforms import Augment, Preprocess
 from vggexp.data.workers import decode_images
 from vggexp.distributed import collectives
 from vggexp.errors import DataError
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)  # torchvision's, for streamed folders
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's, for folders of images
+IMAGENET_STD = (0.229, 0.224, 0.225)
+COLOR_SAMPLE = 256  # images at least, whose colors give the components of augment.color
 
 
 @dataclass(frozen=True)
 class DataLoaders:
-    """What a run trains on, validates on (None without a split) and tests on, and what to know about it."""
+    """The data of a run."""
 
     train: Loader
-    val: Loader | None
+    val: Loader | None  # None without a validation split
     test: Loader
     classes: tuple[str, ...]
     preprocess: Preprocess
-    pictures: Callable[[Tensor], Tensor]  # places in the test set -> uint8 [N, C, H, W]
-    fingerprint: dict[str, str]
-    origin: str
+    test_images: Callable[[Tensor], Tensor]  # indices into the test set -> uint8 [N, C, H, W]
+    fingerprint: dict[str, str]  # SHA-256 by file name
+    origin: str  # a folder, or what made the images
 
-    def changed(self, there: Mapping[str, str]) -> str:
-        """The files that are not those of another fingerprint, or nothing."""
-        here = self.fingerprint
-        return ", ".join(
-            name for name in sorted({*there, *here}) if there.get(name) != here.get(name)
-        )
+    def changed_files(self, recorded: Mapping[str, str]) -> str:
+        """Returns the names of the files that differ from a recorded fingerprint, or ""."""
+        names = []
+        for name in sorted({*recorded, *self.fingerprint}):
+            if recorded.get(name) != self.fingerprint.get(name):
+                names.append(name)
+        return ", ".join(names)
 
 
 def build_loaders(
-    config: Config, device: torch.device, warn: Callable[[str], None] = print
+    config: Config,
+    device: torch.device,
+    warn: Callable[[str], None] = print,
 ) -> DataLoaders:
-    """Reads and checks the data set. Raises DataError. warn: told of a worker process that had to be replaced."""
-    wanted = config.data
-    if isinstance(wanted, ImageFolder):
-        index = index_folder(Path(wanted.root or ""))
-        if wanted.classes not in (None, len(index.train.classes)):
-            raise DataError(
-                f"{wanted.root}: {len(index.train.classes)} classes, but data.classes={wanted.classes}"
-            )
-        return (
-            _streaming_loaders(config, index, device, warn)
-            if wanted.cache == "none"
-            else _in_memory_loaders(config, _decode_folder(config, index), device)
+    """Reads and checks the data set, and builds its loaders.
+
+    Args:
+        config: the configuration.
+        device: where the batches go.
+        warn: receives a message if a worker process had to be replaced.
+
+    Raises:
+        DataError: the data is missing, corrupt, or has another number of classes.
+    """
+    cfg = config.data
+    if isinstance(cfg, ImageFolder):
+        index = index_folder(Path(cfg.root or ""))
+        count = len(index.train.classes)
+        if cfg.classes not in (None, count):
+            raise DataError(f"{cfg.root}: {count} classes, but data.classes={cfg.classes}")
+        if cfg.cache == "none":
+            return _streaming_loaders(config, index, device, warn)
+        return _in_memory_loaders(config, _decode_folder(config, index), device)
+    if isinstance(cfg, Synthetic):
+        splits = synthetic_dataset(
+            cfg.images,
+            cfg.classes,
+            cfg.channels,
+            cfg.size,
         )
-    if isinstance(wanted, Synthetic):
-        loaded = synthetic_dataset(wanted.images, wanted.classes, wanted.channels, wanted.size)
     else:
-        loaded = load_dataset(
-            wanted.name, Path(wanted.root) if wanted.root else None, wanted.download
-        )
-    return _in_memory_loaders(config, loaded, device)
+        root = Path(cfg.root) if cfg.root else None
+        splits = load_dataset(cfg.name, root, cfg.download)
+    return _in_memory_loaders(config, splits, device)
 
 
 def _in_memory_loaders(
-    config: Config, loaded: DatasetSplits[TensorDataset], device: torch.device
+    config: Config,
+    splits: DatasetSplits[TensorDataset],
+    device: torch.device,
 ) -> DataLoaders:
-    """Every image in memory."""
-    wanted = config.data
-    train, val = _split_indices(loaded.train.labels, config)
-    images = loaded.train.images[train]
-    mean, std = _mean_and_std(config, images)
+    """Builds loaders of images that are all in memory."""
+    cfg = config.data
+    images = splits.train.images
+    labels = splits.train.labels
+    train, val = _split_indices(labels, config)
+    mean, std = _mean_and_std(config, images[train])
     preprocess = Preprocess(input_spec(config).size, mean, std, config.device.channels_last)
-    make = partial(
+    make_loader = partial(
         InMemoryLoader,
         preprocess=preprocess,
-        batch_size=wanted.batch_size,
+        batch_size=cfg.batch_size,
         device=device,
         seed=config.seed,
-        cache=wanted.cache,
+        cache=cfg.cache,
     )
-    score = partial(make, batch_size=collectives.local_batch_size(wanted.batch_size))
+    rank_batch = collectives.local_batch_size(cfg.batch_size)
+    make_eval_loader = partial(make_loader, batch_size=rank_batch)
+    augment = Augment(**vars(config.augment))
     return DataLoaders(
-        train=make(images, loaded.train.labels[train], augment=Augment(**vars(config.augment))),
-        val=score(loaded.train.images[val], loaded.train.labels[val]) if len(val) else None,
-        test=score(loaded.test.images, loaded.test.labels),
-        classes=loaded.train.classes,
+        train=make_loader(images[train], labels[train], augment=augment),
+        val=make_eval_loader(images[val], labels[val]) if len(val) else None,
+        test=make_eval_loader(splits.test.images, splits.test.labels),
+        classes=splits.train.classes,
         preprocess=preprocess,
-        pictures=lambda places: loaded.test.images[places],
-        fingerprint=loaded.fingerprint,
-        origin=loaded.origin,
+        test_images=lambda indices: splits.test.images[indices],
+        fingerprint=splits.fingerprint,
+        origin=splits.origin,
     )
-
-
-def _mean_and_std(config: Config, images: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
-    """Mean and deviation of the training images; ImageNet's for a folder, whose own would take reading it whole."""
-    if not config.data.normalize:
-        return None, None
-    if images is None or isinstance(config.data, ImageFolder):
-        return torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-    return channel_mean_std(images)
 
 
 def _decode_folder(
-    config: Config, index: DatasetSplits[FolderIndex]
+    config: Config,
+    index: DatasetSplits[FolderIndex],
 ) -> DatasetSplits[TensorDataset]:
-    """A folder's pictures, decoded once and kept at the network's size."""
+    """Decodes all images of a folder once, at the size of the network's input."""
     size = input_spec(config).size
-    workers = config.data.workers
-    train, test = (
-        TensorDataset(
-            decode_images(part.paths, size, workers), torch.tensor(part.labels), part.classes
-        )
-        for part in (index.train, index.test)
-    )
+    datasets = []
+    for part in (index.train, index.test):
+        images = decode_images(part.paths, size, config.data.workers)
+        labels = torch.tensor(part.labels)
+        datasets.append(TensorDataset(images, labels, part.classes))
+    train, test = datasets
     return DatasetSplits(train, test, index.fingerprint, index.origin)
 
 
@@ -128,61 +141,78 @@ def _streaming_loaders(
     device: torch.device,
     warn: Callable[[str], None],
 ) -> DataLoaders:
-    """A folder's pictures, decoded in every epoch."""
-    wanted = config.data
+    """Builds loaders that decode the images of a folder in every epoch."""
+    cfg = config.data
     size = input_spec(config).size
     labels = torch.tensor(index.train.labels)
     train, val = _split_indices(labels, config)
     mean, std = _mean_and_std(config, None)
     preprocess = Preprocess(size, mean, std, config.device.channels_last)
-    make = partial(
+    make_loader = partial(
         StreamingLoader,
         preprocess=preprocess,
-        batch_size=wanted.batch_size,
+        batch_size=cfg.batch_size,
         device=device,
-        workers=wanted.workers,
+        workers=cfg.workers,
         seed=config.seed,
         warn=warn,
     )
-    score = partial(make, batch_size=collectives.local_batch_size(wanted.batch_size))
-
-    def paths(places: Tensor) -> list[Path]:
-        return [index.train.paths[place] for place in places.tolist()]
-
-    # The colours of a few hundred pictures tell the components well enough.
-    sample = (
-        decode_images(paths(train[:: max(1, len(train) // 256)]), size, 0)
-        if config.augment.color
-        else None
-    )
+    rank_batch = collectives.local_batch_size(cfg.batch_size)
+    make_eval_loader = partial(make_loader, batch_size=rank_batch)
+    train_paths = _select(index.train.paths, train)
+    val_paths = _select(index.train.paths, val)
+    basis = None
+    if config.augment.color:  # a few hundred images determine the components well enough
+        step = max(1, len(train_paths) // COLOR_SAMPLE)
+        sample = decode_images(train_paths[::step], size, 0)
+        basis = color_basis(sample)
+    augment = Augment(**vars(config.augment))
     return DataLoaders(
-        train=make(
-            paths(train),
-            labels[train].tolist(),
-            augment=Augment(**vars(config.augment)),
-            basis=None if sample is None else color_basis(sample),
-        ),
-        val=score(paths(val), labels[val].tolist()) if len(val) else None,
-        test=score(index.test.paths, index.test.labels),
+        train=make_loader(train_paths, labels[train].tolist(), augment=augment, basis=basis),
+        val=make_eval_loader(val_paths, labels[val].tolist()) if len(val) else None,
+        test=make_eval_loader(index.test.paths, index.test.labels),
         classes=index.train.classes,
         preprocess=preprocess,
-        pictures=lambda places: decode_images(
-            [index.test.paths[place] for place in places.tolist()], size, 0
+        test_images=lambda indices: decode_images(
+            _select(index.test.paths, indices),
+            size,
+            0,
         ),
         fingerprint=index.fingerprint,
         origin=index.origin,
     )
 
 
+def _select(paths: Sequence[Path], indices: Tensor) -> list[Path]:
+    return [paths[index] for index in indices.tolist()]
+
+
 def _split_indices(labels: Tensor, config: Config) -> tuple[Tensor, Tensor]:
-    """Places of the training and of the validation images, both taken from the first `limit` drawn."""
-    if config.data.limit is None or config.data.limit >= len(labels):
-        return train_val_split(labels, config.data.val_fraction, config.seed)
-    limited = stratified_sample(labels, config.data.limit, config.seed, "limit")
-    train, val = train_val_split(labels[limited], config.data.val_fraction, config.seed)
+    """Returns the indices of the training and of the validation images.
+
+    With `data.limit` both come from the first images that are drawn.
+    """
+    limit = config.data.limit
+    val_fraction = config.data.val_fraction
+    if limit is None or limit >= len(labels):
+        return train_val_split(labels, val_fraction, config.seed)
+    limited = stratified_sample(labels, limit, config.seed, "limit")
+    train, val = train_val_split(labels[limited], val_fraction, config.seed)
     return limited[train], limited[val]
 
 
+def _mean_and_std(config: Config, images: Tensor | None) -> tuple[Tensor | None, Tensor | None]:
+    """Returns the mean and std [C] of the training images, None without `data.normalize`.
+
+    A folder of images gets ImageNet's, because its own would need a pass over all images.
+    """
+    if not config.data.normalize:
+        return None, None
+    if images is None or isinstance(config.data, ImageFolder):
+        return torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+    return channel_mean_std(images)
+
+
 def make_preprocess(config: Config, mean: Tensor | None, std: Tensor | None) -> Preprocess:
-    """What stands before the network of a finished run, on the CPU."""
+    """Returns the preprocessing of a finished run, on the CPU. mean, std: [C]."""
     return Preprocess(input_spec(config).size, mean, std)

@@ -1,7 +1,10 @@
+"""Sets up the device of a run: number format, threads and torch's switches."""
+
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -14,51 +17,71 @@ from vggexp.training import precision
 
 @dataclass(frozen=True)
 class DeviceSetup:
-    """The device and what was resolved for it; made once, before anything is built on it."""
+    """The device of a run and the settings resolved for it, before anything is built on it."""
 
     device: torch.device
-    precision: str
-    threads: int
+    precision: str  # fp32, tf32, bf16 or fp16
+    threads: int  # of one operation on the CPU
     autocast: Callable[[], AbstractContextManager]
 
 
-def is_available(device: str) -> bool:
-    """Whether this machine has it: cpu, cuda or mps."""
-    return {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }[device]
-
-
 def setup_device(config: Config, threads: int | None = None) -> DeviceSetup:
-    """Sets torch's switches. threads: of the run that is continued, where there is one.
+    """Resolves the section `device` and sets torch's switches for this process.
 
-    Raises ConfigError where this machine lacks the device or the format.
+    Args:
+        config: the configuration.
+        threads: the threads of the run that is continued, if one is.
+
+    Raises:
+        ConfigError: this machine lacks the device or the number format.
     """
-    wanted = config.device
-    if not is_available(wanted.name):
+    cfg = config.device
+    if not is_available(cfg.name):
         raise ConfigError(
-            f"device={wanted.name}: no usable device (torch {torch.__version__}); use device=cpu"
+            f"device={cfg.name}: no usable device (torch {torch.__version__}); use device=cpu"
         )
-    device = collectives.device(wanted.name)
-    resolved = precision.resolve_precision(wanted.precision, device)
-    if (
-        resolved == "bf16"
-        and device.type == "cuda"
-        and not torch.cuda.is_bf16_supported(including_emulation=False)
-    ):
-        raise ConfigError("device.precision=bf16: this GPU does not multiply it; use fp16 or fp32")
-    threads = precision.configure_backends(
-        device, resolved, wanted.deterministic, wanted.threads or threads
-    )
+    device = collectives.device(cfg.name)
+    resolved = precision.resolve_precision(cfg.precision, device)
+    if resolved == "bf16" and device.type == "cuda":
+        if not torch.cuda.is_bf16_supported(including_emulation=False):
+            raise ConfigError(
+                "device.precision=bf16: this GPU does not multiply it; use fp16 or fp32"
+            )
     return DeviceSetup(
-        device, resolved, threads, partial(precision.autocast_context, resolved, device)
+        device=device,
+        precision=resolved,
+        threads=precision.configure_backends(
+            device, resolved, cfg.deterministic, cfg.threads or threads
+        ),
+        autocast=partial(precision.autocast_context, resolved, device),
     )
+
+
+def is_available(device: str) -> bool:
+    """Returns whether this machine has the device: cpu, cuda or mps."""
+    if device == "cuda":
+        return torch.cuda.is_available()
+    if device == "mps":
+        return torch.backends.mps.is_available()
+    return device == "cpu"
 
 
 def device_name(device: torch.device) -> str:
-    """The model of what computes: `NVIDIA H100`, `AMD EPYC 9R14`, `mps`."""
+    """Returns the model of the device: `NVIDIA H100`, `AMD EPYC 9R14`, `mps`."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return cpu.cpu_model() if device.type == "cpu" else device.type
+
+
+def machine_fingerprint(device_setup: DeviceSetup) -> dict[str, Any]:
+    """Returns what a result depends on besides configuration and data."""
+    device = device_setup.device
+    return {
+        "torch": str(torch.__version__),
+        "threads": device_setup.threads,
+        "device": device.type,
+        "device_name": device_name(device),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "precision": device_setup.precision,
+        "processes": collectives.world_size(),
+    }

@@ -1,13 +1,13 @@
-"""A run with all it works on: trained, tested and recorded; or, on a rank above 0, followed."""
+"""Trains, tests and records one run. Ranks above 0 take part and write nothing."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
 import numpy
-import torch
 from torch import Tensor, nn
 
 from vggexp import __version__
@@ -20,263 +20,281 @@ from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
 from vggexp.errors import RankError, ResourceError, StoppedError, VggexpError
 from vggexp.loggers.console import Console
-from vggexp.loggers.run_logger import NullLogger, RunLogger
-from vggexp.runner import build, datasets, hardware, summary
-from vggexp.runner.hardware import device_name
+from vggexp.loggers.run_logger import RunLogger
+from vggexp.runner import banner, figures
+from vggexp.runner.build import train_settings
+from vggexp.runner.datasets import DataLoaders
+from vggexp.runner.hardware import DeviceSetup, machine_fingerprint
+from vggexp.runner.result import result_fields, tested_epoch, total_times
 from vggexp.runs import directory
 from vggexp.runs.environment import collect_environment
 from vggexp.runs.predictions import PREDICTIONS
 from vggexp.system import memory
 from vggexp.system.signals import StopFlag
 from vggexp.training import checkpoint, checkpoint_manager
-from vggexp.training.loop import Checkpointer, EpochMetrics, Logger, TrainState, train
+from vggexp.training.checkpoint_manager import CheckpointManager, DistributedCheckpointManager
+from vggexp.training.loop import (
+    Checkpointer,
+    EpochMetrics,
+    Logger,
+    NullLogger,
+    TrainLoop,
+    TrainState,
+    train,
+)
 from vggexp.training.metrics import evaluate, predict
 from vggexp.training.timer import PhaseTimer
 
 
-def machine_fingerprint(hardware: hardware.DeviceSetup) -> dict[str, Any]:
-    """What a result depends on besides configuration and data."""
-    return {
-        "torch": str(torch.__version__),
-        "threads": hardware.threads,
-        "device": hardware.device.type,
-        "device_name": device_name(hardware.device),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "precision": hardware.precision,
-        "processes": collectives.world_size(),
+@dataclass(frozen=True)
+class TrainingJob:
+    """A run that is ready to train."""
+
+    config: Config
+    overrides: Sequence[str]  # as typed
+    folder: Path  # the run directory, locked by this process
+    device_setup: DeviceSetup
+    data: DataLoaders
+    state: TrainState
+    stop: StopFlag
+    console: Console
+    init_lines: Sequence[str]  # lines of the start banner on `train.init_from`
+    is_resumed: bool  # the state is that of a checkpoint
+
+
+class PredictedTestSet(NamedTuple):
+    """What the tested weights of a run predict for the test set."""
+
+    epoch_metrics: EpochMetrics  # of the epoch whose weights are tested
+    model: nn.Module
+    logits: Tensor  # [N, classes], on the CPU
+    labels: Tensor  # [N], on the CPU
+
+
+def train_and_record(job: TrainingJob) -> EpochMetrics:
+    """Trains and tests. Rank 0 records the run, and in result.json also how it ends early.
+
+    Returns:
+        The content of result.json; empty on ranks above 0.
+    """
+    if collectives.rank() > 0:
+        with _translate_errors(job):
+            _train(job, NullLogger(), None, PhaseTimer(job.device_setup.device))
+            _predict_test_set(job)
+        return {}
+    with _record_failure(job), _translate_errors(job):
+        memory.reset_peak_memory(job.device_setup.device)
+        _write_metadata(job)
+        _print_start(job)
+        checkpoints = _make_checkpoint_manager(job)
+        logger = _make_logger(job)
+        is_complete = False
+        try:
+            timer = PhaseTimer(job.device_setup.device)
+            _train(job, logger, checkpoints, timer)
+            content = _finish(job, logger, checkpoints, timer)
+            is_complete = True
+        finally:
+            logger.tensorboard.close(is_complete)
+        for line in banner.end_banner(content, job.folder):
+            job.console.line(line)
+        return content
+
+
+@contextlib.contextmanager
+def _translate_errors(job: TrainingJob) -> Iterator[None]:
+    """Raises ResourceError and RankError in place of the errors of torch."""
+    hint = f"with data.batch_size={job.config.data.batch_size}; choose a smaller one"
+    with memory.oom_as_resource_error(hint), collectives.translate_rank_errors():
+        yield
+
+
+@contextlib.contextmanager
+def _record_failure(job: TrainingJob) -> Iterator[None]:
+    """Writes an exception of the block to result.json, and raises it again.
+
+    Raises:
+        ResourceError: in place of an OSError.
+    """
+    try:
+        yield
+    except (StoppedError, RankError) as error:
+        _record_end(job, "interrupted", str(error), error.exit_code)
+        raise
+    except VggexpError as error:
+        error.signal = job.stop.signal
+        _record_end(job, "failed", str(error), error.exit_code)
+        raise
+    except KeyboardInterrupt:
+        _record_end(job, "interrupted", "stopped at once by a second Ctrl-C", 130)
+        raise
+    except OSError as error:
+        reason = f"{error.filename or job.folder}: {error.strerror or error}"
+        _record_end(job, "failed", reason, ResourceError.exit_code)
+        raise ResourceError(reason) from error
+    except BaseException as error:
+        _record_end(job, "failed", f"{type(error).__name__}: {error}", 1)
+        raise
+
+
+def _record_end(job: TrainingJob, state: str, error: str, exit_code: int) -> None:
+    with contextlib.suppress(OSError):  # a full disk has no room for the report about itself
+        directory.write_result(job.folder, state, error=error, exit_code=exit_code)
+
+
+def _write_metadata(job: TrainingJob) -> None:
+    job.console.log_file = job.folder / "run.log"
+    environment = collect_environment() | machine_fingerprint(job.device_setup)
+    del environment["torch"]  # is among the versions
+    environment["attempts"] = directory.count_attempts(job.folder)
+    environment["data"] = job.data.fingerprint
+    environment["versions"]["vggexp"] = __version__
+    directory.write_metadata(job.folder, to_plain(job.config), job.overrides, environment)
+    directory.write_result(job.folder, "running")
+
+
+def _print_start(job: TrainingJob) -> None:
+    state = job.state
+    lines = banner.start_banner(job.config, job.device_setup, job.data, job.folder)
+    lines += job.init_lines
+    if job.is_resumed:
+        lines.append(
+            f"continued after step {state.step}: {state.epoch} epochs and {state.batch} batches"
+        )
+    for line in lines:
+        job.console.line(line)
+
+
+def _make_checkpoint_manager(job: TrainingJob) -> CheckpointManager:
+    """Returns the manager of the run's checkpoints. Raises ResourceError for a disk too full."""
+    train_cfg = job.config.train
+    facts = {
+        "identity": identity(to_plain(job.config)),
+        **machine_fingerprint(job.device_setup),
+        "data": job.data.fingerprint,
+        "classes": list(job.data.classes),
+        "mean": job.data.preprocess.mean,
+        "std": job.data.preprocess.std,
     }
+    folder = job.folder / "checkpoints"
+    manager = CheckpointManager(folder, train_cfg.keep, train_cfg.checkpoint_minutes, facts)
+    checkpoint_manager.check_disk_space(folder, disk_bytes(job.config)["run"])
+    return manager
+
+
+def _make_logger(job: TrainingJob) -> RunLogger:
+    hparams = figures.hyperparameters(job.config, job.overrides)
+    epochs = job.config.train.epochs
+    logger = RunLogger(job.folder, job.console, epochs, hparams, job.state.history)
+    draw = partial(figures.log_first_images, logger, job.data)
+    logger.best_effort("the first images", draw)
+    return logger
+
+
+def _train(
+    job: TrainingJob, logger: Logger, manager: CheckpointManager | None, timer: PhaseTimer
+) -> None:
+    """Runs the training loop. `manager` is None on ranks above 0."""
+    checkpointer: Checkpointer | None = manager
+    if isinstance(job.stop, DistributedStop):
+        checkpointer = DistributedCheckpointManager(job.stop, manager)
+    assert checkpointer is not None
+    evaluate_model = partial(
+        evaluate_epoch,
+        config=job.config,
+        device_setup=job.device_setup,
+        data=job.data,
+        console=job.console,
+    )
+    loop = TrainLoop(
+        settings=train_settings(job.config, job.device_setup),
+        timer=timer,
+        logger=logger,
+        checkpointer=checkpointer,
+        stop=job.stop,
+    )
+    train(job.state, job.data.train, loop, evaluate_model)
+    job.stop.check("before the test")
 
 
 def evaluate_epoch(
     model: nn.Module,
     config: Config,
-    hardware: hardware.DeviceSetup,
-    data: datasets.DataLoaders,
+    device_setup: DeviceSetup,
+    data: DataLoaders,
     console: Console,
 ) -> dict[str, float]:
-    """The scores after an epoch: validation, and the test set only where the configuration asks for it."""
-    scores: dict[str, float] = {}
-    collectives.broadcast_(model.buffers())  # batch norm may have kept each rank's own
-    if data.val is not None:
-        batches = with_progress("validation", data.val, console)
-        scores |= evaluate(model, batches, hardware.device, hardware.autocast, "val")
+    """Returns the validation metrics after an epoch, and with `test_each_epoch` the test metrics.
+
+    Every rank calls this and gets the same metrics.
+    """
+    collectives.broadcast_(model.buffers())  # batch norm may have kept the statistics of each rank
+    splits = {"val": ("validation", data.val)}
     if config.train.test_each_epoch:
-        batches = with_progress("test", data.test, console)
-        scores |= evaluate(model, batches, hardware.device, hardware.autocast, "test")
-    return scores
+        splits["test"] = ("test", data.test)
+    metrics: dict[str, float] = {}
+    for split, (label, loader) in splits.items():
+        if loader is not None:
+            batches = with_progress(label, loader, console)
+            metrics |= evaluate(model, batches, device_setup.device, device_setup.autocast, split)
+    return metrics
 
 
-def with_progress(label: str, batches: Loader, console: Console) -> Iterator[tuple[Tensor, Tensor]]:
-    return console.counted(
-        label, batches.evaluate(), len(range(batches.batches_per_epoch)[collectives.rank_slice()])
+def with_progress(label: str, loader: Loader, console: Console) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yields this rank's batches of an evaluation, and shows its progress."""
+    count = len(range(loader.batches_per_epoch)[collectives.rank_slice()])
+    return console.track(label, loader.evaluate(), count)
+
+
+def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
+    """Predicts the test set with the weights that `train.test_weights` chooses."""
+    state = job.state
+    epoch_metrics = tested_epoch(state.history, job.config.train.test_weights)
+    step = epoch_metrics["step"]
+    model = state.eval_model()
+    if step != state.step:
+        path = job.folder / "checkpoints" / checkpoint_manager.checkpoint_name(step)
+        load = partial(_load_weights, path)
+        model.load_state_dict(collectives.run_on_rank_zero(load))
+    collectives.broadcast_(model.buffers())
+    batches = with_progress("test", job.data.test, job.console)
+    logits, labels = predict(model, batches, job.device_setup.autocast)
+    return PredictedTestSet(epoch_metrics, model, logits, labels)
+
+
+def _load_weights(path: Path) -> dict[str, Tensor]:
+    return checkpoint.select_eval_weights(checkpoint.load(path))
+
+
+def _finish(
+    job: TrainingJob, logger: RunLogger, manager: CheckpointManager, timer: PhaseTimer
+) -> EpochMetrics:
+    """Tests once; then writes the predictions, the figures and result.json."""
+    state = job.state
+    data = job.data
+    test = _predict_test_set(job)
+    probs = test.logits.softmax(1)
+    weights = {}
+    for key, tensor in test.model.state_dict().items():
+        weights[key] = tensor.detach().cpu().contiguous()
+    path = job.folder / PREDICTIONS
+    numpy.savez_compressed(path, scores=probs.numpy(), labels=test.labels.numpy())
+    content = result_fields(
+        job.config, state, test.epoch_metrics, test.logits, test.labels, weights
     )
-
-
-class TrainingJob:
-    """A run with all it works on."""
-
-    def __init__(
-        self,
-        config: Config,
-        stop: StopFlag,
-        console: Console,
-        folder: Path,
-        hardware: hardware.DeviceSetup,
-        data: datasets.DataLoaders,
-        state: TrainState,
-    ):
-        self.config = config
-        self.stop = stop
-        self.console = console
-        self.folder = folder
-        self.hardware = hardware
-        self.data = data
-        self.state = state
-        self.init_lines: list[str] = []  # lines on the weights that it begins from
-
-    def run_on_rank_zero(
-        self, overrides: Sequence[str], saved: dict[str, Any] | None
-    ) -> EpochMetrics:
-        """Runs, and leaves in result.json how it ended."""
-        try:
-            summary.reset_peaks(self.hardware)
-            with self._translate_errors():
-                self._write_metadata(overrides)
-                return self._run(overrides, continued=saved is not None)
-        except (StoppedError, RankError) as error:
-            self._record_end("interrupted", str(error), error.exit_code)
-            raise
-        except VggexpError as error:
-            error.signal = self.stop.signal
-            self._record_end("failed", str(error), error.exit_code)
-            raise
-        except KeyboardInterrupt:
-            self._record_end("interrupted", "stopped at once by a second Ctrl-C", 130)
-            raise
-        except OSError as error:
-            told = f"{error.filename or self.folder}: {error.strerror or error}"
-            self._record_end("failed", told, ResourceError.exit_code)
-            raise ResourceError(told) from error
-        except BaseException as error:
-            self._record_end("failed", f"{type(error).__name__}: {error}", 1)
-            raise
-
-    def run_on_other_ranks(self) -> EpochMetrics:
-        """On a rank above 0: the same steps and scores, of which nothing is written."""
-        with self._translate_errors():
-            self._train(NullLogger(), None, PhaseTimer(self.hardware.device))
-            self._predict_test_set()
-        return {}
-
-    @contextlib.contextmanager
-    def _translate_errors(self) -> Iterator[None]:
-        with (
-            memory.oom_as_resource_error(
-                f"with data.batch_size={self.config.data.batch_size}; choose a smaller one"
-            ),
-            collectives.translate_rank_errors(),
-        ):
-            yield
-
-    def _record_end(self, state: str, error: str, exit_code: int) -> None:
-        with contextlib.suppress(OSError):  # a full disk has no room for its own report
-            directory.write_result(self.folder, state, error=error, exit_code=exit_code)
-
-    def _write_metadata(self, overrides: Sequence[str]) -> None:
-        self.console.log_file = self.folder / "run.log"
-        here = {
-            key: value
-            for key, value in machine_fingerprint(self.hardware).items()
-            if key != "torch"
-        }  # among the versions
-        known = (
-            collect_environment()
-            | here
-            | {"attempts": directory.count_attempts(self.folder), "data": self.data.fingerprint}
-        )
-        known["versions"]["vggexp"] = __version__
-        directory.write_metadata(self.folder, to_plain(self.config), overrides, known)
-        directory.write_result(self.folder, "running")
-
-    def _run(self, overrides: Sequence[str], continued: bool) -> EpochMetrics:
-        config = self.config
-        state = self.state
-        data = self.data
-        for line in [
-            *summary.start_banner(config, self.hardware, data, self.folder),
-            *self.init_lines,
-        ]:
-            self.console.line(line)
-        if continued:
-            self.console.line(
-                f"continued after step {state.step}: {state.epoch} epochs and {state.batch} batches"
-            )
-        checkpoints = self._checkpoints()
-        columns = summary.hyperparameters(config, overrides)
-        watch = RunLogger(self.folder, self.console, config.train.epochs, columns, state.history)
-        watch.best_effort(
-            "the pictures of the first images", lambda: summary.log_first_images(watch, data)
-        )
-        ok = False
-        try:
-            clock = PhaseTimer(self.hardware.device)
-            self._train(watch, checkpoints, clock)
-            content = self._finish(watch, checkpoints, clock)
-            ok = True
-        finally:
-            watch.tensorboard.close(ok)
-        for line in summary.end_banner(content, self.folder):
-            self.console.line(line)
-        return content
-
-    def _train(
-        self,
-        watcher: Logger,
-        checkpoints: checkpoint_manager.CheckpointManager | None,
-        clock: PhaseTimer,
-    ) -> None:
-        """checkpoints: of rank 0."""
-        plan = build.train_settings(self.config, self.hardware)
-        stop = self.stop
-        measure = partial(
-            evaluate_epoch,
-            config=self.config,
-            hardware=self.hardware,
-            data=self.data,
-            console=self.console,
-        )
-        keeper: Checkpointer | None = (
-            checkpoint_manager.DistributedCheckpointManager(stop, checkpoints)
-            if isinstance(stop, DistributedStop)
-            else checkpoints
-        )
-        assert keeper is not None
-        train(self.state, self.data.train, plan, clock, measure, watcher, keeper, stop)
-        stop.check("before the test")
-
-    def _predict_test_set(self) -> tuple[EpochMetrics, nn.Module, Tensor, Tensor]:
-        """The epoch whose weights are tested, these, and the test's logits and labels on the CPU."""
-        state = self.state
-        scored = summary.tested_epoch(state.history, self.config.train.test_weights)
-        model = state.eval_model()
-        if scored["step"] != state.step:
-            path = self.folder / "checkpoints" / checkpoint_manager.checkpoint_name(scored["step"])
-            model.load_state_dict(
-                collectives.run_on_rank_zero(lambda: checkpoint.weights_of(checkpoint.load(path)))
-            )
-        collectives.broadcast_(model.buffers())
-        logits, labels = predict(
-            model, with_progress("test", self.data.test, self.console), self.hardware.autocast
-        )
-        return scored, model, logits, labels
-
-    def _checkpoints(self) -> checkpoint_manager.CheckpointManager:
-        train = self.config.train
-        preprocess = self.data.preprocess
-        facts = {
-            "identity": identity(to_plain(self.config)),
-            **machine_fingerprint(self.hardware),
-            "data": self.data.fingerprint,
-            "classes": list(self.data.classes),
-            "mean": preprocess.mean,
-            "std": preprocess.std,
-        }
-        checkpoints = checkpoint_manager.CheckpointManager(
-            self.folder / "checkpoints", train.keep, train.checkpoint_minutes, facts
-        )
-        checkpoint_manager.check_disk_space(checkpoints.folder, disk_bytes(self.config)["run"])
-        return checkpoints
-
-    def _finish(
-        self, watch: RunLogger, checkpoints: checkpoint_manager.CheckpointManager, clock: PhaseTimer
-    ) -> EpochMetrics:
-        """The test, once; then the weights, the scores and the result."""
-        state = self.state
-        data = self.data
-        scored, model, logits, labels = self._predict_test_set()
-        scores = logits.softmax(1)
-        weights = {
-            key: tensor.detach().cpu().contiguous() for key, tensor in model.state_dict().items()
-        }
-        numpy.savez_compressed(
-            self.folder / PREDICTIONS, scores=scores.numpy(), labels=labels.numpy()
-        )
-        content = summary.result_fields(
-            self.config, self.hardware, state, scored, logits, labels, weights
-        )
-        clock.lap("evaluation")
-        content |= summary.total_times(state.history, clock.read())
-        scores_ = {
-            key: value
-            for key, value in content.items()
-            if "/" in key and not key.startswith("time/")
-        }
-        watch.tensorboard.final(scores_, state.epoch)
-        show = partial(summary.log_test_images, watch, data, scores, labels, state.epoch)
-        watch.best_effort("the pictures of the mistakes", show)
-        watch.best_effort("the graph", lambda: summary.log_graph(watch, model, data))
-        # The views are whole by now: nothing comes back to them.
-        content = directory.write_result(self.folder, "finished", **content)
-        if self.config.train.keep == "weights":  # from here on the run cannot be continued
-            checkpoints.leave_only(scored["step"], {"weights": weights})
-        return content
+    content |= memory.peak_memory(job.device_setup.device)
+    timer.lap("evaluation")
+    content |= total_times(state.history, timer.read())
+    scalars = {}
+    for key, value in content.items():
+        if "/" in key and not key.startswith("time/"):
+            scalars[key] = value
+    logger.tensorboard.final(scalars, state.epoch)
+    draw = partial(figures.log_test_images, logger, data, probs, test.labels, state.epoch)
+    logger.best_effort("the images of the mistakes", draw)
+    logger.best_effort("the graph", partial(figures.log_graph, logger, test.model, data))
+    # All views are complete before the state is "finished": a finished run is never continued.
+    content = directory.write_result(job.folder, "finished", **content)
+    if job.config.train.keep == "weights":  # after this the run cannot be continued
+        manager.replace_all(test.epoch_metrics["step"], {"weights": weights})
+    return content

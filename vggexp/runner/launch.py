@@ -1,4 +1,4 @@
-"""Several ranks of one run, started on this machine by torch's elastic launch, and watched until they end."""
+"""Starts several ranks of one run on this machine with torch's elastic launch, and awaits them."""
 
 import contextlib
 import logging
@@ -31,8 +31,16 @@ STOPPED_AT_ONCE = "stopped at once by a second Ctrl-C"
 
 
 def run_ranks(config: Config, overrides: Sequence[str]) -> int:
-    """Trains with device.processes ranks; the exit code, whose reason the ranks have told. Raises ConfigError,
-    RankError where one of them was killed, KeyboardInterrupt after a second Ctrl-C."""
+    """Trains with `device.processes` ranks.
+
+    Returns:
+        The exit code; the ranks have printed its reason.
+
+    Raises:
+        ConfigError: the machine has fewer GPUs than ranks.
+        RankError: a rank was killed.
+        KeyboardInterrupt: a second Ctrl-C came.
+    """
     ranks = config.device.processes or 1
     folder = records.run_dir(config)
     if config.device.name == "cuda" and torch.cuda.device_count() < ranks:
@@ -43,19 +51,21 @@ def run_ranks(config: Config, overrides: Sequence[str]) -> int:
         with (
             handle_stop_signals() as stop,
             tempfile.TemporaryDirectory() as logs,
-            _shared_cores(ranks),
-            _passing_on(stop),
+            _divide_threads(ranks),
+            _quiet_launch(),
+            _forward_signals(stop),
         ):
-            elastic_launch(_launch(ranks, logs), run_rank)(config, list(overrides))
+            elastic_launch(_launch_config(ranks, logs), run_rank)(config, list(overrides))
     except ChildFailedError as error:
-        number, failure = error.get_first_failure()
+        rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
-            told = f"rank {number} was killed by {processes.signal_name(failure.exitcode)}"
-            directory.mark_interrupted(folder, told, RankError.exit_code, "running", "interrupted")
-            raise RankError(f"{told}; run the same command to continue") from None
-        directory.mark_interrupted(
-            folder, f"rank {number} has failed", failure.exitcode
-        )  # where rank 0 could not
+            reason = f"rank {rank} was killed by {processes.signal_name(failure.exitcode)}"
+            directory.mark_interrupted(
+                folder, reason, RankError.exit_code, states=("running", "interrupted")
+            )
+            raise RankError(f"{reason}; run the same command to continue") from None
+        # Recorded here, because rank 0 may not have been able to record it.
+        directory.mark_interrupted(folder, f"rank {rank} has failed", failure.exitcode)
         return failure.exitcode
     except KeyboardInterrupt:
         directory.mark_interrupted(folder, STOPPED_AT_ONCE, 128 + signal.SIGINT)
@@ -63,7 +73,34 @@ def run_ranks(config: Config, overrides: Sequence[str]) -> int:
     return 0
 
 
-def _launch(ranks: int, logs: str) -> LaunchConfig:
+def run_rank(config: Config, overrides: list[str]) -> None:
+    """Trains one rank in a process of its own; exits with a code other than 0 if it fails."""
+    from vggexp.runner.run import run
+
+    os.setpgid(0, 0)  # the starting process gets the terminal's signals and forwards them
+    with handle_stop_signals() as stop:
+        code = 0
+        try:
+            run(config, overrides, stop)
+        except RankError as error:
+            code = error.exit_code
+            if stop.signal is None:  # after a signal the starting process reports the lost rank
+                report_error(error, collectives.should_report_error)
+        except VggexpError as error:
+            report_error(error, collectives.should_report_error)
+            code = error.exit_code
+            if error.signal is not None:
+                code = 128 + error.signal
+        except Exception as error:
+            code = 1
+            if collectives.should_report_error(str(error)):
+                traceback.print_exc()
+        processes.flush_output()
+    if code:
+        sys.exit(code)
+
+
+def _launch_config(ranks: int, logs: str) -> LaunchConfig:
     return LaunchConfig(
         min_nodes=1,
         max_nodes=1,
@@ -72,96 +109,85 @@ def _launch(ranks: int, logs: str) -> LaunchConfig:
         rdzv_backend="c10d",
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
-        max_restarts=0,  # the same command continues
-        start_method="spawn",  # a fork has no use of CUDA
+        max_restarts=0,  # the same command continues a run
+        start_method="spawn",  # a fork cannot use CUDA
         logs_specs=DefaultLogsSpecs(log_dir=logs),
-        signals_to_handle="SIGQUIT",  # the others are ours
+        signals_to_handle="SIGQUIT",  # handle_stop_signals handles the other signals
     )
 
 
 @contextlib.contextmanager
-def _variable(name: str, value: str) -> Iterator[None]:
-    before = os.environ.get(name)
-    os.environ[name] = value
+def _environment(**variables: str) -> Iterator[None]:
+    """Sets environment variables for the block."""
+    saved = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
     try:
         yield
     finally:
-        os.environ.pop(name)
-        os.environ.update({} if before is None else {name: before})
+        for name, value in saved.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 @contextlib.contextmanager
-def _shared_cores(ranks: int) -> Iterator[None]:
-    """Each rank has its part of this job's threads. What torch logs of a rank's end is told in one line instead."""
+def _divide_threads(ranks: int) -> Iterator[None]:
+    """Gives each rank its part of this job's threads."""
+    threads = max(1, default_threads() // ranks)
+    with _environment(OMP_NUM_THREADS=str(threads)):
+        yield
+
+
+@contextlib.contextmanager
+def _quiet_launch() -> Iterator[None]:
+    """Silences torch's logs about the end of a rank, which one line of ours reports instead."""
     logging.disable(logging.CRITICAL)
     try:
-        threads = str(max(1, default_threads() // ranks))
-        level = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
-        with _variable("OMP_NUM_THREADS", threads), _variable("TORCH_CPP_LOG_LEVEL", level):
+        with _environment(TORCH_CPP_LOG_LEVEL=os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")):
             yield
     finally:
         logging.disable(logging.NOTSET)
 
 
 @contextlib.contextmanager
-def _passing_on(stop: StopFlag) -> Iterator[None]:
-    """A stop signal goes on to the ranks.
+def _forward_signals(stop: StopFlag) -> Iterator[None]:
+    """Forwards a stop signal to the ranks.
 
-    They are born with such signals held back, until they listen. So this thread holds them back while they are, and
-    another takes them: Python's handlers run here all the same.
+    Ranks start with stop signals blocked, until they can handle them. They inherit the blocked
+    signals from this thread, so this thread blocks them for the whole launch. Another thread
+    receives the signals; Python still runs the handlers in this thread.
     """
     ended = threading.Event()
-    numbers = [getattr(signal, name) for name in STOP_SIGNALS]
-    messenger = threading.Thread(target=_pass_on, args=(stop, ended), daemon=True)
-    messenger.start()
-    _track_quietly()  # before the signals are held back: it lets them through when it starts
-    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    signums = [getattr(signal, name) for name in STOP_SIGNALS]
+    forwarder = threading.Thread(target=_forward_until, args=(stop, ended), daemon=True)
+    forwarder.start()
+    _start_resource_tracker()  # before the signals are blocked: its start unblocks them
+    earlier = signal.pthread_sigmask(signal.SIG_BLOCK, signums)
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, earlier)
         ended.set()
-        messenger.join()
+        forwarder.join()
 
 
-def _track_quietly() -> None:
-    """What a killed rank leaves behind is cleared up without a word."""
-    with _variable("PYTHONWARNINGS", "ignore::UserWarning:multiprocessing.resource_tracker"):
+def _start_resource_tracker() -> None:
+    """Starts multiprocessing's tracker without its warnings on what a killed rank leaves behind."""
+    with _environment(PYTHONWARNINGS="ignore::UserWarning:multiprocessing.resource_tracker"):
         resource_tracker.ensure_running()
 
 
-def _pass_on(stop: StopFlag, ended: threading.Event) -> None:
-    reached: set[int | None] = set()
+def _forward_until(stop: StopFlag, ended: threading.Event) -> None:
+    """Sends the stop signal to each rank once, and SIGKILL after a second Ctrl-C."""
+    signaled: set[int] = set()
     while not ended.wait(POLL_SECONDS):
-        for rank in multiprocessing.active_children() if stop.signal else ():
-            if stop.at_once:  # elastic would give them half a minute
+        if stop.signal is None:
+            continue
+        for rank in multiprocessing.active_children():
+            if stop.at_once:  # the elastic launch would give the ranks half a minute
                 rank.kill()
-            elif rank.pid is not None and rank.pid not in reached:
-                reached.add(rank.pid)
+            elif rank.pid is not None and rank.pid not in signaled:
+                signaled.add(rank.pid)
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(rank.pid, stop.signal or signal.SIGTERM)
-
-
-def run_rank(config: Config, overrides: list[str]) -> None:
-    """A rank, in a process of its own; exits with its code where that is not 0."""
-    from vggexp.runner.run import run as run_together
-
-    os.setpgid(0, 0)  # the terminal's signals are the starter's to pass on
-    with handle_stop_signals() as stop:
-        code = 0
-        try:
-            run_together(config, overrides, stop)
-        except RankError as error:
-            code = error.exit_code
-            if stop.signal is None:  # else the starter has noticed, and tells which rank it was
-                report_error(error)
-        except VggexpError as error:
-            code = report_error(error)
-            code = code if error.signal is None else 128 + error.signal
-        except Exception as error:
-            code = 1
-            if collectives.should_report_error(str(error)):
-                traceback.print_exc()
-        processes.flush_output()
-    if code:
-        sys.exit(code)
+                    os.kill(rank.pid, stop.signal)

@@ -1,4 +1,4 @@
-"""A finished run in a notebook: the network, its configuration and its preprocessing."""
+"""Loads the network, configuration and preprocessing of a finished run."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -17,54 +17,66 @@ from vggexp.training.checkpoint_manager import find_checkpoints
 
 
 class LoadedRun(NamedTuple):
-    """`net(preprocess(images))` are logits [N, classes]; images: uint8 [N, C, H, W] of any size."""
+    """A trained network with its preprocessing.
 
-    model: nn.Module
+    `model(preprocess(images))` returns logits [N, classes] for uint8 images [N, C, H, W] of any
+    height and width.
+    """
+
+    model: nn.Module  # in eval mode
     config: Config
     preprocess: Preprocess
     classes: tuple[str, ...]
 
 
-def load_tested_checkpoint(folder: Path) -> tuple[Config, dict[str, Any]]:
-    """The configuration of a run, and the checkpoint with its tested weights. Raises CheckpointError."""
-    config = load_config(folder)
-    saved = checkpoint.load(_scored(folder))
-    return build.with_class_count(config, len(saved["classes"])), saved
-
-
-def _scored(folder: Path) -> Path:
-    """The checkpoint whose weights were tested; of an unfinished run the newest."""
-    step = read_result(folder).get("weights_step")
-    paths = find_checkpoints(folder / "checkpoints")
-    chosen = [path for path in paths if step is None or int(path.stem) == step]
-    if not chosen:
-        raise CheckpointError(
-            f"{folder}: holds no checkpoint{'' if step is None else f' of step {step}'}"
-        )
-    return chosen[0]
-
-
 def load_run(path: str | Path) -> LoadedRun:
-    """Loads the tested weights of a run directory onto the CPU, in eval mode, in fp32. Raises CheckpointError."""
-    return build_loaded_run(*load_tested_checkpoint(Path(path)))
+    """Loads the tested weights of a run directory onto the CPU, in eval mode, in fp32.
+
+    Raises CheckpointError.
+    """
+    config, tested = load_tested_checkpoint(Path(path))
+    return build_loaded_run(config, tested)
 
 
-def build_loaded_run(config: Config, saved: dict[str, Any]) -> LoadedRun:
-    """From what `tested` gives."""
+def load_tested_checkpoint(folder: Path) -> tuple[Config, dict[str, Any]]:
+    """Returns the configuration of a run, and the checkpoint whose weights were tested.
+
+    Raises CheckpointError.
+    """
+    config = load_config(folder)
+    tested = checkpoint.load(_tested_path(folder))
+    return build.with_class_count(config, len(tested["classes"])), tested
+
+
+def _tested_path(folder: Path) -> Path:
+    """Returns the checkpoint whose weights were tested; of an unfinished run the newest one."""
+    step = read_result(folder).get("weights_step")
+    for path in find_checkpoints(folder / "checkpoints"):
+        if step is None or int(path.stem) == step:
+            return path
+    suffix = "" if step is None else f" of step {step}"
+    raise CheckpointError(f"{folder}: holds no checkpoint{suffix}")
+
+
+def build_loaded_run(config: Config, tested: dict[str, Any]) -> LoadedRun:
+    """Builds a LoadedRun from the result of `load_tested_checkpoint`."""
     model = build.build_model(config)
-    model.load_state_dict(checkpoint.weights_of(saved))
+    model.load_state_dict(checkpoint.select_eval_weights(tested))
     return LoadedRun(
-        model.eval(),
-        config,
-        datasets.make_preprocess(config, saved["mean"], saved["std"]),
-        tuple(saved["classes"]),
+        model=model.eval(),
+        config=config,
+        preprocess=datasets.make_preprocess(config, tested["mean"], tested["std"]),
+        classes=tuple(tested["classes"]),
     )
 
 
 def test_only_config(config: Config) -> Config:
-    """For the test set alone. A folder's pictures are decoded anew: what a run keeps of them is cut to its size."""
+    """Returns a run's configuration for the test set alone.
+
+    A folder's images are decoded again, because the images that a run caches are cut to its size.
+    Color augmentation is off, because it reads the training images.
+    """
     data = config.data
     if isinstance(data, ImageFolder):
         data = replace(data, cache="none")
-    plain = replace(config.augment, color=0)  # which would look at the training images
-    return replace(config, data=data, augment=plain)
+    return replace(config, data=data, augment=replace(config.augment, color=0))

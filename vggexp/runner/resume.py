@@ -1,4 +1,7 @@
+"""Opens a run directory and builds a run, new or at the state of its newest checkpoint."""
+
 import contextlib
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,112 +11,161 @@ from vggexp.config.schema import Config
 from vggexp.distributed import collectives
 from vggexp.errors import CheckpointError, InUseError
 from vggexp.loggers.console import Console
-from vggexp.runner import build, datasets, hardware
-from vggexp.runner.hardware import setup_device
-from vggexp.runner.job import machine_fingerprint
+from vggexp.runner.build import build_state
+from vggexp.runner.datasets import DataLoaders, build_loaders
+from vggexp.runner.hardware import DeviceSetup, machine_fingerprint, setup_device
 from vggexp.runs import directory, records
 from vggexp.system import locks
 from vggexp.training import checkpoint_manager
 from vggexp.training.loop import EpochMetrics, TrainState
 
+Checkpoint = dict[str, Any]
+MAX_ERROR_CHARS = 200  # of torch's error text in ours
+
 
 class OpenedRun(NamedTuple):
-    """What there is of a run. done: its result, where it has finished."""
+    """What a run directory holds at the start of a command."""
 
     folder: Path
-    new: bool
-    saved: dict[str, Any] | None = None
-    done: EpochMetrics | None = None
+    is_new: bool  # the directory does not exist yet
+    checkpoint: Checkpoint | None = None  # the newest one that verifies
+    result: EpochMetrics | None = None  # of a run that has finished
 
 
-def open_run_dir(config: Config, held: contextlib.ExitStack, console: Console) -> OpenedRun:
+class RunSetup(NamedTuple):
+    """Everything that a run needs to train."""
+
+    device_setup: DeviceSetup
+    data: DataLoaders
+    state: TrainState
+
+
+def open_run_dir(config: Config, stack: contextlib.ExitStack, console: Console) -> OpenedRun:
+    """Locks and reads the run directory, if it exists. Every rank calls this; rank 0 reads.
+
+    Args:
+        config: the configuration.
+        stack: receives the lock on rank 0; the caller closes it after the run.
+        console: receives a warning for each checkpoint that does not verify.
+
+    Raises:
+        InUseError: another process works on the run.
+        CheckpointError: another run has the name, or no checkpoint verifies.
+    """
+    return collectives.run_on_rank_zero(partial(_open_run_dir, config, stack, console))
+
+
+def _open_run_dir(config: Config, stack: contextlib.ExitStack, console: Console) -> OpenedRun:
     folder = records.run_dir(config)
     if not folder.exists():
-        return OpenedRun(folder, new=True)
-    held.enter_context(locks.lock_run_dir(folder))
-    done = records.finished_result(config)
-    if done is not None:  # by another process, since the door looked
-        return OpenedRun(folder, new=False, done=done)
-    return OpenedRun(
-        folder,
-        new=False,
-        saved=checkpoint_manager.load_latest(folder / "checkpoints", console.line),
-    )
+        return OpenedRun(folder, is_new=True)
+    stack.enter_context(locks.lock_run_dir(folder))
+    result = records.finished_result(config)
+    if result is not None:  # another process finished the run after this command had checked
+        return OpenedRun(folder, is_new=False, result=result)
+    newest = checkpoint_manager.load_latest(folder / "checkpoints", console.line)
+    return OpenedRun(folder, is_new=False, checkpoint=newest)
 
 
-def create_run_dir(folder: Path, held: contextlib.ExitStack) -> None:
-    held.enter_context(locks.lock_run_dir(folder))
+def create_run_dir(folder: Path, stack: contextlib.ExitStack) -> None:
+    """Makes and locks a new run directory. Every rank calls this; see `open_run_dir`.
+
+    Raises InUseError if another process has made the directory in the meantime.
+    """
+    collectives.run_on_rank_zero(partial(_create_run_dir, folder, stack))
+
+
+def _create_run_dir(folder: Path, stack: contextlib.ExitStack) -> None:
+    stack.enter_context(locks.lock_run_dir(folder))
     if directory.read_result(folder):
         raise InUseError(
             f"{folder}: another process has made it meanwhile; run the same command again"
         )
 
 
-def build_run(
-    config: Config, saved: dict[str, Any] | None, console: Console
-) -> tuple[hardware.DeviceSetup, datasets.DataLoaders, TrainState]:
-    """Everything a run needs, at the state of the checkpoint. Raises before anything is written."""
-    if saved is not None and "net" not in saved:
+def build_run(config: Config, checkpoint: Checkpoint | None, console: Console) -> RunSetup:
+    """Builds everything that a run needs, before anything is written. Every rank calls this.
+
+    Args:
+        config: the configuration.
+        checkpoint: the state to continue from; None for the start of a run.
+        console: receives warnings.
+
+    Raises:
+        CheckpointError: the checkpoint cannot be continued with this configuration and data.
+        ConfigError: this machine lacks the device.
+        DataError: the data is missing or corrupt.
+        RankError: the ranks do not have the same data and precision.
+    """
+    if checkpoint is not None and "net" not in checkpoint:
         raise CheckpointError(
             "checkpoints: this run kept only its weights (train.keep=weights) and cannot go on"
         )
-    hardware = setup_device(config, saved["threads"] if saved else None)
-    if saved is not None:
-        _check_compatible(config, hardware, saved, console)
-    with collectives.local_rank_zero_first():
-        data = datasets.build_loaders(config, hardware.device, console.line)
-    found = {
-        "precision": hardware.precision,
-        **{name: sha[:8] for name, sha in data.fingerprint.items()},
-    }
-    collectives.assert_same_on_all_ranks(found, "give all the same data and processors")
-    if saved is not None:
-        _check_same_data(config, data, saved, console)
-    state = build.build_state(config, hardware, data.train.batches_per_epoch)
-    if saved is not None:
-        try:
-            state.restore(saved)
-        except (KeyError, RuntimeError, ValueError) as error:
-            told = " ".join(str(error).split())[:200]
-            raise CheckpointError(
-                f"checkpoints: does not fit this configuration: {told}"
-            ) from error
-    return hardware, data, state
+    device_setup = setup_device(config, checkpoint["threads"] if checkpoint else None)
+    if checkpoint is not None:
+        _check_compatible(config, device_setup, checkpoint, console)
+    with collectives.local_rank_zero_first():  # the first rank may download
+        data = build_loaders(config, device_setup.device, console.line)
+    shared = {"precision": device_setup.precision}
+    shared |= {name: sha256[:8] for name, sha256 in data.fingerprint.items()}
+    collectives.assert_same_on_all_ranks(shared, "give all the same data and processors")
+    if checkpoint is not None:
+        _check_same_data(config, data, checkpoint, console)
+    state = build_state(config, device_setup, data.train.batches_per_epoch)
+    if checkpoint is not None:
+        _restore(state, checkpoint)
+    return RunSetup(device_setup, data, state)
+
+
+def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
+    try:
+        state.restore(checkpoint)
+    except (KeyError, RuntimeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:MAX_ERROR_CHARS]
+        raise CheckpointError(f"checkpoints: does not fit this configuration: {reason}") from error
 
 
 def _check_compatible(
-    config: Config, hardware: hardware.DeviceSetup, saved: dict[str, Any], console: Console
+    config: Config, device_setup: DeviceSetup, checkpoint: Checkpoint, console: Console
 ) -> None:
-    """Raises CheckpointError where the checkpoint is another configuration's, or, asked for `exact`, machine's."""
-    other = differences(saved["identity"], identity(to_plain(config)))
-    if other and config.resume != "force":
+    """Checks that a checkpoint belongs to this configuration and machine; warns if it may differ.
+
+    Raises:
+        CheckpointError: the configuration differs without resume=force, or the machine differs
+            with resume=exact.
+    """
+    different = differences(checkpoint["identity"], identity(to_plain(config)))
+    if different and config.resume != "force":
         raise CheckpointError(
-            f"checkpoints: of another configuration ({'; '.join(other)}); resume=force continues"
+            f"checkpoints: of another configuration ({'; '.join(different)}); "
+            "resume=force continues"
         )
-    here = machine_fingerprint(hardware)
-    there = {"processes": 1, **saved}
-    moved = [
-        f"{key} {there.get(key)} -> {value}"
-        for key, value in here.items()
-        if there.get(key) != value
-    ]
+    recorded = {"processes": 1, **checkpoint}
+    moved = []
+    for key, value in machine_fingerprint(device_setup).items():
+        if recorded.get(key) != value:
+            moved.append(f"{key} {recorded.get(key)} -> {value}")
     if moved and config.resume == "exact":
         raise CheckpointError(
             f"resume=exact: not the same machine ({', '.join(moved)}); resume=auto continues"
         )
-    for what in (*other, *([f"perhaps not bit-identical: {', '.join(moved)}"] if moved else ())):
-        console.line(f"warning: continuing, but {what}")
+    warnings = list(different)
+    if moved:
+        warnings.append(f"perhaps not bit-identical: {', '.join(moved)}")
+    for warning in warnings:
+        console.line(f"warning: continuing, but {warning}")
 
 
 def _check_same_data(
-    config: Config, data: datasets.DataLoaders, saved: dict[str, Any], console: Console
+    config: Config, data: DataLoaders, checkpoint: Checkpoint, console: Console
 ) -> None:
-    """Raises CheckpointError where the images or labels are not those the run began with."""
-    changed = data.changed(saved["data"])
-    if changed and config.resume != "force":
+    """Raises CheckpointError if images or labels have changed; with resume=force it only warns."""
+    changed = data.changed_files(checkpoint["data"])
+    if not changed:
+        return
+    if config.resume != "force":
         raise CheckpointError(
-            f"checkpoints: the data has changed since this run began ({changed}); bring it back, start anew with "
-            "resume=never, or go on with resume=force"
+            f"checkpoints: the data has changed since this run began ({changed}); "
+            "bring it back, start over with resume=never, or go on with resume=force"
         )
-    if changed:
-        console.line(f"warning: continuing, but the data has changed: {changed}")
+    console.line(f"warning: continuing, but the data has changed: {changed}")

@@ -1,8 +1,9 @@
-"""One run, from a checked configuration to a result; started, continued or both."""
+"""Runs one checked configuration: a new run, or a run that continues."""
 
 import contextlib
 import platform
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,7 +14,7 @@ from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
 from vggexp.loggers.console import Console
 from vggexp.runner.init_weights import load_init_weights
-from vggexp.runner.job import TrainingJob
+from vggexp.runner.job import TrainingJob, train_and_record
 from vggexp.runner.resume import build_run, create_run_dir, open_run_dir
 from vggexp.runs import records
 from vggexp.runs.environment import code_sha256
@@ -21,67 +22,77 @@ from vggexp.system import memory
 from vggexp.system.signals import StopFlag, handle_stop_signals
 from vggexp.training.loop import EpochMetrics
 
+# Keys that may differ between the machines of one run.
+PER_MACHINE_KEYS = ("run.", "data.root", "data.workers", "data.cache", "data.download")
+
 
 def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) -> EpochMetrics:
-    """Trains, tests and records; returns result.json's content. Raises VggexpError, after recording it.
+    """Trains, tests and records a run. Every rank calls this; only rank 0 writes.
 
-    Several ranks do so together; those above 0 record nothing. stop: where the caller listens to signals already.
+    Args:
+        config: a checked configuration.
+        overrides: the overrides as typed, for overrides.txt.
+        stop: the caller's flag, if the caller already handles signals.
+
+    Returns:
+        The content of result.json; empty on ranks above 0 that have trained.
+
+    Raises:
+        VggexpError: after it was recorded, if the run directory existed by then.
     """
-    with contextlib.ExitStack() as held:
-        stop = stop or held.enter_context(handle_stop_signals())
-        held.enter_context(
-            collectives.process_group(config.device.name, config.device.timeout_minutes)
-        )
-        held.enter_context(collectives.translate_rank_errors())
+    with contextlib.ExitStack() as stack:
+        stop = stop or stack.enter_context(handle_stop_signals())
+        device = config.device
+        stack.enter_context(collectives.process_group(device.name, device.timeout_minutes))
+        stack.enter_context(collectives.translate_rank_errors())
         collectives.assert_same_on_all_ranks(
             _launch_fingerprint(config), "start all with the same command and code"
         )
-        console = Console(None, silent=collectives.rank() > 0)
-        opened = collectives.run_on_rank_zero(lambda: open_run_dir(config, held, console))
-        if opened.done is not None:
-            console.line(records.finished_line(config, opened.done))
-            return opened.done
+        console = Console(None, rank=collectives.rank())
+        opened = open_run_dir(config, stack, console)
+        if opened.result is not None:
+            console.line(records.finished_line(config, opened.result))
+            return opened.result
         if config.resume == "never":
             stop.resume_hint = (
                 f"run.name={opened.folder.name} in place of resume=never continues it"
             )
-        stop = DistributedStop(stop) if collectives.world_size() > 1 else stop
+        if collectives.world_size() > 1:
+            stop = DistributedStop(stop)
         with memory.oom_as_resource_error(
             "before the first batch; choose a smaller network, data.resize or data.limit"
         ):
-            job = TrainingJob(
-                config, stop, console, opened.folder, *build_run(config, opened.saved, console)
-            )
-            if opened.saved is None:  # other ranks get the weights from rank 0
-                job.init_lines = collectives.run_on_rank_zero(
-                    lambda: load_init_weights(job.state.model, config)
-                )
-        stop.rest(0)
+            setup = build_run(config, opened.checkpoint, console)
+            init_lines: list[str] = []
+            if opened.checkpoint is None:  # ranks above 0 get the weights from rank 0 later
+                load = partial(load_init_weights, setup.state.model, config)
+                init_lines = collectives.run_on_rank_zero(load)
+        stop.rest(0)  # lets all ranks know of a signal that one rank got
         stop.check("before its first batch")
-        if opened.new:
-            collectives.run_on_rank_zero(lambda: create_run_dir(opened.folder, held))
-        return (
-            job.run_on_other_ranks()
-            if collectives.rank()
-            else job.run_on_rank_zero(overrides, opened.saved)
+        if opened.is_new:
+            create_run_dir(opened.folder, stack)
+        job = TrainingJob(
+            config=config,
+            overrides=overrides,
+            folder=opened.folder,
+            device_setup=setup.device_setup,
+            data=setup.data,
+            state=setup.state,
+            stop=stop,
+            console=console,
+            init_lines=init_lines,
+            is_resumed=opened.checkpoint is not None,
         )
-
-
-PER_MACHINE_KEYS = (
-    "run.",
-    "data.root",
-    "data.workers",
-    "data.cache",
-    "data.download",
-)  # may differ from machine to machine
+        return train_and_record(job)
 
 
 def _launch_fingerprint(config: Config) -> dict[str, Any]:
-    """What all ranks must have in common before anything is read."""
-    keys = {
-        key: value
-        for key, value in flatten(to_plain(config)).items()
-        if not key.startswith(PER_MACHINE_KEYS)
-    }
-    versions = {"torch": str(torch.__version__), "Python": platform.python_version()}
-    return keys | versions | {"code": code_sha256()[:8] if collectives.world_size() > 1 else ""}
+    """Returns what all ranks must have in common before they read anything."""
+    shared = {}
+    for key, value in flatten(to_plain(config)).items():
+        if not key.startswith(PER_MACHINE_KEYS):
+            shared[key] = value
+    shared["torch"] = str(torch.__version__)
+    shared["Python"] = platform.python_version()
+    shared["code"] = code_sha256()[:8] if collectives.world_size() > 1 else ""
+    return shared

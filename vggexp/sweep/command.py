@@ -1,3 +1,5 @@
+"""Runs the grids and searches of `python -m vggexp`, and reports what their jobs leave behind."""
+
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -6,96 +8,123 @@ from vggexp.config import compose, run_id
 from vggexp.errors import ConfigError, ResourceError, SweepError
 from vggexp.runs import jsonl, records
 from vggexp.runs.directory import METRICS
-from vggexp.sweep import expand
+from vggexp.sweep.expand import GridSweep
 from vggexp.sweep.results import repeat_folders, write_sweep_table
 from vggexp.sweep.search_space import SearchPlan
-from vggexp.sweep.task import run_hydra
+from vggexp.sweep.task import HydraTask, run_hydra
 from vggexp.system.locks import lock_run_dir
 
+SWEEP_DIR = "hydra.sweep.dir="  # Hydra's key for the folder of a sweep
 
-def run_sweep(command: compose.Command, jobs: list[expand.ComposedJob]) -> int:
-    """Runs every job under Hydra's launcher, then tells what the run directories hold. Raises SweepError."""
-    names = [run_id.run_name(job.config) for job in jobs]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ConfigError(
-            f"sweep: {names.count(twice[0])} jobs share the folder {twice[0]}; they are the same run"
-        )
-    if jobs[0].config.sweep.dry_run:
+
+def run_grid(command: compose.Command, grid: GridSweep) -> int:
+    """Runs the jobs of a grid under Hydra's launcher; then prints and writes their results.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        ConfigError: two jobs are the same run.
+        ResourceError: the folder of the sweep cannot be made.
+        SweepError: a job did not finish.
+    """
+    _reject_equal_runs(grid)
+    configs = [job.config for job in grid.jobs]
+    overrides = [job.overrides for job in grid.jobs]
+    if configs[0].sweep.dry_run:
         from vggexp.sweep.dry_run import dry_run_table
 
-        print("\n".join(dry_run_table([(job.overrides, job.config) for job in jobs])))
+        print("\n".join(dry_run_table(list(zip(overrides, configs, strict=True)))))
         return 0
-    folders = [records.run_dir(job.config) for job in jobs]
-    folder = (
-        Path(jobs[0].config.run.root)
-        / "sweeps"
-        / run_id.sweep_name([job.overrides for job in jobs])
-    )
-    typed = [
-        word.partition("=")[2]
-        for word in command.overrides
-        if word.lstrip("+").startswith("hydra.sweep.dir=")
-    ]
-    folder, left = (Path(typed[-1].strip("'\"")), []) if typed else (folder, [_quoted(folder)])
+    # Before the jobs run: with resume=never the next call would find other folders.
+    run_dirs = [records.run_dir(config) for config in configs]
+    typed = [text for text in command.overrides if text.lstrip("+").startswith(SWEEP_DIR)]
+    if typed:
+        folder = Path(typed[-1].partition("=")[2].strip("'\""))
+        added = []
+    else:
+        folder = Path(configs[0].run.root) / "sweeps" / run_id.sweep_name(overrides)
+        added = [_sweep_dir_override(folder)]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ResourceError(
             f"{folder}: cannot be made: {error.strerror} (choose another run.root)"
         ) from error
-    code = run_hydra(command, *left)
+    code = run_hydra(command, *added, task=HydraTask(grid.configs()))
     if code:
         return code
-    overrides = [job.overrides for job in jobs]
-    bad = write_sweep_table(folders, overrides, jobs[0].config.sweep.objective, folder)
-    write_repeats_events(folder, repeat_folders(folders, overrides))
-    if bad:
+    unfinished = write_sweep_table(run_dirs, overrides, configs[0].sweep.objective, folder)
+    write_repeats_events(folder, repeat_folders(run_dirs, overrides))
+    if unfinished:
         raise SweepError(
-            f"{bad} of {len(jobs)} jobs did not finish; the lines above and {folder} hold the reasons"
+            f"{unfinished} of {len(configs)} jobs did not finish; "
+            f"the lines above and {folder} hold the reasons"
         )
     return 0
 
 
-def write_repeats_events(folder: Path, sets: Mapping[str, Sequence[Path]]) -> None:
-    """In TensorBoard, which is a view: the sweep does not fail with it."""
-    if not sets:
+def _reject_equal_runs(grid: GridSweep) -> None:
+    """Raises ConfigError if two jobs would share a run directory."""
+    names = [run_id.run_name(job.config) for job in grid.jobs]
+    shared = sorted({name for name in names if names.count(name) > 1})
+    if shared:
+        raise ConfigError(
+            f"sweep: {names.count(shared[0])} jobs share the folder {shared[0]}; "
+            "they are the same run"
+        )
+
+
+def _sweep_dir_override(folder: Path) -> str:
+    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
+    return f"{SWEEP_DIR}'{escaped}'"
+
+
+def write_repeats_events(folder: Path, run_dirs: Mapping[str, Sequence[Path]]) -> None:
+    """Writes the means over repeats for TensorBoard, or warns: TensorBoard is only a view.
+
+    Args:
+        folder: the folder of the sweep.
+        run_dirs: the result of `repeat_folders`.
+    """
+    if not run_dirs:
         return
     from vggexp.sweep.tensorboard import write_means
 
     try:
-        write_means(
-            folder,
-            {label: [jsonl.read(one / METRICS) for one in many] for label, many in sets.items()},
-        )
+        histories = {}
+        for label, folders in run_dirs.items():
+            histories[label] = [jsonl.read(run_dir / METRICS) for run_dir in folders]
+        write_means(folder, histories)
     except Exception as error:
         print(f"warning: TensorBoard: {error}", file=sys.stderr)
 
 
-def run_search(command: compose.Command, planned: SearchPlan) -> int:
-    """Runs what is left of a search under Hydra's launcher, then tells what its trials hold. Raises SweepError."""
-    from vggexp.sweep.study import finished_trials, open_study, trial_runs
+def run_search(command: compose.Command, plan: SearchPlan) -> int:
+    """Runs the missing trials of a search; then prints and writes the results of all trials.
 
-    folder = planned.folder
-    objective = planned.config.sweep.objective
+    Returns:
+        The exit code.
+
+    Raises:
+        SweepError: a trial failed.
+    """
+    from vggexp.sweep.study import open_study, proposed_trials, trial_runs
+
+    folder = plan.folder
+    objective = plan.config.sweep.objective
     with lock_run_dir(folder):
-        open_study(
-            folder, planned.name, objective
-        )  # refuses another search's folder before Hydra starts
-        code = run_hydra(command, _quoted(folder))
+        open_study(folder, plan.name, objective)  # refuses another search's folder before Hydra
+        code = run_hydra(command, _sweep_dir_override(folder))
         if code:
             return code
         study = open_study(folder)
-    runs = trial_runs(study, planned.axes)
+    runs = trial_runs(study, plan.axes)
     write_sweep_table([Path(run) for run in runs], list(runs.values()), objective, folder)
-    trials = finished_trials(study)
-    if bad := sum(trial.value is None for trial in trials):
+    trials = proposed_trials(study)
+    failed = sum(trial.value is None for trial in trials)
+    if failed:
         raise SweepError(
-            f"{bad} of {len(trials)} trials failed; their folders hold the reason in result.json"
+            f"{failed} of {len(trials)} trials failed; their folders hold the reason in result.json"
         )
     return 0
-
-
-def _quoted(folder: Path) -> str:
-    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return f"hydra.sweep.dir='{escaped}'"

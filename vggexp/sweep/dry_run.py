@@ -1,4 +1,4 @@
-"""The jobs of a sweep before it starts: what each costs, which are done, and how long the rest may take."""
+"""Prints the jobs of a sweep before it starts: cost and state of each, and the expected time."""
 
 import socket
 from collections.abc import Sequence
@@ -7,7 +7,7 @@ from statistics import median
 from typing import NamedTuple
 
 from vggexp.config.derived import layers, training_macs
-from vggexp.config.parse import ErrorList, parse_config
+from vggexp.config.parse import parse_config
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
 from vggexp.errors import VggexpError
@@ -17,50 +17,79 @@ from vggexp.runs import records
 from vggexp.runs.directory import read_config, read_result
 from vggexp.sweep.results import parse_job, swept_keys
 
-SIMILAR_MACS_FACTOR = 8  # a network of so many times another's multiply-adds an image takes another time for each of them
+# Only runs within this factor in multiply-adds an image predict the time of a job: the time for
+# one multiply-add depends on the size of the network.
+SIMILAR_MACS_FACTOR = 8
 
 
 class RunCost(NamedTuple):
-    """Of a finished run."""
+    """The cost of a finished run."""
 
     network: str
     device: str
-    macs: int  # an image
+    macs: int  # multiply-adds an image
     seconds: float  # for 10^9 multiply-adds of training
 
 
 def dry_run_table(jobs: Sequence[tuple[Sequence[str], Config]]) -> list[str]:
-    """Lines for people. jobs: overrides and configuration of each. Reads run directories, writes nothing."""
-    overrides, configs = zip(*jobs, strict=True)
-    costs = finished_costs(Path(configs[0].run.root))
-    states = [state(config) for config in configs]
-    seconds = [expected_seconds(config, costs) for config in configs]
-    keys = swept_keys(overrides)
+    """Returns the table of a sweep's jobs and a line with their number and expected time.
+
+    Reads run directories and writes nothing.
+
+    Args:
+        jobs: overrides and configuration of each job.
+
+    Raises:
+        CheckpointError: the directory of a job belongs to another configuration.
+    """
+    _, first = jobs[0]
+    costs = finished_costs(Path(first.run.root))
+    keys = swept_keys([overrides for overrides, _ in jobs])
+    cells = []
+    remaining: list[float | None] = []  # expected seconds of the jobs that have not finished
+    for overrides, config in jobs:
+        job_state = state(config)
+        seconds = expected_seconds(config, costs)
+        expected = "-"
+        if job_state != "finished":
+            remaining.append(seconds)
+            expected = "-" if seconds is None else duration(seconds)
+        table = layers(config)
+        values = parse_job(overrides)
+        cells.append(
+            [
+                *(values.get(key, "-") for key in keys),
+                f"{parameters(table):,}",
+                f"{macs(table) / 1e9:.3f}",
+                job_state,
+                expected,
+                records.run_dir(config).name,
+            ]
+        )
     columns = [*keys, "parameters", "GMAC an image", "state", "expected", "run"]
-    cells = [
-        [
-            *(parse_job(words).get(key, "-") for key in keys),
-            *_facts(config),
-            stands,
-            _told(expected, stands),
-            records.run_dir(config).name,
-        ]
-        for words, config, stands, expected in zip(overrides, configs, states, seconds, strict=True)
-    ]
-    left = [
-        expected for expected, stands in zip(seconds, states, strict=True) if stands != "finished"
-    ]
-    known = [expected for expected in left if expected is not None]
-    told = f"{len(jobs)} jobs: {len(jobs) - len(left)} finished, {len(left)} to run"
-    if left and len(known) == len(left):
-        told += f", about {duration(sum(known))} one after another (from {len(costs)} finished runs on this host)"
-    elif left:
-        told += "; no finished run of such a size on this host tells how long they take"
-    return [*markdown_table(columns, cells), told]
+    return [*markdown_table(columns, cells), _total_line(len(jobs), remaining, len(costs))]
+
+
+def _total_line(count: int, remaining: Sequence[float | None], runs: int) -> str:
+    """Returns the last line.
+
+    Args:
+        count: how many jobs the sweep has.
+        remaining: expected seconds of the jobs that have not finished.
+        runs: how many finished runs the expectation may use.
+    """
+    line = f"{count} jobs: {count - len(remaining)} finished, {len(remaining)} to run"
+    if not remaining:
+        return line
+    known = [seconds for seconds in remaining if seconds is not None]
+    if len(known) < len(remaining):
+        return f"{line}; their time is unknown, no run of this size has finished on this host"
+    total = duration(sum(known))
+    return f"{line}, about {total} one after another (from {runs} finished runs on this host)"
 
 
 def state(config: Config) -> str:
-    """Raises CheckpointError where the folder is another configuration's."""
+    """Returns the state of a job's run. Raises CheckpointError for another configuration's run."""
     if config.resume == "never":
         return "not started"
     records.finished_result(config)
@@ -68,41 +97,44 @@ def state(config: Config) -> str:
     return records.run_state(folder, read_result(folder))
 
 
-def _facts(config: Config) -> tuple[str, str]:
-    table = layers(config)
-    return f"{parameters(table):,}", f"{macs(table) / 1e9:.3f}"
-
-
-def _told(seconds: float | None, state: str) -> str:
-    return "-" if seconds is None or state == "finished" else duration(seconds)
-
-
 def finished_costs(root: Path) -> list[RunCost]:
-    """What the finished runs of this host have cost. A folder that cannot be read tells nothing."""
+    """Returns the costs of the finished runs of this host; skips folders that cannot be read."""
     costs: list[RunCost] = []
     for folder in records.find_runs([root]):
         try:
             run = records.read_run(folder)
-            config = parse_config(read_config(folder), ErrorList())
+            config, _ = parse_config(read_config(folder))
         except VggexpError:
             continue
-        here = run.environment.get("host") == socket.gethostname()
-        if config is not None and here and run.state == "finished" and "seconds" in run.result:
-            billions = training_macs(config) / 1e9
-            facts = network_name(config), config.device.name, macs(layers(config))
-            costs.append(RunCost(*facts, run.result["seconds"] / billions))
+        if config is None or run.environment.get("host") != socket.gethostname():
+            continue
+        if run.state != "finished" or "seconds" not in run.result:
+            continue
+        billions = training_macs(config) / 1e9
+        cost = RunCost(
+            network=network_name(config),
+            device=config.device.name,
+            macs=macs(layers(config)),
+            seconds=run.result["seconds"] / billions,
+        )
+        costs.append(cost)
     return costs
 
 
 def expected_seconds(config: Config, costs: Sequence[RunCost]) -> float | None:
-    """By runs of the same network on the same device, else of any of about its size on it; None without such runs."""
-    own = macs(layers(config))
-    alike = [
-        cost
-        for cost in costs
-        if cost.device == config.device.name
-        and own / SIMILAR_MACS_FACTOR <= cost.macs <= own * SIMILAR_MACS_FACTOR
-    ]
-    same = [cost for cost in alike if cost.network == network_name(config)]
-    rates = [cost.seconds for cost in same or alike]
-    return median(rates) * training_macs(config) / 1e9 if rates else None
+    """Returns the time that a job will take, by the median of finished runs on the same device.
+
+    Uses the runs of the same network, or without them the runs of a similar size. Returns None
+    if there are no such runs.
+    """
+    size = macs(layers(config))
+    similar = []
+    for cost in costs:
+        is_similar = size / SIMILAR_MACS_FACTOR <= cost.macs <= size * SIMILAR_MACS_FACTOR
+        if is_similar and cost.device == config.device.name:
+            similar.append(cost)
+    same = [cost for cost in similar if cost.network == network_name(config)]
+    rates = [cost.seconds for cost in same or similar]
+    if not rates:
+        return None
+    return median(rates) * training_macs(config) / 1e9

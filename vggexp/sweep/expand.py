@@ -1,4 +1,10 @@
-from collections.abc import Iterator, Sequence
+"""Expands a command into checked configurations: one run, the jobs of a grid, or a search plan.
+
+Every job is checked before the first job starts. Needs no torch.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 from hydra.core.global_hydra import GlobalHydra
@@ -9,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from vggexp.config.compose import (
     HYDRA_FLAGS,
     Command,
+    Composition,
     build_config,
     compose_or_diagnose,
     hydra_session,
@@ -26,11 +33,11 @@ from vggexp.sweep.search_space import (
     SearchPlan,
     is_search,
     plan_search,
-    search_axes,
     search_problems,
+    search_space,
 )
 
-MAX_PROBLEMS = 8  # problems of a sweep that are told; the others are counted
+MAX_PROBLEMS = 8  # problems of a sweep that are printed; the error text counts the rest
 
 
 class ComposedJob(NamedTuple):
@@ -38,48 +45,74 @@ class ComposedJob(NamedTuple):
     config: Config
 
 
-def load_command(command: Command) -> Config | list[ComposedJob] | SearchPlan | None:
-    """The checked configuration of a single run, the checked jobs of a grid, or a search, whose jobs are made as it
-    goes and of which only each axis's ends are checked; None for one of a sweeper not known here. Raises ConfigError
-    with every problem, naming the job."""
-    with hydra_session(command) as composed:
+class GridSweep(NamedTuple):
+    """The checked jobs of a grid, in the order in which they start."""
+
+    jobs: list[ComposedJob]
+
+    def configs(self) -> dict[tuple[str, ...], Config]:
+        """Returns the configuration of each job by the job's overrides."""
+        return {tuple(job.overrides): job.config for job in self.jobs}
+
+
+class Outline(NamedTuple):
+    """A command as far as it must be composed to know whether it is a sweep."""
+
+    problems: list[str]  # of overrides outside Hydra's grammar, and of forbidden overrides
+    composition: Composition  # of a single run complete; of a sweep only the keys that define it
+    is_sweep: bool
+
+
+def compose_run(command: Command) -> Config:
+    """Returns the checked configuration of a command that is a single run.
+
+    Raises:
+        ConfigError: the command has a problem, is a sweep, or has a flag that only Hydra handles.
+    """
+    if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS if flag != "help"):
+        raise ConfigError(
+            f"{command.flags[0]}: not a flag of this command; python -m vggexp takes it"
+        )
+    outline = compose_outline(command)
+    if outline.is_sweep:
+        expand_sweep(command, outline)  # the problems of the sweep are reported first
+        raise ConfigError("this command takes a single configuration, not a sweep")
+    return run_config(command, outline)
+
+
+def compose_outline(command: Command) -> Outline:
+    """Composes what decides whether a command is a sweep; a file of `sweep` makes it one.
+
+    A single run is composed only once: the outline then holds its complete composition.
+    """
+    with hydra_session(command) as compose_fn:
         parsed, problems = parse_overrides(command.overrides)
-        swept = command.arguments.multirun or any(
-            override.is_sweep_override() for override in parsed
-        )
-        outline = _sweep_defining(parsed) if swept else parsed
-        node, more, refusal = compose_or_diagnose(
-            [override.input_line or "" for override in outline], composed
-        )
-        if command.arguments.multirun or (node is not None and node.hydra.mode == RunMode.MULTIRUN):
-            if node is None or problems:
-                raise ConfigError(*([*problems, *more] or [refusal]))
-            return _expand_sweep(command.overrides, node, composed)
-        if swept:
-            node, more, refusal = compose_or_diagnose(
-                [override.input_line or "" for override in parsed], composed
-            )
-        config = pin_init_weights(
-            build_config(node, ErrorList([*problems, *more]), refusal, command.overrides)
-        )
-        _reject_sweep_keys(config.sweep)
-        return config
+        has_axis = any(override.is_sweep_override() for override in parsed)
+        if not (has_axis or command.arguments.multirun):
+            composition = compose_or_diagnose(_texts(parsed), compose_fn)
+            return Outline(problems, composition, _sets_multirun(composition))
+        composition = compose_or_diagnose(_texts(_sweep_defining(parsed)), compose_fn)
+        if command.arguments.multirun or _sets_multirun(composition):
+            return Outline(problems, composition, is_sweep=True)
+        composition = compose_or_diagnose(_texts(parsed), compose_fn)  # names each list of values
+        return Outline(problems, composition, is_sweep=False)
 
 
-def _reject_sweep_keys(sweep: Sweep) -> None:
-    """Raises ConfigError where a single run is given what only a sweep can do."""
-    for key, off in (("pairs", ()), ("repeats", 1), ("where", None), ("dry_run", False)):
-        if (value := getattr(sweep, key)) != off:
-            raise ConfigError(f"sweep.{key}={format_value(value)}: needs -m (a sweep)")
+def _texts(parsed: Sequence[Override]) -> list[str]:
+    return [override.input_line or "" for override in parsed]
+
+
+def _sets_multirun(composition: Composition) -> bool:
+    node = composition.node
+    return node is not None and node.hydra.mode == RunMode.MULTIRUN
 
 
 def _sweep_defining(parsed: Sequence[Override]) -> list[Override]:
-    """What decides how a sweep is made. The other keys may fit only some of its jobs."""
-    last = {
-        override.get_key_element(): override
-        for override in parsed
-        if not override.is_sweep_override()
-    }
+    """Returns the overrides that define a sweep; other keys may fit only some of its jobs."""
+    last: dict[str, Override] = {}
+    for override in parsed:
+        if not override.is_sweep_override():
+            last[override.get_key_element()] = override
     return [
         override
         for key, override in last.items()
@@ -87,108 +120,154 @@ def _sweep_defining(parsed: Sequence[Override]) -> list[Override]:
     ]
 
 
-def check_composes(command: Command) -> None:
-    """Raises ConfigError where Hydra could not even show what the overrides make."""
-    with hydra_session(command) as composed:
-        parsed, problems = parse_overrides(command.overrides)
-        _, more, refusal = compose_or_diagnose(
-            [override.input_line or "" for override in parsed], composed
-        )
-    if problems or refusal:
-        load_command(command)  # which tells it best
-        raise ConfigError(*([*problems, *more] or [refusal]))
-
-
-def compose_run(command: Command) -> Config:
-    """As `load`, for a door that takes one configuration. Raises ConfigError for a sweep."""
-    if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS if flag != "help"):
-        raise ConfigError(
-            f"{command.flags[0]}: not a flag of this door; python -m vggexp answers it"
-        )
-    config = load_command(command)
-    if not isinstance(config, Config):
-        raise ConfigError("this door takes a single configuration, not a sweep")
+def run_config(command: Command, outline: Outline) -> Config:
+    """Returns the checked configuration of a single run. Raises ConfigError with every problem."""
+    problems = [*outline.problems, *outline.composition.problems]
+    composition = replace(outline.composition, problems=problems)
+    config = pin_init_weights(build_config(composition, command.overrides))
+    _reject_sweep_keys(config.sweep)
     return config
 
 
+def _reject_sweep_keys(sweep: Sweep) -> None:
+    """Raises ConfigError if a single run has a key that only a sweep can follow."""
+    defaults = {"pairs": (), "repeats": 1, "where": None, "dry_run": False}
+    for key, default in defaults.items():
+        value = getattr(sweep, key)
+        if value != default:
+            raise ConfigError(f"sweep.{key}={format_value(value)}: needs -m (a sweep)")
+
+
+def check_command(command: Command) -> None:
+    """Raises ConfigError with every problem of a run, or of a sweep with the jobs that have it."""
+    outline = compose_outline(command)
+    if outline.is_sweep:
+        expand_sweep(command, outline)
+    else:
+        run_config(command, outline)
+
+
+def check_composes(command: Command) -> None:
+    """Raises ConfigError if Hydra could not show the configuration that the overrides make."""
+    with hydra_session(command) as compose_fn:
+        parsed, problems = parse_overrides(command.overrides)
+        composition = compose_or_diagnose(_texts(parsed), compose_fn)
+    if problems or composition.refusal:
+        check_command(command)  # raises with more problems, unless all of them are Hydra's
+        raise ConfigError(*([*problems, *composition.problems] or [composition.refusal]))
+
+
 def validate_node(node: DictConfig) -> Config:
-    """Reads and checks a job as Hydra hands it over. Raises ConfigError."""
-    return pin_init_weights(build_config(node, ErrorList(), "", []))
+    """Parses and validates a job as Hydra passes it to its task. Raises ConfigError."""
+    return pin_init_weights(build_config(Composition(node), []))
 
 
-CHECKED_JOBS: dict[
-    tuple[str, ...], Config
-] = {}  # the jobs of the sweep that this process has checked, by their overrides
+def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan | None:
+    """Expands a command that is a sweep, and checks every job.
 
+    A search makes its jobs while it runs. Its choices and the ends of its axes are checked.
 
-def _expand_sweep(
-    overrides: Sequence[str], node: DictConfig, composed: ComposeFn
-) -> list[ComposedJob] | SearchPlan | None:
-    """Every job of a grid; of a search every choice and end is checked, and the jobs are made as it goes."""
-    problems = ErrorList()
-    choices = node.hydra.runtime.choices
-    grid = choices.get("hydra/sweeper") == "grid"
-    sweep = parse_section(Sweep, OmegaConf.to_container(node.sweep), "sweep", problems)
-    problems += [] if problems else hydra_problems(node, sweep)
-    problems += search_problems(node)
-    if problems:
-        raise ConfigError(*with_typed_values(problems, overrides))
-    loader = GlobalHydra.instance().config_loader()
+    Returns:
+        None for a sweeper of another package, whose jobs are checked like those of a search.
+
+    Raises:
+        ConfigError: with every problem; names the first job that has it, unless all jobs have it.
+    """
+    node = outline.composition.node
+    if node is None or outline.problems:
+        problems = [*outline.problems, *outline.composition.problems]
+        raise ConfigError(*(problems or [outline.composition.refusal]))
+    overrides = command.overrides
     params = node.hydra.sweeper.get("params") or {}
-    searched = search_axes(loader, overrides, params)[1] if is_search(node) else {}
-    combinations = (
-        expand_grid(loader, overrides, params, sweep, _first_seed(overrides, node))
-        if grid
-        else endpoint_jobs(loader, overrides, params, sweep)
-    )
-    made, told = _check_jobs(combinations, cached_compose(composed))
-    if told:
-        raise ConfigError(*(_report_problems(told, len(combinations)) if grid else told))
+    is_grid = node.hydra.runtime.choices.get("hydra/sweeper") == "grid"
+    with hydra_session(command) as compose_fn:
+        sweep = _sweep_section(node, overrides)
+        loader = GlobalHydra.instance().config_loader()
+        axes = search_space(loader, overrides, params).axes if is_search(node) else {}
+        if is_grid:
+            seed = _first_seed(overrides, node)
+            combinations = expand_grid(loader, overrides, params, sweep, seed)
+        else:
+            combinations = endpoint_jobs(loader, overrides, params, sweep)
+        jobs = _check_jobs(combinations, cached_compose(compose_fn), name_jobs=is_grid)
     if sweep.where is not None:
-        made = [job for job in made if matches(sweep.where, job.config)]
-        if not made:
+        jobs = [job for job in jobs if matches(sweep.where, job.config)]
+        if not jobs:
             raise ConfigError(
                 f"sweep.where={sweep.where}: holds for none of {len(combinations)} jobs"
             )
-    if searched:
-        typed = any(word.startswith("hydra.sweep.dir=") for word in overrides)
-        return plan_search(node, searched, [job.config for job in made], typed)
-    CHECKED_JOBS.clear()
-    CHECKED_JOBS.update({tuple(job.overrides): job.config for job in made})
-    return made if grid else None
+    if axes:
+        has_folder = any(text.startswith("hydra.sweep.dir=") for text in overrides)
+        return plan_search(node, axes, [job.config for job in jobs], has_folder)
+    return GridSweep(jobs) if is_grid else None
+
+
+def _sweep_section(node: DictConfig, overrides: Sequence[str]) -> Sweep:
+    """Parses the `sweep` section. Raises ConfigError, also for Hydra's keys that do not fit."""
+    problems = ErrorList()
+    sweep = parse_section(Sweep, OmegaConf.to_container(node.sweep), "sweep", problems)
+    if not problems:
+        problems += hydra_problems(node, sweep)
+    problems += search_problems(node)
+    if problems:
+        raise ConfigError(*with_typed_values(problems, overrides))
+    return sweep
 
 
 def _first_seed(overrides: Sequence[str], node: DictConfig) -> int:
-    typed = [word.partition("=")[2] for word in overrides if word.startswith("seed=")]
-    return int(typed[-1]) if typed and typed[-1].isdecimal() else node.seed
+    """Returns the configured seed, from which `sweep.repeats` counts."""
+    typed = [text.partition("=")[2] for text in overrides if text.startswith("seed=")]
+    if typed and typed[-1].isdecimal():
+        return int(typed[-1])
+    return node.seed
 
 
 def _check_jobs(
-    combinations: Sequence[list[str]], composed: ComposeFn
-) -> tuple[list[ComposedJob], dict[str, list[int]]]:
-    """The jobs, and each problem with the numbers of the jobs that have it."""
-    made = []
-    told = dict[str, list[int]]()
-    for number, combination in enumerate(combinations, 1):
+    combinations: Sequence[list[str]], compose_fn: ComposeFn, name_jobs: bool
+) -> list[ComposedJob]:
+    """Composes and checks every job.
+
+    Args:
+        combinations: the overrides of each job.
+        compose_fn: composes the overrides of one job.
+        name_jobs: whether a problem names the first job that has it.
+
+    Raises:
+        ConfigError: with the problems of all jobs.
+    """
+    jobs: list[ComposedJob] = []
+    jobs_by_problem: dict[str, list[int]] = {}
+    for number, overrides in enumerate(combinations, 1):
         try:
-            config = pin_init_weights(
-                build_config(*compose_or_diagnose(combination, composed), combination)
-            )
-            made.append(ComposedJob(combination, config))
-            if config.sweep.objective.startswith("val/") and not config.data.val_fraction:
-                raise ConfigError(
-                    f"sweep.objective={config.sweep.objective}: needs a validation split, but data.val_fraction=0; "
-                    "choose test/accuracy or train/accuracy"
-                )
+            jobs.append(ComposedJob(overrides, _job_config(overrides, compose_fn)))
         except ConfigError as error:
             for problem in error.problems:
-                told.setdefault(problem, []).append(number)
-    return made, told
+                jobs_by_problem.setdefault(problem, []).append(number)
+    if jobs_by_problem and name_jobs:
+        raise ConfigError(*_named_problems(jobs_by_problem, len(combinations)))
+    if jobs_by_problem:
+        raise ConfigError(*jobs_by_problem)
+    return jobs
 
 
-def _report_problems(problems: dict[str, list[int]], count: int) -> Iterator[str]:
-    """Each problem with the first job that has it, or alone where all have it."""
-    for problem, numbers in list(problems.items())[:MAX_PROBLEMS]:
-        yield problem if len(numbers) == count else f"sweep job {numbers[0]} of {count}: {problem}"
-    if len(problems) > MAX_PROBLEMS:
-        yield f"and {len(problems) - MAX_PROBLEMS} more"
+def _job_config(overrides: list[str], compose_fn: ComposeFn) -> Config:
+    composition = compose_or_diagnose(overrides, compose_fn)
+    config = pin_init_weights(build_config(composition, overrides))
+    objective = config.sweep.objective
+    if objective.startswith("val/") and not config.data.val_fraction:
+        raise ConfigError(
+            f"sweep.objective={objective}: needs a validation split, but data.val_fraction=0; "
+            "choose test/accuracy or train/accuracy"
+        )
+    return config
+
+
+def _named_problems(jobs_by_problem: Mapping[str, list[int]], count: int) -> Iterator[str]:
+    """Yields each problem after the first job that has it; without a job if all jobs have it."""
+    for problem, numbers in list(jobs_by_problem.items())[:MAX_PROBLEMS]:
+        if len(numbers) == count:
+            yield problem
+        else:
+            yield f"sweep job {numbers[0]} of {count}: {problem}"
+    if len(jobs_by_problem) > MAX_PROBLEMS:
+        yield f"and {len(jobs_by_problem) - MAX_PROBLEMS} more"

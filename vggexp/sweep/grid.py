@@ -1,9 +1,9 @@
-"""From the arguments of a sweep to its jobs: one pure function for the check beforehand and for the sweeper."""
+"""Makes the jobs of a sweep from its overrides: all combinations of a grid, or a search's ends."""
 
 import copy
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import islice, product
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, islice, product
 from math import prod
 from typing import Any
 
@@ -13,183 +13,241 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from vggexp.config.diagnostics import ComposeFn
 from vggexp.config.keys import flatten
 from vggexp.config.schema import Sweep
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 
-SWEEP_ONLY_KEYS = (
-    "sweep.pairs",
-    "sweep.repeats",
-    "sweep.where",
-)  # what makes the jobs, and is none of theirs
+# Keys that define the set of jobs. No job has them among its overrides.
+SWEEP_ONLY_KEYS = ("sweep.pairs", "sweep.repeats", "sweep.where")
+MAX_LAUNCHER_COUNT = 4096  # jobs at a time, and jobs on one GPU
 
-GridComposeFn = Callable[[Sequence[str]], DictConfig]
-GridAxis = list[list[str]]  # of each value, the overrides that belong together
+GridAxis = list[list[str]]  # for each value of the axis, the overrides that belong together
 
 
 def expand_grid(
-    config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any], sweep: Sweep, seed: int
-) -> GridAxis:
-    """The overrides of every job, the last axis turning fastest; pairs and repeats turn faster than the others.
+    config_loader: Any,
+    arguments: Sequence[str],
+    params: Mapping[str, Any],
+    sweep: Sweep,
+    seed: int,
+) -> list[list[str]]:
+    """Returns the overrides of every job of a grid.
 
-    params: axes from a sweep file (hydra.sweeper.params); an argument of the same key takes their place. seed: the
-    configured one, from which repeats count up. Raises ConfigError for an axis without discrete values, for one
-    without any, for a key that two axes set, and for more than sweep.max_jobs jobs.
+    The last axis changes fastest. Pairs and repeats change faster than the other axes.
+
+    Args:
+        config_loader: Hydra's, which knows the files that `glob` matches.
+        arguments: the overrides of the command.
+        params: axes of a sweep file (hydra.sweeper.params); an argument of the same key wins.
+        sweep: the section `sweep`.
+        seed: the configured seed, from which repeats count.
+
+    Raises:
+        ConfigError: an axis has no value or no single values, two axes set the same key, or
+            there are more than sweep.max_jobs jobs.
     """
-    overrides = [
-        one
-        for one in _parsed(config_loader, arguments, params)
-        if one.key_or_group not in SWEEP_ONLY_KEYS
-    ]
-    keys = {override.get_key_element(): override.is_sweep_override() for override in overrides}
-    axes = [[[value] for value in _axis(override, sweep.max_jobs)] for override in overrides]
-    axes += [*_pairs(sweep, keys), *_repeats(sweep, keys, seed)]
+    axes: list[GridAxis] = []
+    is_axis: dict[str, bool] = {}
+    for override in last_overrides(config_loader, arguments, params):
+        if override.key_or_group not in SWEEP_ONLY_KEYS:
+            key = override.get_key_element()
+            is_axis[key] = override.is_sweep_override()
+            texts = axis_overrides(override, sweep.max_jobs)
+            axes.append([[text] for text in texts])
+    axes += _pair_axis(sweep, is_axis)
+    axes += _repeat_axis(sweep, is_axis, seed)
     if prod(map(len, axes)) > sweep.max_jobs:
         raise ConfigError(
-            f"sweep: more than sweep.max_jobs={sweep.max_jobs} jobs; take fewer values or raise that number"
+            f"sweep: more than sweep.max_jobs={sweep.max_jobs} jobs; "
+            "take fewer values or raise that number"
         )
-    return [[word for words in combination for word in words] for combination in product(*axes)]
+    return [list(chain.from_iterable(values)) for values in product(*axes)]
 
 
 def endpoint_jobs(
-    config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any], sweep: Sweep
-) -> GridAxis:
-    """Jobs that a search may make: every choice, both ends of intervals and ranges, the others at their first."""
-    for key in ("pairs", "repeats", "where"):
-        if getattr(sweep, key) not in ((), 1, None):
+    config_loader: Any,
+    arguments: Sequence[str],
+    params: Mapping[str, Any],
+    sweep: Sweep,
+) -> list[list[str]]:
+    """Returns the jobs by which a search is checked before it starts.
+
+    The first job has the first value of every axis. Each further job changes one axis, to another
+    choice or to the other end of its interval or range. See `expand_grid` for the parameters.
+    """
+    for key, default in (("pairs", ()), ("repeats", 1), ("where", None)):
+        value = getattr(sweep, key)
+        if value != default:
             raise ConfigError(
-                f"sweep.{key}={format_value(getattr(sweep, key))}: belongs to a grid; this sweeper searches"
+                f"sweep.{key}={format_value(value)}: belongs to a grid; this sweeper searches"
             )
     axes = []
-    for override in _parsed(config_loader, arguments, params):
-        key = override.get_key_element()
-        value = override.value()
-        if isinstance(value, IntervalSweep):
-            axes.append([f"{key}={value.start}", f"{key}={value.end}"])
-            continue
-        values = _axis(override, sweep.max_jobs)
-        axes.append(
-            [values[0], values[-1]] if override.is_range_sweep() and len(values) > 1 else values
-        )
+    for override in last_overrides(config_loader, arguments, params):
+        axes.append(_endpoints(override, sweep.max_jobs))
     first = [axis[0] for axis in axes]
-    others = [
-        [*first[:place], value, *first[place + 1 :]]
-        for place, axis in enumerate(axes)
-        for value in axis[1:]
-    ]
-    return [first, *others]
+    jobs = [first]
+    for index, axis in enumerate(axes):
+        for text in axis[1:]:
+            jobs.append([*first[:index], text, *first[index + 1 :]])
+    return jobs
 
 
-def _parsed(
-    config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any]
+def _endpoints(override: Override, limit: int) -> list[str]:
+    key = override.get_key_element()
+    value = override.value()
+    if isinstance(value, IntervalSweep):
+        return [f"{key}={value.start}", f"{key}={value.end}"]
+    texts = axis_overrides(override, limit)
+    if override.is_range_sweep() and len(texts) > 1:
+        return [texts[0], texts[-1]]
+    return texts
+
+
+def last_overrides(
+    config_loader: Any,
+    arguments: Sequence[str],
+    params: Mapping[str, Any],
 ) -> list[Override]:
-    """The last one of each key is what counts."""
-    written = [f"{key}={value}" for key, value in params.items()] + list(arguments)
+    """Parses axes and overrides; of several overrides of a key only the last remains."""
+    texts = [f"{key}={value}" for key, value in params.items()]
+    texts += arguments
     try:
-        parsed = OverridesParser.create(config_loader=config_loader).parse_overrides(written)
+        parser = OverridesParser.create(config_loader=config_loader)
+        parsed = parser.parse_overrides(texts)
     except HydraException as error:
         raise ConfigError(" ".join(str(error).split())) from error
-    return list({override.get_key_element(): override for override in parsed}.values())
+    last = {}
+    for override in parsed:
+        last[override.get_key_element()] = override
+    return list(last.values())
 
 
-def _axis(override: Override, at_most: int) -> list[str]:
-    """One override for each value, of which one more than `at_most` are enough to refuse the sweep."""
+def axis_overrides(override: Override, limit: int) -> list[str]:
+    """Returns an override for each value of an axis, at most limit + 1 overrides.
+
+    One override above the limit is enough to refuse the sweep. Raises ConfigError for an axis
+    without single values or without any value.
+    """
     text = override.input_line or ""
-    key = override.get_key_element()
     if not override.is_sweep_override():
         return [text]
     if not override.is_discrete_sweep():
         raise ConfigError(f"{text}: a grid needs single values; use a search sweeper for intervals")
+    key = override.get_key_element()
     try:
-        values = [
-            f"{key}={value}" for value in islice(override.sweep_string_iterator(), at_most + 1)
-        ]
+        values = list(islice(override.sweep_string_iterator(), limit + 1))
     except (HydraException, ValueError, ArithmeticError) as error:
         raise ConfigError(f"{text}: {error}") from error
     if not values:
         raise ConfigError(f"{text}: no value; a sweep of it has no job")
-    return values
+    return [f"{key}={value}" for value in values]
 
 
-def _pairs(sweep: Sweep, keys: Mapping[str, bool]) -> Iterator[GridAxis]:
-    """One axis, whose values are sets of overrides."""
-    rows = [flatten(pair) for pair in sweep.pairs]
-    for key in dict.fromkeys(key for row in rows for key in row):
-        if key in keys:
-            raise ConfigError(f"sweep.pairs: {key} is given outside of it as well; leave one out")
-    if rows:
-        yield [[format_override(key, value) for key, value in row.items()] for row in rows]
+def _pair_axis(sweep: Sweep, is_axis: Mapping[str, bool]) -> list[GridAxis]:
+    """Returns one axis whose values are the sets of overrides of `sweep.pairs`, or no axis."""
+    axis: GridAxis = []
+    for pair in sweep.pairs:
+        values = flatten(pair)
+        for key in values:
+            if key in is_axis:
+                raise ConfigError(
+                    f"sweep.pairs: {key} is given outside of it as well; leave one out"
+                )
+        axis.append([format_override(key, value) for key, value in values.items()])
+    return [axis] if axis else []
 
 
-def _repeats(sweep: Sweep, keys: Mapping[str, bool], seed: int) -> Iterator[GridAxis]:
+def _repeat_axis(sweep: Sweep, is_axis: Mapping[str, bool], seed: int) -> list[GridAxis]:
+    """Returns one axis of `sweep.repeats` seeds, or no axis."""
     if sweep.repeats == 1:
-        return
-    if keys.get("seed") or any("seed" in pair for pair in sweep.pairs):
+        return []
+    if is_axis.get("seed") or any("seed" in pair for pair in sweep.pairs):
         raise ConfigError(
             f"sweep.repeats={sweep.repeats}: the seed is swept as well; leave one out"
         )
-    yield [[f"seed={seed + number}"] for number in range(sweep.repeats)]
+    return [[[f"seed={seed + index}"] for index in range(sweep.repeats)]]
 
 
 def format_override(key: str, value: Any) -> str:
-    """An override as Hydra reads it back."""
+    """Returns an override that Hydra's parser reads back as the same value."""
     text = f"{key}={format_value(value)}"
     try:
         if OverridesParser.create().parse_override(text).value() == value:
             return text
     except HydraException:
-        pass
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"  # in quotes
+        pass  # needs quotes
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
-def cached_compose(composed: GridComposeFn) -> GridComposeFn:
-    """As `composed`, but reads each choice of files once: what a sweep's jobs differ in is mostly single values."""
+def cached_compose(compose_fn: ComposeFn) -> ComposeFn:
+    """Returns a function like `compose_fn` that reads each choice of files only once.
+
+    The jobs of a sweep differ mostly in single values, which are set on a copy.
+    """
     parser = OverridesParser.create()
-    bases = dict[tuple[str, ...], DictConfig]()
     loader: Any = GlobalHydra.instance().config_loader()
+    composed_files: dict[tuple[str, ...], DictConfig] = {}
 
-    def made(overrides: Sequence[str]) -> DictConfig:
-        parsed = parser.parse_overrides(list(overrides))
-        files = [override for override in parsed if loader.get_group_options(override.key_or_group)]
-        chosen = tuple(override.input_line or "" for override in files)
-        if chosen not in bases:
-            bases[chosen] = composed(chosen)
-        node = copy.deepcopy(bases[chosen])
-        loader._apply_overrides_to_config(
-            [override for override in parsed if override not in files], node
-        )
+    def compose_job(overrides: Sequence[str]) -> DictConfig:
+        files = []
+        values = []
+        for override in parser.parse_overrides(list(overrides)):
+            if loader.get_group_options(override.key_or_group):
+                files.append(override)
+            else:
+                values.append(override)
+        texts = tuple(override.input_line or "" for override in files)
+        if texts not in composed_files:
+            composed_files[texts] = compose_fn(texts)
+        node = copy.deepcopy(composed_files[texts])
+        loader._apply_overrides_to_config(values, node)
         return node
 
-    return made
+    return compose_job
 
 
 def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
-    """Of Hydra's own keys that do not go with a sweep here, and of the launchers'."""
+    """Yields a problem for each of Hydra's keys, and its launchers' keys, that a sweep rejects."""
     choices = node.hydra.runtime.choices
-    local = choices.get("hydra/launcher") == "local"
+    is_grid = choices.get("hydra/sweeper") == "grid"
+    is_local = choices.get("hydra/launcher") == "local"
     if choices.get("hydra/sweeper") == "basic":
         yield "hydra/sweeper=basic: not allowed; hydra/sweeper=grid makes the same jobs and more"
     if node.hydra.job.chdir:
         yield "hydra.job.chdir=true: not allowed, a run has a folder of its own under run.root"
-    if sweep.on_error == "stop" and not (local and choices.get("hydra/sweeper") == "grid"):
+    if sweep.on_error == "stop" and not (is_local and is_grid):
         yield "sweep.on_error=stop: needs hydra/sweeper=grid and hydra/launcher=local"
-    if local:
+    if is_local:
         yield from _launcher_problems(node.hydra.launcher)
-    if node.resume == "never" and "array_parallelism" in node.hydra.launcher:  # of Slurm alone
-        yield "resume=never: a job that Slurm starts again continues its run; choose auto, exact or force"
+    if node.resume == "never" and "array_parallelism" in node.hydra.launcher:  # only Slurm's
+        yield (
+            "resume=never: a job that Slurm starts again continues its run; "
+            "choose auto, exact or force"
+        )
 
 
 def _launcher_problems(launcher: DictConfig) -> Iterator[str]:
-    """Of the local launcher's own keys."""
-    for key, other in (("jobs", "auto"), ("slots_per_gpu", None)):
-        value = launcher.get(key)
-        if value != other and not (
-            isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= 4096
-        ):
-            yield f"hydra.launcher.{key}={format_value(value)}: must be {f'{other} or ' if other else ''}1..4096"
+    """Yields a problem for each invalid key of the local launcher."""
+    jobs = launcher.get("jobs")
+    if jobs != "auto" and not _is_count(jobs):
+        yield (f"hydra.launcher.jobs={format_value(jobs)}: must be auto or 1..{MAX_LAUNCHER_COUNT}")
+    slots = launcher.get("slots_per_gpu")
+    if slots is not None and not _is_count(slots):
+        yield (
+            f"hydra.launcher.slots_per_gpu={format_value(slots)}: must be 1..{MAX_LAUNCHER_COUNT}"
+        )
     gpus = launcher.get("gpus")
-    if gpus is not None and not (
-        OmegaConf.is_list(gpus) and len(gpus) and len(set(gpus)) == len(gpus)
-    ):
-        yield f"hydra.launcher.gpus={format_value(gpus)}: must be a list of different devices, as [0,1], or null"
+    is_unique_list = OmegaConf.is_list(gpus) and len(gpus) and len(set(gpus)) == len(gpus)
+    if gpus is not None and not is_unique_list:
+        yield (
+            f"hydra.launcher.gpus={format_value(gpus)}: "
+            "must be a list of different devices, as [0,1], or null"
+        )
+
+
+def _is_count(value: Any) -> bool:
+    if not isinstance(value, int) or isinstance(value, bool):
+        return False
+    return 1 <= value <= MAX_LAUNCHER_COUNT

@@ -1,7 +1,7 @@
-"""The jobs of a sweep in processes of their own, several at a time, taken from one queue.
+"""Runs the jobs of a sweep in processes of their own, several at a time, from one queue.
 
-This process imports torch and reads the data once; each job is a fork of it, so that it starts at once, is what it
-would be alone, and gives everything back at its end, however that comes.
+This process imports torch and reads the data once. Each job is a fork of it: a job starts
+immediately, computes what it would compute alone, and frees its memory however it ends.
 """
 
 import os
@@ -13,41 +13,46 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vggexp.config.derived import training_macs
-from vggexp.config.schema import Config
+from vggexp.config.schema import Config, ImageFolder, Synthetic
 from vggexp.errors import InUseError, ResourceError, StoppedError, VggexpError
 from vggexp.formatting import duration
 from vggexp.runs import directory, records
-from vggexp.sweep.progress import SweepProgress
+from vggexp.sweep.progress import RunningJob, SweepProgress
 from vggexp.system import locks, processes
 from vggexp.system.cpu import default_threads
 from vggexp.system.signals import StopFlag, handle_stop_signals
 
 POLL_SECONDS = 0.05
-ELSEWHERE_SECONDS = 1.0  # between two looks at runs that other processes work on
+ELSEWHERE_SECONDS = 1.0  # between two checks of runs that other processes work on
 CORES_PER_JOB = 4  # jobs=auto: with more threads a job gains little
 
 
-class PoolJob(NamedTuple):
-    """config: or the error in its place, of a job that only a search could make. folder: of its run."""
+@dataclass(frozen=True)
+class PoolJob:
+    """One job. A search may propose values that do not fit: `config` is then None."""
 
-    number: int
-    config: Config | VggexpError
-    folder: Path
+    index: int
+    folder: Path  # the run directory
+    config: Config | None
+    error: str = ""  # the reason, if `config` is None
 
 
-def make_job(number: int, config: Config | VggexpError) -> PoolJob:
-    """Its folder is found once: with resume=never it is another one as soon as it is there."""
-    return PoolJob(
-        number,
-        config,
-        records.run_dir(config) if isinstance(config, Config) else Path(f"job-{number + 1}"),
-    )
+def make_job(index: int, config: Config) -> PoolJob:
+    """Finds the run directory once: with resume=never the next search finds a new directory."""
+    return PoolJob(index, records.run_dir(config), config)
+
+
+def invalid_job(index: int, error: str) -> PoolJob:
+    return PoolJob(index, Path(f"job-{index + 1}"), None, error)
 
 
 def most_ranks(jobs: Sequence[PoolJob]) -> int:
-    return max(
-        job.config.device.processes or 1 if isinstance(job.config, Config) else 1 for job in jobs
-    )
+    """Returns the largest number of processes that train one job."""
+    most = 1
+    for job in jobs:
+        if job.config is not None:
+            most = max(most, job.config.device.processes or 1)
+    return most
 
 
 class JobResult(NamedTuple):
@@ -58,46 +63,65 @@ class JobResult(NamedTuple):
 
 @dataclass
 class WorkerSlot:
-    """Room for one job at a time. variables: what makes it keep to its share of the machine."""
+    """Runs one job at a time."""
 
-    number: int
-    variables: dict[str, str] = field(default_factory=dict)
+    index: int
+    variables: dict[str, str] = field(default_factory=dict)  # limit a job to its share
     job: PoolJob | None = None
     pid: int = 0
-    since: float = 0.0
-    log_bytes: int = 0  # of earlier tries
+    started_at: float = 0.0
+    log_start: int = 0  # bytes of the job's log that earlier attempts wrote
 
 
 def make_slots(
-    wanted: Any, per_gpu: int, gpus: Sequence[Any] | None, device: str, ranks: int = 1
+    jobs: Any,
+    per_gpu: int,
+    gpus: Sequence[Any] | None,
+    device: str,
+    ranks: int = 1,
 ) -> list[WorkerSlot]:
-    """wanted: auto or a number of jobs. gpus: None for all that are there. Threads are divided among the slots.
+    """Divides the machine's threads and GPUs among slots.
 
-    ranks: the most that a job has, each of which needs a GPU.
+    Args:
+        jobs: the number of jobs at a time, or "auto".
+        per_gpu: jobs that share a GPU.
+        gpus: the GPUs to use; None for all visible GPUs.
+        device: the device of the jobs.
+        ranks: processes of one job; each of them needs a GPU.
     """
-    single = [str(gpu) for gpu in gpus] if gpus else _visible_gpus() if device == "cuda" else []
-    names = [
-        ",".join(single[first : first + ranks])
-        for first in range(0, len(single) - ranks + 1, ranks)
-    ]
+    names: list[str] = []
+    if gpus:
+        names = [str(gpu) for gpu in gpus]
+    elif device == "cuda":
+        names = _visible_gpus()
+    groups = []  # the GPUs of one job, as CUDA_VISIBLE_DEVICES names them
+    for first in range(0, len(names) - ranks + 1, ranks):
+        groups.append(",".join(names[first : first + ranks]))
     cores = default_threads()
-    count = wanted if wanted != "auto" else len(names) * per_gpu or max(1, cores // CORES_PER_JOB)
-    shared = {"OMP_NUM_THREADS": str(max(1, cores // count))}
-    visible = [
-        {"CUDA_VISIBLE_DEVICES": names[number % len(names)]} if names else {}
-        for number in range(count)
-    ]
-    return [WorkerSlot(number, shared | own) for number, own in enumerate(visible)]
+    count = jobs
+    if jobs == "auto":
+        count = len(groups) * per_gpu or max(1, cores // CORES_PER_JOB)
+    threads = max(1, cores // count)
+    slots = []
+    for index in range(count):
+        slot = WorkerSlot(index, {"OMP_NUM_THREADS": str(threads)})
+        if groups:
+            slot.variables["CUDA_VISIBLE_DEVICES"] = groups[index % len(groups)]
+        slots.append(slot)
+    return slots
 
 
 def _visible_gpus() -> list[str]:
-    """As CUDA_VISIBLE_DEVICES has them, else by number; asked in a way after which a process may still fork."""
+    """Returns the names in CUDA_VISIBLE_DEVICES, or else the numbers of all GPUs.
+
+    A process may still fork after torch.cuda.device_count.
+    """
     import torch
 
-    given = os.environ.get("CUDA_VISIBLE_DEVICES")
-    return (
-        given.split(",") if given else [str(number) for number in range(torch.cuda.device_count())]
-    )
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if visible:
+        return visible.split(",")
+    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def run_pool(
@@ -106,10 +130,20 @@ def run_pool(
     perform: Callable[[PoolJob], int],
     folder: Path,
 ) -> list[JobResult]:
-    """Runs what is missing; returns how each job stands, in their order.
+    """Runs the jobs that are not done.
 
-    perform: called in a job's own process; returns or exits with its code. folder: of the sweep, for the jobs' output.
-    Raises StoppedError once the running jobs have saved, KeyboardInterrupt after a second Ctrl-C.
+    Args:
+        jobs: all jobs of the sweep.
+        slots: the result of `make_slots`.
+        perform: trains a job in the job's own process; returns or exits with an exit code.
+        folder: the folder of the sweep, in which `jobs/` holds the output of each job.
+
+    Returns:
+        The result of each job, in the order of the jobs.
+
+    Raises:
+        StoppedError: a signal came, and the running jobs have saved.
+        KeyboardInterrupt: a second Ctrl-C came.
     """
     logs = folder / "jobs"
     try:
@@ -118,211 +152,273 @@ def run_pool(
         raise ResourceError(
             f"{logs}: cannot be made: {error.strerror} (choose another run.root)"
         ) from error
-    with (
-        handle_stop_signals() as stop,
-        SweepProgress([_work(job) for job in jobs], len(slots)) as board,
-    ):
-        pool = Pool(jobs, slots, perform, logs, board)
+    work = [_work(job) for job in jobs]
+    with handle_stop_signals() as stop, SweepProgress(work, len(slots)) as progress:
+        pool = Pool(jobs, slots, perform, logs, progress)
         try:
             pool.run_all(stop)
-        except BaseException:  # a second Ctrl-C above all: no job outlives its sweep
-            pool.pass_on(2)
+        except BaseException:  # mostly a second Ctrl-C: no job outlives its sweep
+            pool.send_signal(2)
             while pool.busy():
                 pool.reap()
             raise
     if stop.signal is not None:
-        done = sum(end is not None and end.ok for end in pool.results)
+        done = sum(result is not None and result.ok for result in pool.results)
         raise StoppedError(
             stop.signal, f"with {done} of {len(jobs)} jobs done", "run the same command to continue"
         )
-    return [
-        end or JobResult(False, None, "not started: sweep.on_error=stop") for end in pool.results
-    ]
+    not_started = JobResult(False, None, "not started: sweep.on_error=stop")
+    return [result or not_started for result in pool.results]
 
 
 class Pool:
+    """The queue of a sweep, and the processes that take jobs from the queue."""
+
     def __init__(
         self,
         jobs: Sequence[PoolJob],
         slots: Sequence[WorkerSlot],
         perform: Callable[[PoolJob], int],
         logs: Path,
-        board: SweepProgress,
+        progress: SweepProgress,
     ):
+        """See `run_pool`; `logs` is the folder of the jobs' output."""
         self.waiting = deque(jobs)
-        self.running_elsewhere = list[PoolJob]()
+        self.running_elsewhere: list[PoolJob] = []  # in other processes
         self.slots = slots
         self.perform = perform
         self.logs = logs
-        self.board = board
+        self.progress = progress
         self.results: list[JobResult | None] = [None] * len(jobs)
-        self.preloaded = self.stop_starting = False
-        self.last_poll = 0.0
+        self.preloaded = False
+        self.stop_starting = False  # a job failed, and sweep.on_error=stop
+        self.last_poll = 0.0  # when the runs of other processes were checked
 
     def busy(self) -> list[WorkerSlot]:
         return [slot for slot in self.slots if slot.job is not None]
 
     def run_all(self, stop: StopFlag) -> None:
-        """Until every job has ended, or those that were running when a stop was asked for."""
-        passed_on = False
+        """Runs all jobs; after a stop signal it only waits for the running jobs."""
+        signal_sent = False
         self.skip_done()
-        while self.busy() or (
-            not (self.stop_starting or stop.signal) and (self.waiting or self.running_elsewhere)
-        ):
-            if stop.signal and not passed_on:
-                self.pass_on(stop.signal)
-                passed_on = True
+        while self.busy() or (self._may_start(stop) and (self.waiting or self.running_elsewhere)):
+            if stop.signal and not signal_sent:
+                self.send_signal(stop.signal)
+                signal_sent = True
             self.reap()
-            if not (self.stop_starting or stop.signal):
+            if self._may_start(stop):
                 self.start_jobs(stop)
-            self.board.refresh()
+            self.progress.refresh()
             time.sleep(POLL_SECONDS)
 
-    def pass_on(self, number: int) -> None:
+    def _may_start(self, stop: StopFlag) -> bool:
+        return not (self.stop_starting or stop.signal)
+
+    def send_signal(self, signum: int) -> None:
         for slot in self.busy():
-            os.kill(slot.pid, number)
+            os.kill(slot.pid, signum)
 
     def skip_done(self) -> None:
-        """Takes those from the queue that need nothing more."""
+        """Removes the jobs from the queue that need no run."""
         self.waiting = deque(job for job in self.waiting if self.needs_run(job))
-        self.board.on_start()
+        self.progress.on_start()
 
     def start_jobs(self, stop: StopFlag) -> None:
-        """Starts jobs while there is room; then gets ready what the later ones would each do again."""
+        """Starts jobs in the free slots; then preloads for the jobs that still wait."""
         if self.running_elsewhere and time.monotonic() - self.last_poll > ELSEWHERE_SECONDS:
-            self.last_poll = time.monotonic()
-            self.waiting.extend(job for job in list(self.running_elsewhere) if self.needs_run(job))
-            self.running_elsewhere = [
-                job
-                for job in self.running_elsewhere
-                if self.results[job.number] is None and job not in self.waiting
-            ]
+            self._poll_elsewhere()
         for slot in self.slots:
-            if slot.job is None and self.waiting and not (stop.signal or self.stop_starting):
+            if slot.job is None and self.waiting and self._may_start(stop):
                 self.start(self.waiting.popleft(), slot)
         if self.waiting and not self.preloaded:
             self.preloaded = True
-            preload([job.config for job in self.waiting])
+            preload(self.waiting)
+
+    def _poll_elsewhere(self) -> None:
+        """Checks the runs of other processes; a run that was interrupted there returns here."""
+        self.last_poll = time.monotonic()
+        for job in list(self.running_elsewhere):
+            if self.needs_run(job):
+                self.waiting.append(job)
+                self.running_elsewhere.remove(job)
+            elif self.results[job.index] is not None:
+                self.running_elsewhere.remove(job)
 
     def needs_run(self, job: PoolJob) -> bool:
-        """Whether the job is to be started: it has not ended already, and no other process works on it."""
+        """Returns whether a job has neither ended nor runs in another process.
+
+        Records the result of a job that has ended.
+        """
+        if job.config is None:
+            self.end(job, JobResult(False, None, job.error))
+            return False
         try:
-            standing = _job_status(job)
+            status = _job_status(job, job.config)
         except VggexpError as error:
             self.end(job, JobResult(False, None, str(error)))
             return False
-        if standing in ("finished", "failed"):
-            self.results[job.number] = end = _recorded_result(job)
-            self.board.previously_done(job.number, end.ok, f"{job.folder.name}  {end.error}")
-        elif standing == "running" and job not in self.running_elsewhere:
-            self.board.on_wait(job.number, job.folder.name)
-            self.running_elsewhere.append(job)
-        return standing == "missing"
+        if status in ("finished", "failed"):
+            result = _recorded_result(job)
+            self.results[job.index] = result
+            text = f"{job.folder.name}  {result.error}"
+            self.progress.previously_done(job.index, result.ok, text)
+        elif status == "running" and job not in self.running_elsewhere:
+            self.wait_elsewhere(job)
+        return status == "missing"
+
+    def wait_elsewhere(self, job: PoolJob) -> None:
+        """Waits for a job that another process runs."""
+        self.progress.on_wait(job.index, job.folder.name)
+        self.running_elsewhere.append(job)
 
     def start(self, job: PoolJob, slot: WorkerSlot) -> None:
-        assert isinstance(job.config, Config)
+        assert job.config is not None
         log = self.log(job)
-        slot.log_bytes = log.stat().st_size if log.exists() else 0
-        slot.since = time.monotonic()
+        slot.log_start = log.stat().st_size if log.exists() else 0
+        slot.started_at = time.monotonic()
         slot.pid = processes.fork_call(lambda: self.perform(job), log, slot.variables)
         slot.job = job
-        self.board.job_started(slot.number, job.number, job.folder, job.config.train.epochs, log)
+        running = RunningJob(job.index, job.folder, job.config.train.epochs, log)
+        self.progress.job_started(slot.index, running)
 
     def log(self, job: PoolJob) -> Path:
         return self.logs / f"{job.folder.name}.log"
 
     def reap(self) -> None:
-        """Takes note of the jobs that have ended."""
+        """Records the results of the processes that have ended."""
         for slot in self.busy():
             code = processes.poll(slot.pid)
             if code is None or slot.job is None:
                 continue
             job = slot.job
             slot.job = None
-            self.board.slot_freed(slot.number)
+            self.progress.slot_freed(slot.index)
+            if code == InUseError.exit_code:  # another process was faster
+                self.wait_elsewhere(job)
+                continue
             try:
-                if code == InUseError.exit_code:  # another process was faster
-                    raise InUseError
-                end = _result_of(job, code, last_error_line(self.log(job), slot.log_bytes))
-            except InUseError:
-                self.board.on_wait(job.number, job.folder.name)
-                self.running_elsewhere.append(job)
+                result = _result_of(job, code, last_error_line(self.log(job), slot.log_start))
+            except InUseError:  # another process continues the run that was killed here
+                self.wait_elsewhere(job)
                 continue
             except VggexpError as error:
-                end = JobResult(False, None, str(error))
-            self.end(job, end, time.monotonic() - slot.since, stopped=code > 128)
+                result = JobResult(False, None, str(error))
+            self.end(job, result, time.monotonic() - slot.started_at, stopped=code > 128)
 
     def end(
-        self, job: PoolJob, end: JobResult, seconds: float | None = None, stopped: bool = False
+        self,
+        job: PoolJob,
+        result: JobResult,
+        seconds: float | None = None,
+        stopped: bool = False,
     ) -> None:
-        self.results[job.number] = end
-        if isinstance(job.config, Config) and not (end.ok or stopped):
-            self.stop_starting = self.stop_starting or job.config.sweep.on_error == "stop"
-        what = f"{end.objective:.4f}" if end.objective is not None else end.error
-        parts = [job.folder.name, what, *([] if seconds is None else [duration(seconds)])]
-        parts += [f"({self.log(job)})"] * (not (end.ok or stopped) and seconds is not None)
-        self.board.job_ended(
-            job.number,
-            "finished" if end.ok else "stopped" if stopped else "failed",
-            "  ".join(parts),
-        )
+        """Records and prints the result of a job.
+
+        Args:
+            job: the job.
+            result: the result.
+            seconds: the time that the job took; None for a job that was not started.
+            stopped: whether a stop signal ended the job.
+        """
+        self.results[job.index] = result
+        state = "finished"
+        if not result.ok:
+            state = "stopped" if stopped else "failed"
+        if state == "failed" and job.config is not None and job.config.sweep.on_error == "stop":
+            self.stop_starting = True
+        parts = [job.folder.name, result.error]
+        if result.objective is not None:
+            parts[1] = f"{result.objective:.4f}"
+        if seconds is not None:
+            parts.append(duration(seconds))
+            if state == "failed":
+                parts.append(f"({self.log(job)})")
+        self.progress.job_ended(job.index, state, "  ".join(parts))
 
 
-def preload(configs: Sequence[Config | VggexpError]) -> None:
-    """Imports and reads, on one thread, what forks of this process then have; what fails here they will tell."""
+def preload(jobs: Sequence[PoolJob]) -> None:
+    """Imports modules and reads data, on one thread, for the forks of this process.
+
+    An error here is no error of the sweep: each job meets and reports it.
+    """
     import torch
 
     torch.set_num_threads(1)
-    import torch.distributed.tensor  # which torch loads where a graph is drawn: a second and more
+    import torch.distributed.tensor  # torch needs it to draw a graph; its import takes over 1 s
     import torch.utils.tensorboard._pytorch_graph
 
     import vggexp.loggers.images  # noqa: F401
     from vggexp.data import datasets
 
-    for config in configs:
-        if isinstance(config, Config) and type(config.data).__name__ == "Data":
-            datasets.preload(config.data.name, Path(config.data.root) if config.data.root else None)
+    for job in jobs:
+        if job.config is None or isinstance(job.config.data, Synthetic | ImageFolder):
+            continue
+        root = job.config.data.root
+        datasets.preload(job.config.data.name, Path(root) if root else None)
 
 
 def _work(job: PoolJob) -> float:
-    return float(training_macs(job.config)) if isinstance(job.config, Config) else 0.0
+    return 0.0 if job.config is None else float(training_macs(job.config))
 
 
-def _job_status(job: PoolJob) -> str:
-    """finished, failed (and not to be tried again), running elsewhere, or missing. Raises VggexpError."""
-    if not isinstance(job.config, Config):
-        raise job.config
-    if job.config.resume == "never":
+def _job_status(job: PoolJob, config: Config) -> str:
+    """Returns finished, failed (not to be repeated), running (elsewhere) or missing.
+
+    Raises CheckpointError if the directory belongs to another configuration.
+    """
+    if config.resume == "never":
         return "missing"
-    if records.finished_result(job.config) is not None:
+    if records.finished_result(config) is not None:
         return "finished"
     if locks.is_locked(job.folder):
         return "running"
     failed = directory.read_result(job.folder).get("state") == "failed"
-    return "failed" if failed and not job.config.sweep.retry_failed else "missing"
+    return "failed" if failed and not config.sweep.retry_failed else "missing"
 
 
 def _recorded_result(job: PoolJob) -> JobResult:
-    """As the run directory has it."""
-    assert isinstance(job.config, Config)
+    """Reads the result of a job from its run directory."""
+    assert job.config is not None
     result = directory.read_result(job.folder)
-    objective = result.get(job.config.sweep.objective)
-    return JobResult(result.get("state") == "finished", objective, result.get("error") or "")
+    return JobResult(
+        ok=result.get("state") == "finished",
+        objective=result.get(job.config.sweep.objective),
+        error=result.get("error") or "",
+    )
 
 
-def _result_of(job: PoolJob, code: int, words: str) -> JobResult:
-    """words: the last of the job's output. Raises InUseError where another process has the run by now."""
+def _result_of(job: PoolJob, code: int, error_line: str) -> JobResult:
+    """Returns the result of a job that has ended.
+
+    Args:
+        job: the job.
+        code: the exit code, or minus the signal that killed the job.
+        error_line: the last line of the job's output.
+
+    Raises:
+        InUseError: the job was killed, and another process already continues the run.
+    """
     if code < 0:
         error = f"killed by {processes.signal_name(code)}"
         directory.mark_interrupted(job.folder, error, 128 - code)
         return JobResult(False, None, error)
-    end = _recorded_result(job)
-    return end if code == 0 else JobResult(False, None, end.error or words or f"exit {code}")
+    result = _recorded_result(job)
+    if code == 0:
+        return result
+    return JobResult(False, None, result.error or error_line or f"exit {code}")
 
 
 def last_error_line(log: Path, start: int = 0) -> str:
-    """The error line that a job ended with, else the last line it printed. start: bytes that earlier tries wrote."""
-    text = log.read_bytes()[start:].decode("utf-8", "replace") if log.exists() else ""
+    """Returns the error line with which a job ended, or else the last line that it printed.
+
+    Args:
+        log: the job's output; the file need not exist.
+        start: bytes that earlier attempts wrote.
+    """
+    if not log.exists():
+        return ""
+    text = log.read_bytes()[start:].decode("utf-8", "replace")
     lines = [line for line in text.splitlines() if line.strip()]
-    told = [line for line in lines if line.startswith("vggexp: ")]
-    return (told or lines or [""])[-1].removeprefix("vggexp: ").removeprefix("error: ")
+    error_lines = [line for line in lines if line.startswith("vggexp: ")]
+    last = (error_lines or lines or [""])[-1]
+    return last.removeprefix("vggexp: ").removeprefix("error: ")

@@ -1,7 +1,11 @@
-"""What a sweep says while its jobs run: a line for each on a terminal and one for the whole, plain lines elsewhere."""
+"""Prints the progress of a sweep: on a terminal a bar for each running job and one for the sweep.
+
+Without a terminal it prints plain lines: one when a job starts or ends, and one each minute.
+"""
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -10,118 +14,163 @@ from vggexp.formatting import duration
 from vggexp.loggers.console import Console
 from vggexp.runs.directory import METRICS
 
-TICK_SECONDS = 1.0
-MINUTE = 60.0
-TAIL_BYTES = 400
+REFRESH_SECONDS = 1.0  # between two updates of the bars
+LINE_SECONDS = 60.0  # the longest time without a line, if there are no bars
+TAIL_BYTES = 400  # of a log, read for its last line
+
+
+@dataclass(frozen=True)
+class RunningJob:
+    index: int
+    folder: Path  # the run directory
+    epochs: int
+    log: Path
 
 
 class SweepProgress:
-    """work: what each job costs, in any unit; from it the end is expected. As a context it clears its lines."""
+    """Counts the jobs of a sweep and estimates its end. As a context manager it clears its bars."""
 
     def __init__(self, work: Sequence[float], slots: int, console: Console | None = None):
+        """Starts the clock of the estimate.
+
+        Args:
+            work: the cost of each job, in any unit.
+            slots: jobs at a time.
+            console: receives the lines; None prints them on stdout.
+        """
         self.work = list(work)
         self.console = console or Console(None)
-        self.open = dict.fromkeys(range(len(work)), 0.0)  # job -> work that is done of it
-        self.done = {"finished": 0, "failed": 0, "stopped": 0}
-        self.running: dict[
-            int, tuple[int, Path, int, Path]
-        ] = {}  # slot -> job, run directory, epochs, log
-        self.begin = self.ticked = self.told = monotonic()
-        self.bars = _bars(slots) if sys.stderr is not None and sys.stderr.isatty() else []
+        self.remaining = set(range(len(work)))  # jobs that have not ended
+        self.ended = {
+            "finished": 0,
+            "failed": 0,
+            "stopped": 0,
+        }
+        self.running: dict[int, RunningJob] = {}  # by slot
+        self.started_at = monotonic()
+        self.refreshed_at = self.started_at
+        self.printed_at = self.started_at
+        self.bars: list[Any] = []  # none without a terminal
+        if sys.stderr is not None and sys.stderr.isatty():
+            self.bars = _make_bars(slots)
 
     def __enter__(self) -> "SweepProgress":
         return self
-
-    def on_start(self) -> None:
-        """Once it is known what earlier tries have left to do."""
-        if self.done["finished"]:
-            self._line(f"before   {self.done['finished']} of {len(self.work)} jobs finished")
 
     def __exit__(self, *_: object) -> None:
         for bar in reversed(self.bars):
             bar.close()
 
-    def job_started(self, slot: int, job: int, folder: Path, epochs: int, log: Path) -> None:
-        self.running[slot] = (job, folder, epochs, log)
-        if not self.bars:
-            self._line(f"started  {job + 1}/{len(self.work)}  {folder.name}")
+    def on_start(self) -> None:
+        """Prints how many jobs had finished in earlier attempts; call it before the first start."""
+        finished = self.ended["finished"]
+        if finished:
+            self._line(f"before   {finished} of {len(self.work)} jobs finished")
 
-    def on_wait(self, job: int, name: str) -> None:
-        self._line(f"waits    {job + 1}/{len(self.work)}  {name}  (another process works on it)")
+    def job_started(self, slot: int, job: RunningJob) -> None:
+        self.running[slot] = job
+        if not self.bars:
+            position = self._position(job.index)
+            self._line(f"started  {position}  {job.folder.name}")
+
+    def on_wait(self, index: int, name: str) -> None:
+        position = self._position(index)
+        self._line(f"waits    {position}  {name}  (another process works on it)")
 
     def slot_freed(self, slot: int) -> None:
-        """The slot is free again."""
         del self.running[slot]
         if self.bars:
             self.bars[slot].set_description_str("")
 
-    def job_ended(self, job: int, word: str, text: str) -> None:
-        """word: finished, failed or stopped."""
-        self.open.pop(job, None)
-        self.done[word] += 1
-        self._line(f"{word:<8} {job + 1}/{len(self.work)}  {text}")
+    def job_ended(self, index: int, state: str, text: str) -> None:
+        """Prints the end of a job; `state` is finished, failed or stopped."""
+        self.remaining.discard(index)
+        self.ended[state] += 1
+        position = self._position(index)
+        self._line(f"{state:<8} {position}  {text}")
 
-    def previously_done(self, job: int, ok: bool, text: str) -> None:
-        """A job that had ended in an earlier try; text: why it failed."""
-        self.work[job] = 0.0
+    def previously_done(self, index: int, ok: bool, text: str) -> None:
+        """Counts a job that had ended in an earlier attempt; `text` names the run and its error."""
+        self.work[index] = 0.0
         if ok:
-            self.open.pop(job, None)
-            self.done["finished"] += 1
+            self.remaining.discard(index)
+            self.ended["finished"] += 1
         else:
-            self.job_ended(job, "failed", f"{text}  (before; sweep.retry_failed=true tries again)")
+            text = f"{text}  (before; sweep.retry_failed=true tries again)"
+            self.job_ended(index, "failed", text)
 
     def refresh(self) -> None:
+        """Updates the bars or prints a line, if one is due."""
         now = monotonic()
-        if now - self.ticked < TICK_SECONDS:
+        if now - self.refreshed_at < REFRESH_SECONDS:
             return
-        self.ticked = now
+        self.refreshed_at = now
         if self.bars:
-            for slot, (job, folder, _, log) in self.running.items():
-                self.bars[slot].set_description_str(
-                    f"  {job + 1}/{len(self.work)} {folder.name}  {_last_line(log)}"
-                )
+            for slot, job in self.running.items():
+                position = self._position(job.index)
+                line = _last_line(job.log)
+                text = f"  {position} {job.folder.name}  {line}"
+                self.bars[slot].set_description_str(text)
             self.bars[-1].set_description_str(self.summary())
-        elif now - self.told > MINUTE:
+        elif now - self.printed_at > LINE_SECONDS:
             self._line(f"running  {self.summary()}")
 
     def summary(self) -> str:
-        """`4 of 12 jobs done, 1 failed, 2 running, about 3.2 min left`."""
-        failed = f", {self.done['failed']} failed" if self.done["failed"] else ""
-        text = f"{self.done['finished']} of {len(self.work)} jobs done{failed}, {len(self.running)} running"
+        """Returns `4 of 12 jobs done, 1 failed, 2 running, about 3.2 min left`."""
+        finished = self.ended["finished"]
+        failed = self.ended["failed"]
+        parts = [f"{finished} of {len(self.work)} jobs done"]
+        if failed:
+            parts.append(f"{failed} failed")
+        parts.append(f"{len(self.running)} running")
         share = self.share()
-        seconds = (monotonic() - self.begin) * (1 / share - 1) if share else None
-        return text if seconds is None else f"{text}, about {duration(seconds)} left"
+        if share:
+            elapsed = monotonic() - self.started_at
+            seconds = elapsed * (1 / share - 1)
+            parts.append(f"about {duration(seconds)} left")
+        return ", ".join(parts)
 
     def share(self) -> float:
-        """Of the work that was missing at the start, what is done; running jobs count by their epochs."""
+        """Returns the done share, 0..1, of the work that was missing at the start.
+
+        Running jobs count by their finished epochs.
+        """
         total = sum(self.work)
-        left = sum(self.work[job] for job in self.open)
-        parts = (
-            self.work[job] * _epochs(folder) / epochs
-            for job, folder, epochs, _ in self.running.values()
-        )
-        return min(1.0, (total - left + sum(parts)) / total) if total else 0.0
+        if not total:
+            return 0.0
+        done = total
+        for index in self.remaining:
+            done -= self.work[index]
+        for job in self.running.values():
+            epochs = _finished_epochs(job.folder)
+            done += self.work[job.index] * epochs / job.epochs
+        return min(1.0, done / total)
+
+    def _position(self, index: int) -> str:
+        return f"{index + 1}/{len(self.work)}"
 
     def _line(self, text: str) -> None:
-        self.told = monotonic()
+        self.printed_at = monotonic()
         self.console.line(text)
 
 
-def _bars(slots: int) -> list[Any]:
-    """A bar of text for each slot, and one for the whole at the end."""
+def _make_bars(slots: int) -> list[Any]:
+    """Returns a line of text for each slot, and one for the sweep below them."""
     from tqdm import tqdm
 
-    tqdm.monitor_interval = 0  # its thread would not survive a fork
-    places = range(slots + 1)
-    return [
-        tqdm(total=1, position=place, bar_format="{desc}", dynamic_ncols=True, leave=False)
-        for place in places
-    ]
+    tqdm.monitor_interval = 0  # tqdm's thread would not survive a fork
+    bars = []
+    for position in range(slots + 1):
+        bar = tqdm(total=1, position=position, bar_format="{desc}", dynamic_ncols=True, leave=False)
+        bars.append(bar)
+    return bars
 
 
-def _epochs(folder: Path) -> int:
+def _finished_epochs(folder: Path) -> int:
     path = folder / METRICS
-    return path.read_bytes().count(b"\n") if path.exists() else 0
+    if not path.exists():
+        return 0
+    return path.read_bytes().count(b"\n")
 
 
 def _last_line(log: Path) -> str:

@@ -1,4 +1,7 @@
-"""The table at the end of a sweep: best first, what did not finish last; repeats with their mean and spread."""
+"""Prints and writes the table of a sweep.
+
+The best job is first, jobs that did not finish are last. Repeats have their mean and std.
+"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,127 +14,199 @@ from vggexp.runs.records import run_state
 from vggexp.runs.repeats import Row, group_repeats, mean_rows, rank_key
 from vggexp.system.files import atomic_write
 
+Job = Sequence[str]  # the overrides of a job
+
 METRICS = ("val/accuracy", "val/loss", "test/accuracy")
-MAX_ERROR_CHARS = 60  # characters of an error in a table; the CSV has all of it
+MAX_ERROR_CHARS = 60  # of an error in a Markdown table; the CSV file has the complete error
 
 
 def write_sweep_table(
-    folders: Sequence[Path], overrides: Sequence[Sequence[str]], objective: str, target: Path
+    folders: Sequence[Path],
+    overrides: Sequence[Job],
+    objective: str,
+    target: Path,
 ) -> int:
-    """Prints the table, writes results.csv and results.md into `target`; returns how many jobs did not finish.
+    """Prints the table and writes results.csv and results.md.
 
-    folders, overrides: the run directory and the overrides of each job. objective: the metric of the ranking, higher
-    is better unless it is a loss. Jobs that differ in their seed alone are one line of the printed table.
+    Args:
+        folders: the run directory of each job.
+        overrides: the overrides of each job. Jobs that differ only in their seed are one line
+            of the printed table.
+        objective: the metric of the ranking.
+        target: the folder of the sweep.
+
+    Returns:
+        How many jobs did not finish.
+
+    Raises:
+        ResourceError: a file cannot be written.
     """
-    rows = [_row(folder, job, objective) for folder, job in zip(folders, overrides, strict=True)]
-    rows.sort(key=lambda row: (row["state"] != "finished", *rank_key(row[objective], objective)))
+    finished = []
+    unfinished = []
+    for folder, job in zip(folders, overrides, strict=True):
+        row = _job_row(folder, job, objective)
+        if row["state"] == "finished":
+            finished.append(row)
+        else:
+            unfinished.append(row)
+    rows = [
+        *_rank(finished, objective),
+        *_rank(unfinished, objective),
+    ]
     keys = swept_keys(overrides)
     metrics = list(dict.fromkeys((objective, *METRICS)))
-    columns = [
-        *keys,
-        *metrics,
-        "seconds",
-        "state",
-        *["error"] * any(row["error"] for row in rows),
-        "run",
-    ]
-    shown = [row | {"error": shorten(str(row["error"]), MAX_ERROR_CHARS)} for row in rows]
-    single = markdown_table(
-        columns, [[_format_cell(row.get(column)) for column in columns] for row in shown]
+    columns = [*keys, *metrics, "seconds", "state"]
+    if any(row["error"] for row in rows):
+        columns.append("error")
+    columns.append("run")
+    lines = _jobs_table(rows, columns)
+    repeats = repeats_table(rows, keys, metrics, objective)
+    if repeats:
+        print("\n".join(repeats))
+        lines = [*repeats, "", *lines]
+    else:
+        print("\n".join(lines))
+    _write(target / "results.md", "\n".join(lines) + "\n")
+    exact = []
+    for row in rows:
+        exact.append([row.get(column) for column in columns])
+    _write(target / "results.csv", csv_table(columns, exact))
+    return len(unfinished)
+
+
+def _rank(rows: Sequence[Row], objective: str) -> list[Row]:
+    """Sorts rows by the objective, the best first; rows without a value are last."""
+    return sorted(
+        rows,
+        key=lambda row: rank_key(row[objective], objective),
     )
-    repeated = repeats_table(rows, keys, metrics, objective)
-    print("\n".join(repeated or single))
-    exact = csv_table(columns, [[row.get(column) for column in columns] for row in rows])
-    _write(target / "results.md", "\n".join([*repeated, *[""] * bool(repeated), *single, ""]))
-    _write(target / "results.csv", exact)
-    return sum(row["state"] != "finished" for row in rows)
 
 
-def _write(path: Path, text: str) -> None:
-    """Raises ResourceError."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write(path, text.encode())
-    except (FileExistsError, FileNotFoundError):
-        return  # another controller of this sweep is writing the same
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
+def _job_row(folder: Path, job: Job, objective: str) -> Row:
+    result = read_result(folder)
+    row: Row = dict(parse_job(job))
+    is_finished = result.get("state") == "finished"
+    for name in (objective, *METRICS, "seconds"):
+        row[name] = None
+        if is_finished:
+            row[name] = result.get(name)
+    row["state"] = run_state(folder, result)
+    row["error"] = result.get("error") or ""
+    row["run"] = folder.name
+    return row
+
+
+def _jobs_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
+    cells = []
+    for row in rows:
+        shown = dict(row)
+        shown["error"] = shorten(str(row["error"]), MAX_ERROR_CHARS)
+        cells.append([_format_cell(shown.get(column)) for column in columns])
+    return markdown_table(columns, cells)
 
 
 def repeats_table(
-    rows: Sequence[Row], keys: Sequence[str], metrics: Sequence[str], objective: str
+    rows: Sequence[Row],
+    keys: Sequence[str],
+    metrics: Sequence[str],
+    objective: str,
 ) -> list[str]:
-    """A line for each set of jobs that differ in their seed alone; empty where there is no such set."""
-    groups = mean_rows(rows, keys, metrics, objective) if "seed" in keys else []
+    """Returns a table with a line for each set of jobs that differ only in their seed.
+
+    Args:
+        rows: a row for each job.
+        keys: the swept keys.
+        metrics: the metrics with a column.
+        objective: the metric of the ranking.
+
+    Returns:
+        The lines; empty if no two jobs differ only in their seed.
+    """
+    if "seed" not in keys:
+        return []
+    groups = mean_rows(rows, keys, metrics, objective)
     if not groups:
         return []
-    others = [key for key in keys if key != "seed"]
-    columns = [*others, "n", *(f"{metric} mean ± sd" for metric in metrics), "not finished"]
-    return markdown_table(
-        columns,
-        [
-            [
-                *(_format_cell(row[key]) for key in others),
-                str(row["runs"]),
-                *(_mean_and_spread(row, metric) for metric in metrics),
-                str(row["not finished"]),
-            ]
-            for row in groups
-        ],
-    )
+    settings = [key for key in keys if key != "seed"]
+    means = [f"{metric} mean ± sd" for metric in metrics]
+    columns = [*settings, "n", *means, "not finished"]
+    cells = []
+    for row in groups:
+        line = [_format_cell(row[key]) for key in settings]
+        line.append(str(row["runs"]))
+        line += [_mean_and_std(row, metric) for metric in metrics]
+        line.append(str(row["not finished"]))
+        cells.append(line)
+    return markdown_table(columns, cells)
 
 
-def _mean_and_spread(row: Row, metric: str) -> str:
-    deviation = row[f"{metric} deviation"]
-    return _format_cell(row[f"{metric} mean"]) + (
-        "" if deviation is None else f" ± {deviation:.4f}"
-    )
+def _mean_and_std(row: Row, metric: str) -> str:
+    mean = _format_cell(row[f"{metric} mean"])
+    std = row[f"{metric} deviation"]
+    if std is None:
+        return mean
+    return f"{mean} ± {std:.4f}"
 
 
 def repeat_folders(
-    folders: Sequence[Path], overrides: Sequence[Sequence[str]]
+    folders: Sequence[Path],
+    overrides: Sequence[Job],
 ) -> dict[str, list[Path]]:
-    """The run directories of each setting, under what is swept besides the seed; empty where nothing is repeated."""
-    keys = [key for key in swept_keys(overrides) if key != "seed"]
-    rows = [
-        parse_job(job) | {"folder": folder} for folder, job in zip(folders, overrides, strict=True)
-    ]
-    return {
-        ",".join(f"{key}={members[0].get(key)}" for key in keys) or "all": [
-            row["folder"] for row in members
-        ]
-        for members in group_repeats(rows, keys)
-    }
+    """Returns the run directories of each setting, by a label of the swept keys except `seed`.
+
+    Empty if no setting is repeated.
+    """
+    keys = swept_keys(overrides)
+    if "seed" in keys:
+        keys.remove("seed")
+    rows = []
+    for folder, job in zip(folders, overrides, strict=True):
+        row: Row = dict(parse_job(job))
+        row["folder"] = folder
+        rows.append(row)
+    by_label = {}
+    for members in group_repeats(rows, keys):
+        first = members[0]
+        label = ",".join(f"{key}={first.get(key)}" for key in keys)
+        by_label[label or "all"] = [row["folder"] for row in members]
+    return by_label
 
 
-def _row(folder: Path, job: Sequence[str], objective: str) -> Row:
-    result = read_result(folder)
-    finished = result.get("state") == "finished"
-    measured = {
-        name: result.get(name) if finished else None for name in (objective, *METRICS, "seconds")
-    }
-    state = run_state(folder, result)
-    return {
-        **parse_job(job),
-        **measured,
-        "state": state,
-        "error": result.get("error") or "",
-        "run": folder.name,
-    }
-
-
-def swept_keys(overrides: Sequence[Sequence[str]]) -> list[str]:
-    """The keys that differ between jobs, in the order of the command."""
+def swept_keys(overrides: Sequence[Job]) -> list[str]:
+    """Returns the keys that differ between jobs, in the order of the command."""
     jobs = [parse_job(job) for job in overrides]
-    keys = dict.fromkeys(key for job in jobs for key in job)
-    return [key for key in keys if len({job.get(key) for job in jobs}) > 1]
+    keys: dict[str, None] = {}  # an ordered set
+    for job in jobs:
+        keys |= dict.fromkeys(job)
+    swept = []
+    for key in keys:
+        values = {job.get(key) for job in jobs}
+        if len(values) > 1:
+            swept.append(key)
+    return swept
 
 
-def parse_job(overrides: Sequence[str]) -> dict[str, str]:
-    return dict(word.lstrip("+").partition("=")[::2] for word in overrides)
+def parse_job(overrides: Job) -> dict[str, str]:
+    """Returns the values of a job by key, as typed."""
+    values = {}
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        values[key] = value
+    return values
 
 
 def _format_cell(value: Any) -> str:
     if value is None or value == "":
         return "-"
     return f"{value:.4f}" if isinstance(value, float) else str(value)
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a file. Raises ResourceError."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(path, text.encode())
+    except (FileExistsError, FileNotFoundError):
+        return  # another controller of this sweep is writing the same file
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""A search as typed: its axes, its settings and its name, all checked without Optuna."""
+"""Parses and checks a search as typed: axes, settings, name and folder. Does not import Optuna."""
 
 import hashlib
 import json
@@ -17,9 +17,10 @@ from vggexp.config.parse import ErrorList, parse_section
 from vggexp.config.run_id import identity, run_name
 from vggexp.config.schema import Config, Range
 from vggexp.errors import ConfigError
-from vggexp.sweep.grid import _axis, _parsed
+from vggexp.sweep.grid import axis_overrides, last_overrides
 
-MAX_VALUES = 100_000  # of a range of fractions, which is held value by value
+MAX_VALUES = 100_000  # of a range of fractions, which is stored value by value
+MAX_NAME_CHARS = 80  # of the searched keys in the name of a search
 
 
 @dataclass(frozen=True)
@@ -33,112 +34,146 @@ class SearchSettings:
 
 
 class SearchAxis(NamedTuple):
-    """Choices in `values` alone, or numbers from low to high, both included."""
+    """The choices in `values`, or the numbers from `low` to `high`, both included."""
 
-    values: tuple[str, ...] = ()  # as typed; with `step`, what its numbers are called
+    values: tuple[str, ...] = ()  # as typed; with `step`, the texts of the numbers
     low: float | None = None
     high: float | None = None
     step: float | None = None
     log: bool = False
 
     def text(self, value: Any) -> str:
-        """A value of the axis as an override has it."""
+        """Returns a value of the axis as an override has it."""
         if self.low is None:
             return str(value)
-        return (
-            min(self.values, key=lambda known: abs(float(known) - value))
-            if self.values
-            else repr(value)
-        )
+        if not self.values:
+            return repr(value)
+        return min(self.values, key=lambda text: abs(float(text) - value))
+
+
+class SearchSpace(NamedTuple):
+    fixed: list[str]  # the overrides that every trial has
+    axes: dict[str, SearchAxis]  # by key
 
 
 class SearchPlan(NamedTuple):
+    """A checked search."""
+
     name: str
     folder: Path
     axes: dict[str, SearchAxis]
     config: Config  # with every axis at its first value
 
 
-def search_axes(
-    config_loader: Any, arguments: Sequence[str], params: Mapping[str, Any]
-) -> tuple[list[str], dict[str, SearchAxis]]:
-    """The overrides that every trial has, and the axes by their keys. Raises ConfigError."""
-    parsed = _parsed(config_loader, arguments, params)
-    problems = ErrorList()
-    found = dict[str, SearchAxis]()
-    for override in parsed:
-        if override.is_sweep_override():
-            try:
-                found[override.get_key_element()] = _read(override)
-            except ConfigError as error:
-                problems += error.problems
-    if problems or not found:
-        raise ConfigError(
-            *(
-                problems
-                or ["hydra/sweeper=optuna: no axis; give a key an interval or several values"]
-            )
-        )
-    return [
-        override.input_line or "" for override in parsed if not override.is_sweep_override()
-    ], found
+def search_space(
+    config_loader: Any,
+    arguments: Sequence[str],
+    params: Mapping[str, Any],
+) -> SearchSpace:
+    """Parses the axes; see `grid.expand_grid` for the parameters. Raises ConfigError."""
+    space = SearchSpace([], {})
+    problems: list[str] = []
+    for override in last_overrides(config_loader, arguments, params):
+        if not override.is_sweep_override():
+            space.fixed.append(override.input_line or "")
+            continue
+        try:
+            space.axes[override.get_key_element()] = _parse_axis(override)
+        except ConfigError as error:
+            problems += error.problems
+    if not problems and not space.axes:
+        problems = ["hydra/sweeper=optuna: no axis; give a key an interval or several values"]
+    if problems:
+        raise ConfigError(*problems)
+    return space
 
 
-def _read(override: Override) -> SearchAxis:
+def _parse_axis(override: Override) -> SearchAxis:
     text = override.input_line or ""
     sweep = override.value()
     tags: set[str] = getattr(sweep, "tags", set())
-    if tags - {"log"}:
-        raise ConfigError(f"{text}: tag {', '.join(sorted(tags - {'log'}))}: unknown; allowed log")
+    unknown = sorted(tags - {"log"})
+    if unknown:
+        raise ConfigError(f"{text}: tag {', '.join(unknown)}: unknown; allowed log")
     if isinstance(sweep, IntervalSweep):
-        return _interval(text, sweep)
+        return _interval_axis(text, sweep)
     if tags:
         raise ConfigError(f"{text}: tag log: belongs to an interval; write tag(log,interval(...))")
-    return _range(override) if override.is_range_sweep() else SearchAxis(_values(override))
+    if override.is_range_sweep():
+        return _range_axis(override)
+    return SearchAxis(_axis_values(override))
 
 
-def _interval(text: str, sweep: IntervalSweep) -> SearchAxis:
-    assert sweep.start is not None and sweep.end is not None
-    if not sweep.start <= sweep.end:
+def _interval_axis(text: str, sweep: IntervalSweep) -> SearchAxis:
+    low = sweep.start
+    high = sweep.end
+    log = "log" in sweep.tags
+    assert low is not None
+    assert high is not None
+    if not low <= high:
         raise ConfigError(f"{text}: its start is above its end")
-    if "log" in sweep.tags and sweep.start <= 0:
+    if log and low <= 0:
         raise ConfigError(f"{text}: a logarithmic interval starts above 0")
-    return SearchAxis(low=sweep.start, high=sweep.end, log="log" in sweep.tags)
+    return SearchAxis(low=low, high=high, log=log)
 
 
-def _range(override: Override) -> SearchAxis:
-    """Whole numbers are kept as their ends; fractions also as Hydra counts them, so that a grid has the same."""
+def _range_axis(override: Override) -> SearchAxis:
+    """Returns a range by its ends; a range of fractions also has the texts that a grid has."""
     sweep: Any = override.value()
-    if isinstance(numbers := sweep.range(), range) and numbers:
+    numbers = sweep.range()
+    if isinstance(numbers, range) and numbers:
         low, high = sorted((numbers[0], numbers[-1]))
         return SearchAxis(low=low, high=high, step=abs(numbers.step))
-    values = _values(override)
+    values = _axis_values(override)
     if len(values) > MAX_VALUES:
         raise ConfigError(f"{override.input_line}: more than {MAX_VALUES} values; take an interval")
-    ends = sorted((float(values[0]), float(values[-1])))
-    return SearchAxis(values, ends[0], ends[1], abs(float(sweep.step)))
+    first = float(values[0])
+    last = float(values[-1])
+    return SearchAxis(
+        values=values,
+        low=min(first, last),
+        high=max(first, last),
+        step=abs(float(sweep.step)),
+    )
 
 
-def _values(override: Override) -> tuple[str, ...]:
-    """Each once, and in an order that a shuffled axis has again when the search goes on."""
-    values = dict.fromkeys(text.partition("=")[2] for text in _axis(override, MAX_VALUES))
-    return tuple(sorted(values) if getattr(override.value(), "shuffle", False) else values)
+def _axis_values(override: Override) -> tuple[str, ...]:
+    """Returns the different values, sorted if the axis is shuffled.
+
+    So a continued search has the values in the same order.
+    """
+    values: dict[str, None] = {}  # an ordered set
+    for text in axis_overrides(override, MAX_VALUES):
+        _, _, value = text.partition("=")
+        values[value] = None
+    if getattr(override.value(), "shuffle", False):
+        return tuple(sorted(values))
+    return tuple(values)
 
 
 def search_settings(
-    sweeper: DictConfig, problems: ErrorList, launcher: DictConfig | None = None
+    sweeper: DictConfig,
+    problems: ErrorList,
+    launcher: DictConfig | None = None,
 ) -> SearchSettings:
-    """Of hydra.sweeper. `parallel` is as many as the launcher says it runs at a time, where it is not given."""
+    """Parses hydra.sweeper.
+
+    Args:
+        sweeper: the node hydra.sweeper.
+        problems: receives the problems.
+        launcher: the node hydra.launcher; its number of jobs at a time replaces a `parallel`
+            that is null.
+    """
     node = OmegaConf.to_container(sweeper)
     assert isinstance(node, dict)
-    values = {str(field.name): node[field.name] for field in fields(SearchSettings)}
+    values = {field.name: node[field.name] for field in fields(SearchSettings)}
     if values["parallel"] is None and launcher is not None:
-        values["parallel"] = _at_once(launcher)
+        values["parallel"] = _jobs_at_a_time(launcher)
     return parse_section(SearchSettings, values, "hydra.sweeper", problems)
 
 
-def _at_once(launcher: DictConfig) -> int:
-    """joblib calls it n_jobs, with -1 for every core; the local launcher jobs."""
+def _jobs_at_a_time(launcher: DictConfig) -> int:
+    """Returns joblib's `n_jobs`, in which -1 stands for every core, or the local `jobs`."""
     count = launcher.get("n_jobs", launcher.get("jobs"))
     if count == -1:
         return os.cpu_count() or 1
@@ -150,6 +185,7 @@ def is_search(node: DictConfig) -> bool:
 
 
 def search_problems(node: DictConfig) -> Iterator[str]:
+    """Yields the problems of a search's settings; nothing if the sweeper does not search."""
     if not is_search(node):
         return
     problems = ErrorList()
@@ -164,30 +200,50 @@ def search_problems(node: DictConfig) -> Iterator[str]:
 
 
 def plan_search(
-    node: DictConfig, found: dict[str, SearchAxis], ends: Sequence[Config], typed: bool
+    node: DictConfig,
+    axes: dict[str, SearchAxis],
+    configs: Sequence[Config],
+    has_folder: bool,
 ) -> SearchPlan:
-    """The search with its folder. ends: of `grid.ends`. typed: the command names the folder. Raises ConfigError."""
-    names = [run_name(config) for config in ends]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise ConfigError(
-            f"search: {names.count(twice)} of its settings share the folder {twice}; they are one run"
-        )
-    name = search_name(node.hydra.sweeper, found, ends[0])
-    folder = Path(node.hydra.sweep.dir) if typed else Path(ends[0].run.root) / "sweeps" / name
-    return SearchPlan(name, folder, found, ends[0])
+    """Names a search and chooses its folder.
+
+    Args:
+        node: the composed outline of the command.
+        axes: the axes by key.
+        configs: the configurations of `grid.endpoint_jobs`.
+        has_folder: whether the command sets hydra.sweep.dir.
+
+    Raises:
+        ConfigError: two of the configurations are the same run.
+    """
+    names = [run_name(config) for config in configs]
+    for name in names:
+        if names.count(name) > 1:
+            raise ConfigError(
+                f"search: {names.count(name)} of its settings share the folder {name}; "
+                "they are one run"
+            )
+    name = search_name(node.hydra.sweeper, axes, configs[0])
+    folder = Path(configs[0].run.root) / "sweeps" / name
+    if has_folder:
+        folder = Path(node.hydra.sweep.dir)
+    return SearchPlan(name, folder, axes, configs[0])
 
 
-def search_name(sweeper: Mapping[str, Any], found: Mapping[str, SearchAxis], first: Config) -> str:
-    """The searched keys and 8 hexadecimal digits of what makes a search what it is.
+def search_name(sweeper: Mapping[str, Any], axes: Mapping[str, SearchAxis], config: Config) -> str:
+    """Returns the searched keys and 8 hexadecimal digits that identify the search.
 
-    That is not the number of trials, nor how many run at a time: the same search goes on with more of them.
+    Neither the number of trials nor the number of trials at a time belongs to the identity:
+    the same search continues with other numbers.
     """
     parts = [
-        sorted(found.items()),
-        identity(to_plain(first)),
-        first.sweep.objective,
+        sorted(axes.items()),
+        identity(to_plain(config)),
+        config.sweep.objective,
         sweeper["sampler"],
         sweeper["seed"],
     ]
-    keys = "-".join(key.lstrip("+").replace("/", ".") for key in found)
-    return f"search-{keys[:80]}-{hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:8]}"
+    text = json.dumps(parts)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    keys = "-".join(key.lstrip("+").replace("/", ".") for key in axes)
+    return f"search-{keys[:MAX_NAME_CHARS]}-{digest[:8]}"

@@ -1,4 +1,4 @@
-"""The study of a search: asked for trials and told their results, in one file that a kill does not harm."""
+"""Keeps the Optuna study of a search in one file, `study.log`, that a kill does not harm."""
 
 import math
 import random
@@ -12,14 +12,21 @@ from vggexp.runs.repeats import higher_is_better
 from vggexp.sweep.search_space import SearchAxis, SearchSettings
 
 STUDY = "study.log"
-RUN = "run"  # attribute of a trial, set last: the folder of its run, or nothing where its values do not fit together
+# The attribute of a trial that is set last: its run directory, or "" if its values do not fit
+# together.
+RUN = "run"
 
-Study = Any  # Optuna's, which is imported only where there is a search
-Trial = Any
+Study = Any  # optuna.Study; Optuna is imported only for a search
+Trial = Any  # optuna.Trial or optuna.trial.FrozenTrial
+Axes = Mapping[str, SearchAxis]  # by key
+Params = Mapping[str, Any]  # the values of a trial by key
 
 
 class NoOpLock:
-    """In place of Optuna's lock file, which outlives a kill; the folder is claimed by `rundir.claimed`."""
+    """Replaces Optuna's lock file, which remains after a kill.
+
+    `system.locks.lock_run_dir` locks the folder instead.
+    """
 
     def acquire(self) -> bool:
         return True
@@ -29,78 +36,114 @@ class NoOpLock:
 
 
 def open_study(folder: Path, name: str | None = None, objective: str = "") -> Study:
-    """The study in the folder. name, objective: makes it where there is none. Raises CheckpointError, ResourceError."""
+    """Loads the study of a folder, or creates it.
+
+    Args:
+        folder: the folder of the search.
+        name: the name of a new study; a study of another name is refused. None accepts any name.
+        objective: the metric that a new study improves.
+
+    Raises:
+        CheckpointError: the file is no study, or the study of another search.
+        ResourceError: the file cannot be written.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     path = folder / STUDY
     try:
-        storage = _storage(path)
-        there = optuna.get_all_study_names(storage)
-        if not there:
-            ways = optuna.study.StudyDirection
-            direction = ways.MAXIMIZE if higher_is_better(objective) else ways.MINIMIZE
-            return optuna.create_study(study_name=name, storage=storage, direction=direction)
-        if name not in (None, *there):
-            raise CheckpointError(
-                f"{folder}: holds the search {there[0]}, not {name}; choose another hydra.sweep.dir"
+        storage = _open_storage(path)
+        stored_names = optuna.get_all_study_names(storage)
+        if not stored_names:
+            return optuna.create_study(
+                study_name=name,
+                storage=storage,
+                direction="maximize" if higher_is_better(objective) else "minimize",
             )
-        return optuna.load_study(study_name=there[0], storage=storage)
+        stored_name = stored_names[0]
+        if name not in (None, *stored_names):
+            raise CheckpointError(
+                f"{folder}: holds the search {stored_name}, not {name}; "
+                "choose another hydra.sweep.dir"
+            )
+        return optuna.load_study(study_name=stored_name, storage=storage)
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
     except CheckpointError:
         raise
-    except Exception as error:  # Optuna does not check what it reads, so it may raise anything
+    except Exception as error:  # Optuna does not check the file, so any exception may come
         raise CheckpointError(f"{path}: not a study: {type(error).__name__}: {error}") from error
 
 
-def _storage(path: Path) -> Any:
+def _open_storage(path: Path) -> Any:
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
 
     _truncate_partial_line(path)
-    return JournalStorage(JournalFileBackend(str(path), lock_obj=NoOpLock()))  # type: ignore[arg-type]
+    backend = JournalFileBackend(str(path), lock_obj=NoOpLock())  # type: ignore[arg-type]
+    return JournalStorage(backend)
 
 
 def _truncate_partial_line(path: Path) -> None:
-    """Takes away the line that a kill or a full disk has left unfinished, and with which no other can be written."""
-    content = path.read_bytes() if path.exists() else b""
+    """Removes a last line that a kill or a full disk cut.
+
+    Optuna could not append to such a file.
+    """
+    content = b""
+    if path.exists():
+        content = path.read_bytes()
     if not content.endswith(b"\n"):
+        complete = content.rfind(b"\n") + 1
         with open(path, "ab") as file:
-            file.truncate(content.rfind(b"\n") + 1)
+            file.truncate(complete)
 
 
-def finished_trials(study: Study) -> list[Trial]:
-    """Those that got all their values."""
-    return [trial for trial in study.get_trials(deepcopy=False) if RUN in trial.user_attrs]
+def proposed_trials(study: Study) -> list[Trial]:
+    """Returns the trials that have all their values; they may be running, or have ended."""
+    trials = study.get_trials(deepcopy=False)
+    return [trial for trial in trials if RUN in trial.user_attrs]
 
 
 def next_trials(
     study: Study,
-    axes: Mapping[str, SearchAxis],
+    axes: Axes,
     settings: SearchSettings,
-    run_of: Callable[[Mapping[str, Any]], str],
+    run_of: Callable[[Params], str],
 ) -> list[Trial]:
-    """The next trials to run at once: those that a kill has interrupted, then new ones. Empty at the end.
+    """Returns the trials to run next, at most `settings.parallel`; empty at the end of the search.
 
-    The sampler is made anew for each, seeded by its place, so a search that was interrupted asks what it would have
-    asked. run_of: the folder for the values of a trial.
+    Trials that a kill interrupted come first. Each new trial has a new sampler, seeded by the
+    trial's number, so a search that was interrupted proposes what it would have proposed.
+
+    Args:
+        study: the study.
+        axes: the axes by key.
+        settings: the settings of the search.
+        run_of: returns the run directory for the values of a trial, or "".
     """
     _fail_incomplete(study)
-    space = {key: _distribution(axis) for key, axis in axes.items()}
-    whole = finished_trials(study)
-    left = sum(not trial.state.is_finished() for trial in whole)
-    for place in range(
-        len(whole), min(settings.n_trials, len(whole) + (settings.parallel or 1) - left)
-    ):
-        study.sampler = _sampler(settings, place)
-        trial = study.ask(space)
-        trial.set_user_attr(RUN, run_of(trial.params))
-    return [trial for trial in finished_trials(study) if not trial.state.is_finished()]
+    distributions = {}
+    for key, axis in axes.items():
+        distributions[key] = _distribution(axis)
+    count = len(proposed_trials(study))
+    free = (settings.parallel or 1) - len(_running_trials(study))
+    end = min(settings.n_trials, count + free)
+    for index in range(count, end):
+        study.sampler = _make_sampler(settings, index)
+        trial = study.ask(distributions)
+        run = run_of(trial.params)
+        trial.set_user_attr(RUN, run)
+    return _running_trials(study)
+
+
+def _running_trials(study: Study) -> list[Trial]:
+    """Returns the proposed trials that have no result."""
+    trials = proposed_trials(study)
+    return [trial for trial in trials if not trial.state.is_finished()]
 
 
 def _fail_incomplete(study: Study) -> None:
-    """A kill between two values of a trial leaves it without the others. It never ran, and is asked for anew."""
+    """Fails each trial without a run: a kill interrupted its proposal, and it never ran."""
     for trial in study.get_trials(deepcopy=False):
         if not trial.state.is_finished() and RUN not in trial.user_attrs:
             tell(study, trial, None)
@@ -118,57 +161,73 @@ def _distribution(axis: SearchAxis) -> Any:
     return FloatDistribution(low, high, log=axis.log, step=axis.step)
 
 
-def _sampler(settings: SearchSettings, place: int) -> Any:
+def _make_sampler(settings: SearchSettings, index: int) -> Any:
+    """Returns the sampler of the trial with this index."""
     import optuna
 
-    seed = random.Random(f"{settings.seed} {place}").getrandbits(32)
+    seed = random.Random(f"{settings.seed} {index}").getrandbits(32)
     if settings.sampler == "random":
         return optuna.samplers.RandomSampler(seed=seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        return optuna.samplers.TPESampler(
-            seed=seed, constant_liar=True
-        )  # as if running trials had done badly
+        # constant_liar treats the running trials as if their results were bad.
+        return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
 def finished_values(study: Study) -> dict[str, float | None]:
-    """What the runs of the finished trials came to; None: failed."""
-    done = [trial for trial in finished_trials(study) if trial.state.is_finished()]
-    return {trial.user_attrs[RUN]: trial.value for trial in done}
+    """Returns the objective of each run whose trial has ended; None if the trial failed."""
+    values = {}
+    for trial in proposed_trials(study):
+        if trial.state.is_finished():
+            run = trial.user_attrs[RUN]
+            values[run] = trial.value
+    return values
 
 
 def tell(study: Study, trial: Trial, value: Any) -> None:
-    """value: what the run came to; none that is a finite number: it failed, and the search goes on."""
+    """Records the result of a trial. A value that is no finite number makes the trial a failure."""
     from optuna.trial import TrialState
 
-    good = isinstance(value, int | float) and math.isfinite(value)
-    study.tell(
-        trial.number, float(value) if good else None, state=None if good else TrialState.FAIL
-    )
+    if isinstance(value, int | float) and math.isfinite(value):
+        study.tell(trial.number, float(value))
+    else:
+        study.tell(trial.number, state=TrialState.FAIL)
 
 
-def trial_runs(study: Study, axes: Mapping[str, SearchAxis]) -> dict[str, list[str]]:
-    """The run directories of the search with the overrides of each; `trial-7` where there was nothing to run."""
-    named = {
-        trial.user_attrs[RUN] or f"trial-{trial.number + 1}": trial
-        for trial in finished_trials(study)
-    }
-    return {run: trial_overrides(axes, trial.params) for run, trial in named.items()}
+def trial_runs(study: Study, axes: Axes) -> dict[str, list[str]]:
+    """Returns the overrides of each trial by run directory; `trial-7` if there was no run."""
+    runs = {}
+    for trial in proposed_trials(study):
+        run = trial.user_attrs[RUN]
+        if not run:
+            run = f"trial-{trial.number + 1}"
+        runs[run] = trial_overrides(axes, trial.params)
+    return runs
 
 
-def trial_overrides(axes: Mapping[str, SearchAxis], params: Mapping[str, Any]) -> list[str]:
-    """The values of a trial as overrides."""
-    return [f"{key}={axis.text(params[key])}" for key, axis in axes.items()]
+def trial_overrides(axes: Axes, params: Params) -> list[str]:
+    """Returns the values of a trial as overrides."""
+    overrides = []
+    for key, axis in axes.items():
+        text = axis.text(params[key])
+        overrides.append(f"{key}={text}")
+    return overrides
 
 
-def trial_line(study: Study, trial: Trial, axes: Mapping[str, SearchAxis], total: int) -> str:
-    """What is said of a trial before it runs, and after it with its value and the best one."""
-    said = f"trial {trial.number + 1} of {total}  {'  '.join(trial_overrides(axes, trial.params))}"
-    told = next(one for one in finished_trials(study) if one.number == trial.number)
-    if not told.state.is_finished():
-        return said
-    best = [one for one in finished_trials(study) if one.value is not None]
-    came = "failed" if told.value is None else f"{told.value:.4f}"
-    return f"{said}  {came}" + (
-        f"  best {study.best_value:.4f} (trial {study.best_trial.number + 1})" if best else ""
-    )
+def trial_line(study: Study, trial: Trial, axes: Axes, total: int) -> str:
+    """Returns the line of a trial; once the trial has ended, with its value and the best value."""
+    number = trial.number + 1
+    overrides = "  ".join(trial_overrides(axes, trial.params))
+    line = f"trial {number} of {total}  {overrides}"
+    trials = proposed_trials(study)
+    stored = next(other for other in trials if other.number == trial.number)
+    if not stored.state.is_finished():
+        return line
+    if stored.value is None:
+        line += "  failed"
+    else:
+        line += f"  {stored.value:.4f}"
+    if any(other.value is not None for other in trials):
+        best = study.best_trial
+        line += f"  best {best.value:.4f} (trial {best.number + 1})"
+    return line

@@ -1,4 +1,4 @@
-"""What a job of a sweep asks of Slurm's controller."""
+"""Runs a checked command under Hydra: starts Hydra, and trains each job that Hydra passes back."""
 
 import os
 import signal
@@ -6,8 +6,8 @@ import subprocess
 import sys
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -22,67 +22,128 @@ from vggexp.errors import VggexpError
 from vggexp.formatting import error_line
 from vggexp.runs import records
 from vggexp.runs.directory import RESULT, read_result
-from vggexp.sweep import expand
+from vggexp.sweep.expand import validate_node
 from vggexp.system import processes
 from vggexp.system.signals import handle_stop_signals
 
-SHARED_PROCESS_LAUNCHERS = (
-    "basic",
-    "joblib",
-    "submitit_local",
-)  # launchers of which a job that dies takes more with it
+# Launchers that run several jobs in one process, which a job that dies would end.
+SHARED_PROCESS_LAUNCHERS = ("basic", "joblib", "submitit_local")
+POLL_SECONDS = 0.05
 
 
-def run_hydra(command: compose.Command, *overrides: str) -> int:
-    """Enters hydra.main with flags and overrides in the order that its parser wants."""
+class HydraTask:
+    """The function that Hydra calls for each job of a command.
+
+    A call ends in one of three ways:
+
+    - The job has finished: the call returns the job's objective, for the sweeper.
+    - A job of a sweep has failed: the call returns None, so that Hydra goes on with the other
+      jobs. The result table reads the failure from result.json.
+    - A single run has failed, a stop signal has ended a job, or the local launcher has started
+      the job: the call raises SystemExit with the exit code. SystemExit passes through Hydra
+      unchanged, and the local launcher reads the exit code of each of its processes.
+
+    Hydra gives the task to its sweeper and its launcher. They read the jobs of a checked grid
+    from it.
+    """
+
+    def __init__(self, configs: Mapping[tuple[str, ...], Config] | None = None):
+        """Takes the checked configurations of a grid by overrides (`GridSweep.configs`)."""
+        self.configs = configs or {}
+
+    def __getstate__(self) -> dict[str, object]:
+        """Leaves out the configurations: a launcher may pickle the task once for each job."""
+        return {"configs": {}}
+
+    def __call__(self, node: DictConfig) -> float | None:
+        hydra_config = HydraConfig.get()
+        overrides = list(hydra_config.overrides.task)
+        in_sweep = hydra_config.mode == RunMode.MULTIRUN
+        launcher = hydra_config.runtime.choices.get("hydra/launcher")
+        try:
+            config = validate_node(node)  # checks also the jobs that a search has just made
+            folder = records.run_dir(config)  # before training: with resume=never it is a new one
+            if in_sweep:
+                code = _train_sweep_job(config, overrides, folder, launcher)
+            else:
+                code = train_job(config, overrides)
+            if code == 0:
+                return read_result(folder).get(config.sweep.objective)
+        except VggexpError as error:
+            report_error(error, should_report_error)
+            code = error.exit_code
+        if in_sweep and launcher != "local" and code < 128:
+            return None
+        raise SystemExit(code)
+
+
+def run_hydra(command: compose.Command, *overrides: str, task: HydraTask | None = None) -> int:
+    """Runs hydra.main on a command.
+
+    Args:
+        command: the command; hydra.main needs its flags before the overrides.
+        overrides: additional overrides.
+        task: runs the jobs; needed for a grid, whose jobs the task holds.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        VggexpError: a launcher failed.
+    """
     sys.argv = [sys.argv[0], *command.flags, *command.overrides, *overrides]
-    entry = hydra.main(
+    decorate = hydra.main(
         config_path=compose.conf_dir(), config_name="config", **compose.VERSION_BASE
-    )(task)
+    )
     try:
-        entry()
+        decorate(task or HydraTask())()
     except SystemExit as end:
-        if isinstance(end.code, VggexpError):  # of a launcher: it passes through Hydra as it is
+        if isinstance(end.code, VggexpError):  # of a launcher: passes through Hydra unchanged
             raise end.code from None
         return end.code if isinstance(end.code, int) else 1
     return 0
 
 
-def task(node: DictConfig) -> float | None:
-    """What Hydra runs for each job. Where jobs share a process, one that fails is told and not raised."""
-    job = HydraConfig.get()
-    many = job.mode == RunMode.MULTIRUN
-    launcher = job.runtime.choices.get("hydra/launcher")
-    try:
-        config = expand.validate_node(node)  # a search has made it only now
-        folder = records.run_dir(config)
-        if many and launcher != "local" and _already_failed(config):
-            return None
-        if (
-            many
-            and launcher in SHARED_PROCESS_LAUNCHERS
-            and records.finished_result(config) is None
-        ):
-            return _train_in_child(folder, config, list(job.overrides.task))
-    except VggexpError as error:
-        report_error(error)
-        code = error.exit_code
-    else:
-        code = train_job(config, list(job.overrides.task))
-        if code == 0:
-            return read_objective(folder, config)
-        if many and code == 128 + signal.SIGTERM:
-            requeue_if_preempted()
-    if many and launcher != "local" and code < 128:
-        return None
-    raise SystemExit(code)
+def _train_sweep_job(
+    config: Config, overrides: Sequence[str], folder: Path, launcher: str | None
+) -> int:
+    """Trains a job of a sweep, unless it failed before.
+
+    Returns:
+        The exit code, or minus the signal that killed the job.
+    """
+    if launcher != "local" and _already_failed(config, folder):
+        return 1
+    shares_process = launcher in SHARED_PROCESS_LAUNCHERS
+    if shares_process and records.finished_result(config) is None:
+        return _train_in_child(config, overrides)
+    code = train_job(config, overrides, in_sweep=True)
+    if code == 128 + signal.SIGTERM:
+        requeue_if_preempted()
+    return code
 
 
-def train_job(config: Config, overrides: list[str]) -> int:
-    """Trains in this process; the exit code."""
+def _already_failed(config: Config, folder: Path) -> bool:
+    if config.sweep.retry_failed or read_result(folder).get("state") != "failed":
+        return False
+    print(f"failed before: {folder} ({RESULT} has the reason; sweep.retry_failed=true tries again)")
+    return True
+
+
+def train_job(config: Config, overrides: Sequence[str], in_sweep: bool = False) -> int:
+    """Trains in this process, or starts the ranks of `device.processes`.
+
+    Args:
+        config: a checked configuration.
+        overrides: the overrides, for the run's record.
+        in_sweep: whether a bug ends only this job, with a traceback; else the bug is raised.
+
+    Returns:
+        The exit code; the errors have been printed.
+    """
     try:
         ranks = rank_info().size
-        if ranks == 1 and report_if_finished(config) is not None:
+        if ranks == 1 and report_if_finished(config):
             return 0
         if ranks == 1 and (config.device.processes or 1) > 1:
             from vggexp.runner import launch
@@ -92,79 +153,85 @@ def train_job(config: Config, overrides: list[str]) -> int:
 
         run(config, overrides)
     except VggexpError as error:
-        code = report_error(error)
-        return code if error.signal is None else 128 + error.signal
+        report_error(error, should_report_error)
+        return error.exit_code if error.signal is None else 128 + error.signal
     except Exception:
-        if HydraConfig.get().mode != RunMode.MULTIRUN:
+        if not in_sweep:
             raise
-        traceback.print_exc()  # a bug ends its own job only, and is not kept quiet
+        traceback.print_exc()
         return 1
     return 0
 
 
-def _train_in_child(folder: Path, config: Config, overrides: list[str]) -> float | None:
-    """Trains in a process of its own, which may end as it will; a stop signal is passed on to it."""
-    import vggexp.runner.run  # noqa: F401  (once, for all jobs of this process)
+def should_report_error(text: str) -> bool:
+    """Returns whether this rank prints an error of this text. A single rank needs no torch."""
+    if rank_info().size == 1:
+        return True
+    from vggexp.distributed import collectives
+
+    return collectives.should_report_error(text)
+
+
+def report_if_finished(config: Config) -> bool:
+    """Prints the result of a run that has already finished. Returns whether it has."""
+    result = records.finished_result(config)
+    if result is None:
+        return False
+    print(records.finished_line(config, result))
+    return True
+
+
+def _train_in_child(config: Config, overrides: Sequence[str]) -> int:
+    """Trains in a child process, which may crash, and sends the first stop signal on to it.
+
+    Returns:
+        The exit code, or minus the signal that killed the child.
+    """
+    import vggexp.runner.run  # noqa: F401  # once, for all jobs of this process
 
     with handle_stop_signals() as stop:
-        pid = processes.fork_call(lambda: train_job(config, overrides))
-        passed_on = False
+        pid = processes.fork_call(lambda: train_job(config, overrides, in_sweep=True))
+        signal_sent = False
         try:
-            while (code := processes.poll(pid)) is None:
-                if stop.signal and not passed_on:
+            code = processes.poll(pid)
+            while code is None:
+                if stop.signal and not signal_sent:
                     os.kill(pid, stop.signal)
-                    passed_on = True
-                time.sleep(0.05)
+                    signal_sent = True
+                time.sleep(POLL_SECONDS)
+                code = processes.poll(pid)
         except BaseException:  # a second Ctrl-C: no job outlives its sweep
             os.kill(pid, signal.SIGINT)
             os.waitpid(pid, 0)
             raise
     if code < 0:
-        print(
-            error_line(f"{run_id.run_name(config)}: killed by {processes.signal_name(code)}"),
-            file=sys.stderr,
-        )
-    if code >= 128:
-        raise SystemExit(code)
-    return read_objective(folder, config) if code == 0 else None
-
-
-def read_objective(folder: Path, config: Config) -> float | None:
-    """What a sweeper is told of a run that has finished."""
-    return read_result(folder).get(config.sweep.objective)
-
-
-def _already_failed(config: Config) -> bool:
-    folder = records.run_dir(config)
-    if read_result(folder).get("state") != "failed" or config.sweep.retry_failed:
-        return False
-    print(f"failed before: {folder} ({RESULT} has the reason; sweep.retry_failed=true tries again)")
-    return True
-
-
-def report_if_finished(config: Config) -> dict[str, Any] | None:
-    """Says so where this very run is finished already; its result."""
-    result = records.finished_result(config)
-    if result is not None:
-        print(records.finished_line(config, result))
-    return result
+        text = f"{run_id.run_name(config)}: killed by {processes.signal_name(code)}"
+        print(error_line(text), file=sys.stderr)
+    return code
 
 
 def requeue_if_preempted() -> None:
-    """Puts this job of submitit into the queue again, where it was preempted: Slurm itself does so only for a job that
-    it had to kill, and one that saves and ends in its time of grace would be lost. A cancelled job stays cancelled.
+    """Requeues this Slurm job of submitit if Slurm preempted it.
+
+    Slurm itself requeues only a job that it had to kill. A job that saves and exits within the
+    grace time would be lost. A cancelled job stays cancelled.
     """
     if os.environ.get("SUBMITIT_EXECUTOR") != "slurm":
         return
-    job = _number()
-    show = ["scontrol", "--oneliner", "show", "job"]
-    words = subprocess.run([*show, job], capture_output=True, text=True).stdout.split()
-    facts = dict(word.partition("=")[::2] for word in words)
-    if facts.get("JobState") == "RUNNING" and facts.get("PreemptTime", "None") != "None":
-        subprocess.run(["scontrol", "requeue", job])
+    job_id = _slurm_job_id()
+    show = ["scontrol", "--oneliner", "show", "job", job_id]
+    output = subprocess.run(show, capture_output=True, text=True).stdout
+    fields = {}
+    for word in output.split():
+        key, _, value = word.partition("=")
+        fields[key] = value
+    if fields.get("JobState") == "RUNNING" and fields.get("PreemptTime", "None") != "None":
+        subprocess.run(["scontrol", "requeue", job_id])
 
 
-def _number() -> str:
-    """7_0: the bare number of an array's last job stands for the whole array."""
-    array, index = (os.environ.get(f"SLURM_ARRAY_{part}_ID") for part in ("JOB", "TASK"))
-    return f"{array}_{index}" if array else os.environ.get("SLURM_JOB_ID", "")
+def _slurm_job_id() -> str:
+    """Returns an id as 7_0: the plain id of an array's last job stands for the whole array."""
+    array = os.environ.get("SLURM_ARRAY_JOB_ID")
+    if array:
+        return f"{array}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
+    return os.environ.get("SLURM_JOB_ID", "")

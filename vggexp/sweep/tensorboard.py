@@ -1,98 +1,113 @@
-"""A sweep with repeats as one run of TensorBoard: mean and spread over the seeds, as bands under Custom Scalars."""
+"""Shows the repeats of a sweep in TensorBoard: mean and spread over the seeds.
+
+The sweep is one more run, and its means are bands in the Custom Scalars tab.
+"""
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from tensorboard.compat.proto.event_pb2 import Event
-from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.plugins.custom_scalar.layout_pb2 import Chart, MarginChartContent
-from tensorboard.summary.writer.record_writer import RecordWriter
-
-from vggexp.loggers.tensorboard import layout, replace_event_files, session_start_events
+from vggexp.loggers import event_files
+from vggexp.loggers.event_files import BandTags
 from vggexp.runs.repeats import mean_and_std
 
 TAGS = ("val/accuracy", "val/loss", "train/accuracy", "train/loss")
 
-Rows = Sequence[Mapping[str, Any]]  # of a run, one for each epoch
-ConfidenceBand = tuple[
-    float, float, float
-]  # the mean, and a standard deviation of the sample below and above it
+History = Sequence[Mapping[str, Any]]  # of a run, one object of metrics.jsonl for each epoch
 
 
-def write_means(folder: Path, sets: Mapping[str, Sequence[Rows]]) -> None:
-    """sets: for each setting the histories of its repeats. The folder's earlier events are replaced."""
-    bands = {
-        tag: {label: bands_by_tag(histories, tag) for label, histories in sets.items()}
-        for tag in TAGS
-    }
-    lines = {
-        tag: {label: epochs for label, epochs in found.items() if epochs}
-        for tag, found in bands.items()
-    }
+class ConfidenceBand(NamedTuple):
+    """Mean of an epoch, and one sample standard deviation below and above the mean."""
+
+    mean: float
+    lower: float
+    upper: float
+
+
+Bands = dict[str, dict[int, ConfidenceBand]]  # label of a setting -> epoch -> band
+
+
+def write_means(folder: Path, histories: Mapping[str, Sequence[History]]) -> None:
+    """Writes the means of a sweep; replaces the folder's earlier events.
+
+    Args:
+        histories: for each setting the histories of its repeats.
+    """
+    bands = {}
+    for tag in TAGS:
+        bands_of_tag = _bands_of_tag(histories, tag)
+        if bands_of_tag:
+            bands[tag] = bands_of_tag
     now = time.time()
-    # a title of its own: the server loses charts where several sweeps share one
-    charts = layout(
-        f"repeats: {folder.name}", [chart(tag, found) for tag, found in lines.items() if found]
-    )
-    with replace_event_files(folder) as file, file:
-        writer = RecordWriter(file)
-        scalars = [
-            Event(summary=Summary(value=values), step=step, wall_time=now)
-            for step, values in _scalars(lines)
-        ]
-        for event in [
-            *session_start_events(now),
-            Event(summary=Summary(value=[charts]), wall_time=now),
-            *scalars,
-        ]:
-            writer.write(event.SerializeToString())
+    # The title is unique, because the server loses charts if several sweeps share one.
+    title = f"repeats: {folder.name}"
+    layout = event_files.chart_layout(title, [_chart(tag, bands[tag]) for tag in bands])
+    events = event_files.session_start_events(now)
+    events.append(event_files.summary_event([layout], 0, now))
+    for tag, bands_of_tag in bands.items():
+        for epoch, values in _scalars(tag, bands_of_tag):
+            events.append(event_files.summary_event(values, epoch, now))
+    with event_files.replace_event_files(folder) as file, file:
+        event_files.write_events(file, events)
 
 
-def bands_by_tag(histories: Iterable[Rows], tag: str) -> dict[int, ConfidenceBand]:
-    """By epoch, over the repeats that got there and whose number is finite; of one alone the band has no width."""
+def _bands_of_tag(histories: Mapping[str, Sequence[History]], tag: str) -> Bands:
+    """Returns the bands of the settings that have any value."""
+    bands = {}
+    for label, repeats in histories.items():
+        band = bands_by_epoch(repeats, tag)
+        if band:
+            bands[label] = band
+    return bands
+
+
+def bands_by_epoch(repeats: Iterable[History], tag: str) -> dict[int, ConfidenceBand]:
+    """Computes the bands over the repeats that reached an epoch and have a finite value there.
+
+    The band of a single value has no width.
+    """
     values: dict[int, list[float]] = {}
-    for row in (row for rows in histories for row in rows):
-        number = row.get(tag)
-        if number is not None and isfinite(number):
-            values.setdefault(row["epoch"], []).append(number)
-    return {epoch: _band(values[epoch]) for epoch in sorted(values)}
+    for rows in repeats:
+        for row in rows:
+            value = row.get(tag)
+            if value is not None and isfinite(value):
+                values.setdefault(row["epoch"], []).append(value)
+    bands = {}
+    for epoch in sorted(values):
+        mean, std = mean_and_std(values[epoch])
+        margin = std or 0.0
+        bands[epoch] = ConfidenceBand(mean, mean - margin, mean + margin)
+    return bands
 
 
-def chart(tag: str, labels: Iterable[str]) -> Any:
-    """A line in its band for each setting."""
-    names = [_names(label, tag) for label in labels]
-    series = [
-        MarginChartContent.Series(value=middle, lower=low, upper=high)
-        for middle, low, high in names
-    ]
-    return Chart(title=tag, margin=MarginChartContent(series=series))
+def _chart(tag: str, labels: Iterable[str]) -> Any:
+    """Returns a chart with a line and its band for each setting."""
+    return event_files.band_chart(tag, [_band_tags(label, tag) for label in labels])
 
 
-def _band(values: Sequence[float]) -> ConfidenceBand:
-    middle, deviation = mean_and_std(values)
-    return middle, middle - (deviation or 0.0), middle + (deviation or 0.0)
+def _band_tags(label: str, tag: str) -> BandTags:
+    """Returns the tags of a setting.
 
-
-def _names(label: str, tag: str) -> tuple[str, str, str]:
-    """Under a heading of their own: they do not crowd out, nor get into, the charts of the runs.
-
-    The setting stands last, as the server shortens a long name before its last slash.
+    They have a heading of their own, so that they neither crowd out the charts of the runs nor
+    appear in them. The setting stands last, because the server shortens a long name before its
+    last slash.
     """
     name = f"repeats/{tag}/{label}"
-    return name, f"{name} mean-sd", f"{name} mean+sd"
+    return BandTags(name, f"{name} mean-sd", f"{name} mean+sd")
 
 
-def _scalars(
-    lines: Mapping[str, Mapping[str, Mapping[int, ConfidenceBand]]],
-) -> Iterable[tuple[int, list[Any]]]:
-    for tag, found in lines.items():
-        for label, epochs in found.items():
-            for epoch, band in epochs.items():
-                numbers = zip(_names(label, tag), band, strict=True)
-                yield (
-                    epoch,
-                    [Summary.Value(tag=name, simple_value=number) for name, number in numbers],
-                )
+def _scalars(tag: str, bands: Bands) -> Iterator[tuple[int, list[Any]]]:
+    """Yields the epoch and the three scalars of each band."""
+    for label, band_by_epoch in bands.items():
+        tags = _band_tags(label, tag)
+        for epoch, band in band_by_epoch.items():
+            yield (
+                epoch,
+                [
+                    event_files.scalar(tags.value, band.mean),
+                    event_files.scalar(tags.lower, band.lower),
+                    event_files.scalar(tags.upper, band.upper),
+                ],
+            )

@@ -1,0 +1,105 @@
+"""Tests the loaders of a run: a folder of images in each cache, and shipped data sets."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import vggexp
+from tests.conftest import result, write_images
+
+pytestmark = pytest.mark.process
+
+
+def metrics(name):
+    lines = (Path("outputs") / name / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]
+
+
+@pytest.mark.parametrize("cache", ["none", "ram", "device"])
+def test_a_run_on_a_folder_of_images(command, tmp_path, cache):
+    counts = {"train": 10, "val": 3}
+    write_images(tmp_path / "images", counts, lambda index: (40 + index, 50), "jpg")
+    overrides = [
+        "data=image_folder",
+        "data.resize=32",
+        "data.batch_size=4",
+        f"data.cache={cache}",
+        "arch=vgg_digits",
+    ]
+    code, out, err = command(
+        *overrides,
+        "data.root=images",
+        "data.workers=1",
+        "augment=scale_jitter",
+        "train.epochs=1",
+    )
+    assert (code, err) == (0, "")
+    assert "18 images, 2 for validation, 6 for the test" in out
+    (tmp_path / "images").rename(tmp_path / "moved")
+    run = vggexp.load_run(next((tmp_path / "outputs").glob("vgg*")))
+    assert run.classes == ("cat", "dog")
+    logits = run.model(run.preprocess(torch.zeros(1, 3, 50, 40)))
+    assert logits.shape == (1, 2)
+    code, _, err = command(*overrides, "data.root=moved", "data.classes=3")
+    assert code == 3
+    assert "2 classes, but data.classes=3" in err
+
+
+def test_the_digits_of_scikit_learn(command):
+    code, out, err = command("experiment=quickstart", "train.epochs=3", "device.threads=1")
+    assert (code, err) == (0, "")
+    assert "360 for the test" in out
+
+
+def test_missing_data_is_reported_before_anything_is_written(command, tmp_path):
+    (tmp_path / "empty").mkdir()
+    code, _, err = command("data.root=empty", "data.download=false")
+    assert code == 3
+    assert "empty" in err
+    assert "dataset-fashion-mnist" in err
+    assert err.count("\n") == 1
+    assert not (tmp_path / "outputs").exists()
+
+
+@pytest.mark.debian
+def test_fashion_mnist_is_learned(command):
+    code, out, _ = command(
+        "data.resize=32",
+        "data.limit=4000",
+        "arch.width=0.25",
+        "arch.hidden=[128]",
+        "train.epochs=3",
+        "run.name=a",
+    )
+    assert code == 0
+    assert "3,600 images, 400 for validation, 10,000 for the test" in out
+    rows = metrics("a")
+    losses = [row["train/loss"] for row in rows]
+    assert losses == sorted(losses, reverse=True)
+    assert result("a")["test/accuracy"] > 0.6
+
+
+@pytest.mark.debian
+def test_the_experiment_of_the_source_run(command):
+    small = [
+        "data.limit=480",
+        "arch.width=0.05",
+        "data.resize=32",
+        "train.epochs=2",
+        "device.threads=1",
+    ]
+    code, out, _ = command("experiment=gluon_vgg11", *small, "run.name=a")
+    run = vggexp.load_run("outputs/a")
+    optimizer = run.config.optimizer
+    assert code == 0
+    assert "480 images, 10,000 for the test" in out
+    assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("SGD", 0.01, 0)
+    assert optimizer.arguments == {}
+    assert run.config.scheduler.name == "constant"
+    assert run.config.arch.init == "xavier"
+    assert run.preprocess.mean is None
+    for row in metrics("a"):
+        assert "test/accuracy" in row
+        assert "val/loss" not in row

@@ -1,0 +1,128 @@
+"""Tests continued runs: more epochs, damaged checkpoints, other data, another machine."""
+
+import fcntl
+import json
+from pathlib import Path
+
+import pytest
+
+import vggexp
+from tests.conftest import TINY, result
+from vggexp.training import checkpoint
+
+pytestmark = pytest.mark.process
+STEP = ["scheduler=step", "scheduler.milestones=[1]"]  # does not depend on the number of epochs
+
+
+def interrupt(name, **fields):
+    """Leaves a run as if it had been killed, with these fields in its checkpoints."""
+    folder = Path("outputs") / name
+    (folder / "result.json").unlink()
+    for path in (folder / "checkpoints").glob("*.pt"):
+        checkpoint.save(path, checkpoint.load(path) | fields)
+
+
+def test_more_epochs_continue_a_named_run(command):
+    for name, epochs in (("a", 2), ("b", 4), ("a", 4)):
+        assert command(*TINY, *STEP, f"run.name={name}", f"train.epochs={epochs}")[0] == 0
+    assert result("a")["weights_sha256"] == result("b")["weights_sha256"]
+    lines = Path("outputs/a/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3, 4]
+    code, _, err = command(*TINY, *STEP, "run.name=a", "train.epochs=3")
+    assert code == 4
+    assert "train.epochs: run has 4, command says 3" in err
+    command(*TINY, "scheduler=cosine", "run.name=c")
+    code, _, err = command(*TINY, "scheduler=cosine", "run.name=c", "train.epochs=4")
+    assert code == 4
+    assert "train.epochs: run has 2, command says 4" in err
+    forced = ["train.epochs=5", "optimizer.lr=0.02", "resume=force"]
+    assert command(*TINY, *STEP, "run.name=a", *forced)[0] == 0
+
+
+def test_the_checkpoints_that_a_run_keeps(command):
+    expected = {
+        "all": ["00000003", "00000006"],
+        "last": ["00000003", "00000006"],
+        "weights": ["00000006"],
+    }
+    for keep, names in expected.items():
+        command(*TINY, f"train.keep={keep}", f"run.name={keep}")
+        assert sorted(path.stem for path in Path("outputs", keep, "checkpoints").iterdir()) == names
+        assert vggexp.load_run(Path("outputs", keep)).model is not None
+    code, _, err = command(*TINY, "train.keep=weights", "run.name=weights", "train.epochs=3")
+    assert code == 4
+    assert "kept only its weights" in err
+
+
+def test_damaged_checkpoints_are_set_aside(command):
+    command(*TINY, "run.name=a")
+    weights_sha256 = result("a")["weights_sha256"]
+    folder = Path("outputs/a/checkpoints")
+
+    def damage(name):
+        content = bytearray((folder / name).read_bytes())
+        content[len(content) // 2] ^= 1
+        (folder / name).write_bytes(content)
+        Path("outputs/a/result.json").unlink()
+
+    damage("00000006.pt")
+    code, out, _ = command(*TINY, "run.name=a")
+    assert code == 0
+    assert out.count("set aside as 00000006.corrupt") == 1
+    assert "continued after step 3" in out
+    assert result("a")["weights_sha256"] == weights_sha256
+    damage("00000006.pt")
+    (folder / "00000003.pt").write_bytes(b"")
+    code, _, err = command(*TINY, "run.name=a")
+    assert code == 4
+    assert "no checkpoint verifies; start over with resume=never" in err
+
+
+def test_the_name_of_another_run_is_refused(command):
+    command(*TINY, "run.name=a")
+    code, _, err = command(*TINY, "run.name=a", "optimizer.lr=0.02", "seed=7")
+    assert code == 4
+    assert "optimizer.lr: run has 0.01, command says 0.02" in err
+    assert "seed: run has 0, command says 7" in err
+    assert err.count("\n") == 1
+
+
+def test_other_data_is_refused(command):
+    command(*TINY, "run.name=a")
+    interrupt("a", data={"train": "0" * 64, "test": "1" * 64})
+    code, _, err = command(*TINY, "run.name=a")
+    assert code == 4
+    assert "the data has changed since this run began (test, train)" in err
+    assert err.count("\n") == 1
+    code, out, _ = command(*TINY, "run.name=a", "resume=force")
+    assert code == 0
+    assert "warning: continuing, but the data has changed: test, train" in out
+
+
+@pytest.mark.parametrize(
+    "field", ["torch", "threads", "device_name", "cpu_capability", "precision"]
+)
+def test_resume_exact_refuses_another_machine(command, field):
+    argv = [*TINY, "run.name=a"]
+    command(*argv)
+    interrupt("a", **{field: 9 if field == "threads" else "other"})
+    code, _, err = command(*argv, "resume=exact", "device.threads=1")
+    assert code == 4
+    assert f"resume=exact: not the same machine ({field} " in err
+    assert err.count("\n") == 1
+    code, out, _ = command(*argv, "device.threads=1")
+    assert code == 0
+    assert f"perhaps not bit-identical: {field} " in out
+
+
+def test_a_directory_in_use_stays_as_it_is(command):
+    folder = Path("outputs/a")
+    folder.mkdir(parents=True)
+    with open(folder / ".lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.write("elsewhere pid 12")
+        lock.flush()
+        code, _, err = command(*TINY, "run.name=a")
+    assert code == 8
+    assert "in use by elsewhere pid 12" in err
+    assert [path.name for path in folder.iterdir()] == [".lock"]

@@ -1,0 +1,81 @@
+"""Tests whole grids: what they print, their table, their means, and their errors."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, result
+
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+
+def test_two_jobs_of_one_run_are_refused(command, tmp_path):
+    code, _, err = command("-m", *TINY, "seed=1,1")
+    assert code == 2
+    assert "sweep: 2 jobs share the folder " in err
+    assert err.endswith("they are the same run\n")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_a_grid_runs_every_job_and_ends_with_a_table(command, launcher):
+    axes = [
+        "-m",
+        f"hydra/launcher={launcher}",
+        "arch=vgg11,vgg13",
+        "optimizer.lr=0.01,100",
+        "arch.init=paper",
+    ]
+    code, out, err = command(*TINY, *axes)
+    reason = "the loss or its gradient is not finite"
+    assert code == 7
+    if launcher == "local":
+        assert out.count(reason) == 4  # the line of each failed job, and its row
+    else:
+        assert err.count(reason) == 2
+    assert "2 of 4 jobs did not finish" in err
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    assert len(table) == 6
+    assert table[0].split()[1:4] == ["arch", "|", "optimizer.lr"]
+    assert ["finished" in line for line in table[2:]] == [True, True, False, False]
+    assert ["failed" in line for line in table[2:]] == [False, False, True, True]
+    with open(next(Path("outputs/sweeps").glob("*/results.csv"))) as file:
+        rows = list(csv.DictReader(file))
+    settings = {(row["arch"], row["optimizer.lr"]) for row in rows}
+    assert settings == {(arch, lr) for arch in ("vgg11", "vgg13") for lr in ("0.01", "100")}
+    for row in rows[:2]:
+        assert float(row["val/accuracy"]) == result(row["run"])["val/accuracy"]
+    code, out, _ = command(*TINY, *axes)
+    assert code == 7
+    assert "sweep.retry_failed=true tries again" in out
+    expected = "before   2 of 4 jobs finished" if launcher == "local" else "already finished"
+    assert expected in out
+
+
+@pytest.mark.process
+def test_repeats_have_a_mean_and_are_one_run_in_tensorboard(tmp_path):
+    argv = ["-m", *TINY, "train.epochs=1", "optimizer.lr=0.01,0.02", "sweep.repeats=2"]
+    process = subprocess.run(
+        [sys.executable, "-m", "vggexp", *argv],
+        cwd=tmp_path,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+    )
+    assert process.returncode == 0
+    assert "val/accuracy mean ± sd" in process.stdout
+    (folder,) = tmp_path.glob("outputs/sweeps/*")
+    losses = []
+    for path in tmp_path.glob("outputs/*lr0.01*/result.json"):
+        losses.append(json.loads(path.read_text())["val/loss"])
+    assert len(losses) == 2
+    mean = f"{sum(losses) / 2:.4f}"
+    assert mean in process.stdout
+    assert mean in (folder / "results.md").read_text()
+    assert len(list(folder.glob("events.out.tfevents.*"))) == 1

@@ -1,0 +1,156 @@
+"""Tests the expansion of commands: what is a sweep, the jobs of a grid, and sweep files."""
+
+import pytest
+
+from vggexp.config.compose import parse_command
+from vggexp.config.run_id import run_name
+from vggexp.errors import ConfigError
+from vggexp.sweep.expand import (
+    ComposedJob,
+    GridSweep,
+    check_composes,
+    compose_outline,
+    compose_run,
+    expand_sweep,
+)
+
+PAIRS = "sweep.pairs=[{arch:vgg11,optimizer.lr:0.05},{arch:vgg16,optimizer.lr:0.01}]"
+TWO_JOBS = [["arch=vgg11", "optimizer.lr=0.05"], ["arch=vgg16", "optimizer.lr=0.01"]]
+SWEEP_FILE = """\
+# @package _global_
+hydra: {mode: MULTIRUN}
+sweep:
+  repeats: 2
+  where: seed < 1
+  pairs:
+    - {arch: vgg11, optimizer.lr: 0.05}
+    - {arch: vgg16, optimizer.lr: 0.01}
+"""
+
+
+def grid_jobs(*argv) -> list[ComposedJob]:
+    command = parse_command(argv)
+    sweep = expand_sweep(command, compose_outline(command))
+    assert isinstance(sweep, GridSweep)
+    return sweep.jobs
+
+
+@pytest.mark.parametrize(
+    ("argv", "is_sweep"),
+    [
+        ([], False),
+        (["-m"], True),
+        (["-m", "seed=1,2"], True),
+        (["seed=1,2"], False),  # the error names -m
+        (["sweep=lr_depth"], True),
+        (["sweep=lr_depth", "seed=1,2"], True),
+        (["hydra.mode=MULTIRUN"], True),
+    ],
+)
+def test_the_flag_or_a_file_makes_a_sweep(argv, is_sweep):
+    assert compose_outline(parse_command(argv)).is_sweep == is_sweep
+
+
+@pytest.mark.parametrize(
+    ("argv", "expected"),
+    [
+        ([PAIRS], TWO_JOBS),
+        ([PAIRS, "seed=1,2"], [[f"seed={seed}", *job] for seed in (1, 2) for job in TWO_JOBS]),
+        (
+            [PAIRS, "sweep.repeats=2"],
+            [[*job, f"seed={seed}"] for job in TWO_JOBS for seed in (0, 1)],
+        ),
+        (["sweep.repeats=3", "seed=7"], [["seed=7", f"seed={seed}"] for seed in (7, 8, 9)]),
+        (
+            ["sweep.pairs=[{arch.blocks:[[1,8]],optimizer:{lr:0.1}}]"],
+            [["arch.blocks=[[1,8]]", "optimizer.lr=0.1"]],
+        ),
+        (
+            ["arch=vgg11,vgg13,vgg16", "sweep.where=weight_layers < 14"],
+            [["arch=vgg11"], ["arch=vgg13"]],
+        ),
+        (
+            ["arch=vgg11,lenet", "sweep.where=not macs > 1e6 or arch.name == 'vgg'"],
+            [["arch=vgg11"]],
+        ),
+        (["arch=vgg13", "seed=1,2", "arch=vgg16"], [["arch=vgg16", f"seed={s}"] for s in (1, 2)]),
+    ],
+)
+def test_the_jobs_of_a_grid(argv, expected):
+    assert [job.overrides for job in grid_jobs("-m", *argv)] == expected
+
+
+def test_a_file_may_hold_pairs_repeats_and_a_filter(tmp_path):
+    (tmp_path / "sweep").mkdir()
+    (tmp_path / "sweep" / "mine.yaml").write_text(SWEEP_FILE)
+    jobs = grid_jobs("sweep=mine", f"--config-dir={tmp_path}")
+    assert [job.overrides for job in jobs] == [["sweep=mine", *job, "seed=0"] for job in TWO_JOBS]
+    assert [job.config.optimizer.lr for job in jobs] == [0.05, 0.01]
+
+
+def test_a_job_is_composed_as_it_is_alone():
+    axes = [
+        "arch=vgg11,vgg13_bn",
+        "optimizer=sgd,momentum",
+        "optimizer.lr=0.1,0.2",
+        "arch.blocks=[[1,8]],[[2,4]]",
+    ]
+    fixed = [
+        "train.ema=0.5",
+        "+optimizer.dampening=0.1",
+        "experiment=gluon_vgg11",
+        "sweep.objective=test/loss",
+    ]
+    jobs = grid_jobs("-m", *axes, *fixed)
+    assert len(jobs) == 16
+    for job in jobs:
+        assert job.config == compose_run(parse_command(job.overrides))
+
+
+def test_a_grid_has_its_configurations_by_overrides():
+    jobs = grid_jobs("-m", "seed=1,2")
+    configs = GridSweep(jobs).configs()
+    assert list(configs) == [("seed=1",), ("seed=2",)]
+    assert list(configs.values()) == [job.config for job in jobs]
+
+
+def test_a_sweep_file_starts_a_sweep_without_a_flag():
+    jobs = grid_jobs("sweep=lr_depth")
+    expected = []
+    for depth in (11, 13, 16, 19):
+        for lr in (0.01, 0.05):
+            expected.append([f"arch=vgg{depth}", f"optimizer.lr={lr}", "sweep=lr_depth"])
+    assert [job.overrides for job in jobs] == expected
+    assert len({run_name(job.config) for job in jobs}) == 8
+
+
+def test_an_axis_of_the_command_replaces_that_of_the_file():
+    jobs = grid_jobs("sweep=lr_depth", "optimizer.lr=0.1", "arch=vgg11,lenet", "seed=1,2")
+    settings = [(job.config.arch.name, job.config.seed) for job in jobs]
+    assert settings == [("vgg", 1), ("vgg", 2), ("lenet", 1), ("lenet", 2)]
+    assert {job.config.optimizer.lr for job in jobs} == {0.1}
+
+
+def test_a_key_needs_to_fit_only_the_jobs():
+    jobs = grid_jobs("-m", "scheduler=step,plateau", "scheduler.gamma=0.5")
+    assert [job.config.scheduler.gamma for job in jobs] == [0.5, 0.5]
+
+
+def test_the_number_of_jobs_is_limited():
+    assert len(grid_jobs("-m", "seed=1,2", "sweep.max_jobs=2")) == 2
+    with pytest.raises(ConfigError, match=r"more than sweep\.max_jobs=2 jobs"):
+        grid_jobs("-m", "seed=1,2,3", "sweep.max_jobs=2")
+
+
+def test_a_command_for_one_configuration_refuses_a_sweep():
+    with pytest.raises(ConfigError, match="a single configuration"):
+        compose_run(parse_command(["-m", "seed=1,2"]))
+    with pytest.raises(ConfigError, match="--info: not a flag of this command"):
+        compose_run(parse_command(["--info"]))
+
+
+def test_a_configuration_that_cannot_be_shown_is_refused():
+    check_composes(parse_command(["arch=vgg13"]))
+    check_composes(parse_command(["optimizer.lr=-1"]))  # can be shown, although it is invalid
+    with pytest.raises(ConfigError, match="arch=vgg12: unknown; nearest vgg11, vgg13"):
+        check_composes(parse_command(["arch=vgg12"]))

@@ -1,0 +1,65 @@
+"""Tests what Hydra calls for each job: exit codes, pickling, and preempted Slurm jobs."""
+
+import pickle
+import stat
+
+import pytest
+
+from tests.conftest import TINY
+from vggexp.config.compose import parse_command
+from vggexp.sweep.expand import compose_run
+from vggexp.sweep.task import HydraTask, report_if_finished, requeue_if_preempted
+
+
+def test_a_pickled_task_leaves_the_checked_jobs_out():
+    config = compose_run(parse_command([*TINY, "device=cpu"]))
+    task = HydraTask({("seed=1",): config})
+    assert task.configs == {("seed=1",): config}
+    assert pickle.loads(pickle.dumps(task)).configs == {}
+
+
+@pytest.mark.process
+def test_a_finished_run_is_reported(command):
+    config = compose_run(parse_command(TINY))
+    assert not report_if_finished(config)
+    assert command(*TINY)[0] == 0
+    assert command(*TINY)[1].startswith("already finished: test accuracy ")
+    assert report_if_finished(config)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("overrides", "code"), [([], 0), (["optimizer.lr=100"], 5)])
+def test_the_exit_code_of_a_single_run(command, overrides, code):
+    assert command(*TINY, "arch.init=paper", *overrides)[0] == code
+
+
+SCONTROL = """\
+#!/bin/sh
+echo "$@" >> {log}
+echo "JobId=7 JobState={state} PreemptTime={preempted} Restarts=0"
+"""
+
+
+@pytest.mark.parametrize(
+    ("executor", "state", "preempted", "is_requeued"),
+    [
+        ("slurm", "RUNNING", "2026-01-01T00:00:00", True),
+        ("slurm", "RUNNING", "None", False),  # its time was up
+        ("slurm", "CANCELLED", "2026-01-01T00:00:00", False),
+        ("local", "RUNNING", "2026-01-01T00:00:00", False),
+    ],
+)
+def test_only_a_preempted_job_is_requeued(
+    executor, state, preempted, is_requeued, tmp_path, monkeypatch
+):
+    log = tmp_path / "log"
+    scontrol = tmp_path / "scontrol"
+    scontrol.write_text(SCONTROL.format(log=log, state=state, preempted=preempted))
+    scontrol.chmod(scontrol.stat().st_mode | stat.S_IEXEC)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    monkeypatch.setenv("SUBMITIT_EXECUTOR", executor)
+    monkeypatch.setenv("SLURM_ARRAY_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_ARRAY_TASK_ID", "0")
+    requeue_if_preempted()
+    commands = log.read_text().splitlines() if log.exists() else []
+    assert ("requeue 7_0" in commands) == is_requeued

@@ -1,0 +1,78 @@
+"""Composes result.json of a finished run: metrics, weights, times and counts."""
+
+from collections.abc import Mapping, Sequence
+from statistics import median
+
+from torch import Tensor
+
+from vggexp.config.derived import layers
+from vggexp.config.schema import Config
+from vggexp.models.shapes import parameters
+from vggexp.training.checkpoint import weights_sha256
+from vggexp.training.checkpoint_manager import best_epoch
+from vggexp.training.loop import EpochMetrics, TrainState
+from vggexp.training.metrics import score_logits
+
+
+def tested_epoch(history: Sequence[EpochMetrics], test_weights: str) -> EpochMetrics:
+    """Returns the metrics of the epoch whose weights are tested.
+
+    Args:
+        history: the metrics of all epochs.
+        test_weights: "last", or "best" for the first epoch of the best validation accuracy.
+    """
+    if test_weights == "best":
+        return best_epoch(history) or history[-1]
+    return history[-1]
+
+
+def result_fields(
+    config: Config,
+    state: TrainState,
+    epoch_metrics: EpochMetrics,
+    logits: Tensor,
+    labels: Tensor,
+    weights: dict[str, Tensor],
+) -> EpochMetrics:
+    """Returns the fields of result.json, without times and memory.
+
+    Args:
+        config: the configuration.
+        state: the state after the last epoch.
+        epoch_metrics: of the epoch whose weights were tested; gives train/... and val/...
+        logits: [N, classes] for the test set.
+        labels: [N] of the test set.
+        weights: the tested weights.
+    """
+    fields: EpochMetrics = {
+        "epoch": state.epoch,
+        "step": state.step,
+        "micro_batches": state.micro_batches,
+    }
+    for key, value in epoch_metrics.items():
+        if key.startswith(("train/", "val/")):
+            fields[key] = value
+    fields |= score_logits(logits, labels, "test")
+    fields["test_weights"] = config.train.test_weights
+    fields["weights_step"] = epoch_metrics["step"]
+    fields["weights_sha256"] = weights_sha256(weights)
+    best = best_epoch(state.history)
+    if best is not None:
+        fields["best/epoch"] = best["epoch"]
+        fields["best/val/accuracy"] = best["val/accuracy"]
+    fields["images_per_second"] = float(median(row["images_per_second"] for row in state.history))
+    fields["parameters"] = parameters(layers(config))
+    return fields
+
+
+def total_times(history: Sequence[EpochMetrics], end: Mapping[str, float]) -> EpochMetrics:
+    """Returns the seconds of a run, as a whole and by part.
+
+    Args:
+        history: the metrics of all epochs, with their times.
+        end: the times after the last epoch, of the last checkpoint and the test.
+    """
+    total: EpochMetrics = {}
+    for key, seconds in end.items():
+        total[key] = seconds + sum(row[key] for row in history)
+    return {"seconds": total.pop("time/epoch_seconds"), **total}
