@@ -1,11 +1,4 @@
-"""Tells before it spends: shapes, parameters, multiply-adds, memory and disk of a configuration, without torch.
-
-    python -m vggexp.plan [overrides] [--json]
-
-Takes the overrides of a run, builds and writes nothing, and looks at no picture; of the
-hardware only the processor and its memory count. Memory is that of the
-tensors of one training step on one device; the libraries' own, and the workspaces of convolutions, come on top.
-"""
+"""Command `vggexp.plan`: computes the cost of a configuration, without torch."""
 
 import json
 import sys
@@ -14,7 +7,7 @@ from dataclasses import asdict, dataclass
 from itertools import groupby
 from math import ceil
 
-from vggexp.cli import run_command
+from vggexp import cli
 from vggexp.config import compose
 from vggexp.config.derived import disk_bytes, expected_precision, input_spec, layers, memory_bytes
 from vggexp.config.hints import Hint, hints
@@ -24,48 +17,66 @@ from vggexp.models import shapes
 from vggexp.models.shapes import Layer
 from vggexp.sweep import expand
 
+DESCRIPTION = """Prints shapes, parameters, multiply-adds, memory and disk of a configuration.
+
+    python -m vggexp.plan [overrides] [--json]
+
+Takes the overrides of a run. Builds and writes nothing, and reads no image. Of the hardware only
+the processor and its memory count. The memory is that of the tensors of one training step on one
+device; the memory of libraries and the workspaces of convolutions come in addition.
+"""
+
+Row = tuple[str, ...]  # the cells of a table
+Shape = tuple[int, int, int]  # channels, height, width
+Counts = dict[str, int | None]
+
+# layers that the table names without a kernel
+LAYER_NAMES = {"batch": "batch norm", "lrn": "response norm", "linear": "linear"}
+
 
 @dataclass(frozen=True)
 class CostPlan:
+    """Cost of a configuration. A count is None if it depends on data that is not read."""
+
     network: str
     data: str
-    input: tuple[int, int, int]  # channels, height, width
+    input: Shape
     classes: int
-    images: dict[str, int | None]  # training, validation, test
+    images: Counts  # training, validation, test
     batch_size: int
     accumulate: int
     steps_per_epoch: int | None
     precision: str
     parameters: int
-    macs: int  # of one image's forward pass
+    macs: int  # multiply-adds of one image's forward pass
     weight_layers: int
     layers: list[Layer]
-    memory_bytes: dict[str, int | None]
+    memory_bytes: Counts
     disk_bytes: dict[str, int]
     hints: list[Hint]
 
 
 def plan_costs(config: Config) -> CostPlan:
-    """Raises ConfigError where only a folder that is not there would tell the classes."""
-    data = config.data
-    train = config.train
-    given = input_spec(config)
+    """Raises ConfigError if the number of classes is unknown because an image folder is missing."""
+    spec = input_spec(config)
     rows = layers(config)
+    batch_size = config.data.batch_size
+    steps_per_epoch = None
+    if spec.train_images is not None:
+        steps_per_epoch = ceil(spec.train_images / batch_size)
     return CostPlan(
         network=config.arch.name,
-        data=data.name,
-        input=(given.channels, given.size, given.size),
-        classes=given.classes,
+        data=config.data.name,
+        input=(spec.channels, spec.size, spec.size),
+        classes=spec.classes,
         images={
-            "training": given.train_images,
-            "validation": given.val_images,
-            "test": given.test_images,
+            "training": spec.train_images,
+            "validation": spec.val_images,
+            "test": spec.test_images,
         },
-        batch_size=data.batch_size,
-        accumulate=train.accumulate,
-        steps_per_epoch=None
-        if given.train_images is None
-        else ceil(given.train_images / data.batch_size),
+        batch_size=batch_size,
+        accumulate=config.train.accumulate,
+        steps_per_epoch=steps_per_epoch,
         precision=expected_precision(config.device),
         parameters=shapes.parameters(rows),
         macs=shapes.macs(rows),
@@ -78,105 +89,134 @@ def plan_costs(config: Config) -> CostPlan:
 
 
 def cost_table(plan: CostPlan) -> str:
-    """For a terminal: the blocks, their sums, the images, memory and disk."""
+    """Returns text for a terminal: the blocks, their sums, the images, memory and disk."""
     shape = "x".join(map(str, plan.input))
-    head = (
+    heading = (
         f"{plan.network}, {plan.weight_layers} weight layers, {shape} -> {plan.classes} classes: "
+        f"{plan.parameters:,} parameters, {format_bytes(plan.macs, 'MAC')} an image"
     )
-    head += f"{plan.parameters:,} parameters, {format_bytes(plan.macs, 'MAC')} an image"
-    rows = [("", "layers", "in -> out", "parameters", "MMAC an image"), *_rows(plan)]
-    rows.append(("total", "", "", f"{plan.parameters:,}", _mega(plan.macs)))
-    return "\n".join([head, "", *_aligned(rows), "", *_aligned(_resources(plan))])
+    rows = [
+        ("", "layers", "in -> out", "parameters", "MMAC an image"),
+        *_block_rows(plan),
+        ("total", "", "", f"{plan.parameters:,}", _format_mega(plan.macs)),
+    ]
+    lines = [
+        heading,
+        "",
+        *_align(rows),
+        "",
+        *_align(_resource_rows(plan)),
+    ]
+    return "\n".join(lines)
 
 
-def _rows(plan: CostPlan) -> Iterator[tuple[str, ...]]:
-    """One for each block and each layer of the classifier."""
-    shape = plan.input
+def _block_rows(plan: CostPlan) -> Iterator[Row]:
+    """Yields a row for each block and for each layer of the classifier."""
+    input_shape = plan.input
     for block, group in groupby(plan.layers, lambda layer: layer.block or layer.name):
         rows = list(group)
-        before = shape
-        shape = rows[-1].output
-        path = f"{_shape(before)} -> {_shape(shape)}"
-        name = block if isinstance(block, str) else f"block{block}"
-        yield name, _described(rows), path, f"{shapes.parameters(rows):,}", _mega(shapes.macs(rows))
+        output_shape = rows[-1].output
+        yield (
+            block if isinstance(block, str) else f"block{block}",
+            _describe_layers(rows),
+            f"{_format_shape(input_shape)} -> {_format_shape(output_shape)}",
+            f"{shapes.parameters(rows):,}",
+            _format_mega(shapes.macs(rows)),
+        )
+        input_shape = output_shape
 
 
-def _shape(output: tuple[int, int, int]) -> str:
-    return str(output[0]) if output[1:] == (1, 1) else "x".join(map(str, output))
+def _format_shape(shape: Shape) -> str:
+    channels, height, width = shape
+    if (height, width) == (1, 1):
+        return str(channels)
+    return f"{channels}x{height}x{width}"
 
 
-def _mega(macs: int) -> str:
+def _format_mega(macs: int) -> str:
     return f"{macs / 1e6:,.2f}"
 
 
-def _described(rows: Sequence[Layer]) -> str:
-    """`2 conv 3x3, 1 conv 1x1, batch norm, pool 2x2`."""
-    words = {"batch": "batch norm", "lrn": "response norm", "linear": "linear"}
+def _describe_layers(rows: Sequence[Layer]) -> str:
+    """Returns `2 conv 3x3, 1 conv 1x1, batch norm, pool 2x2`."""
+    convs = [row for row in rows if row.kind == "conv"]
     parts = []
-    for kernel, group in groupby(
-        (row for row in rows if row.kind == "conv"), lambda row: row.kernel
-    ):
-        parts.append(f"{len(list(group))} conv {kernel}x{kernel}")
-    parts += dict.fromkeys(words[row.kind] for row in rows if row.kind in words)
-    parts += [f"pool {row.kernel}x{row.kernel}" for row in rows if row.kind == "pool"]
+    for kernel, group in groupby(convs, lambda row: row.kernel):
+        count = len(list(group))
+        parts.append(f"{count} conv {kernel}x{kernel}")
+    for row in rows:
+        name = LAYER_NAMES.get(row.kind)
+        if name and name not in parts:
+            parts.append(name)
+    for row in rows:
+        if row.kind == "pool":
+            parts.append(f"pool {row.kernel}x{row.kernel}")
     return ", ".join(parts)
 
 
-def _resources(plan: CostPlan) -> list[tuple[str, ...]]:
-    counts = ", ".join(f"{_count(number)} {part}" for part, number in plan.images.items())
-    batch = f"{plan.batch_size} images" + (
-        f" in {plan.accumulate} parts" if plan.accumulate > 1 else ""
-    )
-    parts = [
-        f"{name} {_bytes(size)}"
-        for name, size in plan.memory_bytes.items()
-        if size != 0 and name != "total"
-    ]
+def _resource_rows(plan: CostPlan) -> list[Row]:
+    counts = []
+    for split, count in plan.images.items():
+        counts.append(f"{_format_count(count)} {split}")
+    steps = _format_count(plan.steps_per_epoch)
+    batch = f"{plan.batch_size} images"
+    if plan.accumulate > 1:
+        batch += f" in {plan.accumulate} parts"
+    parts = []
+    for name, size in plan.memory_bytes.items():
+        if name != "total" and size != 0:
+            parts.append(f"{name} {_format_size(size)}")
     bound = "at least " if plan.memory_bytes["optimizer"] is None else ""
-    total = plan.memory_bytes["total"]
-    disk = {name: _bytes(size) for name, size in plan.disk_bytes.items()}
-    return [
-        ("images", f"{plan.data}: {counts}"),
-        ("epoch", f"{_count(plan.steps_per_epoch)} steps of {batch}"),
-        ("memory", f"{bound}{_bytes(total)} in {plan.precision}: {', '.join(parts)}"),
-        (
-            "disk",
-            f"{bound}{disk['run']} at most: {disk['checkpoint']} a checkpoint, {disk['weights']} the weights",
-        ),
-        *(("hint", str(hint)) for hint in plan.hints),
+    total = _format_size(plan.memory_bytes["total"])
+    memory = f"{bound}{total} in {plan.precision}"
+    disk = {}
+    for name, size in plan.disk_bytes.items():
+        disk[name] = _format_size(size)
+    limit = f"{bound}{disk['run']} at most"
+    rows: list[Row] = [
+        ("images", f"{plan.data}: {', '.join(counts)}"),
+        ("epoch", f"{steps} steps of {batch}"),
+        ("memory", f"{memory}: {', '.join(parts)}"),
+        ("disk", f"{limit}: {disk['checkpoint']} a checkpoint, {disk['weights']} the weights"),
     ]
+    for hint in plan.hints:
+        rows.append(("hint", str(hint)))
+    return rows
 
 
-def _count(number: int | None) -> str:
-    return "unknown" if number is None else f"{number:,}"
+def _format_count(count: int | None) -> str:
+    return "unknown" if count is None else f"{count:,}"
 
 
-def _bytes(size: int | None) -> str:
+def _format_size(size: int | None) -> str:
     return "unknown" if size is None else format_bytes(size, "B")
 
 
-def _aligned(rows: Sequence[tuple[str, ...]]) -> list[str]:
-    """Three columns of text to the left, then numbers to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    sides = ["<" if index < 3 else ">" for index in range(len(widths))]
-    lines = (
-        "  ".join(f"{cell:{s}{w}}" for cell, s, w in zip(row, sides, widths, strict=True))
-        for row in rows
-    )
-    return [line.rstrip() for line in lines]
+def _align(rows: Sequence[Row]) -> list[str]:
+    """Aligns the first three columns to the left, and the numbers in the others to the right."""
+    columns = []
+    for index, column in enumerate(zip(*rows, strict=True)):
+        width = max(map(len, column))
+        if index < 3:
+            columns.append([cell.ljust(width) for cell in column])
+        else:
+            columns.append([cell.rjust(width) for cell in column])
+    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code; an expected end prints one line on stderr."""
-    return run_command(lambda: _answer(sys.argv[1:] if argv is None else argv))
+    """Returns the exit code. Prints an expected error as one line on stderr."""
+    return cli.run(lambda: _plan(sys.argv[1:] if argv is None else argv))
 
 
-def _answer(argv: Sequence[str]) -> str:
+def _plan(argv: Sequence[str]) -> str:
     command = compose.parse_command(argv, "--json")
     if command.arguments.help:
-        return __doc__
-    made = plan_costs(expand.compose_run(command))
-    return json.dumps(asdict(made)) if command.arguments.json else cost_table(made)
+        return DESCRIPTION
+    plan = plan_costs(expand.compose_run(command))
+    if command.arguments.json:
+        return json.dumps(asdict(plan))
+    return cost_table(plan)
 
 
 if __name__ == "__main__":

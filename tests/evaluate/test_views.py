@@ -1,7 +1,6 @@
-"""What is averaged over: windows, scales and mirror images, against the same done by hand with torchvision."""
+"""The views that are averaged, against a slow implementation with torchvision."""
 
 import contextlib
-from pathlib import Path
 
 import pytest
 import torch
@@ -10,99 +9,108 @@ from torchvision.transforms.v2 import functional as torchvision
 
 from vggexp.data.loaders import InMemoryLoader, StreamingLoader
 from vggexp.data.transforms import Preprocess
-from vggexp.evaluate.views import MultiViewPredictor, views
+from vggexp.evaluate.views import MultiViewPredictor, count_views
 from vggexp.models.dense import to_fully_convolutional
 from vggexp.models.shapes import Block
 from vggexp.models.vgg import vgg
 from vggexp.rng import generator
 from vggexp.training.metrics import predict
 
-CPU, PLAIN = torch.device("cpu"), contextlib.nullcontext
-SIZE, COUNT, BATCH = 16, 11, 4
+CPU = torch.device("cpu")
+NO_AUTOCAST = contextlib.nullcontext
+SIZE = 16
+COUNT = 11
+BATCH_SIZE = 4
+LABELS = [index % 5 for index in range(COUNT)]
 PREPROCESS = Preprocess(SIZE, torch.full((3,), 0.5), torch.full((3,), 0.25))
 
 
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)
-    facts = {"in_channels": 3, "size": SIZE, "classes": 5}
-    return vgg(
-        [Block(1, 8), Block(1, 12)], norm="none", hidden=(16,), dropout=0.5, width=1, **facts
-    ).eval()
+    network = vgg(
+        [Block(1, 8), Block(1, 12)],
+        norm="none",
+        hidden=(16,),
+        dropout=0.5,
+        width=1,
+        in_channels=3,
+        size=SIZE,
+        classes=5,
+    )
+    return network.eval()
+
+
+def random_pixels(shape, *keys):
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator(0, *keys))
 
 
 @pytest.fixture
-def resident():
-    images = torch.randint(
-        0, 256, (COUNT, 3, 12, 12), dtype=torch.uint8, generator=generator(0, "images")
-    )
-    return InMemoryLoader(images, torch.arange(COUNT) % 5, PREPROCESS, batch_size=BATCH, device=CPU)
+def in_memory():
+    images = random_pixels((COUNT, 3, 12, 12), "images")
+    labels = torch.tensor(LABELS)
+    return InMemoryLoader(images, labels, PREPROCESS, batch_size=BATCH_SIZE, device=CPU)
 
 
 @pytest.fixture(scope="module")
-def paths(tmp_path_factory) -> list[Path]:
-    folder = tmp_path_factory.mktemp("pictures")
-    for place in range(COUNT):
-        shape = [(40, 30), (30, 40), (25, 25)][place % 3]
-        pixels = torch.randint(
-            0, 256, (*shape, 3), dtype=torch.uint8, generator=generator(0, "file", place)
-        )
-        Image.fromarray(pixels.numpy()).save(folder / f"{place:02}.png")
+def paths(tmp_path_factory):
+    """Images of three shapes."""
+    folder = tmp_path_factory.mktemp("images")
+    shapes = [(40, 30), (30, 40), (25, 25)]
+    for index in range(COUNT):
+        pixels = random_pixels((*shapes[index % 3], 3), "file", index)
+        Image.fromarray(pixels.numpy()).save(folder / f"{index:02}.png")
     return sorted(folder.iterdir())
 
 
 def streaming(paths, workers=0):
-    labels = [place % 5 for place in range(COUNT)]
-    return StreamingLoader(paths, labels, PREPROCESS, batch_size=BATCH, device=CPU, workers=workers)
-
-
-def seen(model, batches, mode, scales=(SIZE,), flip=False):
-    return MultiViewPredictor(model, PREPROCESS, PLAIN, BATCH, flip).probabilities(
-        batches.full_images(scales), mode
+    return StreamingLoader(
+        paths, LABELS, PREPROCESS, batch_size=BATCH_SIZE, device=CPU, workers=workers
     )
 
 
-def whole(picture, side):
-    """[3, H, W] -> [1, 3, h, w] with torchvision's resize."""
-    return torchvision.resize(picture, [side], antialias=True)[None]
+def predict_views(model, loader, mode, scales=(SIZE,), flip=False):
+    predictor = MultiViewPredictor(model, PREPROCESS, NO_AUTOCAST, BATCH_SIZE, flip)
+    return predictor.predict(loader.full_images(scales), mode)
 
 
-def normal(picture):
-    return (picture.float() / 255 - 0.5) / 0.25
+def normalize(image):
+    return (image.float() / 255 - 0.5) / 0.25
 
 
-def mirrored(pictures, flip):
-    return [*pictures, *(picture.flip(-1) for picture in pictures)] if flip else list(pictures)
-
-
-def crops(picture, grid):
-    """grid x grid windows of SIZE."""
-    height, width = picture.shape[-2:]
-    steps = [index / (grid - 1) for index in range(grid)] if grid > 1 else [0.5]
-    corners = [
-        (round(down * (height - SIZE)), round(across * (width - SIZE)))
-        for down in steps
-        for across in steps
-    ]
-    return [picture[..., top : top + SIZE, left : left + SIZE] for top, left in corners]
+def crop_image(image, grid):
+    """Returns grid x grid crops of SIZE."""
+    height, width = image.shape[-2:]
+    steps = [0.5]
+    if grid > 1:
+        steps = [index / (grid - 1) for index in range(grid)]
+    crops = []
+    for vertical in steps:
+        for horizontal in steps:
+            top = round(vertical * (height - SIZE))
+            left = round(horizontal * (width - SIZE))
+            crops.append(image[..., top : top + SIZE, left : left + SIZE])
+    return crops
 
 
 @torch.inference_mode()
-def by_hand(model, picture, mode, scales, flip):
-    """[K], the mean of the soft-max, one picture and one view at a time."""
+def expected_probs(model, image, mode, scales, flip):
+    """Returns the mean of the softmax, [K], for one image [3, H, W] and one view at a time."""
     if mode == "both":
-        return (
-            by_hand(model, picture, "dense", scales, flip)
-            + by_hand(model, picture, "crops", scales, flip)
-        ) / 2
+        dense = expected_probs(model, image, "dense", scales, flip)
+        crops = expected_probs(model, image, "crops", scales, flip)
+        return (dense + crops) / 2
     network = to_fully_convolutional(model) if mode == "dense" else model
-    shown = []
-    for side in scales:
-        scaled = whole(picture, side)
-        shown += mirrored(
-            [scaled] if mode == "dense" else crops(scaled, 5 if mode == "crops" else 1), flip
-        )
-    return torch.stack([network(normal(view)).softmax(1)[0].double() for view in shown]).mean(0)
+    probs = []
+    for scale in scales:
+        scaled = torchvision.resize(image, [scale], antialias=True)[None]
+        views = [scaled]
+        if mode != "dense":
+            views = crop_image(scaled, 5 if mode == "crops" else 1)
+        if flip:
+            views = [*views, *(view.flip(-1) for view in views)]
+        probs += [network(normalize(view)).softmax(1)[0].double() for view in views]
+    return torch.stack(probs).mean(0)
 
 
 CASES = [
@@ -117,64 +125,67 @@ CASES = [
 
 
 @pytest.mark.parametrize(("mode", "scales", "flip"), CASES)
-def test_resident_by_hand(model, resident, mode, scales, flip):
-    scores, labels = seen(model, resident, mode, scales, flip)
-    wanted = torch.stack(
-        [by_hand(model, picture, mode, scales, flip) for picture in resident.images]
-    )
-    torch.testing.assert_close(scores, wanted, atol=1e-6, rtol=0)
-    assert labels.tolist() == [place % 5 for place in range(COUNT)]
+def test_images_in_memory(model, in_memory, mode, scales, flip):
+    probs, labels = predict_views(model, in_memory, mode, scales, flip)
+    expected = [expected_probs(model, image, mode, scales, flip) for image in in_memory.images]
+    torch.testing.assert_close(probs, torch.stack(expected), atol=1e-6, rtol=0)
+    assert labels.tolist() == LABELS
 
 
 @pytest.mark.parametrize(("mode", "scales", "flip"), CASES)
-def test_pictures_of_several_shapes_by_hand(model, paths, mode, scales, flip):
-    scores, labels = seen(model, streaming(paths), mode, scales, flip)
-    pictures = [torchvision.pil_to_tensor(Image.open(path)) for path in paths]
-    wanted = torch.stack([by_hand(model, picture, mode, scales, flip) for picture in pictures])
-    torch.testing.assert_close(scores, wanted, atol=1e-6, rtol=0)
-    assert labels.tolist() == [place % 5 for place in range(COUNT)]
+def test_images_of_several_shapes(model, paths, mode, scales, flip):
+    probs, labels = predict_views(model, streaming(paths), mode, scales, flip)
+    images = [torchvision.pil_to_tensor(Image.open(path)) for path in paths]
+    expected = [expected_probs(model, image, mode, scales, flip) for image in images]
+    torch.testing.assert_close(probs, torch.stack(expected), atol=1e-6, rtol=0)
+    assert labels.tolist() == LABELS
 
 
-def test_single_is_the_runs_own_test_bit_for_bit(model, resident, paths):
-    for batches in (resident, streaming(paths)):
-        logits, _ = predict(model, batches.evaluate(), PLAIN)
-        assert torch.equal(seen(model, batches, "single")[0], logits.softmax(1).double())
+def test_single_is_the_run_s_own_test_evaluation_bit_for_bit(model, in_memory, paths):
+    for loader in (in_memory, streaming(paths)):
+        logits, _ = predict(model, loader.evaluate(), NO_AUTOCAST)
+        probs, _ = predict_views(model, loader, "single")
+        assert torch.equal(probs, logits.softmax(1).double())
 
 
-def test_a_smaller_scale_has_a_black_border(model, resident):
-    scores, _ = seen(model, resident, "single", (12,))
-    framed = torch.nn.functional.pad(resident.images, (2, 2, 2, 2))
-    torch.testing.assert_close(scores, model(normal(framed)).softmax(1).double(), atol=1e-6, rtol=0)
+def test_a_smaller_scale_has_a_black_border(model, in_memory):
+    probs, _ = predict_views(model, in_memory, "single", (12,))
+    padded = torch.nn.functional.pad(in_memory.images, (2, 2, 2, 2))
+    expected = model(normalize(padded)).softmax(1).double()
+    torch.testing.assert_close(probs, expected, atol=1e-6, rtol=0)
 
 
 def test_workers_change_nothing(model, paths):
-    alone, helped = (seen(model, streaming(paths, workers), "both", (16, 20)) for workers in (0, 2))
-    assert torch.equal(alone[0], helped[0])
+    alone, _ = predict_views(model, streaming(paths), "both", (16, 20))
+    with_workers, _ = predict_views(model, streaming(paths, workers=2), "both", (16, 20))
+    assert torch.equal(alone, with_workers)
 
 
 @pytest.fixture
-def shown(model):
-    """What the network is given: the number of pictures and their side."""
-    given = []
+def passes(model):
+    """The number of images and their size in each pass of the network."""
+    shapes = []
     handle = model[0].register_forward_pre_hook(
-        lambda _, images: given.append((len(images[0]), images[0].shape[-1]))
+        lambda _, inputs: shapes.append((len(inputs[0]), inputs[0].shape[-1]))
     )
-    yield given
+    yield shapes
     handle.remove()
 
 
-def test_windows_at_the_same_place_are_shown_once(model, resident, shown):
-    seen(model, resident, "crops", (SIZE,))
-    assert shown == [(4, 16), (4, 16), (3, 16)]  # no room: all 25 are one
-    shown.clear()
-    seen(model, resident, "crops", (SIZE + 1, SIZE + 8))
-    assert len(shown) == 3 * (4 + 25)
+def test_equal_crops_are_computed_once(model, in_memory, passes):
+    predict_views(model, in_memory, "crops", (SIZE,))
+    assert passes == [(4, 16), (4, 16), (3, 16)]  # all 25 crops are the whole image
+    passes.clear()
+    predict_views(model, in_memory, "crops", (SIZE + 1, SIZE + 8))
+    assert len(passes) == 3 * (4 + 25)
 
 
-def test_larger_pictures_are_taken_fewer_at_a_time(model, resident, shown):
-    seen(model, resident, "dense", (16, 22, 100))
-    batch = [(2, 22), (2, 22), *[(1, 100)] * 4]  # 4 x 16 x 16 pixels at a time
-    assert shown == [(4, 16), *batch, (4, 16), *batch, (3, 16), (2, 22), (1, 22), *[(1, 100)] * 3]
+def test_a_pass_takes_fewer_larger_images(model, in_memory, passes):
+    predict_views(model, in_memory, "dense", (16, 22, 100))
+    # a pass has room for 4 x 16 x 16 pixels
+    batch = [(4, 16), (2, 22), (2, 22), (1, 100), (1, 100), (1, 100), (1, 100)]
+    last_batch = [(3, 16), (2, 22), (1, 22), (1, 100), (1, 100), (1, 100)]
+    assert passes == [*batch, *batch, *last_batch]
 
 
 @pytest.mark.parametrize(
@@ -187,5 +198,5 @@ def test_larger_pictures_are_taken_fewer_at_a_time(model, resident, shown):
         ("both", 3, True, 156),
     ],
 )
-def test_how_many_views(mode, scales, flip, count):
-    assert views(mode, scales, flip) == count
+def test_the_number_of_views(mode, scales, flip, count):
+    assert count_views(mode, scales, flip) == count

@@ -1,21 +1,4 @@
-"""python -m vggexp.evaluate RUN [options] [--json]: a finished run on its test set, as the VGG paper evaluates.
-
-  single   one window of the training size in the middle of each picture; the run's own test
-  dense    the linear layers as convolutions over the whole picture, the score map averaged
-  crops    5x5 windows of the training size, at even distances over the picture
-  both     the mean of dense and crops
-
-Each view gives a soft-max, and their mean is the answer. --scales are what the shorter side of a picture is scaled to,
-by default the training size S alone. The paper takes S-32, S and S+32 for S=256, and 256, 384 and 512 after training
-with scale jitter; its windows are of 224. A picture that is as large as the window leaves room for one crop only, a
-smaller one gets a black border. --flip shows each view mirrored too: for photographs, not for digits. --with RUN2
-averages the soft-max of several runs of the same test images.
-
-Told are accuracy, top 5, loss, the calibration error (15 bins of confidence) and each class's accuracy and confusions.
-Written into RUN/evaluations: a JSON file, and events that TensorBoard shows below the run's name. Exit code 0: done.
-2: no such directory, or a scale too small for dense. 3: data missing. 4: a run that is not finished, or of other data.
-5: scores that are not finite. 6: memory or disk. 130: stopped by Ctrl-C; nothing has been written.
-"""
+"""Command `vggexp.evaluate`: evaluates finished runs on their test set."""
 
 import argparse
 import json
@@ -24,35 +7,59 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vggexp import cli
-from vggexp.cli import NOTHING_WRITTEN, run_command
+from vggexp.cli import NOTHING_WRITTEN
 from vggexp.config.derived import input_spec, spatial_ops
 from vggexp.errors import CheckpointError, ConfigError
 from vggexp.models import shapes
 from vggexp.runs import directory
 from vggexp.runs.records import RunRecord, load_config, read_run, test_fingerprint
 
+DESCRIPTION = """python -m vggexp.evaluate RUN [options] [--json]:
+evaluate a finished run on its test set with the methods of the VGG paper.
+
+  single   one center crop of the training size; the run's own test evaluation
+  dense    the linear layers as convolutions over the whole image, averaged over the score map
+  crops    a grid of 5x5 crops of the training size, evenly spaced over the image
+  both     the mean of dense and crops
+
+The network computes a softmax for each view, and the prediction is the mean over all views.
+--scales sets the sizes that the shorter side of an image is scaled to, by default the training
+size S alone. The paper uses S-32, S and S+32 for S=256, and 256, 384 and 512 after training with
+scale jitter, with crops of 224. An image of exactly the crop size has only one crop. A smaller
+image gets a black border. --flip adds the mirror image of each view: use it for photographs, not
+for digits. --with RUN2 averages the softmax of several runs over the same test images.
+
+Reports accuracy, top-5 accuracy, loss, calibration error (15 bins of confidence), per-class
+accuracy and the confusion matrix. Writes to RUN/evaluations a JSON file, and events that
+TensorBoard shows below the run's name. Exit code 0: done. 2: no such directory, or a scale too
+small for dense. 3: data missing. 4: a run is not finished or has other data. 5: probabilities are
+not finite. 6: memory or disk. 130: stopped by Ctrl-C; nothing was written.
+"""
+
 MODES = ("single", "dense", "crops", "both")
-MAX_PIXELS = 4096  # pixels, as data.resize
+MAX_PIXELS = 4096  # pixels, the same as for data.resize
 MAX_SCALES = 32  # scales
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(lambda: _answer(sys.argv[1:] if argv is None else argv), NOTHING_WRITTEN)
+    return cli.run(lambda: _evaluate(sys.argv[1:] if argv is None else argv), NOTHING_WRITTEN)
 
 
-def _answer(argv: Sequence[str]) -> str:
-    parser = cli.parser(__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as outputs/NAME")
+def _evaluate(argv: Sequence[str]) -> str:
+    parser = cli.make_parser("vggexp.evaluate", DESCRIPTION)
     parser.add_argument(
-        "--mode", choices=MODES, default="single", help="how each picture is seen (single)"
+        "run", type=Path, metavar="RUN", help="a run directory, such as outputs/NAME"
+    )
+    parser.add_argument(
+        "--mode", choices=MODES, default="single", help="views of each image (default: single)"
     )
     parser.add_argument(
         "--scales",
-        type=scales,
+        type=parse_scales,
         metavar="N,N,...",
-        help="pixels of the shorter side (training size)",
+        help="pixels of the shorter side (default: the training size)",
     )
-    parser.add_argument("--flip", action="store_true", help="each view mirrored too")
+    parser.add_argument("--flip", action="store_true", help="add the mirror image of each view")
     parser.add_argument(
         "--with",
         type=Path,
@@ -60,79 +67,79 @@ def _answer(argv: Sequence[str]) -> str:
         default=[],
         dest="others",
         metavar="RUN2",
-        help="runs to fuse",
+        help="runs to average with RUN",
     )
     arguments = parser.parse_intermixed_args(argv)
     folders = [arguments.run, *arguments.others]
     directory.require_run(*folders)
-    check(folders, arguments.mode, arguments.scales)
-    from vggexp.evaluate.evaluation import (
-        EvalOptions,
-        evaluate_runs,
-        format_report,  # imports torch, once the command is known to be right
-    )
+    check_runs(folders, arguments.mode, arguments.scales)
+    # Imports torch, so this import follows the checks of the command.
+    from vggexp.evaluate.evaluation import EvalOptions, evaluate_runs, format_report
 
-    result = evaluate_runs(folders, EvalOptions(arguments.mode, arguments.scales, arguments.flip))
-    return json.dumps(result) if arguments.json else format_report(result)
+    options = EvalOptions(arguments.mode, arguments.scales, arguments.flip)
+    result = evaluate_runs(folders, options)
+    if arguments.json:
+        return json.dumps({**result.to_dict(), "file": str(result.file)})
+    return format_report(result)
 
 
-def scales(text: str) -> tuple[int, ...]:
-    """`88,96,104`: each once, rising."""
-    words = text.split(",")
-    if (
-        not all(word.strip().isdecimal() and 1 <= int(word) <= MAX_PIXELS for word in words)
-        or len(words) > MAX_SCALES
-    ):
+def parse_scales(text: str) -> tuple[int, ...]:
+    """Parses `88,96,104`. Returns each size once, in ascending order."""
+    parts = [part.strip() for part in text.split(",")]
+    sizes = {int(part) for part in parts if part.isdecimal()}
+    all_numbers = all(part.isdecimal() for part in parts)
+    all_in_range = all(1 <= size <= MAX_PIXELS for size in sizes)
+    if not all_numbers or not all_in_range or len(parts) > MAX_SCALES:
         raise argparse.ArgumentTypeError(
-            f"{text}: wanted 1 to {MAX_SCALES} sizes of 1..{MAX_PIXELS} pixels, as 88,96,104"
+            f"{text}: expected 1 to {MAX_SCALES} sizes of 1..{MAX_PIXELS} pixels, such as 88,96,104"
         )
-    return tuple(sorted({int(word) for word in words}))
+    return tuple(sorted(sizes))
 
 
-def check(folders: Sequence[Path], mode: str, scales: Sequence[int] | None) -> None:
-    """Raises ConfigError or CheckpointError where the runs cannot be evaluated so, or not together."""
-    if twice := [
-        folder
-        for place, folder in enumerate(folders)
-        if folder.resolve() in _resolved(folders[:place])
-    ]:
-        raise ConfigError(f"--with {twice[0]}: given twice, and would count twice")
+def check_runs(folders: Sequence[Path], mode: str, scales: Sequence[int] | None) -> None:
+    """Raises ConfigError or CheckpointError if the runs cannot be evaluated, or not together."""
+    resolved = []
+    for folder in folders:
+        if folder.resolve() in resolved:
+            raise ConfigError(f"--with {folder}: given twice, and would count twice")
+        resolved.append(folder.resolve())
     runs = [read_run(folder) for folder in folders]
-    if unfinished := [f"{run.folder} is {run.state}" for run in runs if run.state != "finished"]:
+    unfinished = [f"{run.folder} is {run.state}" for run in runs if run.state != "finished"]
+    if unfinished:
         raise CheckpointError(f"{', '.join(unfinished)}; only finished runs can be evaluated")
     if mode in ("dense", "both") and scales:
         for folder in folders:
-            _check_map(folder, min(scales))
+            _check_dense_scale(folder, min(scales))
     for other in runs[1:]:
-        _check_data(runs[0], other)
+        _check_same_test_set(runs[0], other)
 
 
-def _resolved(folders: Sequence[Path]) -> list[Path]:
-    return [folder.resolve() for folder in folders]
-
-
-def _check_map(folder: Path, scale: int) -> None:
-    """The last map must be as large as in training at least."""
+def _check_dense_scale(folder: Path, scale: int) -> None:
+    """Raises ConfigError if the last feature map would be smaller than in training."""
     config = load_config(folder)
     size = input_spec(config).size
     layers = spatial_ops(config)
-    least = shapes.minimum_size(layers, shapes.feature_map_sizes(size, layers)[-1])
-    if scale < least:
+    last_map_size = shapes.feature_map_sizes(size, layers)[-1]
+    min_scale = shapes.minimum_size(layers, last_map_size)
+    if scale < min_scale:
         raise ConfigError(
-            f"--scales {scale}: too small for the dense network of {folder}, which was trained at {size} px; "
-            f"at least {least}"
+            f"--scales {scale}: too small for the dense network of {folder}, "
+            f"which was trained at {size} px; at least {min_scale}"
         )
 
 
-def _check_data(first: RunRecord, other: RunRecord) -> None:
-    names = [run.config.get("data.name") for run in (first, other)]
-    if names[0] != names[1]:
-        why = f"{names[1]}, not {names[0]}"
+def _check_same_test_set(first: RunRecord, other: RunRecord) -> None:
+    first_name = first.config.get("data.name")
+    other_name = other.config.get("data.name")
+    if other_name != first_name:
+        reason = f"{other_name}, not {first_name}"
     elif test_fingerprint(first) != test_fingerprint(other):
-        why = f"another test set of {names[0]}"
+        reason = f"another test set of {first_name}"
     else:
         return
-    raise CheckpointError(f"--with {other.folder}: not the test images of {first.folder} ({why})")
+    raise CheckpointError(
+        f"--with {other.folder}: not the test images of {first.folder} ({reason})"
+    )
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Finished runs evaluated as the paper does it, alone or with their soft-max averaged; for vggexp.evaluate."""
+"""Evaluates finished runs as the VGG paper does, alone or with their softmax averaged."""
 
 import hashlib
 import os
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from time import monotonic
 from typing import Any, NamedTuple
@@ -14,234 +14,342 @@ from torch import Tensor
 
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError, DivergedError, ResourceError
-from vggexp.evaluate.views import MultiViewPredictor, views
+from vggexp.evaluate.views import MultiViewPredictor, count_views
 from vggexp.formatting import markdown_table, printable, shorten
 from vggexp.loggers.console import Console
-from vggexp.runner import build, datasets, hardware
-from vggexp.runner.hardware import setup_device
+from vggexp.runner import build, datasets
+from vggexp.runner.hardware import is_available, setup_device
 from vggexp.runner.load import load_tested_checkpoint, test_only_config
 from vggexp.runs.directory import read_result
 from vggexp.runs.jsonl import write_json
 from vggexp.system import memory
-from vggexp.training import checkpoint
+from vggexp.training.checkpoint import select_eval_weights
 from vggexp.training.metrics import classification_metrics, confusion_matrix
 
 FOLDER = "evaluations"  # in the run directory
-MATRIX = 20  # classes whose confusion matrix fits a terminal; of more, so many of the least accuracy are told
-MAX_NAME_CHARS = 30  # characters of a class's name
-SCORES = {
+# A terminal has room for a confusion matrix of this many classes.
+# Of more classes, the report shows this many with the lowest accuracy.
+MAX_CLASSES_SHOWN = 20
+MAX_NAME_CHARS = 30  # characters of a class name
+METRIC_NAMES = {
     "test/accuracy": "accuracy",
     "test/top5_accuracy": "top 5",
     "test/loss": "loss",
     "test/calibration_error": "calibration error",
 }
 
-EvalResult = dict[str, Any]
-
 
 class EvalOptions(NamedTuple):
-    """How the pictures are seen. scales: of the shorter side in pixels; None: each run's training size."""
+    """Views of each image. scales: pixels of the shorter side; None: each run's training size."""
 
     mode: str
     scales: tuple[int, ...] | None
     flip: bool
 
 
-class RunPredictions(NamedTuple):
-    """What one run says of the test set."""
+@dataclass(frozen=True)
+class RunScores:
+    """Scores of one run on its test set.
 
-    facts: EvalResult
+    Args:
+        run: the run directory.
+        scales: sizes of the shorter side in pixels.
+        views: how many times the network sees each image.
+        metrics: by tag, such as test/accuracy.
+        data: fingerprint of the data, {file name: SHA-256}.
+    """
+
+    run: str
+    scales: list[int]
+    views: int
+    metrics: dict[str, float]
+    weights_sha256: str | None
+    device: str
+    precision: str
+    data: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON object: the metrics stand beside the other keys."""
+        return {
+            "run": self.run,
+            "scales": self.scales,
+            "views": self.views,
+            **self.metrics,
+            "weights_sha256": self.weights_sha256,
+            "device": self.device,
+            "precision": self.precision,
+            "data": self.data,
+        }
+
+
+class RunPredictions(NamedTuple):
+    """Predictions of one run for the test set."""
+
+    scores: RunScores
     classes: tuple[str, ...]
-    scores: Tensor  # float64 [N, K], probabilities
+    probs: Tensor  # float64 [N, K]
     labels: Tensor  # int64 [N]
 
 
-def evaluate_runs(folders: Sequence[Path], asked: EvalOptions) -> EvalResult:
-    """The scores of all runs together, written beside the first one. Raises every VggexpError."""
+@dataclass(frozen=True)
+class EvaluationResult:
+    """Scores of one run, or of several runs with their softmax averaged.
+
+    Args:
+        scales: sizes of the shorter side in pixels, of the first run.
+        views: how many times the network sees each image.
+        images: number of test images.
+        metrics: of the averaged softmax, by tag, such as test/accuracy.
+        class_accuracy: None for a class without images.
+        confusion: number of images by label (row) and predicted class (column).
+        runs: scores of each run alone; the first run is the one that the result is written to.
+        file: the JSON file.
+    """
+
+    mode: str
+    scales: list[int]
+    flip: bool
+    views: int
+    images: int
+    metrics: dict[str, float]
+    classes: list[str]
+    class_accuracy: list[float | None]
+    confusion: list[list[int]]
+    runs: list[RunScores]
+    seconds: float
+    file: Path
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the content of the JSON file: the metrics stand beside the other keys."""
+        return {
+            "run": self.runs[0].run,
+            "with": [scores.run for scores in self.runs[1:]],
+            "mode": self.mode,
+            "scales": self.scales,
+            "flip": self.flip,
+            "views": self.views,
+            "images": self.images,
+            **self.metrics,
+            "classes": self.classes,
+            "class_accuracy": self.class_accuracy,
+            "confusion": self.confusion,
+            "runs": [scores.to_dict() for scores in self.runs],
+            "seconds": self.seconds,
+        }
+
+
+def evaluate_runs(folders: Sequence[Path], options: EvalOptions) -> EvaluationResult:
+    """Evaluates all runs together. Writes to the first one. Raises every VggexpError."""
     console = Console(None, sys.stderr)
-    begun = monotonic()
+    start = monotonic()
     if not os.access(folders[0], os.W_OK):
-        raise ResourceError(f"{folders[0]}: cannot be written, and the result belongs there")
-    seen = [_evaluate_run(folder, asked, console) for folder in folders]
-    result = _fuse(seen, asked) | {"seconds": monotonic() - begun}
-    return result | {"file": str(_save(folders[0], result, console))}
+        raise ResourceError(f"{folders[0]}: not writable, and the result is written there")
+    predictions = [_evaluate_run(folder, options, console) for folder in folders]
+    result = _combine(folders[0], predictions, options, start)
+    _save(folders[0], result, console)
+    return result
 
 
-def _save(folder: Path, result: EvalResult, console: Console) -> Path:
-    """Beside the run: the result, and TensorBoard's view of it."""
-    path = folder / FOLDER / f"{_name(result['mode'], result['flip'], result['runs'])}.json"
+def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPredictions:
+    """Evaluates a run on its test set, with the device and number format of its training."""
+    config, checkpoint = load_tested_checkpoint(folder)
+    config = _eval_config(config, checkpoint, console)
+    device_setup = setup_device(config, checkpoint["threads"])
+    with memory.oom_as_resource_error(f"in evaluating {folder}; smaller --scales need less"):
+        data = datasets.build_loaders(config, device_setup.device, console.line)
+        if changed := data.changed_files(checkpoint["data"]):
+            raise CheckpointError(
+                f"{folder}: the data has changed since this run began ({changed}); restore it"
+            )
+        predictor = MultiViewPredictor(
+            model=build.build_tested_model(config, device_setup, select_eval_weights(checkpoint)),
+            preprocess=data.test.preprocess,
+            autocast=device_setup.autocast,
+            batch_size=config.data.batch_size,
+            flip=options.flip,
+        )
+        scales = options.scales or (data.preprocess.size,)
+        batches = console.track(
+            f"test of {folder.name}", data.test.full_images(scales), data.test.batches_per_epoch
+        )
+        probs, labels = predictor.predict(batches, options.mode)
+    if not probs.isfinite().all():
+        raise DivergedError(
+            f"{folder}: at {_join(scales)} px not all probabilities are finite "
+            f"in {device_setup.precision}"
+        )
+    scores = RunScores(
+        run=str(folder),
+        scales=list(scales),
+        views=count_views(options.mode, len(scales), options.flip),
+        metrics=classification_metrics(probs, labels, "test"),
+        weights_sha256=read_result(folder).get("weights_sha256"),
+        device=str(device_setup.device),
+        precision=device_setup.precision,
+        data=data.fingerprint,
+    )
+    return RunPredictions(scores, data.classes, probs, labels)
+
+
+def _eval_config(config: Config, checkpoint: dict[str, Any], console: Console) -> Config:
+    """Returns the configuration that evaluates the run on this machine."""
+    device = config.device
+    if not is_available(device.name):
+        console.line(f"warning: no {device.name} device here: evaluated on the processor")
+        device = replace(device, name="cpu", compile=False)
+    device = replace(device, precision=checkpoint["precision"])
+    return replace(test_only_config(config), device=device)
+
+
+def _combine(
+    folder: Path, predictions: Sequence[RunPredictions], options: EvalOptions, start: float
+) -> EvaluationResult:
+    """Averages the probabilities of the runs.
+
+    Raises:
+        CheckpointError: the runs were tested on different images or classes.
+    """
+    first = predictions[0]
+    for other in predictions[1:]:
+        if other.classes != first.classes or not torch.equal(other.labels, first.labels):
+            raise CheckpointError(
+                f"{other.scores.run} and {first.scores.run}: "
+                "not tested on the same classes and images"
+            )
+    probs = first.probs
+    if len(predictions) > 1:
+        probs = torch.stack([prediction.probs for prediction in predictions]).mean(0)
+    confusion = confusion_matrix(first.labels, probs.argmax(1), len(first.classes))
+    runs = [prediction.scores for prediction in predictions]
+    return EvaluationResult(
+        mode=options.mode,
+        scales=first.scores.scales,
+        flip=options.flip,
+        views=first.scores.views,
+        images=len(first.labels),
+        metrics=classification_metrics(probs, first.labels, "test"),
+        classes=list(first.classes),
+        class_accuracy=_class_accuracy(confusion),
+        confusion=confusion.tolist(),
+        runs=runs,
+        seconds=monotonic() - start,
+        file=folder / FOLDER / f"{_file_name(options, runs)}.json",
+    )
+
+
+def _class_accuracy(confusion: Tensor) -> list[float | None]:
+    image_counts = confusion.sum(1).tolist()
+    correct_counts = confusion.diagonal().tolist()
+    accuracies: list[float | None] = []
+    for images, correct in zip(image_counts, correct_counts, strict=True):
+        accuracies.append(correct / images if images else None)
+    return accuracies
+
+
+def _file_name(options: EvalOptions, runs: Sequence[RunScores]) -> str:
+    """Returns dense-88-96-104-flip-with2-1a2b3c4d: the same evaluation has the same name."""
+    parts = [options.mode, *map(str, runs[0].scales)]
+    if options.flip:
+        parts.append("flip")
+    others = [[scores.weights_sha256, scores.scales] for scores in runs[1:]]
+    if others:
+        digest = hashlib.sha256(repr(sorted(others, key=repr)).encode()).hexdigest()
+        parts += [f"with{len(others)}", digest[:8]]
+    return "-".join(parts)
+
+
+def _save(folder: Path, result: EvaluationResult, console: Console) -> None:
+    """Writes the JSON file, and beside it the events that TensorBoard shows."""
+    path = result.file
     try:
         path.parent.mkdir(exist_ok=True)
-        write_json(path, result)
+        write_json(path, result.to_dict())
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
     try:
-        _to_tensorboard(path.with_suffix(""), result, read_result(folder)["epoch"])
-    except Exception as error:  # a view costs nothing else
+        _write_events(path.with_suffix(""), result, read_result(folder)["epoch"])
+    except Exception as error:  # the JSON file is complete without TensorBoard's view of it
         console.line(f"warning: TensorBoard: {error}")
-    return path
 
 
-def _evaluate_run(folder: Path, asked: EvalOptions, console: Console) -> RunPredictions:
-    """The run's network over its test set, on the device and in the number format it was trained with."""
-    config, saved = load_tested_checkpoint(folder)
-    config = _eval_config(config, saved, console)
-    hardware = setup_device(config, saved["threads"])
-    with memory.oom_as_resource_error(f"in evaluating {folder}; smaller --scales need less"):
-        data = datasets.build_loaders(config, hardware.device, console.line)
-        if changed := data.changed(saved["data"]):
-            raise CheckpointError(
-                f"{folder}: the data has changed since this run began ({changed}); bring it back"
-            )
-        model = build.build_tested_model(config, hardware, checkpoint.weights_of(saved))
-        sides = asked.scales or (data.preprocess.size,)
-        viewer = MultiViewPredictor(
-            model, data.test.preprocess, hardware.autocast, config.data.batch_size, asked.flip
-        )
-        batches = console.counted(
-            f"test of {folder.name}", data.test.full_images(sides), data.test.batches_per_epoch
-        )
-        scores, labels = viewer.probabilities(batches, asked.mode)
-    if not scores.isfinite().all():
-        raise DivergedError(
-            f"{folder}: at {_listed(sides)} px not all scores are finite in {hardware.precision}"
-        )
-    facts = {
-        "run": str(folder),
-        "scales": list(sides),
-        "views": views(asked.mode, len(sides), asked.flip),
-        **classification_metrics(scores, labels, "test"),
-        "weights_sha256": read_result(folder).get("weights_sha256"),
-        "device": str(hardware.device),
-        "precision": hardware.precision,
-        "data": data.fingerprint,
-    }
-    return RunPredictions(facts, data.classes, scores, labels)
-
-
-def _eval_config(config: Config, saved: dict[str, Any], console: Console) -> Config:
-    """The run on this machine."""
-    config, device = test_only_config(config), config.device
-    if not hardware.is_available(device.name):
-        console.line(f"warning: no {device.name} device here: evaluated on the processor")
-        device = replace(device, name="cpu", compile=False)
-    return replace(config, device=replace(device, precision=saved["precision"]))
-
-
-def _fuse(seen: Sequence[RunPredictions], asked: EvalOptions) -> EvalResult:
-    """The mean of the runs' probabilities. Raises CheckpointError where they are not of the same images."""
-    first, *others = seen
-    for other in others:
-        if other.classes != first.classes or not torch.equal(other.labels, first.labels):
-            runs = f"{other.facts['run']} and {first.facts['run']}"
-            raise CheckpointError(f"{runs}: not tested on the same classes and images")
-    scores = torch.stack([one.scores for one in seen]).mean(0) if others else first.scores
-    counts = confusion_matrix(first.labels, scores.argmax(1), len(first.classes))
-    shares = counts.diagonal().double() / counts.sum(1)
-    return {
-        "run": first.facts["run"],
-        "with": [other.facts["run"] for other in others],
-        **asked._asdict(),
-        "scales": first.facts["scales"],
-        "views": first.facts["views"],
-        "images": len(first.labels),
-        **classification_metrics(scores, first.labels, "test"),
-        "classes": list(first.classes),
-        "class_accuracy": [
-            None if share != share else share for share in shares.tolist()
-        ],  # no images: NaN
-        "confusion": counts.tolist(),
-        "runs": [one.facts for one in seen],
-    }
-
-
-def _name(mode: str, flip: bool, runs: Sequence[EvalResult]) -> str:
-    """dense-88-96-104-flip-with2-1a2b3c4d: the same evaluation is the same name."""
-    others = [[run["weights_sha256"], run["scales"]] for run in runs[1:]]
-    digest = hashlib.sha256(repr(sorted(others, key=repr)).encode()).hexdigest()[:8]
-    fused = [f"with{len(others)}", digest] if others else []
-    return "-".join([mode, *map(str, runs[0]["scales"]), *(["flip"] if flip else []), *fused])
-
-
-def _to_tensorboard(folder: Path, result: EvalResult, epoch: int) -> None:
+def _write_events(folder: Path, result: EvaluationResult, epoch: int) -> None:
     from vggexp.loggers.images import confusion_image
     from vggexp.loggers.tensorboard import write_evaluation
 
-    counts = torch.tensor(result["confusion"]).numpy()
-    text = "\n".join([heading(result), "", *_scores(result)])
-    write_evaluation(
-        folder,
-        {tag: result[tag] for tag in SCORES},
-        epoch,
-        text,
-        confusion_image(counts, result["classes"]),
-    )
+    confusion = torch.tensor(result.confusion).numpy()
+    image = confusion_image(confusion, result.classes)
+    text = "\n".join([format_heading(result), "", *_score_table(result)])
+    metrics = {tag: result.metrics[tag] for tag in METRIC_NAMES}
+    write_evaluation(folder, metrics, epoch, text, image)
 
 
-def format_report(result: EvalResult) -> str:
-    """For a terminal: the scores, and of each class how often it is taken for which."""
+def format_report(result: EvaluationResult) -> str:
+    """Returns text for a terminal: the scores, and the confusions of each class."""
     return "\n".join(
         [
-            heading(result),
+            format_heading(result),
             "",
-            *_scores(result),
+            *_score_table(result),
             "",
-            *_classes(result),
+            *_class_table(result),
             "",
-            f"written to {result['file']}",
+            f"written to {result.file}",
         ]
     )
 
 
-def heading(result: EvalResult) -> str:
-    run = result["runs"][0]
-    flip = ", each mirrored too" if result["flip"] else ""
-    times = "once" if result["views"] == 1 else f"{result['views']} times"
-    seen = f"{result['mode']} at {_listed(result['scales'])} px{flip}: {result['images']:,} images seen {times}"
-    return f"{seen}, {run['device']} {run['precision']}"
+def format_heading(result: EvaluationResult) -> str:
+    flip = ", each mirrored too" if result.flip else ""
+    times = "once" if result.views == 1 else f"{result.views} times"
+    first = result.runs[0]
+    return (
+        f"{result.mode} at {_join(result.scales)} px{flip}: "
+        f"{result.images:,} images seen {times}, {first.device} {first.precision}"
+    )
 
 
-def _listed(scales: Sequence[int]) -> str:
+def _join(scales: Sequence[int]) -> str:
     return ", ".join(map(str, scales))
 
 
-def _scores(result: EvalResult) -> list[str]:
-    rows = [[printable(run["run"]), *_numbers(run)] for run in result["runs"]]
-    if result["with"]:
-        rows.append(["mean of their soft-max", *_numbers(result)])
-    return markdown_table(["run", *SCORES.values()], rows)
+def _score_table(result: EvaluationResult) -> list[str]:
+    rows = [[printable(scores.run), *_metric_cells(scores.metrics)] for scores in result.runs]
+    if len(result.runs) > 1:
+        rows.append(["mean of their softmax", *_metric_cells(result.metrics)])
+    return markdown_table(["run", *METRIC_NAMES.values()], rows)
 
 
-def _numbers(scores: Mapping[str, Any]) -> list[str]:
-    return [f"{scores[key]:.4f}" for key in SCORES]
+def _metric_cells(metrics: Mapping[str, float]) -> list[str]:
+    return [f"{metrics[tag]:.4f}" for tag in METRIC_NAMES]
 
 
-def _classes(result: EvalResult) -> list[str]:
-    """A row for each class, with the matrix where it fits; of many classes, those of the least accuracy."""
-    counts = result["confusion"]
-    names = result["classes"]
-    shares = result["class_accuracy"]
-    few = len(names) <= MATRIX
-    chosen = (
-        range(len(names))
-        if few
-        else sorted(range(len(names)), key=lambda label: shares[label] or 0)[:MATRIX]
-    )
-    columns = ["class", "images", "accuracy", *(map(str, range(len(names))) if few else [])]
-    rows = [
-        [
-            shorten(names[label], MAX_NAME_CHARS)
-            if names[label] == str(label)
-            else f"{label} {shorten(names[label], MAX_NAME_CHARS)}",
-            f"{sum(counts[label]):,}",
-            "-" if shares[label] is None else f"{shares[label]:.4f}",
-            *(map(str, counts[label]) if few else []),
-        ]
-        for label in chosen
+def _class_table(result: EvaluationResult) -> list[str]:
+    """Returns a row for each class with its confusions, or the least accurate of many classes."""
+    count = len(result.classes)
+    labels = list(range(count))
+    columns = ["class", "images", "accuracy"]
+    if count <= MAX_CLASSES_SHOWN:
+        columns += map(str, labels)
+        rows = [_class_cells(result, label) + _confusion_cells(result, label) for label in labels]
+        note = "columns by number: how often it was taken for that class"
+    else:
+        labels.sort(key=lambda label: result.class_accuracy[label] or 0)
+        rows = [_class_cells(result, label) for label in labels[:MAX_CLASSES_SHOWN]]
+        note = f"of {count} classes, the worst"
+    return [*markdown_table(columns, rows), note]
+
+
+def _class_cells(result: EvaluationResult, label: int) -> list[str]:
+    name = shorten(result.classes[label], MAX_NAME_CHARS)
+    if result.classes[label] != str(label):
+        name = f"{label} {name}"
+    accuracy = result.class_accuracy[label]
+    return [
+        name,
+        f"{sum(result.confusion[label]):,}",
+        "-" if accuracy is None else f"{accuracy:.4f}",
     ]
-    more = (
-        "columns by number: how often it was taken for that class"
-        if few
-        else f"of {len(names)} classes, the worst"
-    )
-    return [*markdown_table(columns, rows), more]
+
+
+def _confusion_cells(result: EvaluationResult, label: int) -> list[str]:
+    return [str(count) for count in result.confusion[label]]

@@ -1,13 +1,14 @@
-"""What a network says of a picture that it sees several times: in the middle, in crops, or whole; mirrored; larger.
+"""Predicts each image from several views: crops or the whole image, mirrored, at several scales.
 
-Each view gives a soft-max, and the answer is their mean. Source: Simonyan and Zisserman 2015, arXiv:1409.1556,
-sections 3.2 and 4.
+The network computes a softmax for each view, and the prediction is the mean of all views.
+Source: Simonyan and Zisserman 2015, arXiv:1409.1556, sections 3.2 and 4.
 """
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -16,25 +17,49 @@ from vggexp.data.loaders import MultiScaleBatch, SameShapeImages
 from vggexp.data.transforms import Preprocess, crop, crop_grid
 from vggexp.models.dense import to_fully_convolutional
 
-GRID = {"single": 1, "crops": 5}  # windows along each side
-WAYS = {"single": ["single"], "dense": ["dense"], "crops": ["crops"], "both": ["dense", "crops"]}
+ImageGroups = list[SameShapeImages]  # the images of one batch, grouped by shape
 
-View = tuple[
-    int, list[SameShapeImages]
-]  # how many views it stands for; what the network is shown of the whole batch
+CROPS_PER_SIDE = {"single": 1, "crops": 5}
+METHODS = {
+    "single": ["single"],
+    "dense": ["dense"],
+    "crops": ["crops"],
+    "both": ["dense", "crops"],
+}  # of each --mode
 
 
-def views(mode: str, scales: int, flip: bool) -> int:
-    """How many times each picture is seen."""
-    return sum(GRID.get(way, 1) ** 2 for way in WAYS[mode]) * scales * (1 + flip)
+class View(NamedTuple):
+    """Input of the network for one batch.
+
+    Args:
+        copies: number of identical views that this view stands for.
+        groups: the images of the whole batch.
+    """
+
+    copies: int
+    groups: ImageGroups
+
+
+def count_views(mode: str, scale_count: int, flip: bool) -> int:
+    """Returns how many times the network sees each image."""
+    count = 0
+    for method in METHODS[mode]:
+        count += CROPS_PER_SIDE.get(method, 1) ** 2
+    if flip:
+        count *= 2
+    return count * scale_count
 
 
 @dataclass(frozen=True, eq=False)
 class MultiViewPredictor:
-    """A network in eval mode and how it is shown pictures.
+    """Averages the predictions of a network over several views of each image.
 
-    net: [N, C, size, size] -> logits. batch_size: of pictures of `preprocess.size`; of larger ones fewer are taken at a
-    time, so that a pass needs no more memory.
+    Args:
+        model: in eval mode; maps [N, C, size, size] to logits.
+        preprocess: normalization, and the training size `preprocess.size`.
+        batch_size: number of images of the training size in one pass. A pass takes fewer larger
+            images, so that it needs no more memory.
+        flip: whether the mirror image of each view is added.
     """
 
     model: nn.Sequential
@@ -44,77 +69,99 @@ class MultiViewPredictor:
     flip: bool
 
     @torch.inference_mode()
-    def probabilities(self, batches: Iterable[MultiScaleBatch], mode: str) -> tuple[Tensor, Tensor]:
-        """float64 [N, K] and labels [N], on the CPU. mode: single, dense, crops, or both: the mean of the last two."""
-        nets = {
-            way: to_fully_convolutional(self.model) if way == "dense" else self.model
-            for way in WAYS[mode]
-        }
-        scores = []
-        labels = []
-        for scales, truth in batches:
-            each = [self._mean(model, self._glances(scales, way)) for way, model in nets.items()]
-            scores.append(torch.stack(each).mean(0))
-            labels.append(truth.cpu())
-        return torch.cat(scores), torch.cat(labels)
+    def predict(self, batches: Iterable[MultiScaleBatch], mode: str) -> tuple[Tensor, Tensor]:
+        """Returns probabilities, float64 [N, K], and labels, int64 [N], on the CPU.
 
-    def _glances(self, scales: Sequence[list[SameShapeImages]], way: str) -> Iterator[View]:
-        for groups in scales:
-            if way == "dense":
-                yield 1, groups
+        Args:
+            mode: single, dense, crops, or both (the mean of dense and crops).
+        """
+        models: dict[str, nn.Module] = {}
+        for method in METHODS[mode]:
+            if method == "dense":
+                models[method] = to_fully_convolutional(self.model)
             else:
-                yield from crop_views(groups, self.preprocess.size, GRID[way])
+                models[method] = self.model
+        probs = []
+        labels = []
+        for scales, batch_labels in batches:
+            method_probs = []
+            for method, model in models.items():
+                views = self._views(scales, method)
+                method_probs.append(self._mean_probs(model, views))
+            probs.append(torch.stack(method_probs).mean(0))
+            labels.append(batch_labels.cpu())
+        return torch.cat(probs), torch.cat(labels)
 
-    def _mean(self, model: nn.Module, glances: Iterable[View]) -> Tensor:
-        """Of the soft-max of all glances: float64 [B, K]."""
-        counts = []
+    def _views(self, scales: Sequence[ImageGroups], method: str) -> Iterator[View]:
+        for groups in scales:
+            if method == "dense":
+                yield View(1, groups)
+            else:
+                yield from crop_views(groups, self.preprocess.size, CROPS_PER_SIDE[method])
+
+    def _mean_probs(self, model: nn.Module, views: Iterable[View]) -> Tensor:
+        """Returns the mean of the softmax of all views, float64 [B, K]."""
+        mirrors = [False]
+        if self.flip:
+            mirrors.append(True)
+        copies = []
         logits = []
-        for count, groups in glances:
-            for mirrored in (False, True) if self.flip else (False,):
-                counts.append(count)
-                logits.append(self._logits(model, groups, mirrored))
-        scores = (
-            torch.stack(logits).cpu().softmax(-1).double()
-        )  # one wait for the device, not one a glance
-        shares = torch.tensor(counts, dtype=torch.float64) / sum(counts)
-        return (shares[:, None, None] * scores).sum(0)
+        for view in views:
+            for mirrored in mirrors:
+                copies.append(view.copies)
+                logits.append(self._logits(model, view.groups, mirrored))
+        # The host waits for the device once, not once a view.
+        probs = torch.stack(logits).cpu().softmax(-1).double()
+        weights = torch.tensor(copies, dtype=torch.float64) / sum(copies)
+        weighted = weights[:, None, None] * probs
+        return weighted.sum(0)
 
-    def _logits(
-        self, model: nn.Module, groups: Sequence[SameShapeImages], mirrored: bool
-    ) -> Tensor:
-        """fp32 [B, K]."""
-        return restore_order(
-            groups, [self._forward(model, group.images, mirrored) for group in groups]
-        )
+    def _logits(self, model: nn.Module, groups: ImageGroups, mirrored: bool) -> Tensor:
+        """Returns fp32 [B, K] in the order of the batch."""
+        logits = [self._group_logits(model, group.images, mirrored) for group in groups]
+        return restore_order(groups, logits)
 
-    def _forward(self, model: nn.Module, images: Tensor, mirrored: bool) -> Tensor:
-        pixels = images.shape[-2] * images.shape[-1]
-        parts = []
-        for part in images.split(max(1, self.batch_size * self.preprocess.size**2 // pixels)):
+    def _group_logits(self, model: nn.Module, images: Tensor, mirrored: bool) -> Tensor:
+        height, width = images.shape[-2:]
+        pixels_per_pass = self.batch_size * self.preprocess.size**2
+        images_per_pass = max(1, pixels_per_pass // (height * width))
+        logits = []
+        for part in images.split(images_per_pass):
+            if mirrored:
+                part = part.flip(-1)
             with self.autocast():
-                parts.append(
-                    model(self.preprocess.finish(part.flip(-1) if mirrored else part)).float()
-                )
-        return torch.cat(parts)
+                output = model(self.preprocess.normalize(part))
+            logits.append(output.float())
+        return torch.cat(logits)
 
 
-def crop_views(groups: Sequence[SameShapeImages], size: int, grid: int) -> Iterator[View]:
-    """grid x grid windows of `size` over each picture; those that are the same place in all pictures count together."""
-    sides = [group.images.shape[-2:] for group in groups]
-    windows = [crop_grid(height, width, size, grid) for height, width in sides]
-    for chosen, count in Counter(zip(*windows, strict=True)).items():
-        cuts = [
-            crop(group.images, window, size) for group, window in zip(groups, chosen, strict=True)
-        ]
-        images = restore_order(groups, cuts)
-        yield count, [SameShapeImages(list(range(len(images))), images)]
+def crop_views(groups: ImageGroups, size: int, grid: int) -> Iterator[View]:
+    """Yields grid x grid crops of `size` pixels over each image.
+
+    Crops that are equal in all images of the batch are one view, with their number as its `copies`.
+    """
+    group_windows = []
+    for group in groups:
+        height, width = group.images.shape[-2:]
+        group_windows.append(crop_grid(height, width, size, grid))
+    # one window for each group, with the number of times that these windows occur together
+    window_counts = Counter(zip(*group_windows, strict=True))
+    for windows, copies in window_counts.items():
+        crops = []
+        for group, window in zip(groups, windows, strict=True):
+            crops.append(crop(group.images, window, size))
+        images = restore_order(groups, crops)
+        indices = list(range(len(images)))
+        yield View(copies, [SameShapeImages(indices, images)])
 
 
-def restore_order(groups: Sequence[SameShapeImages], rows: Sequence[Tensor]) -> Tensor:
-    """What was found for the pictures of each group, in the order of the batch."""
+def restore_order(groups: ImageGroups, rows: Sequence[Tensor]) -> Tensor:
+    """Concatenates the rows of each group's images in the order of the batch."""
     if len(groups) == 1:
         return rows[0]
-    places = torch.tensor(
-        [place for group in groups for place in group.places], device=rows[0].device
-    )
-    return torch.cat(list(rows))[places.argsort()]
+    indices: list[int] = []
+    for group in groups:
+        indices += group.indices
+    order = torch.tensor(indices, device=rows[0].device).argsort()
+    in_group_order = torch.cat(list(rows))
+    return in_group_order[order]

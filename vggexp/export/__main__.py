@@ -1,22 +1,4 @@
-"""python -m vggexp.export RUN --format FORMAT [options] [--json]: a finished run as a file that needs no vggexp.
-
-  torch        a program of torch.export (.pt2): torch.export.load(FILE).module()(images)
-  onnx         one ONNX file (.onnx), for onnxruntime and others (pip install 'vggexp[export]')
-  torchvision  a state dict (.pth) for torchvision's VGG of the same depth; the lines that load it are printed
-
-The file computes in fp32 and takes any number of images: float32 [N, C, S, S], resized and normalised as in the run,
-and gives logits [N, classes]. --preprocess puts resizing, scaling and normalisation inside: it then takes uint8
-[N, C, H, W], pixels of 0..255 at the size of the data. The names of the classes, and what it takes, stand in the file
-under the key `vggexp` (ONNX: metadata; torch: vggexp.json; torchvision: the state dict's _metadata).
-
-The written file is read back and asked about the whole test set: its probabilities are compared with the run's own
-predictions.npz, and those of the first batch with the network here. A difference that the run's number format does not
-explain is refused, and no file is left. --unchecked leaves out the comparison, which needs the data.
-
-Written to RUN/exports, or to --out; whole or not at all. Exit code 0: done. 2: wrong usage, a missing package, or a
-network that torchvision does not have. 3: data missing. 4: a run that is not finished, of other data, or a file that
-does not answer as the run did. 6: memory or disk. 130: stopped by Ctrl-C; nothing has been written.
-"""
+"""Command `vggexp.export`: exports a finished run to a file that works without vggexp."""
 
 import argparse
 import json
@@ -27,90 +9,124 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vggexp import cli
-from vggexp.cli import NOTHING_WRITTEN, run_command
+from vggexp.cli import NOTHING_WRITTEN
 from vggexp.errors import CheckpointError, ConfigError, ResourceError
 from vggexp.export import torchvision_code
 from vggexp.runs import directory
 from vggexp.runs.predictions import read
 from vggexp.runs.records import load_config, read_run
 
+DESCRIPTION = """python -m vggexp.export RUN --format FORMAT [options] [--json]:
+export a finished run to a file that works without vggexp.
+
+  torch        a program of torch.export (.pt2): torch.export.load(FILE).module()(images)
+  onnx         one ONNX file (.onnx), for onnxruntime and others (pip install 'vggexp[export]')
+  torchvision  a state dict (.pth) for torchvision's VGG of the same depth; prints code to load it
+
+The file computes in fp32 and accepts any number of images: float32 [N, C, S, S], resized and
+normalized as in the run. It returns logits [N, classes]. With --preprocess the file resizes,
+scales and normalizes: it then accepts uint8 [N, C, H, W], pixels of 0..255 at the size of the
+data. The file stores the class names and a description of its input under the key `vggexp` (ONNX:
+metadata; torch: vggexp.json; torchvision: the state dict's _metadata).
+
+The file is loaded again and evaluated on the whole test set. The probabilities are compared with
+the run's predictions.npz, and those of the first batch with the network on this machine. If
+rounding in the run's number format does not explain a difference, the command fails and leaves no
+file. --unchecked skips the comparison, which needs the data.
+
+The file is written to RUN/exports, or to --out, whole or not at all. Exit code 0: done. 2: wrong
+usage, a missing package, or a network that torchvision does not have. 3: data missing. 4: the run
+is not finished or has other data, or the file does not predict what the run predicted. 6: memory
+or disk. 130: stopped by Ctrl-C; nothing was written.
+"""
+
 SUFFIX = {"torch": ".pt2", "onnx": ".onnx", "torchvision": ".pth"}
-PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}  # beyond what every installation has
+# packages that a format needs and that are not dependencies of vggexp
+PACKAGES = {"onnx": ("onnx", "onnxscript", "onnxruntime")}
 FOLDER = "exports"  # in the run directory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(lambda: _answer(sys.argv[1:] if argv is None else argv), NOTHING_WRITTEN)
+    return cli.run(lambda: _export(sys.argv[1:] if argv is None else argv), NOTHING_WRITTEN)
 
 
-def _answer(argv: Sequence[str]) -> str:
-    parser = cli.parser(__doc__)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory, as outputs/NAME")
-    parser.add_argument("--format", choices=SUFFIX, required=True, help="what to write")
-    parser.add_argument("--preprocess", action="store_true", help="take pictures as they are")
+def _export(argv: Sequence[str]) -> str:
+    parser = cli.make_parser("vggexp.export", DESCRIPTION)
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a run directory, such as outputs/NAME"
+    )
+    parser.add_argument("--format", choices=SUFFIX, required=True, help="format of the file")
+    parser.add_argument(
+        "--preprocess",
+        action="store_true",
+        help="include resizing, scaling and normalization in the file",
+    )
     parser.add_argument(
         "--unchecked", action="store_true", help="do not compare with the run's predictions"
     )
-    parser.add_argument("--out", type=Path, metavar="FILE", help="where the file goes")
-    asked = parser.parse_intermixed_args(argv)
-    directory.require_run(asked.run)
-    check(asked)
-    kept = None if asked.unchecked else read(asked.run)
-    from vggexp.export.writers import (
-        export_run,
-        format_report,  # imports torch, once the command is known to be right
-    )
+    parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write")
+    arguments = parser.parse_intermixed_args(argv)
+    directory.require_run(arguments.run)
+    check_arguments(arguments)
+    expected = None if arguments.unchecked else read(arguments.run)
+    # Imports torch, so this import follows the checks of the command.
+    from vggexp.export.writers import export_run, format_report
 
-    path = asked.out or asked.run / FOLDER / _name(asked)
-    result = export_run(asked.run, asked.format, asked.preprocess, path, kept)
-    return json.dumps(result) if asked.json else format_report(result)
-
-
-def _name(asked: argparse.Namespace) -> str:
-    return (
-        asked.run.resolve().name
-        + ("-preprocess" if asked.preprocess else "")
-        + SUFFIX[asked.format]
-    )
+    path = arguments.out or arguments.run / FOLDER / _file_name(arguments)
+    result = export_run(arguments.run, arguments.format, arguments.preprocess, path, expected)
+    if arguments.json:
+        return json.dumps(result.to_dict())
+    return format_report(result)
 
 
-def check(asked: argparse.Namespace) -> None:
-    """Raises ConfigError, CheckpointError or ResourceError where the run cannot be exported so."""
-    missing = [package for package in PACKAGES.get(asked.format, ()) if find_spec(package) is None]
+def _file_name(arguments: argparse.Namespace) -> str:
+    name = arguments.run.resolve().name
+    if arguments.preprocess:
+        name += "-preprocess"
+    return name + SUFFIX[arguments.format]
+
+
+def check_arguments(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError, CheckpointError or ResourceError if the export is not possible."""
+    packages = PACKAGES.get(arguments.format, ())
+    missing = [package for package in packages if find_spec(package) is None]
     if missing:
         raise ConfigError(
-            f"--format {asked.format}: needs {', '.join(missing)}; pip install 'vggexp[export]'"
+            f"--format {arguments.format}: needs {', '.join(missing)}; pip install 'vggexp[export]'"
         )
-    if (state := read_run(asked.run).state) != "finished":
-        raise CheckpointError(f"{asked.run} is {state}; only finished runs can be exported")
-    if asked.format == "torchvision":
-        _check_twin(asked)
-    if asked.out is not None:
-        _check_out(asked.out, asked.format)
-    elif not os.access(asked.run, os.W_OK):
-        raise ResourceError(f"{asked.run}: cannot be written; choose another place with --out FILE")
+    state = read_run(arguments.run).state
+    if state != "finished":
+        raise CheckpointError(f"{arguments.run} is {state}; only finished runs can be exported")
+    if arguments.format == "torchvision":
+        _check_torchvision(arguments)
+    if arguments.out is not None:
+        _check_out(arguments.out, arguments.format)
+    elif not os.access(arguments.run, os.W_OK):
+        raise ResourceError(f"{arguments.run}: not writable; choose another file with --out FILE")
 
 
-def _check_twin(asked: argparse.Namespace) -> None:
-    if asked.preprocess:
+def _check_torchvision(arguments: argparse.Namespace) -> None:
+    if arguments.preprocess:
         raise ConfigError(
             "--preprocess: a state dict holds weights and no program; choose --format torch or onnx"
         )
-    if why := torchvision_code.unsupported_reason(load_config(asked.run).arch):
-        raise ConfigError(f"--format torchvision: {why}; choose --format torch or onnx")
+    reason = torchvision_code.unsupported_reason(load_config(arguments.run).arch)
+    if reason:
+        raise ConfigError(f"--format torchvision: {reason}; choose --format torch or onnx")
 
 
-def _check_out(path: Path, kind: str) -> None:
-    if path.suffix != SUFFIX[kind]:
-        raise ConfigError(f"--out {path}: a file of --format {kind} ends in {SUFFIX[kind]}")
+def _check_out(path: Path, file_format: str) -> None:
+    suffix = SUFFIX[file_format]
+    if path.suffix != suffix:
+        raise ConfigError(f"--out {path}: a file of --format {file_format} ends in {suffix}")
     if path.is_dir():
         raise ConfigError(
-            f"--out {path}: is a directory; give the file, as {path / ('model' + SUFFIX[kind])}"
+            f"--out {path}: is a directory; give a file, such as {path / ('model' + suffix)}"
         )
     if not path.parent.is_dir():
         raise ConfigError(f"--out {path}: no such directory: {path.parent}")
     if not os.access(path.parent, os.W_OK):
-        raise ResourceError(f"--out {path}: {path.parent} cannot be written")
+        raise ResourceError(f"--out {path}: {path.parent} is not writable")
 
 
 if __name__ == "__main__":

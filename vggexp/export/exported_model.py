@@ -1,8 +1,12 @@
-"""A run or an exported file as one function of pictures; for vggexp.predict and for the check of an export."""
+"""Opens a run or an exported file as one function from images to logits.
+
+vggexp.predict and the parity check of an export use it.
+"""
 
 import json
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,93 +18,141 @@ from vggexp.data.transforms import Preprocess
 from vggexp.errors import CheckpointError
 from vggexp.runner.load import LoadedRun, load_run
 
-KEY = "vggexp"
-EXTRA = "vggexp.json"  # where an exported file says what it is
+KEY = "vggexp"  # metadata key in ONNX files and state dicts
+EXTRA = "vggexp.json"  # the same metadata as an extra file in a .pt2 archive
 MAX_METADATA_BYTES = 1 << 26  # bytes
+OPTIONAL_METADATA = {
+    "run",
+    "vggexp",
+    "weights_sha256",
+}  # where a file comes from; not needed to use it
+
+
+@dataclass(frozen=True)
+class ModelMetadata:
+    """Metadata that every exported file carries as JSON, with the names of the fields as keys.
+
+    Args:
+        run: name of the run directory.
+        vggexp: version of vggexp that wrote the file.
+        preprocess: whether the file contains resizing, scaling and normalization.
+        side: height and width in pixels of the images that the file takes.
+        size: pixels that images are resized to: the shorter side first, then a center crop.
+        mean: per channel, of pixels in 0..1; None without normalization.
+        std: per channel, of pixels in 0..1; None without normalization.
+    """
+
+    run: str
+    vggexp: str
+    weights_sha256: str | None
+    preprocess: bool
+    channels: int
+    side: int
+    size: int
+    mean: list[float] | None
+    std: list[float] | None
+    classes: list[str]
 
 
 class ExportedModel(NamedTuple):
-    """`logits(images)`: float32 [N, classes]; images: uint8 [N, channels, side, side] on the CPU."""
+    """A network as a function of raw images.
+
+    Args:
+        image_size: height and width in pixels of the images that `logits` takes.
+        logits: maps uint8 [N, channels, image_size, image_size] on the CPU to float32 [N, classes].
+    """
 
     classes: tuple[str, ...]
     channels: int
-    side: int
+    image_size: int
     logits: Callable[[Tensor], Tensor]
 
 
 def open_model(path: Path) -> ExportedModel:
-    """A run directory, or a .onnx or .pt2 file of vggexp.export. Raises CheckpointError."""
+    """Opens a run directory, or a .onnx or .pt2 file of vggexp.export. Raises CheckpointError."""
     if path.is_dir():
         return from_run(load_run(path))
-    return from_onnx(path) if path.suffix == ".onnx" else from_torch(path)
+    if path.suffix == ".onnx":
+        return from_onnx(path)
+    return from_torch(path)
 
 
 def from_run(run: LoadedRun) -> ExportedModel:
-    given = input_spec(run.config)
+    spec = input_spec(run.config)
     return ExportedModel(
-        run.classes, given.channels, given.size, lambda images: run.model(run.preprocess(images))
+        run.classes, spec.channels, spec.size, lambda images: run.model(run.preprocess(images))
     )
 
 
 def from_onnx(path: Path) -> ExportedModel:
-    """Raises CheckpointError."""
+    """Opens an ONNX file with onnxruntime on the CPU. Raises CheckpointError."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors, which are raised as well
+    options.log_severity_level = 3  # errors only; onnxruntime raises them as well
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-    except Exception as error:  # of many types
+    except Exception as error:  # onnxruntime raises many types
         raise CheckpointError(f"{path}: onnxruntime cannot read it: {_one_line(error)}") from error
-    facts = _read(path, session.get_modelmeta().custom_metadata_map.get(KEY))
+    metadata = _parse_metadata(path, session.get_modelmeta().custom_metadata_map.get(KEY))
     name = session.get_inputs()[0].name
-    return from_file(
-        facts, lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+    return from_metadata(
+        metadata, lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
     )
 
 
 def from_torch(path: Path) -> ExportedModel:
-    """Raises CheckpointError. A program of torch.export can call what it likes: only for files that are trusted."""
-    facts = _read(path, _extra(path))
+    """Opens a .pt2 file of torch.export. Raises CheckpointError.
+
+    A program of torch.export can run any code, so open only files that you trust.
+    """
+    metadata = _parse_metadata(path, _read_extra_file(path))
     try:
         program = torch.export.load(path)
-    except Exception as error:  # of many types
+    except Exception as error:  # torch raises many types
         raise CheckpointError(f"{path}: torch.export cannot read it: {_one_line(error)}") from error
-    return from_file(facts, program.module())
+    return from_metadata(metadata, program.module())
 
 
-def from_file(facts: Mapping[str, Any], run: Callable[[Tensor], Tensor]) -> ExportedModel:
-    """run: from what the file takes to logits. facts: as `vggexp.export.writers.facts` writes them."""
-    mean, std = (facts[key] and torch.tensor(facts[key]) for key in ("mean", "std"))
-    prepare = Preprocess(facts["size"], mean, std)
-    logits = run if facts["preprocess"] else lambda images: run(prepare(images))
-    return ExportedModel(tuple(facts["classes"]), facts["channels"], facts["side"], logits)
+def from_metadata(metadata: ModelMetadata, model: Callable[[Tensor], Tensor]) -> ExportedModel:
+    """Adds to `model` the preprocessing that the exported file does not contain."""
+    classes = tuple(metadata.classes)
+    if metadata.preprocess:
+        return ExportedModel(classes, metadata.channels, metadata.side, model)
+    mean = None if metadata.mean is None else torch.tensor(metadata.mean)
+    std = None if metadata.std is None else torch.tensor(metadata.std)
+    preprocess = Preprocess(metadata.size, mean, std)
+    return ExportedModel(
+        classes, metadata.channels, metadata.side, lambda images: model(preprocess(images))
+    )
 
 
-def _extra(path: Path) -> bytes | None:
+def _read_extra_file(path: Path) -> bytes | None:
     try:
         with zipfile.ZipFile(path) as archive:
-            name = next(
-                (name for name in archive.namelist() if name.endswith(f"/extra/{EXTRA}")), None
-            )
-            return archive.open(name).read(MAX_METADATA_BYTES) if name else None
+            for name in archive.namelist():
+                if name.endswith(f"/extra/{EXTRA}"):
+                    return archive.open(name).read(MAX_METADATA_BYTES)
+            return None
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise CheckpointError(
             f"{path}: not a program of torch.export: {_one_line(error)}"
         ) from error
 
 
-def _read(path: Path, text: str | bytes | None) -> dict[str, Any]:
-    """What the file says of itself. Raises CheckpointError where it is not vggexp's."""
+def _parse_metadata(path: Path, text: str | bytes | None) -> ModelMetadata:
+    """Raises CheckpointError if vggexp.export did not write the file."""
     try:
-        facts = json.loads(text or "null")
-        if {"classes", "channels", "side", "size", "mean", "std", "preprocess"} <= facts.keys():
-            return facts
-    except (ValueError, AttributeError, RecursionError):
-        pass
-    raise CheckpointError(
-        f"{path}: does not say what it takes (no {KEY!r} among its metadata): not of vggexp.export"
-    )
+        content = json.loads(text or "null")
+    except (ValueError, RecursionError):
+        content = None
+    names = [field.name for field in fields(ModelMetadata)]
+    if not isinstance(content, dict) or not set(names) - OPTIONAL_METADATA <= content.keys():
+        raise CheckpointError(
+            f"{path}: no {KEY!r} entry in its metadata; give a file that vggexp.export wrote"
+        )
+    values: dict[str, Any] = {name: content.get(name) for name in names}
+    return ModelMetadata(**values)
 
 
 def _one_line(error: BaseException) -> str:

@@ -1,5 +1,6 @@
-"""Whether an exported file answers as its run did, over the whole test set; for vggexp.export."""
+"""Checks that an exported file predicts what its run predicted, over the whole test set."""
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,90 +15,138 @@ from vggexp.runner import datasets
 from vggexp.runner.load import LoadedRun, test_only_config
 from vggexp.runs.predictions import Predictions
 
-BATCH = 128  # pictures
-EXACT = 1e-4  # of a probability: what two orders of adding in fp32 explain
-# What the format of the run's own test explains. Measured with two VGG-11 on Fashion-MNIST: 0.0095 and 0.016 in bf16.
-ROUNDING = {"fp32": EXACT, "tf32": 0.02, "fp16": 0.02, "bf16": 0.1}
-RESIZED = (
-    0.05  # a GPU resizes to fractions, the processor and the file to whole numbers: there 0.0077
-)
+BATCH_SIZE = 128  # images
+
+# The tolerances are differences of a probability.
+FP32_TOLERANCE = 1e-4  # explained by two orders of addition in fp32
+# Explained by the number format of the run's own test evaluation.
+# Measured with two VGG-11 on Fashion-MNIST: 0.0095 and 0.016 in bf16.
+PRECISION_TOLERANCE = {"fp32": FP32_TOLERANCE, "tf32": 0.02, "fp16": 0.02, "bf16": 0.1}
+# A GPU resizes to fractions of a pixel value. The CPU and the exported file round to whole numbers.
+GPU_RESIZE_TOLERANCE = 0.05  # measured: 0.0077
+
+
+@dataclass(frozen=True)
+class ParityResult:
+    """Comparison of an exported file with its run.
+
+    Args:
+        images: number of test images.
+        max_difference: largest difference of a probability from predictions.npz.
+        same_labels: number of images with the same predicted class as in predictions.npz.
+        max_difference_here: largest difference of a probability from the network on this machine,
+            in fp32, over the first batch.
+        tolerance: the largest `max_difference` that rounding explains.
+        precision: number format of the run's test evaluation.
+        device: device of the run's test evaluation.
+    """
+
+    images: int
+    max_difference: float
+    same_labels: int
+    max_difference_here: float
+    tolerance: float
+    precision: str
+    device: str
+
+    @property
+    def passed(self) -> bool:
+        # A difference of NaN fails both comparisons.
+        same_as_run = self.max_difference <= self.tolerance
+        same_as_network = self.max_difference_here <= FP32_TOLERANCE
+        return same_as_run and same_as_network
 
 
 @torch.inference_mode()
-def parity(
+def check_parity(
     model: ExportedModel,
     run: LoadedRun,
     folder: Path,
-    saved: dict[str, Any],
-    kept: Predictions,
+    checkpoint: dict[str, Any],
+    expected: Predictions,
     console: Console,
-) -> dict[str, Any]:
-    """The largest differences of a probability, and how many labels agree: from predictions.npz over the test set, and
-    from the network here over its first batch. Raises CheckpointError where rounding does not explain them."""
-    data = _test_set(folder, run, saved, kept)
-    scores = _scores(model, data, console)
-    wanted = torch.from_numpy(kept.scores)
-    first = data.pictures(torch.arange(min(BATCH, len(scores))))
-    here = from_run(run).logits(first).softmax(1)
-    found = {
-        "images": len(scores),
-        "max_difference": _largest(scores - wanted),
-        "same_labels": int((scores.argmax(1) == wanted.argmax(1)).sum()),
-        "max_difference_here": _largest(scores[: len(here)] - here),
-        "tolerance": ROUNDING[saved["precision"]] + RESIZED * (saved["device"] != "cpu"),
-        "precision": saved["precision"],
-        "device": saved["device"],
-    }
-    if not (
-        found["max_difference"] <= found["tolerance"] and found["max_difference_here"] <= EXACT
-    ):
+) -> ParityResult:
+    """Compares the exported model with the run that it was made from.
+
+    Args:
+        model: the exported file, loaded back.
+        folder: the run directory, for messages.
+        checkpoint: the checkpoint that the run was tested with.
+        expected: predictions.npz of the run.
+
+    Raises:
+        CheckpointError: the difference is larger than rounding explains, or the data has changed.
+        DataError: the test set is missing or damaged.
+    """
+    data = _load_test_set(folder, run, checkpoint, expected)
+    probs = _predict_probs(model, data, console)
+    expected_probs = torch.from_numpy(expected.probs)
+    same_labels = probs.argmax(1) == expected_probs.argmax(1)
+    first_indices = torch.arange(min(BATCH_SIZE, len(probs)))
+    first_images = data.test_images(first_indices)
+    network_probs = from_run(run).logits(first_images).softmax(1)
+    tolerance = PRECISION_TOLERANCE[checkpoint["precision"]]
+    if checkpoint["device"] != "cpu":
+        tolerance += GPU_RESIZE_TOLERANCE
+    result = ParityResult(
+        images=len(probs),
+        max_difference=_max_difference(probs, expected_probs),
+        same_labels=int(same_labels.sum()),
+        max_difference_here=_max_difference(probs[: len(network_probs)], network_probs),
+        tolerance=tolerance,
+        precision=checkpoint["precision"],
+        device=checkpoint["device"],
+    )
+    if not result.passed:
         raise CheckpointError(
-            f"{folder}: the file does not answer as the run did, and was removed: {format_parity(found)}"
+            f"{folder}: the exported file does not predict what the run predicted, "
+            f"so it was removed: {format_parity(result)}"
         )
-    return found
+    return result
 
 
-def format_parity(found: dict[str, Any]) -> str:
-    """`360 test images: largest difference 2.1e-07 from predictions.npz (cpu fp32 explains 0.0001), ...`."""
+def format_parity(result: ParityResult) -> str:
+    """Returns `360 test images: maximum difference 2.1e-07 from predictions.npz (cpu fp32 ...`."""
+    share = result.same_labels / result.images
     return (
-        f"{found['images']:,} test images: maximum difference {found['max_difference']:.2g} from predictions.npz "
-        f"({found['device']} {found['precision']} explains {found['tolerance']:g}), "
-        f"{found['max_difference_here']:.2g} from the network here; "
-        f"same label for {found['same_labels']:,} ({found['same_labels'] / found['images']:.4f})"
+        f"{result.images:,} test images: "
+        f"maximum difference {result.max_difference:.2g} from predictions.npz "
+        f"({result.device} {result.precision} explains {result.tolerance:g}), "
+        f"{result.max_difference_here:.2g} from the network here; "
+        f"same label for {result.same_labels:,} ({share:.4f})"
     )
 
 
-def _test_set(
-    folder: Path, run: LoadedRun, saved: dict[str, Any], kept: Predictions
+def _load_test_set(
+    folder: Path, run: LoadedRun, checkpoint: dict[str, Any], expected: Predictions
 ) -> datasets.DataLoaders:
-    """Raises DataError, and CheckpointError where it is not what the run was tested on."""
+    """Raises DataError, or CheckpointError if the run was tested on other data."""
     try:
         data = datasets.build_loaders(test_only_config(run.config), torch.device("cpu"))
     except DataError as error:
         raise DataError(f"{error} (--unchecked exports without it)") from error
-    if changed := data.changed(saved["data"]):
+    if changed := data.changed_files(checkpoint["data"]):
         raise CheckpointError(
-            f"{folder}: the data has changed since this run began ({changed}); bring it back"
+            f"{folder}: the data has changed since this run began ({changed}); restore it"
         )
-    if data.test.labels.tolist() != kept.labels.tolist() or kept.scores.shape[1] != len(
-        run.classes
-    ):
-        raise CheckpointError(f"{folder}: predictions.npz is not of this test set")
+    same_labels = data.test.labels.tolist() == expected.labels.tolist()
+    class_count = expected.probs.shape[1]
+    if not same_labels or class_count != len(run.classes):
+        raise CheckpointError(f"{folder}: predictions.npz is of another test set")
     return data
 
 
-def _scores(model: ExportedModel, data: datasets.DataLoaders, console: Console) -> Tensor:
-    """The file's probabilities [N, classes] of all test images."""
-    parts = torch.arange(data.test.count).split(BATCH)
-    scores = []
-    with console.progress("comparing", len(parts)) as progress:
-        for places in parts:
-            scores.append(
-                model.logits(resize_center_crop(data.pictures(places), model.side)).softmax(1)
-            )
-            progress.update(len(places))
-    return torch.cat(scores)
+def _predict_probs(model: ExportedModel, data: datasets.DataLoaders, console: Console) -> Tensor:
+    """Returns the file's probabilities [N, classes] of all test images."""
+    batches = torch.arange(data.test.count).split(BATCH_SIZE)
+    probs = []
+    with console.progress("comparing", len(batches)) as progress:
+        for indices in batches:
+            images = resize_center_crop(data.test_images(indices), model.image_size)
+            probs.append(model.logits(images).softmax(1))
+            progress.update(len(indices))
+    return torch.cat(probs)
 
 
-def _largest(difference: Tensor) -> float:
-    return float(difference.abs().max())
+def _max_difference(first: Tensor, second: Tensor) -> float:
+    return float((first - second).abs().max())

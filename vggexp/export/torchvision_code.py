@@ -1,62 +1,85 @@
-"""Which networks torchvision.models builds too, and the lines that build one for our weights. Needs no torch."""
+"""Decides whether torchvision has a network, and writes code that builds it. Needs no torch."""
 
 from vggexp.config.derived import input_spec, layers
 from vggexp.config.schema import Arch, Config, Vgg
 
-CHANNELS = (64, 128, 256, 512, 512)
+CHANNELS = (64, 128, 256, 512, 512)  # of torchvision's blocks
 DEPTHS: dict[tuple[int, ...], str] = {
     (1, 1, 2, 2, 2): "vgg11",
     (2, 2, 2, 2, 2): "vgg13",
     (2, 2, 3, 3, 3): "vgg16",
     (2, 2, 4, 4, 4): "vgg19",
 }
-COLOR_CHANNELS = 3
-IMAGE_SIZE = 7
-HIDDEN = (4096, 4096)  # of the images, of the last map, and between it and the output
+COLOR_CHANNELS = 3  # of the images
+FEATURE_MAP_SIZE = 7  # pixels, of the last feature map
+HIDDEN = (4096, 4096)  # features of the hidden linear layers
 
 
 def unsupported_reason(arch: Arch) -> str:
-    """Why torchvision has no such network, or nothing."""
+    """Returns why torchvision has no such network, or an empty string if it has."""
     if not isinstance(arch, Vgg):
-        return f"arch={arch.name}: torchvision's weights of its VGGs are meant"
+        return f"arch={arch.name}: only VGG networks have weights in torchvision's form"
     if arch.norm == "lrn":
-        return "arch.norm=lrn: torchvision's VGGs have no local response normalisation"
+        return "arch.norm=lrn: torchvision's VGGs have no local response normalization"
     if any(block.pointwise for block in arch.blocks):
         return "arch.blocks: torchvision's VGGs have no 1x1 convolutions (configuration C)"
     if arch.width != 1:
-        return f"arch.width={arch.width:g}: torchvision's VGGs have blocks of 64, 128, 256, 512 and 512 channels"
-    convs, channels = zip(*((block.convs, block.channels) for block in arch.blocks), strict=True)
-    if convs not in DEPTHS or channels != CHANNELS:
+        return (
+            f"arch.width={arch.width:g}: "
+            "torchvision's VGGs have blocks of 64, 128, 256, 512 and 512 channels"
+        )
+    channels = tuple(block.channels for block in arch.blocks)
+    if _depth(arch) not in DEPTHS or channels != CHANNELS:
         return "arch.blocks: not those of torchvision's vgg11, vgg13, vgg16 or vgg19"
     if len(arch.hidden) != len(HIDDEN):
         return f"arch.hidden={list(arch.hidden)}: torchvision's VGGs have two hidden layers"
     return ""
 
 
-def torchvision_code(config: Config, file: str) -> list[str]:
-    """Python that makes torchvision's network of these weights. `why_none` of it must be empty."""
+def _depth(arch: Vgg) -> tuple[int, ...]:
+    """Returns the number of convolutions in each block."""
+    return tuple(block.convs for block in arch.blocks)
+
+
+def torchvision_code(config: Config, path: str) -> list[str]:
+    """Returns lines of Python that build torchvision's network and load the weights of `path`.
+
+    `unsupported_reason` of the network must be empty.
+    """
     arch = config.arch
-    given = input_spec(config)
     assert isinstance(arch, Vgg)
-    side = next(layer.output[1] for layer in reversed(layers(config)) if layer.kind == "pool")
-    name = DEPTHS[tuple(block.convs for block in arch.blocks)] + (
-        "_bn" if arch.norm == "batch" else ""
-    )
-    made = [
+    spec = input_spec(config)
+    pools = [layer for layer in layers(config) if layer.kind == "pool"]
+    map_size = pools[-1].output[1]
+    name = DEPTHS[_depth(arch)]
+    if arch.norm == "batch":
+        name += "_bn"
+    lines = [
         "import torch, torchvision",
-        f"net = torchvision.models.{name}(num_classes={given.classes}, dropout={arch.dropout:g})",
+        f"net = torchvision.models.{name}(num_classes={spec.classes}, dropout={arch.dropout:g})",
     ]
-    if given.channels != COLOR_CHANNELS:
-        made.append(
-            f"net.features[0] = torch.nn.Conv2d({given.channels}, {CHANNELS[0]}, 3, padding=1)"
-        )
-    if side != IMAGE_SIZE:
-        made.append(f"net.avgpool = torch.nn.AdaptiveAvgPool2d({side})")
-    widths = [CHANNELS[-1] * side * side, *arch.hidden, given.classes]
-    usual = [CHANNELS[-1] * IMAGE_SIZE * IMAGE_SIZE, *HIDDEN, given.classes]
-    for place in range(3):
-        if widths[place : place + 2] != usual[place : place + 2]:
-            made.append(
-                f"net.classifier[{3 * place}] = torch.nn.Linear({widths[place]}, {widths[place + 1]})"
-            )
-    return [*made, f"net.load_state_dict(torch.load({file!r}, weights_only=True))", "net.eval()"]
+    if spec.channels != COLOR_CHANNELS:
+        conv = f"torch.nn.Conv2d({spec.channels}, {CHANNELS[0]}, 3, padding=1)"
+        lines.append(f"net.features[0] = {conv}")
+    if map_size != FEATURE_MAP_SIZE:
+        lines.append(f"net.avgpool = torch.nn.AdaptiveAvgPool2d({map_size})")
+    widths = [
+        CHANNELS[-1] * map_size * map_size,
+        *arch.hidden,
+        spec.classes,
+    ]
+    default_widths = [
+        CHANNELS[-1] * FEATURE_MAP_SIZE * FEATURE_MAP_SIZE,
+        *HIDDEN,
+        spec.classes,
+    ]
+    for index in range(3):
+        inputs = widths[index]
+        outputs = widths[index + 1]
+        default = (default_widths[index], default_widths[index + 1])
+        if (inputs, outputs) != default:
+            # The linear layers are at 0, 3 and 6: ReLU and dropout stand between them.
+            lines.append(f"net.classifier[{3 * index}] = torch.nn.Linear({inputs}, {outputs})")
+    lines.append(f"net.load_state_dict(torch.load({path!r}, weights_only=True))")
+    lines.append("net.eval()")
+    return lines

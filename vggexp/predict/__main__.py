@@ -1,15 +1,4 @@
-"""python -m vggexp.predict RUN IMAGE... [--top K] [--json]: what a trained network takes pictures for.
-
-RUN is a run directory, or a file of vggexp.export: .onnx (asked by onnxruntime; pip install 'vggexp[export]') or .pt2.
-A .pt2 is a program: open only those whose origin you trust. IMAGE is a picture of any size and mode, or a folder of
-them; each is turned upright, resized by its shorter side and cut to the square in the middle, made grey where the
-network is, and normalised as in training. The network computes on the processor, in fp32.
-
-A line for each picture: file, label and probability, with --top the K likeliest. A file that is no picture is refused
-before the first line; one that turns out damaged is named at the end, after the lines of the others. Exit code 0: done.
-2: wrong usage, no such run or file, or a missing package. 3: pictures missing or damaged. 4: a run or an exported file
-that cannot be read. 5: scores that are not finite. 6: memory. 130: stopped by Ctrl-C.
-"""
+"""Command `vggexp.predict`: classifies images with a trained network."""
 
 import argparse
 import json
@@ -17,60 +6,85 @@ import sys
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 from vggexp import cli
-from vggexp.cli import run_command
 from vggexp.data.image_folder import expand_image_paths
 from vggexp.errors import CheckpointError, ConfigError, DataError
 from vggexp.loggers.console import Console
 from vggexp.runs import directory
 from vggexp.runs.records import read_run
 
-FILES = (".onnx", ".pt2")
+DESCRIPTION = """python -m vggexp.predict RUN IMAGE... [--top K] [--json]:
+classify images with a trained network.
+
+RUN is a run directory, or a file of vggexp.export: .onnx (needs onnxruntime; pip install
+'vggexp[export]') or .pt2. A .pt2 file is a program: open only files from sources that you trust.
+IMAGE is an image of any size and mode, or a folder of images. Each image is turned upright,
+resized by its shorter side, center-cropped to a square, converted to gray if the network takes
+gray images, and normalized as in training. The network computes on the CPU, in fp32.
+
+Prints a line for each image: file, label and probability; with --top K the K most probable
+labels. A file that is not an image is an error before the first line. A damaged image is reported
+at the end, after the lines of the other images. Exit code 0: done. 2: wrong usage, no such run or
+file, or a missing package. 3: images missing or damaged. 4: the run or exported file cannot be
+read. 5: probabilities are not finite. 6: memory. 130: stopped by Ctrl-C.
+"""
+
+SUFFIXES = (".onnx", ".pt2")  # of exported files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(lambda: _answer(sys.argv[1:] if argv is None else argv), "stopped by Ctrl-C")
+    return cli.run(lambda: _predict(sys.argv[1:] if argv is None else argv), "stopped by Ctrl-C")
 
 
-def _answer(argv: Sequence[str]) -> None:
-    parser = cli.parser(__doc__)
+def _predict(argv: Sequence[str]) -> None:
+    parser = cli.make_parser("vggexp.predict", DESCRIPTION)
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="a run directory, or a .onnx or .pt2 file"
     )
     parser.add_argument(
-        "images", type=Path, nargs="+", metavar="IMAGE", help="a picture, or a folder of them"
+        "images", type=Path, nargs="+", metavar="IMAGE", help="an image, or a folder of images"
     )
     parser.add_argument(
-        "--top", type=_count, default=1, metavar="K", help="how many labels are told (1)"
+        "--top", type=_parse_count, default=1, metavar="K", help="number of labels (default: 1)"
     )
-    asked = parser.parse_intermixed_args(argv)
-    _check(asked.run)
-    images = expand_image_paths(asked.images)
-    from vggexp.predict.predict import (
-        predict_images,
-    )  # imports torch, once the command is known to be right
+    arguments = parser.parse_intermixed_args(argv)
+    _check_model(arguments.run)
+    paths = expand_image_paths(arguments.images)
+    # Imports torch, so this import follows the checks of the command.
+    from vggexp.predict.predict import Failed, ImagePrediction, predict_images
 
     console = Console(None)
-    seen = predict_images(asked.run, images, asked.top)
-    told = _as_json(console, asked.run, seen) if asked.json else _as_lines(console, seen)
-    if told:
-        raise DataError("; ".join(told))
+    predictions: Iterable[ImagePrediction | Failed]
+    predictions = predict_images(arguments.run, paths, arguments.top)
+    if arguments.json:
+        predictions = list(predictions)
+        objects = [prediction.to_dict() for prediction in predictions]
+        console.line(json.dumps({"run": str(arguments.run), "predictions": objects}))
+    reasons = []
+    for prediction in predictions:
+        match prediction:
+            case Failed():
+                reasons.append(prediction.reason)
+            case ImagePrediction() if not arguments.json:
+                guesses = [f"{guess.label} {guess.probability:.4f}" for guess in prediction.top]
+                console.line(f"{prediction.image}  {', '.join(guesses)}")
+    if reasons:
+        raise DataError("; ".join(reasons))
 
 
-def _count(text: str) -> int:
+def _parse_count(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text}: wanted a whole number of 1 or more")
+        raise argparse.ArgumentTypeError(f"{text}: expected a whole number of 1 or more")
     return int(text)
 
 
-def _check(path: Path) -> None:
-    """Raises ConfigError, CheckpointError where it is neither a run with weights nor an exported file."""
+def _check_model(path: Path) -> None:
+    """Raises ConfigError or CheckpointError for a path that is no exported file and no run."""
     if path.is_file():
-        if path.suffix not in FILES:
+        if path.suffix not in SUFFIXES:
             raise ConfigError(
-                f"{path}: give a run directory, or a file of vggexp.export that ends in .onnx or .pt2"
+                f"{path}: give a run directory, or a file of vggexp.export ending in .onnx or .pt2"
             )
         if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
             raise ConfigError(f"{path}: needs onnxruntime; pip install 'vggexp[export]'")
@@ -79,27 +93,10 @@ def _check(path: Path) -> None:
         raise ConfigError(f"{path}: no such run directory or exported file")
     directory.require_run(path)
     if not any((path / "checkpoints").glob("*.pt")):
-        raise CheckpointError(f"{path}: holds no checkpoint")
-    if (state := read_run(path).state) != "finished":
-        print(f"warning: {path} is {state}: its newest checkpoint is asked", file=sys.stderr)
-
-
-def _as_lines(console: Console, seen: Iterable[dict[str, Any]]) -> list[str]:
-    """Prints each as it comes; returns what could not be decoded."""
-    errors = []
-    for one in seen:
-        if "error" in one:
-            errors.append(one["error"])
-            continue
-        labels = (f"{guess['label']} {guess['probability']:.4f}" for guess in one["top"])
-        console.line(f"{one['image']}  {', '.join(labels)}")
-    return errors
-
-
-def _as_json(console: Console, run: Path, seen: Iterable[dict[str, Any]]) -> list[str]:
-    every = list(seen)
-    console.line(json.dumps({"run": str(run), "predictions": every}))
-    return [one["error"] for one in every if "error" in one]
+        raise CheckpointError(f"{path}: contains no checkpoint")
+    state = read_run(path).state
+    if state != "finished":
+        print(f"warning: {path} is {state}: using its newest checkpoint", file=sys.stderr)
 
 
 if __name__ == "__main__":

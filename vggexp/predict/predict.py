@@ -1,6 +1,7 @@
-"""Pictures from files put before a run or an exported file; for vggexp.predict."""
+"""Classifies image files with a run or an exported file."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,57 +14,104 @@ from vggexp.errors import ConfigError, DataError, DivergedError
 from vggexp.export.exported_model import ExportedModel, open_model
 from vggexp.system import memory
 
-BATCH = 64  # pictures that go through the network together
-
-ImagePrediction = dict[str, Any]
+BATCH_SIZE = 64  # images
 
 
-def predict_images(path: Path, images: Sequence[Path], top: int) -> Iterator[ImagePrediction]:
-    """For each `image` its `label`, `probability` and the `top` likeliest; or the `error` that it cannot be read for.
+@dataclass(frozen=True)
+class ClassProbability:
+    label: str
+    probability: float
 
-    Raises CheckpointError, DivergedError, ResourceError, and ConfigError where the network takes no pictures.
+
+@dataclass(frozen=True)
+class ImagePrediction:
+    """Prediction for one image. top: the most probable classes, the most probable first."""
+
+    image: str
+    top: list[ClassProbability]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the JSON object: the most probable class stands beside the list as well."""
+        return {
+            "image": self.image,
+            **asdict(self.top[0]),
+            "top": [asdict(guess) for guess in self.top],
+        }
+
+
+@dataclass(frozen=True)
+class Failed:
+    """An image file that cannot be decoded."""
+
+    image: str
+    reason: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"image": self.image, "error": self.reason}
+
+
+def predict_images(
+    path: Path, images: Sequence[Path], top: int
+) -> Iterator[ImagePrediction | Failed]:
+    """Yields a prediction for each image, or the reason why it cannot be decoded.
+
+    Args:
+        path: a run directory or an exported file.
+        top: number of classes in each prediction.
+
+    Raises:
+        CheckpointError: the run or file cannot be read.
+        ConfigError: the network does not take images of 1 or 3 channels.
+        DivergedError: a probability is not finite.
+        ResourceError: memory is short.
     """
     with memory.oom_as_resource_error(f"in predicting with {path}"):
         model = open_model(path)
         if model.channels not in (1, 3):
             raise ConfigError(
-                f"{path}: takes {model.channels} channels; pictures have 3, or 1 where they are grey"
+                f"{path}: takes {model.channels} channels; images have 3, or 1 if they are gray"
             )
-        for start in range(0, len(images), BATCH):
-            yield from _batch(model, images[start : start + BATCH], top)
+        for start in range(0, len(images), BATCH_SIZE):
+            yield from _predict_batch(model, images[start : start + BATCH_SIZE], top)
 
 
-def _batch(model: ExportedModel, paths: Sequence[Path], top: int) -> Iterator[ImagePrediction]:
-    images = [_image(path, model) for path in paths]
-    answers = iter(_probabilities(model, [image for image in images if isinstance(image, Tensor)]))
+def _predict_batch(
+    model: ExportedModel, paths: Sequence[Path], top: int
+) -> Iterator[ImagePrediction | Failed]:
+    images = [_load_image(path, model) for path in paths]
+    decoded = [image for image in images if isinstance(image, Tensor)]
+    probs = iter(_predict_probs(model, decoded))
     for path, image in zip(paths, images, strict=True):
-        found = (
-            {"error": image}
-            if isinstance(image, str)
-            else _top_k(next(answers), model.classes, top)
-        )
-        yield {"image": str(path), **found}
+        match image:
+            case Failed():
+                yield image
+            case Tensor():
+                yield ImagePrediction(str(path), _top_classes(next(probs), model.classes, top))
 
 
-def _image(path: Path, model: ExportedModel) -> Tensor | str:
-    """uint8 [1, channels, side, side], or why there is none."""
+def _load_image(path: Path, model: ExportedModel) -> Tensor | Failed:
+    """Returns uint8 [1, channels, image_size, image_size]."""
     try:
-        return resize_center_crop(read_image(path, model.channels)[None], model.side)
+        image = read_image(path, model.channels)
     except DataError as error:
-        return str(error)
+        return Failed(str(path), str(error))
+    return resize_center_crop(image[None], model.image_size)
 
 
 @torch.inference_mode()
-def _probabilities(model: ExportedModel, images: Sequence[Tensor]) -> Sequence[Tensor]:
-    """[classes] for each image."""
-    scores = model.logits(torch.cat(list(images))).softmax(1) if images else torch.empty(0)
-    if not scores.isfinite().all():
-        raise DivergedError("the network's scores are not finite")
-    return scores.unbind()
+def _predict_probs(model: ExportedModel, images: Sequence[Tensor]) -> Sequence[Tensor]:
+    """Returns probabilities [classes] of each image. Raises DivergedError."""
+    if not images:
+        return []
+    probs = model.logits(torch.cat(list(images))).softmax(1)
+    if not probs.isfinite().all():
+        raise DivergedError("the network's probabilities are not finite")
+    return probs.unbind()
 
 
-def _top_k(scores: Tensor, classes: Sequence[str], top: int) -> ImagePrediction:
-    values, places = scores.topk(min(top, len(classes)))
-    pairs = zip(places.tolist(), values.tolist(), strict=True)
-    best = [{"label": classes[place], "probability": value} for place, value in pairs]
-    return {**best[0], "top": best}
+def _top_classes(probs: Tensor, classes: Sequence[str], top: int) -> list[ClassProbability]:
+    values, indices = probs.topk(min(top, len(classes)))
+    guesses = []
+    for index, value in zip(indices.tolist(), values.tolist(), strict=True):
+        guesses.append(ClassProbability(classes[index], value))
+    return guesses

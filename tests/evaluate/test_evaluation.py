@@ -1,0 +1,194 @@
+"""Scores: the run's own test evaluation again, averages against numpy, and what is written."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
+
+from tests.conftest import TINY, result, write_images
+from tests.evaluate.conftest import COLOR, metrics, read_files
+from vggexp.evaluate.__main__ import main
+from vggexp.loggers.event_files import read_image_summary
+from vggexp.runs.predictions import read
+from vggexp.training import checkpoint
+
+pytestmark = pytest.mark.process
+
+OVERRIDES = {
+    "gray": [],
+    "color and batch norm": [*COLOR, "arch.norm=batch"],
+    "moving average": ["train.ema=0.9"],
+    "the best weights": ["train.test_weights=best", "train.keep=weights"],
+    "bf16": ["device.precision=bf16"],
+}
+
+
+@pytest.mark.parametrize("name", OVERRIDES)
+def test_the_default_is_the_run_s_own_test_evaluation(name, command, evaluate):
+    command(*TINY, *OVERRIDES[name], "run.name=a")
+    recorded = result("a")
+    predictions = read(Path("outputs/a"))
+    printed = evaluate("outputs/a")
+    assert printed["test/accuracy"] == recorded["test/accuracy"]
+    assert printed["test/loss"] == pytest.approx(recorded["test/loss"], rel=1e-5)
+    counts = numpy.zeros_like(printed["confusion"])
+    numpy.add.at(counts, (predictions.labels, predictions.predicted), 1)
+    class_accuracy = counts.diagonal() / counts.sum(1)
+    assert printed["confusion"] == counts.tolist()
+    assert printed["class_accuracy"] == pytest.approx(class_accuracy.tolist())
+    assert printed["mode"] == "single"
+    assert printed["scales"] == [32]
+    assert printed["views"] == 1
+    assert printed["images"] == len(predictions.labels)
+    assert printed["runs"][0]["weights_sha256"] == recorded["weights_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("mode", "scales", "flip", "views"),
+    [
+        ("dense", "32,40", ["--flip"], 4),
+        ("crops", "36", ["--flip"], 50),
+        ("both", "40,32,40", [], 52),
+        ("single", "9", ["--flip"], 2),
+    ],
+)
+def test_each_mode(mode, scales, flip, views, command, evaluate):
+    command(*TINY, *COLOR, "run.name=a")
+    printed = evaluate("outputs/a", "--mode", mode, "--scales", scales, *flip)
+    assert printed["views"] == views
+    assert printed["test/accuracy"] >= 0
+    assert printed["test/accuracy"] <= printed["test/top5_accuracy"]
+    assert printed["test/top5_accuracy"] == 1
+    assert printed["scales"] == sorted({int(scale) for scale in scales.split(",")})
+
+
+@pytest.mark.parametrize("mode", ["dense", "crops", "both"])
+def test_at_the_training_size_every_mode_is_single(mode, command, evaluate):
+    command(*TINY, "run.name=a")
+    assert metrics(evaluate("outputs/a", "--mode", mode)) == metrics(evaluate("outputs/a"))
+
+
+@pytest.mark.parametrize(("arch", "size"), [("lenet", 28), ("alexnet", 64)])
+def test_dense_evaluates_the_classic_networks(arch, size, command, evaluate):
+    tiny = [override for override in TINY if not override.startswith("arch.")]
+    command(*tiny, f"arch={arch}", f"data.resize={size}", "train.epochs=1", "run.name=a")
+    printed = evaluate("outputs/a", "--mode", "dense", "--scales", f"{size},{size + 17}")
+    assert printed["images"] == 19
+
+
+def test_several_runs_average_their_softmax(command, evaluate, capfd):
+    sizes = {"a": 32, "b": 32, "c": 40}  # each run is evaluated at its own training size
+    for seed, (name, size) in enumerate(sizes.items()):
+        command(*TINY, f"data.resize={size}", f"seed={seed}", f"run.name={name}")
+    folders = [f"outputs/{name}" for name in sizes]
+    predictions = [read(Path(folder)) for folder in folders]
+    labels = predictions[0].labels
+    printed = evaluate("outputs/a", "--with", "outputs/b", "outputs/c")
+    mean = numpy.mean([run.probs.astype(float) for run in predictions], axis=0)
+    loss = -numpy.log(mean[numpy.arange(len(mean)), labels]).mean()
+    assert printed["test/accuracy"] == (mean.argmax(1) == labels).mean()
+    assert printed["test/loss"] == pytest.approx(loss)
+    assert printed["with"] == folders[1:]
+    assert [run["run"] for run in printed["runs"]] == folders
+    assert [run["scales"] for run in printed["runs"]] == [[32], [32], [40]]
+    accuracies = [result(name)["test/accuracy"] for name in sizes]
+    assert [run["test/accuracy"] for run in printed["runs"]] == accuracies
+    assert Path(printed["file"]).name.startswith("single-32-with2-")
+    assert evaluate("outputs/a", "--with", "outputs/c", "outputs/b")["file"] == printed["file"]
+    assert evaluate("outputs/a", "--with", "outputs/b")["file"] != printed["file"]
+    main(["outputs/a", "--with", "outputs/b"])
+    assert "| mean of their softmax |" in capfd.readouterr().out
+
+
+def test_what_is_written(command, evaluate):
+    command(*TINY, "run.name=a")
+    folder = Path("outputs/a")
+    before = read_files(folder)
+    printed = evaluate("outputs/a", "--mode", "dense", "--scales", "32,48", "--flip")
+    assert read_files(folder) == before
+    path = folder / "evaluations" / "dense-32-48-flip.json"
+    assert printed.pop("file") == str(path)
+    assert json.loads(path.read_text()) == printed
+    # The same evaluation replaces the result.
+    evaluate("outputs/a", "--mode", "dense", "--scales", "48,32", "--flip")
+    names = sorted(path.name for path in (folder / "evaluations").iterdir())
+    assert names == ["dense-32-48-flip", "dense-32-48-flip.json"]
+    code, out, _ = command(*TINY, "run.name=a")
+    assert code == 0
+    assert out.startswith("already finished")
+    assert main(["outputs/a"]) == 0
+
+
+def test_tensorboard_shows_the_evaluation_below_the_run(command, evaluate):
+    command(*TINY, "run.name=a")
+    printed = evaluate("outputs/a", "--mode", "dense", "--scales", "48")
+    evaluate("outputs/a", "--mode", "dense", "--scales", "48")
+    runs = EventMultiplexer().AddRunsFromDirectory("outputs").Reload().Runs()
+    assert runs.keys() == {"a", "a/evaluations/dense-48"}
+    folder = Path("outputs/a/evaluations/dense-48")
+    events = EventAccumulator(str(folder), size_guidance={"tensors": 0}).Reload()
+    points = {}
+    for tag in events.Tags()["scalars"]:
+        points[tag] = [(point.step, point.value) for point in events.Scalars(tag)]
+    expected = {tag: [(2, pytest.approx(value))] for tag, value in metrics(printed).items()}
+    assert points == expected
+    (tensor,) = events.Tensors("evaluation")
+    text = tensor.tensor_proto.string_val[0].decode()
+    assert text.startswith("dense at 48 px: 19 images seen once, cpu ")
+    assert read_image_summary(folder, "test/confusion")
+
+
+def test_an_image_folder_is_evaluated_with_whole_images(command, evaluate, tmp_path):
+    images = tmp_path / "images"
+    write_images(images, {"train": 10, "test": 3}, lambda index: (40 + index, 60 - index), "png")
+    overrides = [
+        "data=image_folder",
+        "data.root=images",
+        "data.resize=32",
+        "data.batch_size=4",
+        "data.workers=1",
+        "device.threads=1",
+        "augment=scale_jitter",
+        "arch=vgg_digits",
+        "train.epochs=1",
+    ]
+    for cache in ("none", "ram"):
+        command(*overrides, f"data.cache={cache}", f"run.name={cache}")
+        folder = f"outputs/{cache}"
+        printed = evaluate(folder)
+        assert printed["test/accuracy"] == result(cache)["test/accuracy"]
+        assert printed["images"] == 6
+        single = evaluate(folder, "--scales", "36")
+        dense = evaluate(folder, "--mode", "dense", "--scales", "36")
+        assert metrics(dense) != metrics(single)
+    content = (images / "test/dog/2.png").read_bytes()
+    (images / "test/cat/0.png").write_bytes(content)
+    assert main(["outputs/none"]) == 4
+    shutil.rmtree(images)
+    assert main(["outputs/none"]) == 3
+
+
+def test_on_a_machine_without_the_run_s_device(command, capfd):
+    command(*TINY, "run.name=a")
+    config = Path("outputs/a/config.yaml")
+    config.write_text(config.read_text().replace("name: cpu", "name: mps"))
+    assert main(["outputs/a"]) == 0
+    out, error = capfd.readouterr()
+    assert error == "warning: no mps device here: evaluated on the processor\n"
+    assert f"| outputs/a | {result('a')['test/accuracy']:.4f} " in out
+
+
+def test_weights_that_are_not_finite(command, capfd):
+    command(*TINY, "run.name=a")
+    path = max(Path("outputs/a/checkpoints").iterdir())
+    content = checkpoint.load(path)
+    for tensor in checkpoint.select_eval_weights(content).values():
+        tensor.fill_(torch.nan)
+    checkpoint.save(path, content)
+    assert main(["outputs/a"]) == 5
+    assert "at 32 px not all probabilities are finite in" in capfd.readouterr().err

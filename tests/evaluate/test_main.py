@@ -1,0 +1,137 @@
+"""The command: the table that it prints, Ctrl-C, and what it refuses."""
+
+import shutil
+import signal
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+from tests.evaluate.conftest import read_files
+from tests.export.conftest import assert_refused
+from vggexp.evaluate.__main__ import main
+from vggexp.evaluate.views import MultiViewPredictor
+from vggexp.runs.directory import write_result
+
+pytestmark = pytest.mark.process
+
+
+def test_ctrl_c(command, capfd, monkeypatch):
+    command(*TINY, "run.name=a")
+    monkeypatch.setattr(
+        MultiViewPredictor, "predict", lambda *_: signal.raise_signal(signal.SIGINT)
+    )
+    # A process in the background may ignore the signal.
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)
+    assert main(["outputs/a"]) == 130
+    signal.signal(signal.SIGINT, handler)
+    assert capfd.readouterr().err == "vggexp: error: stopped by Ctrl-C: nothing was written\n"
+    assert not Path("outputs/a/evaluations").exists()
+
+
+def test_the_table(command, capfd):
+    command(*TINY, "data.classes=25", "data.images=500", "run.name=many")
+    command(*TINY, "data.classes=3", "run.name=few")
+    assert main(["outputs/few", "--flip"]) == 0
+    few = capfd.readouterr().out
+    assert main(["outputs/many"]) == 0
+    many = capfd.readouterr().out
+    heading = "single at 32 px, each mirrored too: 19 images seen 2 times, cpu "
+    assert heading in few
+    assert "| class | images | accuracy | 0 " in few
+    assert few.count("\n| ") == 2 + 4
+    assert few.splitlines()[-1] == "written to outputs/few/evaluations/single-32-flip.json"
+    assert "of 25 classes, the worst" in many
+    assert many.count("\n| ") == 2 + 21
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """A finished run, runs that differ from it, and folders that are not finished runs."""
+    from vggexp.__main__ import main as train
+
+    folder = tmp_path_factory.mktemp("runs")
+    outputs = folder / "outputs"
+    digits = [override for override in TINY if not override.startswith("data")]
+    overrides = {
+        "a": TINY,
+        "seeds": [*TINY, "seed=1"],
+        "images": [*TINY, "data.images=160"],
+        "digits": [*digits, "data=digits"],
+    }
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setattr("sys.argv", ["vggexp"])
+        for name, run in overrides.items():
+            assert train([*run, "data.resize=32", "train.epochs=1", f"run.name={name}"]) == 0
+    for name in ("stopped", "empty", "other"):
+        shutil.copytree(outputs / "a", outputs / name)
+    write_result(outputs / "stopped", "interrupted")
+    shutil.rmtree(outputs / "empty/checkpoints")
+    config = outputs / "other/config.yaml"
+    config.write_text(config.read_text().replace("dropout: 0.5", "width_: 1"))
+    (outputs / "none").mkdir()
+    return folder
+
+
+REFUSALS = [
+    ([], 2, "the following arguments are required: RUN"),
+    (["outputs/x"], 2, "outputs/x: no such directory"),
+    (["outputs/a", "--with", "outputs/x"], 2, "outputs/x: no such directory"),
+    (["outputs/a", "--mode", "sparse"], 2, "argument --mode: invalid choice: 'sparse'"),
+    (
+        ["outputs/a", "--scales", "32,x"],
+        2,
+        "argument --scales: 32,x: expected 1 to 32 sizes of 1..4096 pixels",
+    ),
+    (["outputs/a", "--scales", "0"], 2, "argument --scales: 0: expected"),
+    (["outputs/a", "--scales", ""], 2, "argument --scales: : expected"),
+    (["outputs/a", "--scales", ",".join(map(str, range(1, 40)))], 2, "expected 1 to 32 sizes"),
+    (
+        ["outputs/a", "--mode", "dense", "--scales", "40,31"],
+        2,
+        "--scales 31: too small for the dense network of",
+    ),
+    (["outputs/a", "--mode", "both", "--scales", "8"], 2, "was trained at 32 px; at least 32"),
+    (["outputs/a", "--with", "outputs/../outputs/a"], 2, "given twice"),
+    (["outputs"], 4, "outputs: not the folder of a run"),
+    (["outputs/none"], 4, "outputs/none: not the folder of a run"),
+    (["outputs/stopped"], 4, "outputs/stopped is interrupted; only finished runs can be evaluated"),
+    (["outputs/a", "--with", "outputs/stopped"], 4, "outputs/stopped is interrupted"),
+    (
+        ["outputs/a", "--with", "outputs/images"],
+        4,
+        "--with outputs/images: not the test images of outputs/a (another",
+    ),
+    (
+        ["outputs/a", "--with", "outputs/digits"],
+        4,
+        "not the test images of outputs/a (digits, not synthetic)",
+    ),
+]
+
+
+def test_refused_before_torch_is_imported(runs):
+    before = read_files(runs)
+    assert_refused("evaluate", REFUSALS, runs)
+    assert read_files(runs) == before
+    assert not list(runs.rglob("evaluations"))
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("empty", "holds no checkpoint of step"), ("other", "not a configuration of this version")],
+)
+def test_a_run_that_cannot_be_loaded(name, message, runs, monkeypatch, capfd):
+    monkeypatch.chdir(runs)
+    assert main([f"outputs/{name}"]) == 4
+    error = capfd.readouterr().err
+    assert message in error
+    assert error.count("\n") == 1
+
+
+def test_runs_that_differ_in_the_seed_are_averaged(runs, monkeypatch, evaluate):
+    monkeypatch.chdir(runs)
+    printed = evaluate("outputs/a", "--with", "outputs/seeds")
+    assert printed["with"] == ["outputs/seeds"]
+    shutil.rmtree(runs / "outputs/a/evaluations")

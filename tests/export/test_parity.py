@@ -1,0 +1,89 @@
+"""The comparison of an exported file with the predictions of its run."""
+
+import json
+import shutil
+
+import numpy
+import pytest
+
+from tests.export.conftest import FORMATS, SMALL
+
+pytestmark = pytest.mark.process
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_parity_is_measured_on_the_whole_test_set(name, exports):
+    parity = exports[1][name].parity
+    assert parity.images == 19
+    assert parity.same_labels == 19
+    assert parity.max_difference < 1e-5
+    assert parity.max_difference_here < 1e-5
+    assert parity.tolerance == 1e-4
+    assert parity.precision == "fp32"
+    assert parity.device == "cpu"
+
+
+def test_the_tolerance_of_a_run_in_bf16(train_run, export):
+    run = train_run("bf16", *SMALL, "device.precision=bf16", "train.ema=0.9")
+    code, out, _ = export(run, "--format", "torch", "--json")
+    parity = json.loads(out)["parity"]
+    assert code == 0
+    assert parity["precision"] == "bf16"
+    assert parity["tolerance"] == 0.1
+    assert parity["max_difference"] > 1e-6
+    assert parity["max_difference"] < parity["tolerance"]
+    assert parity["max_difference_here"] < 1e-5
+
+
+def test_a_file_that_does_not_predict_what_the_run_predicted_is_removed(exports, tmp_path, export):
+    run = tmp_path / "a"
+    shutil.copytree(exports[0], run)
+    stored = dict(numpy.load(run / "predictions.npz"))
+    before = (run / "exports/a.pt2").read_bytes()
+    reversed_scores = stored["scores"][:, ::-1]
+    numpy.savez(run / "predictions.npz", scores=reversed_scores, labels=stored["labels"])
+    code, out, error = export(run, "--format", "torch")
+    assert code == 4
+    assert out == ""
+    assert error.count("\n") == 1
+    assert "the exported file does not predict what the run predicted, so it was removed" in error
+    assert ": 19 test images: " in error
+    assert (run / "exports/a.pt2").read_bytes() == before
+    assert sorted(path.name for path in (run / "exports").iterdir()) == sorted(FORMATS)
+
+
+def test_predictions_of_another_test_set(exports, tmp_path, export):
+    run = tmp_path / "a"
+    shutil.copytree(exports[0], run)
+    stored = dict(numpy.load(run / "predictions.npz"))
+    numpy.savez(run / "predictions.npz", scores=stored["scores"], labels=stored["labels"][::-1])
+    code, _, _ = export(run, "--format", "torch")
+    assert code == 4
+    code, out, _ = export(run, "--format", "torch", "--unchecked")
+    assert code == 0
+    assert "parity   not compared (--unchecked)" in out
+
+
+@pytest.mark.slow
+@pytest.mark.debian
+def test_fashion_mnist(train_run, export):
+    run = train_run(
+        "fashion",
+        "data.resize=48",
+        "data.limit=1280",
+        "arch.width=0.125",
+        "arch.hidden=[64]",
+        "train.epochs=1",
+    )
+    probs = numpy.sort(numpy.load(run / "predictions.npz")["scores"], 1)
+    margins = probs[:, -1] - probs[:, -2]
+    for file_format in ("torch", "onnx"):
+        for flags in ([], ["--preprocess"]):
+            code, out, _ = export(run, "--format", file_format, *flags, "--json")
+            parity = json.loads(out)["parity"]
+            assert code == 0
+            assert parity["images"] == 10_000
+            assert parity["max_difference_here"] < 1e-5
+            certain = margins > 2 * parity["max_difference"]  # rounding cannot change these
+            assert parity["same_labels"] >= certain.sum()
+            assert certain.mean() > 0.5

@@ -1,0 +1,91 @@
+"""The command: what it prints, and what it refuses."""
+
+import shutil
+
+import pytest
+
+from tests.export.conftest import assert_refused
+from vggexp.runs.directory import write_result
+
+pytestmark = pytest.mark.process
+
+
+def test_a_line_for_each_image(predict):
+    code, out, _ = predict("--top", "99", "outputs/gray", "digits/03.png", "digits/00.png")
+    first, second = out.splitlines()
+    assert code == 0
+    assert first.startswith("digits/03.png  ")
+    assert second.startswith("digits/00.png  ")
+    guesses = first.partition("  ")[2].split(", ")
+    probabilities = [float(guess.split()[1]) for guess in guesses]
+    assert len(probabilities) == 10
+    assert probabilities == sorted(probabilities, reverse=True)
+    assert sum(probabilities) == pytest.approx(1, abs=0.001)
+
+
+def test_an_unfinished_run_predicts_with_a_warning(predict, folder):
+    shutil.copytree(folder / "outputs/gray", folder / "outputs/stopped")
+    write_result(folder / "outputs/stopped", "interrupted")
+    code, out, error = predict("outputs/stopped", "digits/00.png")
+    assert code == 0
+    assert error == "warning: outputs/stopped is interrupted: using its newest checkpoint\n"
+    assert out == predict("outputs/gray", "digits/00.png")[1]
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+@pytest.mark.parametrize("damage", ["empty", "text", "cut", "no metadata"])
+def test_a_file_that_is_not_an_export(suffix, damage, predict, folder):
+    content = (folder / f"gray{suffix}").read_bytes()
+    damaged = {
+        "empty": b"",
+        "text": b"something else",
+        "cut": content[: len(content) // 2],
+        "no metadata": content.replace(b"vggexp", b"other_"),
+    }
+    path = folder / f"other{suffix}"
+    path.write_bytes(damaged[damage])
+    code, out, error = predict(path, "digits/00.png")
+    assert code == 4
+    assert out == ""
+    assert error.startswith(f"vggexp: error: {path}: ")
+    assert error.count("\n") == 1
+
+
+REFUSALS = [
+    ([], 2, "the following arguments are required: RUN, IMAGE"),
+    (["outputs/gray"], 2, "the following arguments are required: IMAGE"),
+    (
+        ["outputs/gray", "digits", "--top", "0"],
+        2,
+        "argument --top: 0: expected a whole number of 1 or more",
+    ),
+    (["outputs/x", "digits"], 2, "outputs/x: no such run directory or exported file"),
+    (["model.onnx", "digits"], 2, "model.onnx: no such run directory or exported file"),
+    (
+        ["digits/00.png", "digits"],
+        2,
+        "digits/00.png: give a run directory, or a file of vggexp.export ending in .onnx",
+    ),
+    (["outputs", "digits"], 4, "outputs: not the folder of a run"),
+    (["outputs/bare", "digits"], 4, "outputs/bare: contains no checkpoint"),
+    (
+        ["outputs/gray", "no.png", "digits/00.png", "bad.png"],
+        3,
+        "no.png: cannot be read: No such file or directory; bad",
+    ),
+    (["outputs/gray", "bad.png"], 3, "bad.png: not an image"),
+    (["outputs/gray", "nothing"], 3, "nothing: holds no images"),
+    (
+        ["--without", "gray.onnx", "digits"],
+        2,
+        "gray.onnx: needs onnxruntime; pip install 'vggexp[export]'",
+    ),
+]
+
+
+def test_refused_before_torch_is_imported(folder):
+    shutil.copytree(folder / "outputs/gray", folder / "outputs/bare")
+    shutil.rmtree(folder / "outputs/bare/checkpoints")
+    (folder / "bad.png").write_text("not an image")
+    (folder / "nothing").mkdir()
+    assert_refused("predict", REFUSALS, folder, missing="onnxruntime")
