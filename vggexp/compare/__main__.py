@@ -1,23 +1,4 @@
-"""python -m vggexp.compare RUN RUN... [--different-data] [--json]: what differs, and whether the scores do.
-
-Finished runs whose configuration differs only in `seed` are one group: repeats of a setting. The same seed again begins
-another group, so `compare before/* after/*` compares two states of the code. Told are what differs, each group's mean
-test accuracy with its spread, and for each pair of groups (of more than four groups, each with the best by validation):
-
-  paired t   where both have the same seeds: Student's t-test of the differences
-  Welch t    where they have not
-  McNemar    on the images that only one of two networks gets right: the only test for one run each. Of several seeds
-             an image counts for the group that gets it right with more of them.
-
-The t-tests ask whether the settings differ, on this test set, beyond the chance of the seed. McNemar's test asks
-whether these trained networks differ beyond the chance of the images. p is corrected by Holm's method where there are
-several pairs; intervals are of 95 % each, not corrected. "Not distinguishable" is not "equal": see the interval.
-
-Runs of different data (training or test files by their SHA-256, or test labels) are refused with exit code 4;
---different-data compares their means all the same, with a warning, and without McNemar's test where the test images
-are not the same. Exit code 0: compared, whatever the outcome. 2: fewer than two runs, or no such directory.
-4: not the folder of a run, not finished, or damaged.
-"""
+"""Command `vggexp.compare`: compares finished runs."""
 
 import json
 import sys
@@ -25,35 +6,59 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vggexp import cli
-from vggexp.cli import run_command
 from vggexp.runs import directory
+
+DESCRIPTION = """python -m vggexp.compare RUN RUN... [--different-data] [--json]:
+lists the differences between finished runs and tests whether their accuracies differ.
+
+Runs whose configurations differ only in `seed` form one group: repeats of one setting. A repeated
+seed begins another group, so `compare before/* after/*` compares two states of the code. Prints
+the differences, each group's mean test accuracy with its spread, and a test for each pair of
+groups. With more than four groups, each is tested against the best by validation accuracy.
+
+  paired t   if both groups have the same seeds: Student's t-test of the differences
+  Welch t    otherwise
+  McNemar    on the images that only one of two groups classifies correctly; the only test if each
+             group has one run. With several seeds, an image counts for the group that classifies
+             it correctly with more of them.
+
+The t-tests answer whether the settings differ, on this test set, by more than the chance of the
+seed. McNemar's test answers whether these trained networks differ by more than the chance of the
+images. With several pairs, p is corrected by Holm's method. Each interval is of 95 % and not
+corrected. "Not distinguishable" does not mean "equal": see the interval.
+
+Runs of different data are refused with exit code 4. Data is different if the SHA-256 of a training
+or test file differs, or the test labels do. --different-data compares the means of such runs, with
+a warning. If the test images are not the same, McNemar's test is left out.
+
+Exit codes: 0 if the runs were compared, whatever the result. 2 for fewer than two runs, or if a
+directory does not exist. 4 if a directory is not a run, or the run is not finished or is damaged.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return run_command(lambda: _answer(sys.argv[1:] if argv is None else argv))
+    return cli.run(lambda: _compare(sys.argv[1:] if argv is None else argv))
 
 
-def _answer(argv: Sequence[str]) -> str:
-    parser = cli.parser(__doc__)
+def _compare(argv: Sequence[str]) -> str:
+    parser = cli.make_parser("vggexp.compare", DESCRIPTION)
     parser.add_argument(
-        "run", type=Path, nargs="*", metavar="RUN", help="a run directory, as outputs/NAME"
+        "run", type=Path, nargs="*", metavar="RUN", help="a run directory, for example outputs/NAME"
     )
     parser.add_argument(
-        "--different-data", action="store_true", help="also runs of different data, with a warning"
+        "--different-data",
+        action="store_true",
+        help="compare runs of different data too, with a warning",
     )
     arguments = parser.parse_intermixed_args(argv)
     directory.require_run(*arguments.run)
-    from vggexp.compare import (
-        comparison,
-        render,  # import scipy, once the command is known to be right
-    )
+    from vggexp.compare import comparison, render  # import scipy: only after the arguments pass
 
-    found = comparison.compare(comparison.read_tested_run(arguments.run), arguments.different_data)
-    return (
-        json.dumps(render.data(found), default=str)
-        if arguments.json
-        else render.format_comparison(found)
-    )
+    runs = comparison.read_tested_runs(arguments.run)
+    result = comparison.compare(runs, arguments.different_data)
+    if arguments.json:
+        return json.dumps(render.to_dict(result), default=str)
+    return render.format_comparison(result)
 
 
 if __name__ == "__main__":

@@ -1,60 +1,52 @@
-"""What runs differ in: configuration, code, machine and data, as they were recorded. Needs no torch."""
+"""Groups finished runs and tests the groups against each other. Needs no torch."""
 
 import json
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy
+
 from vggexp.compare import significance
+from vggexp.compare.differences import Differences, distinct, find_differences
 from vggexp.compare.significance import Interval, MeanEstimate, TestResult
-from vggexp.config.keys import flatten
 from vggexp.errors import CheckpointError, ConfigError
 from vggexp.formatting import format_value
 from vggexp.runs import predictions
 from vggexp.runs.records import RunRecord, fingerprint, read_run, settings, test_fingerprint
 
-ALL_PAIRS = 4  # groups of which all pairs are tested; of more, only those with the best by validation accuracy
-SETTINGS = 3  # keys that a group is described by
+# Up to this number of groups, all pairs are tested. With more groups, every group is tested
+# against the best by validation accuracy only.
+MAX_GROUPS_FOR_ALL_PAIRS = 4
 
+MAX_LABEL_SETTINGS = 3  # number of settings in the description of a group
 
-CODE = ("commit", "dirty", "versions.")
-MACHINE = (
-    "host",
-    "system",
-    "processor",
-    "cores",
-    "threads",
-    "device",
-    "device_name",
-    "cpu_capability",
-    "precision",
-)
-
-Values = dict[str, list[Any]]  # the name of a group of runs -> the value in each of its runs
-Differences = dict[str, dict[str, Values]]  # part -> key -> values
+# The recorded accuracy and the accuracy of the predictions may differ by this share of the images:
+# classes with the same probability may be ordered differently.
+MAX_TIED_SHARE = 0.001
 
 
 class TestedRun(NamedTuple):
-    """A finished run and what it scored."""
+    """A finished run with its accuracies."""
 
-    run: RunRecord
+    record: RunRecord
     seed: int
-    test: float
-    val: float | None  # None without validation images
-    right: Any  # bool [N]: which test images it gets right
+    test_accuracy: float
+    val_accuracy: float | None  # None without validation images
+    correct: Any  # bool [N]: which test images are classified correctly
     labels: Any  # int [N]
 
 
 class RunGroup(NamedTuple):
-    """Runs that differ only in their seeds, by seed."""
+    """Runs that differ only in their seeds, ordered by seed."""
 
     label: str  # A, B, ...
-    settings: str  # in which it differs from other groups: `optimizer.lr=0.01`
+    settings: str  # settings in which the groups differ, for example `optimizer.lr=0.01`
     runs: list[TestedRun]
-    test: MeanEstimate
-    val: MeanEstimate | None
+    test_accuracy: MeanEstimate
+    val_accuracy: MeanEstimate | None
 
     @property
     def seeds(self) -> list[int]:
@@ -62,272 +54,322 @@ class RunGroup(NamedTuple):
 
 
 class McNemar(NamedTuple):
-    """The test on the images that only one of two gets right."""
+    """McNemar's test on the images that only one of two groups classifies correctly."""
 
-    only_first: int  # images that only the first gets right; of several seeds, that it gets right with more of them
+    only_first: (
+        int  # images that more runs of the first group than of the second classify correctly
+    )
     only_second: int
     images: int
     p: float
-    holm: float | None = None
+    holm: float | None = None  # p corrected for the number of pairs
 
 
 class GroupPair(NamedTuple):
-    """Two groups. p, interval: of the test that is named; holm: p corrected for the number of pairs."""
+    """Two groups and their tests. `interval` and `p` belong to the test named in `test`."""
 
     first: str
     second: str
     test: (
         str | None
-    )  # "paired t", "Welch t", "McNemar" (one run each), None where nothing can be tested
+    )  # "paired t", "Welch t", "McNemar" (one run each); None if nothing can be tested
     difference: float  # of mean test accuracies, first minus second
     interval: Interval | None
     p: float | None
-    holm: float | None
-    mcnemar: McNemar | str  # or why there is no such test
+    holm: float | None  # p corrected for the number of pairs
+    mcnemar: McNemar | None
+    mcnemar_refusal: str  # why `mcnemar` is None
+
+
+class TestedPairs(NamedTuple):
+    """The tested pairs of groups."""
+
+    pairs: list[GroupPair]
+    base: str | None  # label of the group in every pair; None if all pairs are tested
+    base_reason: str  # why that group is the base
 
 
 class Comparison(NamedTuple):
+    """Everything that the command prints. `base` is None if all pairs of groups are tested."""
+
     groups: list[RunGroup]
     differences: Differences
     pairs: list[GroupPair]
-    base: str | None  # the group that all pairs are with, where not all pairs are tested
+    base: str | None
     notes: list[str]
 
 
-def read_tested_run(folders: Sequence[Path]) -> list[TestedRun]:
-    """Each run once, in the given order. Raises ConfigError, and CheckpointError for what is not whole or finished."""
-    runs = [
-        read_run(folder) for folder in {folder.resolve(): folder for folder in folders}.values()
-    ]
+def read_tested_runs(folders: Sequence[Path]) -> list[TestedRun]:
+    """Reads each run once, in the order of the arguments.
+
+    Raises:
+        ConfigError: Fewer than two different runs.
+        CheckpointError: A run is not finished, or one of its files is damaged.
+    """
+    unique = {folder.resolve(): folder for folder in folders}
+    runs = [read_run(folder) for folder in unique.values()]
     if len(runs) < 2:
-        told = f"{len(folders)} times the same" if len(folders) > 1 else str(len(folders))
+        count = str(len(folders))
+        if len(folders) > 1:
+            count = f"{len(folders)} times the same"
         raise ConfigError(
-            f"RUN: two different run directories or more are compared, given {told}; see --help"
+            f"RUN: two different run directories or more are compared, given {count}; see --help"
         )
-    if unfinished := [f"{run.folder} is {run.state}" for run in runs if run.state != "finished"]:
+    unfinished = [f"{run.folder} is {run.state}" for run in runs if run.state != "finished"]
+    if unfinished:
         raise CheckpointError(f"{', '.join(unfinished)}; only finished runs can be compared")
-    return [_tested(run) for run in runs]
+    return [_read_tested_run(run) for run in runs]
 
 
-def _tested(run: RunRecord) -> TestedRun:
+def _read_tested_run(run: RunRecord) -> TestedRun:
     seed = run.config.get("seed")
-    test = run.result.get("test/accuracy")
-    val = run.result.get("val/accuracy")
     if not isinstance(seed, int):
+        path = run.folder / "config.yaml"
+        raise CheckpointError(f"{path}: seed={format_value(seed)}: not a whole number")
+    test_accuracy = _read_accuracy(run, "test/accuracy")
+    val_accuracy = None
+    if run.result.get("val/accuracy") is not None:
+        val_accuracy = _read_accuracy(run, "val/accuracy")
+    stored = predictions.read(run.folder)
+    correct = stored.correct
+    images = len(stored.labels)
+    tolerance = max(1, images * MAX_TIED_SHARE)  # in images
+    if abs(correct.mean() - test_accuracy) * images > tolerance:
+        path = run.folder / predictions.PREDICTIONS
         raise CheckpointError(
-            f"{run.folder / 'config.yaml'}: seed={format_value(seed)}: not a whole number"
+            f"{path}: not of this run: accuracy {correct.mean():.4f}, "
+            f"but test/accuracy in result.json is {test_accuracy:.4f}"
         )
-    for name, value in (("test/accuracy", test), ("val/accuracy", 0.0 if val is None else val)):
-        if not isinstance(value, float | int) or not 0 <= value <= 1:
-            raise CheckpointError(
-                f"{run.folder / 'result.json'}: {name} is {format_value(value)}, wanted 0..1"
-            )
-    kept = predictions.read(run.folder)
-    if abs(kept.right.mean() - float(test or 0)) * len(kept.labels) > max(
-        1, len(kept.labels) / 1000
-    ):  # but for ties
-        told = f"accuracy {kept.right.mean():.4f}, but test/accuracy in result.json is {test:.4f}"
-        raise CheckpointError(f"{run.folder / predictions.PREDICTIONS}: not of this run: {told}")
-    return TestedRun(
-        run, seed, float(test or 0), None if val is None else float(val), kept.right, kept.labels
-    )
+    return TestedRun(run, seed, test_accuracy, val_accuracy, correct, stored.labels)
+
+
+def _read_accuracy(run: RunRecord, key: str) -> float:
+    value = run.result.get(key)
+    if not isinstance(value, float | int) or not 0 <= value <= 1:
+        path = run.folder / "result.json"
+        raise CheckpointError(f"{path}: {key} is {format_value(value)}, expected 0..1")
+    return float(value)
 
 
 def compare(runs: Sequence[TestedRun], different_data: bool = False) -> Comparison:
-    """Raises CheckpointError where the runs' data differs, unless that is asked for."""
-    changed = data_differences(runs)
-    notes = []
-    if changed and not different_data:
+    """Groups the runs and tests the groups against each other.
+
+    Args:
+        runs: At least two.
+        different_data: Compare runs of different data too, with a warning.
+
+    Raises:
+        CheckpointError: The data differs and `different_data` is not set.
+    """
+    changes = data_differences(runs)
+    if changes and not different_data:
         raise CheckpointError(
-            f"the runs are not of the same data: {changed}; --different-data compares their means all the same"
-        )
-    if changed:
-        notes.append(
-            f"warning: the runs are not of the same data ({changed}): a difference may be the data's"
-        )
-    if unknown := [str(run.run.folder) for run in runs if not fingerprint(run.run)]:
-        notes.append(
-            f"warning: no data fingerprint in {', '.join(unknown)}: only the test labels were compared"
-        )
-    if any(run.run.environment.get("dirty") for run in runs):
-        notes.append(
-            "note: code with uncommitted changes was used: whether it was the same cannot be told"
+            f"the runs are not of the same data: {changes}; "
+            "--different-data compares their means all the same"
         )
     groups, differences = group_runs(runs)
+    tested = _test_pairs(groups)
+    notes = _data_notes(runs, changes) + _code_notes(runs, differences)
+    if tested.base:
+        notes.append(
+            f"note: of {len(groups)} groups, only the pairs with {tested.base}, "
+            f"{tested.base_reason}, are tested"
+        )
+    return Comparison(groups, differences, tested.pairs, tested.base, notes)
+
+
+def _data_notes(runs: Sequence[TestedRun], changes: str) -> list[str]:
+    notes = []
+    if changes:
+        notes.append(
+            f"warning: the runs are not of the same data ({changes}): "
+            "the data may be the cause of a difference"
+        )
+    unknown = [str(run.record.folder) for run in runs if not fingerprint(run.record)]
+    if unknown:
+        notes.append(
+            f"warning: no data fingerprint in {', '.join(unknown)}: "
+            "only the test labels were compared"
+        )
+    return notes
+
+
+def _code_notes(runs: Sequence[TestedRun], differences: Differences) -> list[str]:
+    notes = []
+    if any(run.record.environment.get("dirty") for run in runs):
+        notes.append(
+            "note: code with uncommitted changes was used: "
+            "it may differ between runs of the same commit"
+        )
     if differences["configuration"] and differences["code"]:
         notes.append(
-            f"note: the code differs as well ({', '.join(differences['code'])}): a difference may be its"
+            f"note: the code differs as well ({', '.join(differences['code'])}): "
+            "it may be the cause of a difference"
         )
-    pairs, base, why = _select_pairs(groups)
-    if base:
-        notes.append(
-            f"note: of {len(groups)} groups, only the pairs with {base}, {why}, are tested"
-        )
-    return Comparison(groups, differences, pairs, base, notes)
+    return notes
 
 
 def data_differences(runs: Sequence[TestedRun]) -> str:
-    """In what the data of the runs differs, or nothing. A run without a fingerprint is judged by its test labels."""
-    known = [of for run in runs if (of := fingerprint(run.run))]
-    names = dict.fromkeys(name for each in known for name in each)
-    files = [name for name in names if len(distinct(each.get(name) for each in known)) > 1]
-    told = [f"other contents of {', '.join(files)}"] if files else []
-    if not all(_same_labels(runs[0], run) for run in runs):
-        told.append("other test labels")
-    return ", ".join(told)
+    """Describes in what the data of the runs differs; empty if it is the same.
+
+    Of runs without a fingerprint only the test labels are compared.
+    """
+    fingerprints = []
+    names: dict[str, None] = {}
+    for run in runs:
+        files = fingerprint(run.record)
+        if files:
+            fingerprints.append(files)
+            names.update(dict.fromkeys(files))
+    changed_files = []
+    for name in names:
+        hashes = [files.get(name) for files in fingerprints]
+        if len(distinct(hashes)) > 1:
+            changed_files.append(name)
+    changes = []
+    if changed_files:
+        changes.append(f"other contents of {', '.join(changed_files)}")
+    if not _have_same_labels(runs):
+        changes.append("other test labels")
+    return ", ".join(changes)
 
 
-def _same_labels(first: TestedRun, second: TestedRun) -> bool:
-    return first.labels.shape == second.labels.shape and bool((first.labels == second.labels).all())
+def _have_same_labels(runs: Sequence[TestedRun]) -> bool:
+    expected = runs[0].labels
+    for run in runs:
+        if run.labels.shape != expected.shape:
+            return False
+        if (run.labels != expected).any():
+            return False
+    return True
 
 
-def _same_test(runs: Sequence[TestedRun]) -> bool:
-    files = [of for run in runs if (of := test_fingerprint(run.run))]
-    return len(distinct(files)) <= 1 and all(_same_labels(runs[0], run) for run in runs)
+def _have_same_test_set(runs: Sequence[TestedRun]) -> bool:
+    fingerprints = [test_fingerprint(run.record) for run in runs]
+    known = [files for files in fingerprints if files]
+    return len(distinct(known)) <= 1 and _have_same_labels(runs)
 
 
 def group_runs(runs: Sequence[TestedRun]) -> tuple[list[RunGroup], Differences]:
-    """Repeats of one setting together. A seed that comes again begins another group: of before and after, say."""
-    times: Counter[tuple[str, int]] = Counter()
-    places: dict[tuple[str, int], list[TestedRun]] = {}
+    """Groups runs with the same settings and data.
+
+    A repeated seed begins another group. So runs before and after a change of the code form two.
+    """
+    repeats: Counter[tuple[str, int]] = Counter()
+    members: dict[tuple[str, int], list[TestedRun]] = {}
     for run in runs:
-        setting = json.dumps([settings(run.run), fingerprint(run.run)], sort_keys=True, default=str)
-        places.setdefault((setting, times[setting, run.seed]), []).append(run)
-        times[setting, run.seed] += 1
-    named = {
-        _label(number): sorted(of, key=lambda run: run.seed)
-        for number, of in enumerate(places.values())
-    }
-    differences = find_differences({label: [run.run for run in of] for label, of in named.items()})
-    return [
-        _group(label, of, list(differences["configuration"])) for label, of in named.items()
-    ], differences
+        parts = [settings(run.record), fingerprint(run.record)]
+        setting = json.dumps(parts, sort_keys=True, default=str)
+        members.setdefault((setting, repeats[setting, run.seed]), []).append(run)
+        repeats[setting, run.seed] += 1
+    labeled = {}
+    for index, group in enumerate(members.values()):
+        labeled[_label(index)] = sorted(group, key=lambda run: run.seed)
+    records = {label: [run.record for run in group] for label, group in labeled.items()}
+    differences = find_differences(records)
+    keys = list(differences["configuration"])
+    groups = [_build_group(label, group, keys) for label, group in labeled.items()]
+    return groups, differences
 
 
-def _label(number: int) -> str:
-    """A, B, ..., Z, AA, AB, ..."""
-    return (_label(number // 26 - 1) if number >= 26 else "") + chr(ord("A") + number % 26)
+def _label(index: int) -> str:
+    """Returns A, B, ..., Z, AA, AB, ..."""
+    label = chr(ord("A") + index % 26)
+    if index < 26:
+        return label
+    return _label(index // 26 - 1) + label
 
 
-def _group(label: str, runs: list[TestedRun], keys: Sequence[str]) -> RunGroup:
-    values = settings(runs[0].run)
-    told = [f"{key}={format_value(values.get(key))}" for key in keys[:SETTINGS]] + ["..."] * (
-        len(keys) > SETTINGS
-    )
-    vals = [run.val for run in runs if run.val is not None]
-    val = significance.estimate_mean(vals) if len(vals) == len(runs) else None
-    return RunGroup(
-        label, " ".join(told), runs, significance.estimate_mean([run.test for run in runs]), val
-    )
+def _build_group(label: str, runs: list[TestedRun], keys: Sequence[str]) -> RunGroup:
+    """Builds a group whose description has the settings at `keys`."""
+    values = settings(runs[0].record)
+    words = [f"{key}={format_value(values.get(key))}" for key in keys[:MAX_LABEL_SETTINGS]]
+    if len(keys) > MAX_LABEL_SETTINGS:
+        words.append("...")
+    test_accuracy = significance.estimate_mean([run.test_accuracy for run in runs])
+    val_accuracy = None
+    val_accuracies = [run.val_accuracy for run in runs if run.val_accuracy is not None]
+    if len(val_accuracies) == len(runs):
+        val_accuracy = significance.estimate_mean(val_accuracies)
+    return RunGroup(label, " ".join(words), runs, test_accuracy, val_accuracy)
 
 
-def _select_pairs(groups: Sequence[RunGroup]) -> tuple[list[GroupPair], str | None, str]:
-    """The tested pairs; where those are not all, the group that they are with, and why with that one."""
-    if len(groups) <= ALL_PAIRS:
-        return _holm_correct([_pair(*two) for two in combinations(groups, 2)]), None, ""
-    means = [group.val.mean for group in groups if group.val]
+def _test_pairs(groups: Sequence[RunGroup]) -> TestedPairs:
+    if len(groups) <= MAX_GROUPS_FOR_ALL_PAIRS:
+        pairs = [_test_pair(first, second) for first, second in combinations(groups, 2)]
+        return TestedPairs(_holm_correct(pairs), None, "")
+    base = groups[0]
+    reason = "the first given (not all runs have a validation accuracy)"
+    means = [group.val_accuracy.mean for group in groups if group.val_accuracy]
     if len(means) == len(groups):
         base = groups[means.index(max(means))]
-        why = "the best by validation accuracy"
-    else:
-        base = groups[0]
-        why = "the first given (not all runs have a validation accuracy)"
-    return (
-        _holm_correct([_pair(base, group) for group in groups if group is not base]),
-        base.label,
-        why,
-    )
+        reason = "the best by validation accuracy"
+    pairs = [_test_pair(base, group) for group in groups if group is not base]
+    return TestedPairs(_holm_correct(pairs), base.label, reason)
 
 
-def _pair(first: RunGroup, second: RunGroup) -> GroupPair:
-    images = _images(first, second)
-    value = first.test.mean - second.test.mean
-    single = len(first.runs) == len(second.runs) == 1
-    if single and isinstance(images, McNemar):
-        interval = significance.mcnemar_interval(*images[:3])
-        return GroupPair(
-            first.label, second.label, "McNemar", value, interval, images.p, None, images
+def _test_pair(first: RunGroup, second: RunGroup) -> GroupPair:
+    refusal = _mcnemar_refusal(first, second)
+    mcnemar = None if refusal else _test_images(first, second)
+    first_values = [run.test_accuracy for run in first.runs]
+    second_values = [run.test_accuracy for run in second.runs]
+    if mcnemar and len(first.runs) == len(second.runs) == 1:
+        test = "McNemar"
+        result = TestResult(
+            first_values[0] - second_values[0],
+            significance.mcnemar_interval(mcnemar.only_first, mcnemar.only_second, mcnemar.images),
+            mcnemar.p,
         )
-    values = [[run.test for run in group.runs] for group in (first, second)]
-    by_seed = first.seeds == second.seeds and _same_test([*first.runs, *second.runs])
-    name, tested = (
-        ("paired t", significance.paired_t_test)
-        if by_seed
-        else ("Welch t", significance.welch_t_test)
-    )
-    found: TestResult = tested(*values)
+    elif first.seeds == second.seeds and _have_same_test_set([*first.runs, *second.runs]):
+        test = "paired t"
+        result = significance.paired_t_test(first_values, second_values)
+    else:
+        test = "Welch t"
+        result = significance.welch_t_test(first_values, second_values)
     return GroupPair(
-        first.label, second.label, name if found.p is not None else None, *found, None, images
+        first=first.label,
+        second=second.label,
+        test=None if result.p is None else test,
+        difference=result.value,
+        interval=result.interval,
+        p=result.p,
+        holm=None,
+        mcnemar=mcnemar,
+        mcnemar_refusal=refusal,
     )
 
 
-def _images(first: RunGroup, second: RunGroup) -> McNemar | str:
-    """An image counts once, whatever the number of seeds: for the group that gets it right with more of them."""
-    if not _same_test([*first.runs, *second.runs]):
+def _mcnemar_refusal(first: RunGroup, second: RunGroup) -> str:
+    """Returns why McNemar's test does not apply to the two groups; empty if it does."""
+    runs = [*first.runs, *second.runs]
+    if not _have_same_test_set(runs):
         return "not the same test images"
-    if first.seeds != second.seeds and len(first.runs) + len(second.runs) > 2:
+    if first.seeds != second.seeds and len(runs) > 2:
         return "not the same seeds"
-    more = sum(run.right.astype(int) for run in first.runs) - sum(
-        run.right.astype(int) for run in second.runs
-    )
-    one = int((more > 0).sum())
-    other = int((more < 0).sum())
-    return McNemar(one, other, len(more), significance.mcnemar(one, other))
+    return ""
+
+
+def _test_images(first: RunGroup, second: RunGroup) -> McNemar:
+    """Counts an image once, whatever the number of seeds.
+
+    An image counts for the group in which more of the seeds classify the image correctly.
+    """
+    first_hits = numpy.sum([run.correct for run in first.runs], axis=0)
+    second_hits = numpy.sum([run.correct for run in second.runs], axis=0)
+    only_first = int((first_hits > second_hits).sum())
+    only_second = int((first_hits < second_hits).sum())
+    p = significance.mcnemar(only_first, only_second)
+    return McNemar(only_first, only_second, len(first_hits), p)
 
 
 def _holm_correct(pairs: Sequence[GroupPair]) -> list[GroupPair]:
-    """With Holm's p, of each kind of test."""
-    means = significance.holm([pair.p for pair in pairs])
-    images = significance.holm(
-        [None if isinstance(pair.mcnemar, str) else pair.mcnemar.p for pair in pairs]
-    )
-    found = zip(pairs, means, images, strict=True)
-    return [
-        pair._replace(
-            holm=mean, mcnemar=of if isinstance(of := pair.mcnemar, str) else of._replace(holm=p)
-        )
-        for pair, mean, p in found
-    ]
-
-
-def find_differences(groups: Mapping[str, Sequence[RunRecord]]) -> Differences:
-    """Every part with its keys that do not have one value in all runs; None stands where a run has none."""
-    recorded = {name: [recorded_parts(run) for run in runs] for name, runs in groups.items()}
-    first = next(iter(recorded.values()))[0]
-    return {part: _differences_of_part(part, recorded) for part in first}
-
-
-def _differences_of_part(
-    part: str, recorded: Mapping[str, Sequence[Mapping[str, Any]]]
-) -> dict[str, Values]:
-    keys = dict.fromkeys(key for runs in recorded.values() for run in runs for key in run[part])
-    values = {
-        key: {name: [run[part].get(key) for run in runs] for name, runs in recorded.items()}
-        for key in keys
-    }
-    return {
-        key: of
-        for key, of in values.items()
-        if len(distinct(value for each in of.values() for value in each)) > 1
-    }
-
-
-def distinct(values: Iterable[Any]) -> list[Any]:
-    """Each value once, in order; also those that cannot be hashed."""
-    found: list[Any] = []
-    found += (value for value in values if value not in found)
-    return found
-
-
-def recorded_parts(run: RunRecord) -> dict[str, dict[str, Any]]:
-    known = flatten(run.environment)
-    return {
-        "configuration": settings(run),
-        "code": {
-            key.removeprefix("versions."): value
-            for key, value in known.items()
-            if key.startswith(CODE)
-        },
-        "machine": {key: value for key, value in known.items() if key in MACHINE},
-        "data": fingerprint(run),
-    }
+    """Adds Holm's p, separately for the tests of the means and for McNemar's tests."""
+    mean_ps = significance.holm([pair.p for pair in pairs])
+    image_ps = significance.holm([pair.mcnemar.p if pair.mcnemar else None for pair in pairs])
+    corrected = []
+    for pair, mean_p, image_p in zip(pairs, mean_ps, image_ps, strict=True):
+        mcnemar = pair.mcnemar
+        if mcnemar:
+            mcnemar = mcnemar._replace(holm=image_p)
+        corrected.append(pair._replace(holm=mean_p, mcnemar=mcnemar))
+    return corrected

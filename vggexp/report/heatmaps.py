@@ -1,136 +1,183 @@
-"""Grids of coloured cells with their numbers in them: scores over two settings, and confusions of classes."""
+"""Renders HTML tables of colored cells: scores over two settings, and the confusion matrix."""
 
 import re
 from collections.abc import Sequence
 from html import escape
+from math import inf
 
 import numpy as np
 
 from vggexp.formatting import format_value
-from vggexp.report.mistakes import confusion
 from vggexp.report.table import Table
-from vggexp.runs.predictions import Predictions
+from vggexp.runs.predictions import Predictions, confusion_matrix
 from vggexp.runs.repeats import Row
 
-MOST_VALUES = 24  # of an axis; more would be a scatter, not a grid
-MOST_CLASSES = 24
-DARK = 0.82  # the strength from which white is read better than black: both have a contrast of 4.5 there
+MAX_AXIS_VALUES = 24  # a setting with more values is no axis of a heat map
+MAX_CLASSES = 24  # of a confusion matrix
+# From this strength on, white text is easier to read than black. Both have a contrast of 4.5 here.
+WHITE_TEXT_STRENGTH = 0.82
+MIN_STRENGTH = 0.06  # a cell with a value differs from an empty one
+MAX_HEADER_CHARS = 120  # in total; longer column names are written upright
 
-Place = tuple[str, str]  # the settings of a cell, down and across
+Cell = tuple[str, str]  # value of the setting down, value of the setting across
 
 
 def heat_map(table: Table, groups: Sequence[Row]) -> str:
-    """The score over two settings: the network and the learning rate where both vary, else the two that vary most.
+    """Returns a section with the best score for each pair of values of two settings.
 
-    A cell is the best mean over repeats, or the best run without them; the empty string where no two settings vary.
+    A cell has the best mean over seeds or, without repeats, the best run.
+
+    Args:
+        groups: Means over seeds; empty if no run has a repeat.
+
+    Returns:
+        HTML; empty if fewer than two settings vary.
     """
-    chosen = axes(table)
-    if chosen is None:
+    keys = choose_axes(table)
+    if keys is None:
         return ""
-    down, across = chosen
+    down, across = keys
     note = f"{table.score} of the best finished run in each cell."
     if groups:
-        note = f"{table.score} of the best mean over seeds in each cell, of finished runs."
-    scores = _scores(down, across, _best(table, groups, chosen))
-    return f"<section><h2>{escape(down)} against {escape(across)}</h2><p>{note} ✕: none finished.</p>{scores}</section>"
+        note = f"Best mean {table.score} over the seeds of finished runs in each cell."
+    grid = _score_grid(down, across, _best_scores(table, groups, down, across))
+    title = f"{escape(down)} against {escape(across)}"
+    return f"<section><h2>{title}</h2><p>{note} ✕: none finished.</p>{grid}</section>"
 
 
-def _best(
-    table: Table, groups: Sequence[Row], chosen: tuple[str, str]
-) -> dict[Place, float | None]:
-    """The highest score of each cell that has runs, None where none of them finished."""
-    best: dict[Place, float | None] = {_place(row, chosen): None for row in table.rows}
-    column = f"{table.score} mean" if groups else table.score
-    for row in groups or (row for row in table.rows if row["state"] == "finished"):
-        place = _place(row, chosen)
+def _best_scores(
+    table: Table, groups: Sequence[Row], down: str, across: str
+) -> dict[Cell, float | None]:
+    """Returns the highest score of each cell that has runs; None if none of them finished."""
+    rows: Sequence[Row] = [row for row in table.rows if row["state"] == "finished"]
+    column = table.score
+    if groups:
+        rows = groups
+        column = f"{table.score} mean"
+    best: dict[Cell, float | None] = {_cell(row, down, across): None for row in table.rows}
+    for row in rows:
         score = row[column]
         if score is not None:
-            best[place] = max(score, best[place] or score)
+            cell = _cell(row, down, across)
+            best[cell] = max(score, best[cell] or score)
     return best
 
 
-def _place(row: Row, chosen: tuple[str, str]) -> Place:
-    down, across = chosen
+def _cell(row: Row, down: str, across: str) -> Cell:
     return format_value(row[down]), format_value(row[across])
 
 
-def axes(table: Table) -> tuple[str, str] | None:
-    """The settings down and across."""
-    counts = {
-        key: len({format_value(row[key]) for row in table.rows})
-        for key in table.settings
-        if key != "seed"
-    }
-    counts = {key: count for key, count in counts.items() if count <= MOST_VALUES}
+def choose_axes(table: Table) -> tuple[str, str] | None:
+    """Returns the settings down and across; None if fewer than two vary.
+
+    These are the network and the learning rate if both vary, else the two settings with the most
+    values.
+    """
+    counts = {}
+    for key in table.settings:
+        count = len({format_value(row[key]) for row in table.rows})
+        if key != "seed" and count <= MAX_AXIS_VALUES:
+            counts[key] = count
     if {"network", "optimizer.lr"} <= counts.keys():
         return "network", "optimizer.lr"
-    most = sorted(counts, key=lambda key: -counts[key])[:2]
-    return (most[1], most[0]) if len(most) == 2 else None
+    if len(counts) < 2:
+        return None
+    across, down, *_ = sorted(counts, key=lambda key: -counts[key])
+    return down, across
 
 
 def natural_sort_key(text: str) -> tuple[tuple[float, str], ...]:
-    """A key for sorting: 0.01 before 0.1 and vgg9 before vgg11."""
+    """Returns a key that sorts 0.01 before 0.1 and vgg9 before vgg11."""
     try:
         return ((float(text), ""),)
     except ValueError:
-        parts = re.findall(r"(\d+)|(\D+)", text)
-        return tuple(
-            (float(digits), "") if digits else (float("inf"), word) for digits, word in parts
-        )
+        pass
+    parts = []
+    for digits, word in re.findall(r"(\d+)|(\D+)", text):
+        if digits:
+            parts.append((float(digits), ""))
+        else:
+            parts.append((inf, word))
+    return tuple(parts)
 
 
-def _scores(down: str, across: str, best: dict[Place, float | None]) -> str:
-    rows, columns = (
-        sorted({place[side] for place in best}, key=natural_sort_key) for side in (0, 1)
-    )
-    known = [value for value in best.values() if value is not None] or [0]
-    low = min(known)
-    span = max(known) - min(known) or 1
+def _score_grid(down: str, across: str, best: dict[Cell, float | None]) -> str:
+    rows = sorted({cell[0] for cell in best}, key=natural_sort_key)
+    columns = sorted({cell[1] for cell in best}, key=natural_sort_key)
+    scores = [score for score in best.values() if score is not None]
+    low = min(scores, default=0)
+    span = max(scores, default=0) - low or 1
 
-    def score(place: Place) -> str:
-        value = best.get(place)
-        if value is None:
-            return f"<td>{'✕' if place in best else ''}</td>"
-        return _shaded((value - low) / span, f"{value:.4f}")
+    def cell_html(cell: Cell) -> str:
+        if cell not in best:
+            return "<td></td>"
+        score = best[cell]
+        if score is None:
+            return "<td>✕</td>"
+        return _shaded_cell((score - low) / span, f"{score:.4f}")
 
-    cells = [[score((row, column)) for column in columns] for row in rows]
+    cells = [[cell_html((row, column)) for column in columns] for row in rows]
     return _grid(f"{down} \\ {across}", rows, columns, cells)
 
 
-def _shaded(strength: float, text: str, kind: str = "") -> str:
-    """strength: 0 to 1, from the page's colour to the full one."""
-    words = " ".join(word for word in (kind, "strong" if strength > DARK else "") if word)
-    return f'<td class="{words}" style="--v:{0.06 + 0.94 * strength:.2f}">{text}</td>'
+def _shaded_cell(strength: float, text: str, css_class: str = "") -> str:
+    """Returns a td element.
+
+    Args:
+        strength: From 0, nearly the color of the page, to 1, the full color.
+        css_class: "miss" for the color of mistakes.
+    """
+    classes = [css_class] if css_class else []
+    if strength > WHITE_TEXT_STRENGTH:
+        classes.append("strong")
+    shade = MIN_STRENGTH + (1 - MIN_STRENGTH) * strength
+    return f'<td class="{" ".join(classes)}" style="--v:{shade:.2f}">{text}</td>'
 
 
 def _grid(
     corner: str, rows: Sequence[str], columns: Sequence[str], cells: Sequence[Sequence[str]]
 ) -> str:
-    """cells: td elements. Long names of many columns are written upright."""
-    upright = ' class="upright"' if len(columns) * max(map(len, columns)) > 120 else ""
-    head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in columns)
-    lines = (
-        f'<tr><th scope="row">{escape(name)}</th>{"".join(line)}</tr>'
-        for name, line in zip(rows, cells, strict=True)
-    )
-    head = f"<thead{upright}><tr><th>{escape(corner)}</th>{head}</tr></thead>"
-    return f'<div class="box fit"><table class="grid">{head}<tbody>{"".join(lines)}</tbody></table></div>'
+    """Returns a table element.
+
+    Args:
+        corner: Text of the upper left cell.
+        rows: Names of the rows.
+        columns: Names of the columns.
+        cells: The td elements of each row.
+    """
+    css_class = ""
+    if len(columns) * max(map(len, columns)) > MAX_HEADER_CHARS:
+        css_class = ' class="upright"'
+    header = f"<th>{escape(corner)}</th>"
+    for name in columns:
+        header += f'<th scope="col"><span>{escape(name)}</span></th>'
+    body = ""
+    for name, row in zip(rows, cells, strict=True):
+        body += f'<tr><th scope="row">{escape(name)}</th>{"".join(row)}</tr>'
+    table = f"<thead{css_class}><tr>{header}</tr></thead><tbody>{body}</tbody>"
+    return f'<div class="box fit"><table class="grid">{table}</table></div>'
 
 
 def confusion_grid(predictions: Predictions, names: Sequence[str]) -> str:
-    """Counts of images; the empty string where the classes are too many for a table."""
-    counts = confusion(predictions)
-    if len(counts) > MOST_CLASSES:
+    """Returns the confusion matrix as HTML; empty if there are more than MAX_CLASSES classes."""
+    if len(names) > MAX_CLASSES:
         return ""
-    share = np.sqrt(
-        counts / np.maximum(1, counts.sum(1, keepdims=True))
-    )  # the root shows rare mistakes
-    cells = [
-        [
-            _shaded(share[i, j], f"{n:,}", "" if i == j else "miss") if n else "<td></td>"
-            for j, n in enumerate(row)
-        ]
-        for i, row in enumerate(counts)
-    ]
-    note = "Test images by true class (rows) and predicted class (columns); right answers blue, wrong ones red."
-    return f"<h3>Confusion</h3><p>{note}</p>" + _grid("true \\ predicted", names, names, cells)
+    counts = confusion_matrix(predictions.labels, predictions.predicted, len(names))
+    images = np.maximum(1, counts.sum(axis=1, keepdims=True))  # of each true class
+    strengths = np.sqrt(counts / images)  # the square root makes rare mistakes visible
+
+    def cell_html(label: int, predicted: int) -> str:
+        count = counts[label, predicted]
+        if not count:
+            return "<td></td>"
+        css_class = "" if label == predicted else "miss"
+        return _shaded_cell(strengths[label, predicted], f"{count:,}", css_class)
+
+    classes = range(len(names))
+    cells = [[cell_html(label, predicted) for predicted in classes] for label in classes]
+    note = (
+        "Test images by true class (rows) and predicted class (columns); "
+        "correct predictions blue, mistakes red."
+    )
+    grid = _grid("true \\ predicted", names, names, cells)
+    return f"<h3>Confusion</h3><p>{note}</p>{grid}"

@@ -1,96 +1,83 @@
-"""Pictures read back from a run's event files, without TensorBoard's server. Needs no torch."""
+"""Renders the section about the best run: confusion matrix and worst mistakes."""
 
-import struct
-from collections.abc import Iterator
+import base64
+from collections.abc import Mapping, Sequence
+from html import escape
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from google.protobuf.message import DecodeError
-from numpy.typing import NDArray
-from tensorboard.compat.proto.event_pb2 import Event
+from typing import Any
 
 from vggexp.data.catalog import DATASETS, folder_classes
-from vggexp.errors import DataError
-from vggexp.runs.predictions import Predictions
-
-Array = NDArray[Any]
-
-
-class Mistake(NamedTuple):
-    image: int  # its place in the test set, from 0
-    label: int
-    predicted: int
-    score: float  # of the predicted class
-    label_score: float
+from vggexp.errors import CheckpointError, DataError
+from vggexp.report.heatmaps import confusion_grid
+from vggexp.report.sections import html_table
+from vggexp.report.table import Table
+from vggexp.runs import predictions
+from vggexp.runs.predictions import Predictions, worst_mistakes
 
 
-def confusion(predictions: Predictions) -> Array:
-    """[K, K] counts by true class (rows) and predicted class (columns)."""
-    classes = predictions.scores.shape[1]
-    places = predictions.labels.astype(np.int64) * classes + predictions.predicted
-    return np.bincount(places, minlength=classes**2).reshape(classes, classes)
+def best_run_section(table: Table) -> str:
+    """Returns what the best run misclassifies as HTML; empty if no run has finished."""
+    run = table.runs[0]
+    if run.state != "finished":
+        return ""
+    try:
+        stored = predictions.read(run.folder)
+    except CheckpointError as error:
+        note = f"its predictions are left out: {error}"
+        content = ""
+    else:
+        names = class_names(run.config, stored.probs.shape[1])
+        wrong = int((~stored.correct).sum())
+        note = f"{wrong:,} of {len(stored.labels):,} test images wrong."
+        content = confusion_grid(stored, names) + _mistakes(stored, names, run.folder)
+    name = escape(table.rows[0]["run"])
+    text = f"<p><code>{name}</code>: {escape(note)}</p>"
+    return f"<section><h2>The best run</h2>{text}{content}</section>"
 
 
-def worst_mistakes(predictions: Predictions, count: int = 12) -> list[Mistake]:
-    """The wrong answers of the greatest confidence."""
-    scores, labels, predicted = *predictions, predictions.predicted
-    wrong = np.flatnonzero(predicted != labels)
-    worst = wrong[np.argsort(-scores[wrong, predicted[wrong]], kind="stable")][:count]
-    return [
-        Mistake(
-            int(i),
-            int(labels[i]),
-            int(predicted[i]),
-            float(scores[i, predicted[i]]),
-            float(scores[i, labels[i]]),
-        )
-        for i in worst
+def _mistakes(stored: Predictions, names: Sequence[str], folder: Path) -> str:
+    from vggexp.loggers.event_files import read_image_summary  # imports protobuf
+
+    rows = [
+        {
+            "test image": str(mistake.index),
+            "true class": names[mistake.label],
+            "predicted": names[mistake.predicted],
+            "probability": f"{mistake.prob:.4f}",
+            "true class's probability": f"{mistake.label_prob:.4f}",
+        }
+        for mistake in worst_mistakes(stored)
     ]
+    if not rows:
+        return ""
+    image = ""
+    png = read_image_summary(folder, "test/worst_mistakes")
+    if png is not None:
+        url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
+        image = f'<img src="{url}" alt="the worst mistakes">'
+    note = "The wrong predictions of the highest probability. Images are counted from 0."
+    pair = f'<div class="pair">{html_table(rows)}{image}</div>'
+    return f"<h3>Worst mistakes</h3><p>{note}</p>{pair}"
 
 
-def class_names(config: dict[str, Any], count: int) -> tuple[str, ...]:
-    """Of the data set or its folder; numbers where neither tells `count` names."""
+def class_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
+    """Returns the names of the classes of a run's data.
+
+    Args:
+        config: The run's configuration with flat keys.
+        count: Number of classes. If the number of known names is another one, the classes are
+            named by their indices.
+    """
     names: tuple[str, ...] = ()
-    data = config.get("data.name")
+    dataset = config.get("data.name")
     root = config.get("data.root")
-    if isinstance(data, str) and data in DATASETS:
-        names = DATASETS[data].classes
-    elif data == "image_folder" and isinstance(root, str):
+    if isinstance(dataset, str) and dataset in DATASETS:
+        names = DATASETS[dataset].classes
+    elif dataset == "image_folder" and isinstance(root, str):
         try:
             names = folder_classes(Path(root))
-        except (DataError, ValueError):  # moved, or never on this machine
+        except (DataError, ValueError):  # the folder has moved or is on another machine
             names = ()
-    return names if len(names) == count else tuple(map(str, range(count)))
-
-
-MOST_BYTES = 1 << 26  # of an event file; a run's has less than one MiB
-PNG = b"\x89PNG\r\n\x1a\n"
-
-
-def read_image_summary(folder: Path, tag: str) -> bytes | None:
-    """The last picture of that tag as PNG; None where there is none, or no file can be read."""
-    found = None
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        try:
-            content = path.read_bytes() if path.stat().st_size <= MOST_BYTES else b""
-            values = [
-                value
-                for record in _records(content)
-                for value in Event.FromString(record).summary.value
-            ]
-        except (OSError, DecodeError):
-            continue
-        pictures = [value.image.encoded_image_string for value in values if value.tag == tag]
-        found = next((png for png in reversed(pictures) if png.startswith(PNG)), found)
-    return found
-
-
-def _records(content: bytes) -> Iterator[bytes]:
-    """Each stands between its length with a checksum and its own checksum; a last one cut short is left out."""
-    start = 0
-    while start + 12 <= len(content):
-        (length,) = struct.unpack_from("<Q", content, start)
-        start += 12 + length + 4
-        if start <= len(content):
-            yield content[start - length - 4 : start - 4]
+    if len(names) == count:
+        return names
+    return tuple(str(index) for index in range(count))

@@ -4,10 +4,10 @@ const data = JSON.parse(document.getElementById("data").textContent);
 const table = document.getElementById("runs");
 const body = table.tBodies[0];
 const tip = document.getElementById("tip");
-const SHOWN = 12; // runs whose curves are drawn at first, and that get a colour of their own
-const HUES = 6; // the second half of the colours is dashed
+const MAX_COLORED = 12; // runs that have their own color, and are drawn first
+const COLORS = 6; // number of colors; the second COLORS runs are dashed
 
-function make(name, attributes, parent, text) {
+function addSvg(name, attributes, parent, text) {
   const element = document.createElementNS("http://www.w3.org/2000/svg", name);
   for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
   if (text !== undefined) element.textContent = text;
@@ -17,263 +17,348 @@ function make(name, attributes, parent, text) {
 
 // Axes
 
-function steps(low, high, count, whole) {
-  const rough = (high - low) / count;
-  const power = 10 ** Math.floor(Math.log10(rough));
-  let step = [1, 2, 5, 10].find((factor) => factor * power >= rough) * power;
+function linearTicks(low, high, count, whole) {
+  const roughStep = (high - low) / count;
+  const power = 10 ** Math.floor(Math.log10(roughStep));
+  let step = [1, 2, 5, 10].find((factor) => factor * power >= roughStep) * power;
   if (whole) step = Math.max(1, Math.round(step));
   const first = Math.ceil(low / step - 1e-9);
-  const many = Math.floor(high / step + 1e-9) - first + 1;
-  return Array.from({ length: many }, (_, i) => Number(((first + i) * step).toPrecision(12)));
+  const length = Math.floor(high / step + 1e-9) - first + 1;
+  return Array.from({ length }, (_, i) => Number(((first + i) * step).toPrecision(12)));
 }
 
-function decades(low, high) {
+function logTicks(low, high) {
   const ticks = [];
   for (let power = Math.floor(Math.log10(low)); power <= Math.log10(high); power++)
     for (const factor of [1, 2, 5]) ticks.push(Number((factor * 10 ** power).toPrecision(3)));
   const inside = ticks.filter((tick) => tick >= low && tick <= high);
-  return inside.length > 7 ? inside.filter((tick) => Number.isInteger(Math.log10(tick))) : inside;
+  if (inside.length <= 7) return inside;
+  return inside.filter((tick) => Number.isInteger(Math.log10(tick)));
 }
 
-/* From values to pixels. A wide range of positive values gets a logarithmic axis. */
-function axis(values, from, to, { whole = false, logarithmic = false, top = Infinity } = {}) {
+/* Maps values to pixels from `from` to `to`. If `logarithmic` is set, a wide range of positive
+   values has a logarithmic axis. `top` is the largest value that a metric can have. */
+function makeAxis(values, from, to, { whole = false, logarithmic = false, top = Infinity } = {}) {
   let low = values.reduce((a, b) => Math.min(a, b), Infinity);
   let high = values.reduce((a, b) => Math.max(a, b), -Infinity);
-  const wide = logarithmic && low > 0 && high / low > 20;
-  const of = wide ? Math.log10 : (value) => value;
+  const isLog = logarithmic && low > 0 && high / low > 20;
+  const scale = isLog ? Math.log10 : (value) => value;
+  const unscale = isLog ? (value) => 10 ** value : (value) => value;
   if (!whole) {
-    const room = (of(high) - of(low)) * 0.06 || Math.abs(of(high)) * 0.05 || 0.5;
-    const undo = wide ? (value) => 10 ** value : (value) => value;
-    [low, high] = [undo(of(low) - room), Math.min(undo(of(high) + room), Math.max(top, high))];
-  } else if (low === high) [low, high] = [low - 1, high + 1];
-  const count = Math.max(2, Math.min(8, Math.abs(to - from) / (from < to ? 70 : 40)));
-  const place = (value) => from + ((of(value) - of(low)) / (of(high) - of(low))) * (to - from);
-  return { place, ticks: wide ? decades(low, high) : steps(low, high, count, whole) };
+    const range = scale(high) - scale(low);
+    const margin = range * 0.06 || Math.abs(scale(high)) * 0.05 || 0.5;
+    low = unscale(scale(low) - margin);
+    high = Math.min(unscale(scale(high) + margin), Math.max(top, high));
+  } else if (low === high) {
+    low -= 1;
+    high += 1;
+  }
+  const pixelsPerTick = from < to ? 70 : 40;
+  const count = Math.max(2, Math.min(8, Math.abs(to - from) / pixelsPerTick));
+  const toPixel = (value) =>
+    from + ((scale(value) - scale(low)) / (scale(high) - scale(low))) * (to - from);
+  return { toPixel, ticks: isLog ? logTicks(low, high) : linearTicks(low, high, count, whole) };
 }
 
 const compact = new Intl.NumberFormat("en", { notation: "compact", maximumSignificantDigits: 4 });
 
-/* The marks of an axis, all with as many decimals as one of them needs. */
-function labels(ticks) {
-  const decimals = Math.max(...ticks.map((tick) => (String(tick).split(".")[1] ?? "").length));
-  return ticks.map((tick) => (tick < 1e4 ? tick.toFixed(Math.min(decimals, 6)) : compact.format(tick)));
+/* All labels of an axis have as many decimals as the longest needs. */
+function tickLabels(ticks) {
+  const lengths = ticks.map((tick) => (String(tick).split(".")[1] ?? "").length);
+  const decimals = Math.min(Math.max(...lengths), 6);
+  return ticks.map((tick) => (tick < 1e4 ? tick.toFixed(decimals) : compact.format(tick)));
 }
 
-/* A chart of points, joined to lines where they are curves. sets: [{run, points: [[x, y, text]]}]. */
-function chart(box, { title, x, y, sets, joined }) {
-  box.replaceChildren();
+// Charts
+
+/* Draws points, or curves if `joined` is set. sets: [{run, points: [[x, y, text]]}]. */
+function drawChart(figure, { title, x, y, sets, joined }) {
+  figure.replaceChildren();
   const caption = document.createElement("figcaption");
   caption.textContent = title;
-  box.append(caption);
-  const width = box.clientWidth - 20;
+  figure.append(caption);
+  const width = figure.clientWidth - 20;
   const height = Math.round(Math.min(280, Math.max(210, width * 0.55)));
-  const svg = make("svg", { viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": title }, box);
+  const viewBox = `0 0 ${width} ${height}`;
+  const svg = addSvg("svg", { viewBox, height, role: "img", "aria-label": title }, figure);
   const points = sets.flatMap((set) => set.points);
-  if (!points.length) return void make("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, svg, "nothing to draw");
-  const [left, right, top, bottom] = [52, width - 14, 12, height - 42];
-  const across = axis(points.map((point) => point[0]), left, right, x);
-  const up = axis(y.values ?? points.map((point) => point[1]), bottom, top, y);
-  const marks = labels(up.ticks);
-  up.ticks.forEach((tick, i) => {
-    make("line", { class: "rule", x1: left, x2: right, y1: up.place(tick), y2: up.place(tick) }, svg);
-    make("text", { x: left - 8, y: up.place(tick) + 4, "text-anchor": "end" }, svg, marks[i]);
+  const centered = { "text-anchor": "middle" };
+  if (!points.length) {
+    addSvg("text", { x: width / 2, y: height / 2, ...centered }, svg, "nothing to draw");
+    return;
+  }
+  const left = 52;
+  const right = width - 14;
+  const top = 12;
+  const bottom = height - 42;
+  const xAxis = makeAxis(points.map((point) => point[0]), left, right, x);
+  const yAxis = makeAxis(y.values ?? points.map((point) => point[1]), bottom, top, y);
+  const yLabels = tickLabels(yAxis.ticks);
+  yAxis.ticks.forEach((tick, i) => {
+    const pixel = yAxis.toPixel(tick);
+    addSvg("line", { class: "rule", x1: left, x2: right, y1: pixel, y2: pixel }, svg);
+    addSvg("text", { x: left - 8, y: pixel + 4, "text-anchor": "end" }, svg, yLabels[i]);
   });
-  const feet = labels(across.ticks);
-  across.ticks.forEach((tick, i) => make("text", { x: across.place(tick), y: bottom + 18, "text-anchor": "middle" }, svg, feet[i]));
-  make("text", { x: (left + right) / 2, y: height - 6, "text-anchor": "middle" }, svg, x.label);
-  const drawn = sets.map((set) => ({ run: set.run, points: set.points.map(([a, b, text]) => [across.place(a), up.place(b), text]) }));
-  for (const set of [...drawn].reverse()) (joined ? curve : dots)(svg, set);
-  listen(svg, drawn);
+  const xLabels = tickLabels(xAxis.ticks);
+  xAxis.ticks.forEach((tick, i) => {
+    addSvg("text", { x: xAxis.toPixel(tick), y: bottom + 18, ...centered }, svg, xLabels[i]);
+  });
+  addSvg("text", { x: (left + right) / 2, y: height - 6, ...centered }, svg, x.label);
+  const pixelSets = sets.map((set) => ({
+    run: set.run,
+    points: set.points.map(([a, b, text]) => [xAxis.toPixel(a), yAxis.toPixel(b), text]),
+  }));
+  const drawSet = joined ? drawCurve : drawDots;
+  for (const set of [...pixelSets].reverse()) drawSet(svg, set); // the best run is drawn on top
+  addPointerEvents(svg, pixelSets);
 }
 
-function curve(svg, { run, points }) {
-  const path = points.map(([a, b], i) => `${i ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`).join("");
-  const alone = !path.includes("L");
-  const d = alone ? `${path}h.1` : path;
-  make("path", { class: "curve many", d, "data-run": run, ...colour(run) }, svg).classList.toggle("alone", alone);
+function drawCurve(svg, { run, points }) {
+  const commands = points.map(([a, b], i) => `${i ? "L" : "M"}${a.toFixed(1)} ${b.toFixed(1)}`);
+  const isSingle = points.length === 1;
+  const d = isSingle ? `${commands[0]}h.1` : commands.join("");
+  const path = addSvg("path", { class: "curve plain", d, "data-run": run, ...color(run) }, svg);
+  path.classList.toggle("single", isSingle);
 }
 
-function dots(svg, { run, points }) {
-  for (const [cx, cy] of points)
-    make("circle", { class: run === 0 ? "dot first" : "dot", cx, cy, r: run === 0 ? 6 : 4.5, "data-run": run }, svg);
+function drawDots(svg, { run, points }) {
+  const isBest = run === 0;
+  const attributes = { class: isBest ? "dot best" : "dot", r: isBest ? 6 : 4.5, "data-run": run };
+  for (const [cx, cy] of points) addSvg("circle", { ...attributes, cx, cy }, svg);
 }
 
-// Pointing at a run
+// Highlighting of the run under the pointer
 
-function point(run) {
+/* run: null ends the highlighting. */
+function highlight(run) {
   for (const element of document.querySelectorAll(".hot")) element.classList.remove("hot");
-  for (const svg of document.querySelectorAll("svg")) svg.classList.toggle("asking", run !== null);
-  if (run !== null) for (const element of document.querySelectorAll(`[data-run="${run}"]`)) element.classList.add("hot");
+  for (const svg of document.querySelectorAll("svg"))
+    svg.classList.toggle("highlighting", run !== null);
+  if (run === null) return;
+  for (const element of document.querySelectorAll(`[data-run="${run}"]`))
+    element.classList.add("hot");
 }
 
-function listen(svg, sets) {
-  const leave = () => {
+function addPointerEvents(svg, sets) {
+  const onLeave = () => {
     tip.hidden = true;
-    point(null);
+    highlight(null);
   };
-  svg.addEventListener("pointerleave", leave);
-  for (const kind of ["pointermove", "pointerdown"]) svg.addEventListener(kind, (event) => {
+  const onMove = (event) => {
     const frame = svg.getBoundingClientRect();
-    const [near, text, run] = nearest(sets, event.clientX - frame.left, event.clientY - frame.top);
-    if (near > 40) return leave();
-    point(run);
-    say(`${data.runs[run].name}\n${text}`, event);
-  });
+    const point = nearestPoint(sets, event.clientX - frame.left, event.clientY - frame.top);
+    if (point.distance > 40) {
+      onLeave();
+      return;
+    }
+    highlight(point.run);
+    showTip(`${data.runs[point.run].name}\n${point.text}`, event);
+  };
+  svg.addEventListener("pointerleave", onLeave);
+  svg.addEventListener("pointermove", onMove);
+  svg.addEventListener("pointerdown", onMove);
 }
 
-function nearest(sets, x, y) {
-  let found = [Infinity];
+function nearestPoint(sets, x, y) {
+  let nearest = { distance: Infinity };
   for (const { run, points } of sets)
     for (const [a, b, text] of points) {
-      const far = Math.hypot(a - x, b - y);
-      if (far < found[0]) found = [far, text, run];
+      const distance = Math.hypot(a - x, b - y);
+      if (distance < nearest.distance) nearest = { distance, text, run };
     }
-  return found;
+  return nearest;
 }
 
-function say(text, event) {
+function showTip(text, event) {
   tip.textContent = text;
   tip.hidden = false;
-  const beside = event.clientX + 16 + tip.offsetWidth > innerWidth ? event.clientX - 16 - tip.offsetWidth : event.clientX + 16;
-  tip.style.left = `${Math.max(4, beside)}px`;
+  let left = event.clientX + 16;
+  if (left + tip.offsetWidth > innerWidth) left = event.clientX - 16 - tip.offsetWidth;
+  tip.style.left = `${Math.max(4, left)}px`;
   tip.style.top = `${Math.min(event.clientY + 14, innerHeight - tip.offsetHeight - 4)}px`;
 }
 
-// Which runs are drawn, and in which colour
+// Choice of the runs that are drawn, and their colors
 
-const slots = new Map(); // run -> 0, 1, ...
+const slots = new Map(); // index of a drawn run -> 0, 1, ...
 
-function colour(run) {
+/* Attributes of an element in the color of the run; null if the run has no color. */
+function color(run) {
   const slot = slots.get(run);
-  if (slot === undefined || slot >= SHOWN) return null;
-  return { style: `--key: var(--c${slot % HUES})`, class: slot < HUES ? "curve" : "curve dashed" };
+  if (slot === undefined || slot >= MAX_COLORED) return null;
+  const style = `--key: var(--c${slot % COLORS})`;
+  return { style, class: slot < COLORS ? "curve" : "curve dashed" };
 }
 
-function box(run) {
+function checkboxOf(run) {
   return body.querySelector(`tr[data-run="${run}"] input`);
 }
 
-function show(run, wanted) {
-  if (wanted === slots.has(run) || box(run).disabled) return;
-  if (wanted) {
-    const taken = new Set(slots.values());
-    let free = 0;
-    while (taken.has(free)) free++;
-    slots.set(run, free);
-  } else slots.delete(run);
-  box(run).checked = wanted;
-  box(run).style = colour(run)?.style ?? "";
-  box(run).className = colour(run)?.class ?? "";
+function select(run, selected) {
+  const checkbox = checkboxOf(run);
+  if (selected === slots.has(run) || checkbox.disabled) return;
+  if (selected) {
+    const used = new Set(slots.values());
+    let slot = 0;
+    while (used.has(slot)) slot++;
+    slots.set(run, slot);
+  } else {
+    slots.delete(run);
+  }
+  checkbox.checked = selected;
+  checkbox.style = color(run)?.style ?? "";
+  checkbox.className = color(run)?.class ?? "";
 }
 
-function showOnly(runs) {
-  for (const run of [...slots.keys()]) show(run, false);
-  for (const run of runs) show(run, true);
-  draw();
+function selectOnly(runs) {
+  for (const run of [...slots.keys()]) select(run, false);
+  for (const run of runs) select(run, true);
+  drawCurves();
 }
 
-const WORDS = { train: "Training", val: "Validation", test: "Test" };
+const PART_NAMES = { train: "Training", val: "Validation", test: "Test" };
 
-function named(key) {
-  const [part, what] = key.split("/");
-  return `${WORDS[part]} ${what}`;
+function metricTitle(key) {
+  const [part, metric] = key.split("/");
+  return `${PART_NAMES[part]} ${metric}`;
 }
 
-function draw() {
-  const shown = [...slots.keys()].sort((a, b) => a - b);
-  const able = data.runs.filter((run) => run.curves.length).length;
-  document.getElementById("curve-count").textContent = `${shown.length} of ${able} runs with a finished epoch are drawn.`;
-  const panels = data.keys.map((key, index) => shown.map((run) => ({ run, points: epochs(data.runs[run], key, index + 1) })));
+function drawCurves() {
+  const drawn = [...slots.keys()].sort((a, b) => a - b);
+  const count = `${drawn.length} of ${withCurves.length}`;
+  const text = `${count} runs with a finished epoch are drawn.`;
+  document.getElementById("curve-count").textContent = text;
+  const panels = data.keys.map((key, index) =>
+    drawn.map((run) => ({ run, points: curvePoints(data.runs[run], key, index + 1) })),
+  );
   data.keys.forEach((key, index) => {
-    const pair = [panels[index], panels[index ^ 1]].flat(); // held out and training side by side, on one scale
-    const values = pair.flatMap((set) => set.points.map((point) => point[1]));
+    const title = metricTitle(key);
+    // The held-out metric and its training metric are neighbors and share a scale.
+    const sharedSets = [...panels[index], ...panels[index ^ 1]];
+    const values = sharedSets.flatMap((set) => set.points.map((point) => point[1]));
+    const x = { label: "epoch", whole: true };
     const y = key.endsWith("accuracy") ? { values, top: 1 } : { values, logarithmic: true };
-    chart(figures.curves[index], { title: named(key), x: { label: "epoch", whole: true }, y, sets: panels[index], joined: true });
+    drawChart(figures.curves[index], { title, x, y, sets: panels[index], joined: true });
   });
 }
 
-function epochs(run, key, column) {
-  const known = run.curves.filter((row) => row[0] !== null && row[column] !== null);
-  return known.map((row) => [row[0], row[column], `epoch ${row[0]}: ${named(key).toLowerCase()} ${row[column]}`]);
+function curvePoints(run, key, column) {
+  const name = metricTitle(key).toLowerCase();
+  return run.curves
+    .filter((row) => row[0] !== null && row[column] !== null)
+    .map((row) => [row[0], row[column], `epoch ${row[0]}: ${name} ${row[column]}`]);
 }
 
-function unit(seconds) {
+function timeUnit(seconds) {
   if (seconds < 120) return [1, "s"];
   return seconds < 7200 ? [60, "min"] : [3600, "h"];
 }
 
 function drawCosts() {
-  const finished = data.runs.flatMap((run, index) => (typeof run.score === "number" ? [{ ...run, index }] : []));
-  const [divisor, word] = unit(Math.max(0, ...finished.map((run) => run.seconds)));
-  const costs = [
-    ["seconds", `time of the whole run, ${word}`, divisor, "time"],
-    ["parameters", "parameters of the network", 1, "parameters"],
-  ];
+  const finished = data.runs
+    .map((run, index) => ({ ...run, index }))
+    .filter((run) => typeof run.score === "number");
+  const [divisor, unit] = timeUnit(Math.max(0, ...finished.map((run) => run.seconds)));
   document.getElementById("costs").hidden = finished.length < 2;
-  costs.forEach(([key, label, per, name], place) => {
-    const known = finished.filter((run) => typeof run[key] === "number");
-    figures.costs[place].hidden = new Set(known.map((run) => run[key])).size < 2;
-    const text = (run) => `${named(data.score).toLowerCase()} ${run.score.toFixed(4)}\n${run.seconds?.toFixed(1) ?? "?"} s, ${run.parameters?.toLocaleString("en") ?? "?"} parameters`;
-    const sets = known.map((run) => ({ run: run.index, points: [[run[key] / per, run.score, text(run)]] }));
-    if (!figures.costs[place].hidden) chart(figures.costs[place], { title: `${named(data.score)} against ${name}`, x: { label, logarithmic: true }, y: { top: 1 }, sets, joined: false });
+  drawCost(figures.costs[0], finished, {
+    key: "seconds",
+    name: "time",
+    label: `time of the whole run, ${unit}`,
+    divisor,
   });
+  drawCost(figures.costs[1], finished, {
+    key: "parameters",
+    name: "parameters",
+    label: "parameters of the network",
+    divisor: 1,
+  });
+}
+
+function drawCost(figure, finished, { key, name, label, divisor }) {
+  const known = finished.filter((run) => typeof run[key] === "number");
+  figure.hidden = new Set(known.map((run) => run[key])).size < 2;
+  if (figure.hidden) return;
+  const sets = known.map((run) => {
+    const score = `${metricTitle(data.score).toLowerCase()} ${run.score.toFixed(4)}`;
+    const seconds = run.seconds?.toFixed(1) ?? "?";
+    const parameters = run.parameters?.toLocaleString("en") ?? "?";
+    const text = `${score}\n${seconds} s, ${parameters} parameters`;
+    return { run: run.index, points: [[run[key] / divisor, run.score, text]] };
+  });
+  const title = `${metricTitle(data.score)} against ${name}`;
+  const x = { label, logarithmic: true };
+  drawChart(figure, { title, x, y: { top: 1 }, sets, joined: false });
 }
 
 // The table
 
-function value(row, column) {
+function cellValue(row, column) {
   const cell = row.cells[column];
   return cell.dataset.value ?? cell.textContent;
 }
 
-function compare(a, b) {
-  if (a === "" || b === "") return (a === "") - (b === "");
+/* Numbers are compared as numbers, and texts by the numbers in them. */
+function compareValues(a, b) {
   return a - b || String(a).localeCompare(String(b), "en", { numeric: true });
 }
 
-function sortBy(head) {
-  const column = head.cellIndex;
-  const best = ["run", "state", "error"].includes(head.textContent) ? "ascending" : head.textContent.endsWith("accuracy") ? "descending" : "ascending";
-  const other = best === "ascending" ? "descending" : "ascending";
-  const order = head.getAttribute("aria-sort") === best ? other : best;
+/* The first click sorts the best to the top, a second click reverses. Empty cells stay last. */
+function sortBy(header) {
+  const column = header.cellIndex;
+  const bestFirst = header.textContent.endsWith("accuracy") ? "descending" : "ascending";
+  const reverse = bestFirst === "ascending" ? "descending" : "ascending";
+  const order = header.getAttribute("aria-sort") === bestFirst ? reverse : bestFirst;
   const sign = order === "ascending" ? 1 : -1;
-  const rows = [...body.rows].map((row) => [value(row, column), row]);
-  rows.sort(([a], [b]) => (a === "" || b === "" ? compare(a, b) : sign * compare(a, b)));
-  for (const th of table.tHead.rows[0].cells) th.removeAttribute("aria-sort");
-  head.setAttribute("aria-sort", order);
+  const rows = [...body.rows].map((row) => [cellValue(row, column), row]);
+  rows.sort(([a], [b]) => {
+    if (a === "" || b === "") return (a === "") - (b === "");
+    return sign * compareValues(a, b);
+  });
+  for (const cell of table.tHead.rows[0].cells) cell.removeAttribute("aria-sort");
+  header.setAttribute("aria-sort", order);
   body.append(...rows.map(([, row]) => row));
 }
 
-function figuresIn(id, count) {
-  const place = document.querySelector(`#${id} .charts`);
-  return Array.from({ length: count }, () => place.appendChild(document.createElement("figure")));
+function addFigures(id, count) {
+  const charts = document.querySelector(`#${id} .charts`);
+  return Array.from({ length: count }, () =>
+    charts.appendChild(document.createElement("figure")),
+  );
 }
 
-const figures = { curves: figuresIn("curves", data.keys.length), costs: figuresIn("costs", 2) };
-const withCurves = data.runs.flatMap((run, index) => (run.curves.length ? [index] : []));
+const figures = { curves: addFigures("curves", data.keys.length), costs: addFigures("costs", 2) };
+const withCurves = [...data.runs.keys()].filter((run) => data.runs[run].curves.length);
 
-table.tHead.addEventListener("click", (event) => event.target.closest("button") && sortBy(event.target.closest("th")));
-body.addEventListener("change", (event) => {
-  show(Number(event.target.closest("tr").dataset.run), event.target.checked);
-  draw();
+table.tHead.addEventListener("click", (event) => {
+  if (event.target.closest("button")) sortBy(event.target.closest("th"));
 });
-body.addEventListener("pointerover", (event) => point(event.target.closest("tr").dataset.run));
-body.addEventListener("pointerleave", () => point(null));
+body.addEventListener("change", (event) => {
+  select(Number(event.target.closest("tr").dataset.run), event.target.checked);
+  drawCurves();
+});
+body.addEventListener("pointerover", (event) => {
+  highlight(event.target.closest("tr").dataset.run);
+});
+body.addEventListener("pointerleave", () => highlight(null));
 document.querySelector(".bar").addEventListener("click", (event) => {
-  const wanted = { best: withCurves.slice(0, SHOWN), all: withCurves, none: [] }[event.target.dataset.show];
-  if (wanted) showOnly(wanted);
+  const choices = { best: withCurves.slice(0, MAX_COLORED), all: withCurves, none: [] };
+  const runs = choices[event.target.dataset.show];
+  if (runs) selectOnly(runs);
 });
 document.getElementById("filter").addEventListener("input", (event) => {
   const words = event.target.value.toLowerCase().split(/\s+/);
-  for (const row of body.rows) row.hidden = !words.every((word) => row.textContent.toLowerCase().includes(word));
+  for (const row of body.rows) {
+    const text = row.textContent.toLowerCase();
+    row.hidden = !words.every((word) => text.includes(word));
+  }
 });
 
-let width = 0;
+let drawnWidth = 0;
 new ResizeObserver(() => {
-  if (document.body.clientWidth === width) return;
-  width = document.body.clientWidth;
-  draw();
+  if (document.body.clientWidth === drawnWidth) return;
+  drawnWidth = document.body.clientWidth;
+  drawCurves();
   drawCosts();
 }).observe(document.body);
-showOnly(withCurves.slice(0, SHOWN));
+selectOnly(withCurves.slice(0, MAX_COLORED));
 drawCosts();

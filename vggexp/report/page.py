@@ -1,92 +1,103 @@
-"""One HTML page of a set of runs. It asks nothing of the network, and what runs say of themselves stays text."""
+"""Renders runs as one HTML page that loads nothing from the network.
+
+Texts that come from files of runs are escaped everywhere.
+"""
 
 import base64
 import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from vggexp import __version__
 from vggexp.formatting import duration
-from vggexp.report import sections
+from vggexp.report import mistakes, sections
 from vggexp.report.heatmaps import heat_map
-from vggexp.report.table import Table, number
+from vggexp.report.table import Table, finite_number
 from vggexp.runs.repeats import Row
 
 ASSETS = Path(__file__).parent
-RANKING = {
-    "val/accuracy": "Best validation first.",
-    "test/accuracy": "Best test first: no run holds images out for validation, so the best is flattered.",
+RANKING_NOTES = {
+    "val/accuracy": "Best validation accuracy first.",
+    "test/accuracy": "Best test accuracy first: no run has validation images, "
+    "so the score of the best run is too good.",
 }
-POINTS = 200  # of one curve; longer ones are thinned
+MAX_CURVE_POINTS = 200  # longer curves are thinned
 
 
-def page(table: Table, groups: Sequence[Row], sources: Sequence[Path]) -> str:
-    """sources: the folders that were asked for."""
+def render_page(table: Table, groups: Sequence[Row], sources: Sequence[Path]) -> str:
+    """Returns the page.
+
+    Args:
+        groups: Means over seeds; empty if no run has a repeat.
+        sources: The folders given to the command.
+    """
     script = (ASSETS / "page.js").read_text("utf-8")
+    count = len(table.runs)
     parts = {
-        "title": f"{len(table.runs):,} run{'s' * (len(table.runs) != 1)}",
+        "title": "1 run" if count == 1 else f"{count:,} runs",
         "sources": ", ".join(escape(str(path)) for path in sources),
-        "tiles": "".join(_tiles(table)),
-        "ranking": RANKING[table.score],
+        "tiles": _tiles(table),
+        "ranking": RANKING_NOTES[table.score],
         "runs": sections.runs_section(table),
         "repeats": sections.repeats_section(groups),
         "heat": heat_map(table, groups),
-        "best": sections.best_run_section(table),
+        "best": mistakes.best_run_section(table),
         "environment": sections.environment_section(table.runs),
-        "data": _json(_drawn(table)),
+        "data": _script_json(_chart_data(table)),
         "script": script,
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "style": (ASSETS / "page.css").read_text("utf-8"),
         "version": escape(__version__),
     }
     template = (ASSETS / "page.html").read_text("utf-8")
-    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], template)
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
-def _json(value: Any) -> str:
-    """For a script element: nothing in it can end the element or open a comment."""
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).replace("<", "\\u003c")
+def _script_json(value: Any) -> str:
+    """Returns JSON for a script element: no text in it can end the element or open a comment."""
+    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
+    return text.replace("<", "\\u003c")
 
 
-def _tiles(table: Table) -> Iterator[str]:
-    """The few numbers one looks for first."""
+def _tiles(table: Table) -> str:
+    """Returns the numbers at the top of the page."""
     states = Counter(row["state"] for row in table.rows)
-    if states["finished"]:
+    finished = states.pop("finished", 0)
+    tiles = []
+    if finished:
         best = table.rows[0]
-        scores = {
-            name: best[name] for name in ("val/accuracy", "test/accuracy") if best[name] is not None
-        }
-        for name, value in scores.items():
-            yield _tile(f"{name} of the best run", f"{value:.4f}", table.run_label(best))
-    others = ", ".join(f"{count} {state}" for state, count in states.items() if state != "finished")
-    yield _tile(
-        "finished", f"{states['finished']:,} of {len(table.rows):,}", others or "all of them"
-    )
-    yield _tile("time", duration(sum(row["seconds"] or 0 for row in table.rows)), "in all runs")
+        for metric in ("val/accuracy", "test/accuracy"):
+            if best[metric] is not None:
+                name = f"{metric} of the best run"
+                tiles.append(_tile(name, f"{best[metric]:.4f}", table.run_label(best)))
+    others = ", ".join(f"{count} {state}" for state, count in states.items())
+    tiles.append(_tile("finished", f"{finished:,} of {len(table.rows):,}", others or "all of them"))
+    seconds = sum(row["seconds"] or 0 for row in table.rows)
+    tiles.append(_tile("time", duration(seconds), "in all runs"))
+    return "".join(tiles)
 
 
 def _tile(name: str, value: str, note: str) -> str:
     return f"<div><dt>{name}</dt><dd>{value}</dd><dd>{escape(note)}</dd></div>"
 
 
-def _drawn(table: Table) -> dict[str, Any]:
-    """What the script draws: the curves of every run, and a point for each finished one."""
-    held_out = table.score.partition("/")[0]
-    keys = [f"{part}/{name}" for name in ("accuracy", "loss") for part in (held_out, "train")]
+def _chart_data(table: Table) -> dict[str, Any]:
+    """Returns what the script draws: the curves of every run, and a point for each finished run."""
+    held_out, _, _ = table.score.partition("/")
+    keys = [f"{held_out}/accuracy", "train/accuracy", f"{held_out}/loss", "train/loss"]
     runs = []
     for row, run in zip(table.rows, table.runs, strict=True):
-        score = row[table.score] if row["state"] == "finished" else None
-        costs = {"seconds": row["seconds"], "parameters": row["parameters"]}
         runs.append(
             {
                 "name": table.run_label(row),
-                "score": score,
-                **costs,
+                "score": row[table.score] if row["state"] == "finished" else None,
+                "seconds": row["seconds"],
+                "parameters": row["parameters"],
                 "curves": _curves(run.rows, keys),
             }
         )
@@ -94,12 +105,14 @@ def _drawn(table: Table) -> dict[str, Any]:
 
 
 def _curves(rows: Sequence[Row], keys: Sequence[str]) -> list[list[float | None]]:
-    """[epoch, a value for each key] of each epoch, four digits each."""
-    step = -(-len(rows) // POINTS)
-    kept = [*rows[:-1:step], rows[-1]] if rows else []
-    return [[_short(row.get(key)) for key in ("epoch", *keys)] for row in kept]
+    """Returns the epoch and a value for each key, of each epoch, with four digits each."""
+    kept_rows: Sequence[Row] = rows
+    if len(rows) > MAX_CURVE_POINTS:
+        step = -(-len(rows) // MAX_CURVE_POINTS)
+        kept_rows = [*rows[:-1:step], rows[-1]]
+    return [[_four_digits(row.get(key)) for key in ("epoch", *keys)] for row in kept_rows]
 
 
-def _short(value: Any) -> float | None:
-    known = number(value)
-    return None if known is None else float(f"{known:.4g}")
+def _four_digits(value: Any) -> float | None:
+    value = finite_number(value)
+    return None if value is None else float(f"{value:.4g}")

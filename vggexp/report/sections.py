@@ -1,42 +1,50 @@
-"""The tables of the page: the runs, their repeats, what the best one gets wrong, and where it was made."""
+"""Renders the tables of the page: the runs, their repeats, and the environment."""
 
-import base64
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import Any
 
 from vggexp.config.keys import flatten
-from vggexp.errors import CheckpointError
-from vggexp.formatting import format_value
-from vggexp.report.heatmaps import confusion_grid
-from vggexp.report.mistakes import class_names, worst_mistakes
-from vggexp.report.table import Table, cell, raw
-from vggexp.runs.predictions import Predictions, read
+from vggexp.formatting import format_value, plural
+from vggexp.report.table import Table, csv_cell, display_cell
 from vggexp.runs.records import RunRecord
 from vggexp.runs.repeats import Row
 
-# The last words of the columns whose numbers stand to the right.
-NUMBERS = (
-    "accuracy loss epochs seconds parameters mean deviation runs finished image probability".split()
+NUMBER_COLUMNS = (  # last words of the columns that are aligned to the right
+    "accuracy",
+    "loss",
+    "epochs",
+    "seconds",
+    "parameters",
+    "mean",
+    "deviation",
+    "runs",
+    "finished",
+    "image",
+    "probability",
 )
-SEVERAL = 5  # values of other runs that are told
+MAX_OTHER_VALUES = 5  # values of other runs that the environment lists for a key
+UNRECORDED = "-"
 
 
 def runs_section(table: Table) -> str:
-    """Rows know the number of their run, and cells the value of the CSV file."""
-    heads = (
-        f'<th{_kind(name)} scope="col"><button>{escape(name)}</button></th>'
-        for name in table.columns
-    )
-    body = []
+    """Returns the content of the table of runs.
+
+    A row has the index of its run, and a cell has the exact value of the CSV file.
+    """
+    header = "<th></th>"
+    for name in table.columns:
+        attribute = _class_attribute(name)
+        header += f'<th{attribute} scope="col"><button>{escape(name)}</button></th>'
+    body = ""
     for index, (row, run) in enumerate(zip(table.rows, table.runs, strict=True)):
-        off = "" if run.rows else " disabled"
-        box = f'<td><input type="checkbox" aria-label="curves of {escape(row["run"])}"{off}></td>'
-        body.append(f'<tr data-run="{index}">{box}{_cells(table.columns, row)}</tr>')
-    return f"<thead><tr><th></th>{''.join(heads)}</tr></thead><tbody>{''.join(body)}</tbody>"
+        disabled = "" if run.rows else " disabled"
+        label = f"curves of {escape(row['run'])}"
+        checkbox = f'<td><input type="checkbox" aria-label="{label}"{disabled}></td>'
+        body += f'<tr data-run="{index}">{checkbox}{_cells(table.columns, row)}</tr>'
+    return f"<thead><tr>{header}</tr></thead><tbody>{body}</tbody>"
 
 
 def _cells(columns: Sequence[str], row: Mapping[str, Any]) -> str:
@@ -44,117 +52,78 @@ def _cells(columns: Sequence[str], row: Mapping[str, Any]) -> str:
 
 
 def _cell(column: str, value: Any) -> str:
-    exact = escape(raw(value))
-    text = escape(cell(column, value))
-    held = f' data-value="{exact}"' if exact != text else ""
+    exact = escape(csv_cell(value))
+    text = escape(display_cell(column, value))
+    data = "" if exact == text else f' data-value="{exact}"'
     if column == "state":
-        text = f'<span class="state {re.sub("[^a-z]", "-", exact)}">{text}</span>'
-    return f"<td{_kind(column)}{held}>{text}</td>"
+        css_class = re.sub("[^a-z]", "-", exact)
+        text = f'<span class="state {css_class}">{text}</span>'
+    return f"<td{_class_attribute(column)}{data}>{text}</td>"
 
 
-def _kind(column: str) -> str:
-    kind = (
-        "number"
-        if re.split("[/ ]", column)[-1] in NUMBERS
-        else column
-        if column in ("run", "error")
-        else ""
-    )
-    return f' class="{kind}"' if kind else ""
+def _class_attribute(column: str) -> str:
+    last_word = re.split("[/ ]", column)[-1]
+    if last_word in NUMBER_COLUMNS:
+        return ' class="number"'
+    if column in ("run", "error"):
+        return f' class="{column}"'
+    return ""
 
 
-def _table(rows: Sequence[Mapping[str, Any]]) -> str:
+def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
+    """Returns a table element. The columns are the keys of the first row."""
     columns = list(rows[0])
-    head = "".join(f'<th{_kind(column)} scope="col">{escape(column)}</th>' for column in columns)
+    header = ""
+    for column in columns:
+        header += f'<th{_class_attribute(column)} scope="col">{escape(column)}</th>'
     body = "".join(f"<tr>{_cells(columns, row)}</tr>" for row in rows)
-    return f'<div class="box tall fit"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
+    return f'<div class="box tall fit">{table}</div>'
 
 
 def repeats_section(groups: Sequence[Row]) -> str:
+    """Returns the means over seeds as HTML; empty without groups."""
     if not groups:
         return ""
-    note = "Runs that differ in nothing but the seed: mean and sample standard deviation of the finished ones."
-    return f"<section><h2>Repeats</h2><p>{note}</p>{_table(groups)}</section>"
-
-
-def best_run_section(table: Table) -> str:
-    """What it gets wrong, as far as its files tell; the empty string where no run has finished."""
-    run = table.runs[0]
-    row = table.rows[0]
-    if run.state != "finished":
-        return ""
-    try:
-        predictions = read(run.folder)
-    except CheckpointError as error:
-        return _best(row["run"], f"its predictions are left out: {error}", "")
-    names = class_names(run.config, predictions.scores.shape[1])
-    wrong = int((~predictions.right).sum())
-    note = f"{wrong:,} of {len(predictions.labels):,} test images wrong."
-    return _best(
-        row["run"],
-        note,
-        confusion_grid(predictions, names) + _mistakes(predictions, names, run.folder),
+    note = (
+        "Runs that differ only in the seed: "
+        "mean and sample standard deviation of the finished runs."
     )
-
-
-def _best(name: str, note: str, content: str) -> str:
-    return f"<section><h2>The best run</h2><p><code>{escape(name)}</code>: {escape(note)}</p>{content}</section>"
-
-
-def _mistakes(predictions: Predictions, names: Sequence[str], folder: Path) -> str:
-    from vggexp.report.mistakes import (
-        read_image_summary,
-    )  # imports protobuf, which most commands can do without
-
-    worst = worst_mistakes(predictions)
-    if not worst:
-        return ""
-    rows = [
-        {
-            "test image": str(mistake.image),
-            "true class": names[mistake.label],
-            "predicted": names[mistake.predicted],
-            "probability": f"{mistake.score:.4f}",
-            "true class's probability": f"{mistake.label_score:.4f}",
-        }
-        for mistake in worst
-    ]
-    head = "<h3>Worst mistakes</h3><p>The wrong answers of the greatest confidence; images are counted from 0.</p>"
-    png = read_image_summary(folder, "test/worst_mistakes")
-    return f'{head}<div class="pair">{_table(rows)}{"" if png is None else _image(png, "the worst mistakes")}</div>'
-
-
-def _image(png: bytes, name: str) -> str:
-    return f'<img src="data:image/png;base64,{base64.b64encode(png).decode()}" alt="{name}">'
+    return f"<section><h2>Repeats</h2><p>{note}</p>{html_table(groups)}</section>"
 
 
 def environment_section(runs: Sequence[RunRecord]) -> str:
-    """Versions and machine of the first run, and the values that others have instead."""
-    known = [
-        {key: format_value(value) for key, value in flatten(run.environment).items()}
-        for run in runs
+    """Returns versions and machine of the first run, and the different values of other runs."""
+    environments = []
+    for run in runs:
+        values = {key: format_value(value) for key, value in flatten(run.environment).items()}
+        values.pop("attempts", None)  # differs between runs of one environment
+        environments.append(values)
+    rows = [
+        {
+            "": key,
+            "first run": environments[0].get(key, UNRECORDED),
+            "other runs": _other_values(key, environments),
+        }
+        for key in dict.fromkeys(key for values in environments for key in values)
     ]
-    rows = list(_facts(known))
     if not rows:
         return ""
-    differ = any(row["other runs"] for row in rows)
-    note = "Where the first run of the table was made" + (
-        ", and where others differ." if differ else "; all runs alike."
-    )
-    shown_ = rows if differ else [{"": row[""], "value": row["first run"]} for row in rows]
-    return f"<section><h2>Environment</h2><p>{note}</p>{_table(shown_)}</section>"
+    note = "Environment of the first run in the table, and the values of other runs that differ."
+    if not any(row["other runs"] for row in rows):
+        note = "Environment of the first run in the table. All other runs have the same values."
+        rows = [{"": row[""], "value": row["first run"]} for row in rows]
+    return f"<section><h2>Environment</h2><p>{note}</p>{html_table(rows)}</section>"
 
 
-def _facts(known: Sequence[Mapping[str, str]]) -> Iterator[Row]:
-    for key in dict.fromkeys(key for facts in known for key in facts if key != "attempts"):
-        first = known[0].get(key, "-")
-        others = Counter(facts.get(key, "-") for facts in known if facts.get(key, "-") != first)
-        told = [
-            f"{value} ({count} run{'s' * (count != 1)})"
-            for value, count in others.most_common(SEVERAL)
-        ]
-        yield {
-            "": key,
-            "first run": first,
-            "other runs": ", ".join(told) + ", ..." * (len(others) > SEVERAL),
-        }
+def _other_values(key: str, environments: Sequence[Mapping[str, str]]) -> str:
+    """Lists the values that differ from the first run's, the most frequent first."""
+    first = environments[0].get(key, UNRECORDED)
+    values = [environment.get(key, UNRECORDED) for environment in environments]
+    counts = Counter(value for value in values if value != first)
+    parts = []
+    for value, count in counts.most_common(MAX_OTHER_VALUES):
+        parts.append(f"{value} ({plural(count, 'run')})")
+    if len(counts) > MAX_OTHER_VALUES:
+        parts.append("...")
+    return ", ".join(parts)

@@ -1,4 +1,4 @@
-"""Runs side by side: the best first, with the settings in which they differ; and the means over their repeats."""
+"""Tabulates runs: ranked, with the settings that differ, and with the means over seeds."""
 
 import math
 from collections import Counter
@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vggexp.config.derived import layers
 from vggexp.config.keys import unflatten
-from vggexp.config.parse import ErrorList, parse_config
+from vggexp.config.parse import parse_config
 from vggexp.config.run_id import NON_IDENTITY_KEYS, network_name
 from vggexp.config.schema import Config, ImageFolder
 from vggexp.errors import VggexpError
@@ -17,226 +17,255 @@ from vggexp.models import shapes
 from vggexp.runs.records import RunRecord
 from vggexp.runs.repeats import Row, mean_rows, rank_key
 
-STATE_ORDER = (
+STATE_ORDER = (  # order of the rows; failed runs and unknown states come last
     "finished",
     "running",
     "interrupted",
     "not started",
-)  # failed runs, and states nobody knows, come last
+)
 MEASURED = ("val/accuracy", "val/loss", "test/accuracy", "epochs", "seconds", "parameters")
-NETWORK_NAME_KEYS = (
+NETWORK_NAME_KEYS = (  # keys that the name of a network expresses
     "arch.name",
     "arch.blocks",
     "arch.norm",
     "arch.width",
-)  # what a network is named by
-OWN_COLUMNS = {
+)
+RESERVED_COLUMNS = {  # columns that no key of a configuration may take
     "run",
     "state",
     "network",
     "error",
     *MEASURED,
-}  # columns that no key of a configuration may take
-FORMATS = {
+}
+FORMATS = {  # format specification of each rounded column
     "val/accuracy": ".4f",
     "val/loss": ".4f",
     "test/accuracy": ".4f",
     "seconds": ".1f",
     "parameters": ",",
     "train.init_sha256": ".8",
-    **{
-        f"{part}/accuracy {word}": ".4f"
-        for part in ("val", "test")
-        for word in ("mean", "deviation")
-    },
+    "val/accuracy mean": ".4f",
+    "val/accuracy deviation": ".4f",
+    "test/accuracy mean": ".4f",
+    "test/accuracy deviation": ".4f",
 }
+MAX_CELL_CHARS = 80  # of a Markdown cell
 
 
 class NetworkSummary(NamedTuple):
-    network: str  # its name
+    name: str
     parameters: int | None
 
 
-UNKNOWN = NetworkSummary("", None)
-
-
 class Table(NamedTuple):
-    """Of runs, best first; rows[i] belongs to runs[i] and has a value or None for each column."""
+    """Runs, best first. rows[i] belongs to runs[i] and has a value or None for each column."""
 
     runs: list[RunRecord]
     rows: list[Row]
-    settings: list[str]  # columns of the configuration, those that differ
+    settings: list[str]  # the columns of the configuration: the keys with more than one value
     score: str  # the column that ranks
 
     @property
     def columns(self) -> list[str]:
-        """As the files have them."""
-        error = ["error"] if any(row["error"] for row in self.rows) else []
-        return [*self.settings, *MEASURED, "state", *error, "run"]
+        """Returns the columns of the files, in order."""
+        columns = [*self.settings, *MEASURED, "state"]
+        if any(row["error"] for row in self.rows):
+            columns.append("error")
+        return [*columns, "run"]
 
     def run_label(self, row: Row) -> str:
-        """`network=vgg11 optimizer.lr=0.01`: what tells this run from the others; alone, its name."""
-        return " ".join(f"{key}={format_value(row[key])}" for key in self.settings) or str(
-            row["run"]
-        )
+        """Returns what distinguishes this run: `network=vgg11 optimizer.lr=0.01`.
+
+        The label of a single run is its name.
+        """
+        words = [f"{key}={format_value(row[key])}" for key in self.settings]
+        return " ".join(words) or str(row["run"])
 
 
 def build_table(runs: Sequence[RunRecord]) -> Table:
-    """Ranked by val/accuracy of the tested weights, or by test/accuracy where no run holds images out."""
-    configs = _configurations(runs)
-    settings = differing(configs)
-    names = _names(runs)
-    rows = [
-        {
-            "run": name,
-            "state": run.state,
-            **{key: config.get(key) for key in settings},
-            **_measured(run, config),
-        }
-        for run, config, name in zip(runs, configs, names, strict=True)
-    ]
-    score = (
-        "val/accuracy" if any(row["val/accuracy"] is not None for row in rows) else "test/accuracy"
+    """Ranks the runs by the val/accuracy of the tested weights.
+
+    If no run has validation images, the runs are ranked by test/accuracy.
+    """
+    configs = _identity_configs(runs)
+    settings = varying_keys(configs)
+    rows = []
+    for run, name, config in zip(runs, _unique_names(runs), configs, strict=True):
+        rows.append(
+            {
+                "run": name,
+                "state": run.state,
+                **{key: config.get(key) for key in settings},
+                **_metrics(run, config["parameters"]),
+            }
+        )
+    score = "test/accuracy"
+    if any(row["val/accuracy"] is not None for row in rows):
+        score = "val/accuracy"
+    order = sorted(range(len(rows)), key=lambda index: _rank(rows[index], score))
+    return Table(
+        runs=[runs[index] for index in order],
+        rows=[rows[index] for index in order],
+        settings=settings,
+        score=score,
     )
-    ranked = sorted(zip(rows, runs, strict=True), key=lambda pair: _rank(pair[0], score))
-    return Table([run for _, run in ranked], [row for row, _ in ranked], settings, score)
 
 
 def _rank(row: Row, score: str) -> tuple[int, bool, float]:
-    place = STATE_ORDER.index(row["state"]) if row["state"] in STATE_ORDER else len(STATE_ORDER)
-    return place, *rank_key(row[score], score)
+    state_rank = len(STATE_ORDER)
+    if row["state"] in STATE_ORDER:
+        state_rank = STATE_ORDER.index(row["state"])
+    return state_rank, *rank_key(row[score], score)
 
 
-def _names(runs: Sequence[RunRecord]) -> list[str]:
-    """Folder names; whole paths where several folders have one name."""
-    times = Counter(run.name for run in runs)
-    return [str(run.folder) if times[run.name] > 1 else run.name for run in runs]
+def _unique_names(runs: Sequence[RunRecord]) -> list[str]:
+    """Returns folder names, or whole paths if several folders have the same name."""
+    counts = Counter(run.name for run in runs)
+    return [str(run.folder) if counts[run.name] > 1 else run.name for run in runs]
 
 
-def _configurations(runs: Sequence[RunRecord]) -> list[Row]:
-    """The keys that make a run what it is, with the network's name and parameters before them."""
-    networks: dict[
-        str, NetworkSummary
-    ] = {}  # many runs have the same, and to read a configuration takes a millisecond
+def _identity_configs(runs: Sequence[RunRecord]) -> list[Row]:
+    """Returns for each run `network`, `parameters`, and the keys that define the run."""
+    # Many runs have the same network, and parsing a configuration takes a millisecond.
+    networks: dict[str, NetworkSummary] = {}
     configs = []
     for run in runs:
-        parts = format_value(
-            {key: value for key, value in run.config.items() if key.startswith(("arch.", "data."))}
-        )
-        if networks.get(parts, UNKNOWN).parameters is None:
-            networks[parts] = _network(run.config)
-        kept = {
-            key: value
-            for key, value in run.config.items()
-            if key not in OWN_COLUMNS and not key.startswith(NON_IDENTITY_KEYS)
-        }
-        configs.append({**networks[parts]._asdict(), **kept})
+        network_keys = {}
+        identity = {}
+        for key, value in run.config.items():
+            if key.startswith(("arch.", "data.")):
+                network_keys[key] = value
+            if key not in RESERVED_COLUMNS and not key.startswith(NON_IDENTITY_KEYS):
+                identity[key] = value
+        cache_key = format_value(network_keys)
+        network = networks.get(cache_key)
+        if network is None or network.parameters is None:
+            network = networks[cache_key] = _summarize_network(run.config)
+        configs.append({"network": network.name, "parameters": network.parameters, **identity})
     return configs
 
 
-def _network(config: Mapping[str, Any]) -> NetworkSummary:
-    """Of a configuration of another version: its rows, or its name."""
+def _summarize_network(flat_config: Mapping[str, Any]) -> NetworkSummary:
+    """Returns the name and the parameters of the network.
+
+    A configuration of another version may fail to parse. The name is then `arch.blocks` or
+    `arch.name` as typed.
+    """
     try:
-        whole = parse_config(unflatten(config), ErrorList())
-        if whole is not None:
-            return _named(whole)
+        config, _ = parse_config(unflatten(flat_config))
+        if config is not None:
+            return _summarize_parsed_network(config)
     except (VggexpError, ValueError, TypeError, AttributeError, RecursionError):
         pass
-    return NetworkSummary(format_value(config.get("arch.blocks") or config.get("arch.name")), None)
+    name = format_value(flat_config.get("arch.blocks") or flat_config.get("arch.name"))
+    return NetworkSummary(name, None)
 
 
-def _named(config: Config) -> NetworkSummary:
-    if (
-        isinstance(config.data, ImageFolder) and config.data.classes is None
-    ):  # the folder may be on another machine
-        return NetworkSummary(
-            network_name(replace(config, data=replace(config.data, classes=1))), None
-        )
+def _summarize_parsed_network(config: Config) -> NetworkSummary:
+    data = config.data
+    if isinstance(data, ImageFolder) and data.classes is None:
+        # The number of classes is unknown here: the folder may be on another machine. The name
+        # does not depend on that number.
+        config = replace(config, data=replace(data, classes=1))
+        return NetworkSummary(network_name(config), None)
     return NetworkSummary(network_name(config), shapes.parameters(layers(config)))
 
 
-def differing(configs: Sequence[Row]) -> list[str]:
-    """The keys with more than one value, the network and the learning rate first and the seed last.
+def varying_keys(configs: Sequence[Row]) -> list[str]:
+    """Returns the keys with more than one value: network and learning rate first, seed last.
 
-    A key of NAMED is left out where the network's name tells its value.
+    A key of NETWORK_NAME_KEYS is left out if the network's name determines its value.
     """
-    keys = dict.fromkeys(("network", "optimizer.lr")) | dict.fromkeys(
-        key for config in configs for key in config
-    )
-    values = {
-        key: [format_value(config.get(key)) for config in configs]
-        for key in keys
-        if key not in ("seed", "parameters")
-    }
-    values["seed"] = [format_value(config.get("seed")) for config in configs]
-    networks = values["network"]
-    return [
-        key
-        for key, many in values.items()
-        if len(set(many)) > 1 and not (key in NETWORK_NAME_KEYS and _follows(many, networks))
-    ]
+    keys = dict.fromkeys(["network", "optimizer.lr"])
+    for config in configs:
+        keys.update(dict.fromkeys(config))
+    keys.pop("parameters", None)
+    keys.pop("seed", None)
+    networks = [config["network"] for config in configs]
+    varying = []
+    for key in [*keys, "seed"]:
+        values = [format_value(config.get(key)) for config in configs]
+        if len(set(values)) <= 1:
+            continue
+        if key not in NETWORK_NAME_KEYS or not _determines(networks, values):
+            varying.append(key)
+    return varying
 
 
-def _follows(many: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether each name stands for one value, and there are several names."""
-    return 1 < len(set(names)) == len(set(zip(names, many, strict=True)))
+def _determines(names: Sequence[str], values: Sequence[str]) -> bool:
+    """Returns whether there are several names and each belongs to one value."""
+    different_names = len(set(names))
+    different_pairs = len(set(zip(names, values, strict=True)))
+    return different_names > 1 and different_names == different_pairs
 
 
-def _measured(run: RunRecord, config: Row) -> Row:
-    """Of the tested weights; of a run that has not ended, its last epoch."""
-    last = run.rows[-1] if run.rows else {}
-    facts = {**last, **{key: value for key, value in run.result.items() if value is not None}}
-    spent = [number(row.get("time/epoch_seconds")) or 0 for row in run.rows]
-    measured = {
-        name: number(facts.get(name)) for name in ("val/accuracy", "val/loss", "test/accuracy")
-    }
+def _metrics(run: RunRecord, parameters: int | None) -> Row:
+    """Returns the measured columns.
+
+    Metrics belong to the tested weights. Those of an unfinished run belong to its last epoch.
+    """
+    values = dict(run.rows[-1]) if run.rows else {}
+    for key, value in run.result.items():
+        if value is not None:
+            values[key] = value
+    seconds = None
+    if run.rows:
+        seconds = sum(finite_number(row.get("time/epoch_seconds")) or 0 for row in run.rows)
     error = run.result.get("error")
     return {
-        **measured,
-        "epochs": number(facts.get("epoch")),
-        "seconds": number(run.result.get("seconds", sum(spent) if spent else None)),
-        "parameters": number(run.result.get("parameters", config["parameters"])),
+        "val/accuracy": finite_number(values.get("val/accuracy")),
+        "val/loss": finite_number(values.get("val/loss")),
+        "test/accuracy": finite_number(values.get("test/accuracy")),
+        "epochs": finite_number(values.get("epoch")),
+        "seconds": finite_number(run.result.get("seconds", seconds)),
+        "parameters": finite_number(run.result.get("parameters", parameters)),
         "error": str(error) if error else None,
     }
 
 
-def number(value: Any) -> int | float | None:
-    """None for what is no finite number: files of a run may hold anything."""
+def finite_number(value: Any) -> int | float | None:
+    """Returns the value if it is a finite number, else None: files of a run may hold anything."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
     try:
-        return (
-            value
-            if isinstance(value, int | float) and type(value) is not bool and math.isfinite(value)
-            else None
-        )
-    except OverflowError:
+        return value if math.isfinite(value) else None
+    except OverflowError:  # an int too large for a float
         return None
 
 
-def repeats(table: Table) -> list[Row]:
-    """The means over the seeds, a row for each setting; none if no run has a repeat."""
+def repeat_rows(table: Table) -> list[Row]:
+    """Returns a row of means over the seeds for each setting; empty if no run has a repeat."""
     return mean_rows(table.rows, table.settings, ("val/accuracy", "test/accuracy"), table.score)
 
 
-def raw(value: Any) -> str:
-    """As it stands in the CSV file: nothing rounded."""
+def csv_cell(value: Any) -> str:
+    """Returns the value without rounding; empty for None."""
     return "" if value is None else format_value(value)
 
 
-def cell(column: str, value: Any) -> str:
-    """For readers: numbers rounded, `-` for what is not known."""
+def display_cell(column: str, value: Any) -> str:
+    """Returns the value rounded for readers; `-` for None."""
     if value is None:
         return "-"
-    return f"{value:{FORMATS[column]}}" if column in FORMATS else format_value(value)
+    if column in FORMATS:
+        return format(value, FORMATS[column])
+    return format_value(value)
 
 
-def as_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
-    return csv_table(columns, [[raw(row[column]) for column in columns] for row in rows])
+def to_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
+    return csv_table(columns, [[csv_cell(row[column]) for column in columns] for row in rows])
 
 
-def as_markdown(columns: Sequence[str], rows: Sequence[Row], longest: int = 80) -> list[str]:
-    """Texts lose what would break the table or be read as HTML, and what is longer than `longest`."""
-    cells = [[cell(column, row[column]) for column in columns] for row in rows]
-    head, *body = [
-        [shorten(text, longest).replace("<", "\\<") for text in row] for row in [columns, *cells]
+def to_markdown(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    """Returns the lines of a table.
+
+    Cells are shortened to MAX_CELL_CHARS, without what would break the table or be read as HTML.
+    """
+    cells = [
+        [_markdown_cell(display_cell(column, row[column])) for column in columns] for row in rows
     ]
-    return markdown_table(head, body)
+    return markdown_table([_markdown_cell(column) for column in columns], cells)
+
+
+def _markdown_cell(text: str) -> str:
+    return shorten(text, MAX_CELL_CHARS).replace("<", "\\<")

@@ -1,0 +1,97 @@
+"""Checks the command: its refusals, and its imports."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY
+from vggexp.compare.__main__ import main
+
+
+def change_result(**values):
+    path = Path("b/result.json")
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "message"),
+    [
+        ([], 2, "two different run directories or more are compared, given 0"),
+        (["a"], 2, "given 1; see --help"),
+        (["a", "./a"], 2, "given 2 times the same"),
+        (["a", "b", "--nosuch"], 2, "unrecognized arguments: --nosuch"),
+        (["a", "none", "nil\n"], 2, "none, nil\\n: no such directory"),
+        (["a", "."], 4, ".: not the folder of a run, it has no config.yaml"),
+    ],
+)
+def test_a_wrong_argument_is_one_line(argv, code, message, make_run, capfd):
+    make_run("a")
+    make_run("b", lr=0.2)
+    check_refusal(argv, code, message, capfd)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (
+            lambda: change_result(state="interrupted"),
+            "b is interrupted; only finished runs",
+        ),
+        (lambda: change_result(state="running"), "b is interrupted"),
+        (lambda: Path("b/result.json").unlink(), "b is not started"),
+        (
+            lambda: change_result(**{"test/accuracy": None}),
+            "test/accuracy is null, expected 0..1",
+        ),
+        (
+            lambda: change_result(**{"val/accuracy": "x"}),
+            "val/accuracy is x, expected 0..1",
+        ),
+        (
+            lambda: change_result(**{"test/accuracy": 0.7}),
+            "not of this run: accuracy 0.7500, but",
+        ),
+        (lambda: Path("b/config.yaml").write_text("seed: x"), "seed=x: not a whole number"),
+        (lambda: Path("b/predictions.npz").write_text("x"), "b/predictions.npz: cannot be read"),
+        (lambda: Path("b/env.json").write_text("{"), "b/env.json: cannot be read"),
+    ],
+)
+def test_a_damaged_run_is_one_line(damage, message, make_run, capfd):
+    make_run("a")
+    make_run("b", lr=0.2)
+    damage()
+    check_refusal(["a", "b"], 4, message, capfd)
+
+
+def check_refusal(argv, code, message, capfd):
+    assert main(argv) == code
+    out, error = capfd.readouterr()
+    assert out == ""
+    assert error.count("\n") == 1
+    assert error.startswith("vggexp: error: ")
+    assert message in error
+
+
+@pytest.mark.process
+def test_trained_runs_are_compared_without_torch(command):
+    for seed in (0, 1):
+        for lr in (0.01, 0.05):
+            argv = [*TINY, f"seed={seed}", f"optimizer.lr={lr}", f"run.name={lr}-{seed}"]
+            assert command(*argv)[0] == 0
+    code = (
+        "import sys; from vggexp.compare.__main__ import main; "
+        "print(main(sys.argv[1:]), 'torch' in sys.modules, 'hydra' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    argv = [sys.executable, "-c", code, *sorted(map(str, Path("outputs").iterdir()))]
+    process = subprocess.run(argv, capture_output=True, text=True, env=environment)
+    lines = process.stdout.splitlines()
+    assert process.stderr == ""
+    assert lines[-1] == "0 False False"
+    assert "| configuration | optimizer.lr | 0.05  | B        |" in lines
+    sentences = [line for line in lines if line.startswith("A (optimizer.lr=0.01) ")]
+    assert [line for line in sentences if " B (optimizer.lr=0.05) " in line]

@@ -1,0 +1,56 @@
+"""Checks the heat map of scores: its axes, its cells, and the order of its rows and columns."""
+
+from tests.report.conftest import make_record
+from vggexp.report.heatmaps import choose_axes, heat_map, natural_sort_key
+from vggexp.report.table import build_table, repeat_rows
+
+
+def make_sweep():
+    """Makes two learning rates for vgg11, of which one failed, and one for vgg13."""
+    runs = []
+    for seed, accuracy in enumerate([0.8, 0.9]):
+        keys = {"optimizer.lr": 0.01, "seed": seed}
+        runs.append(make_record("a", "arch=vgg11", keys=keys, val_accuracy=accuracy))
+    runs.append(make_record("b", "arch=vgg11", keys={"optimizer.lr": 0.1}, state="failed"))
+    for seed, accuracy in enumerate([0.92, 0.98]):
+        keys = {"optimizer.lr": 0.01, "seed": seed}
+        runs.append(make_record("c", "arch=vgg13", keys=keys, val_accuracy=accuracy))
+    return runs
+
+
+def test_a_cell_has_the_mean_over_seeds():
+    table = build_table(make_sweep())
+    html = heat_map(table, repeat_rows(table))
+    first_row = html.index("0.8500</td><td>✕</td>")
+    second_row = html.index("0.9500</td><td></td>")
+    assert first_row < second_row
+
+
+def test_without_repeats_a_cell_has_the_best_run():
+    html = heat_map(build_table(make_sweep()), [])
+    assert html.index("0.9000</td><td>✕</td>") < html.index("0.9800</td><td></td>")
+
+
+def test_the_axes_are_network_and_learning_rate_if_both_vary():
+    assert choose_axes(build_table(make_sweep())) == ("network", "optimizer.lr")
+
+
+def test_else_the_axes_are_the_two_settings_with_the_most_values():
+    runs = [
+        make_record("", keys={"data.batch_size": batch_size, "arch.hidden": [hidden]})
+        for batch_size in (1, 2, 3)
+        for hidden in (4, 5)
+    ]
+    assert choose_axes(build_table(runs)) == ("arch.hidden", "data.batch_size")
+
+
+def test_one_run_has_no_heat_map():
+    table = build_table(make_sweep()[:1])
+    assert choose_axes(table) is None
+    assert heat_map(table, []) == ""
+
+
+def test_names_sort_by_their_numbers():
+    names = ["vgg16", "0.1", "vgg9_bn", "0.05", "vgg9", "1e-3", "null"]
+    expected = ["1e-3", "0.05", "0.1", "null", "vgg9", "vgg9_bn", "vgg16"]
+    assert sorted(names, key=natural_sort_key) == expected

@@ -1,0 +1,131 @@
+"""Checks the command: the three files have the same numbers, and unreadable runs are left out."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.report import make_runs
+from tests.report.conftest import make_hostile_run, read_csv, read_page
+from vggexp.report.__main__ import main
+from vggexp.runs.directory import write_result
+from vggexp.system.locks import lock_run_dir
+
+ROOT = Path(__file__).parents[2]
+NAMES = ["report.html", "report.csv", "report.md"]
+
+
+def test_all_files_have_the_same_numbers(sweep, tmp_path, capsys):
+    assert main([str(sweep), f"--out={tmp_path}"]) == 0
+    printed = capsys.readouterr().out
+    page = read_page(tmp_path)
+    rows = read_csv(tmp_path)
+    assert len(rows) == 50
+    assert len(page.rows) == 50
+    assert page.headers[1:] == list(rows[0])
+    for row, cells in zip(rows, page.rows, strict=True):
+        assert [exact for _, exact in cells[1:]] == list(row.values())
+        displayed = dict(zip(page.headers, (text for text, _ in cells), strict=True))
+        assert displayed["parameters"] == f"{int(row['parameters']):,}"
+        if row["val/accuracy"]:
+            assert displayed["val/accuracy"] == f"{float(row['val/accuracy']):.4f}"
+
+    accuracies = [float(row["val/accuracy"]) for row in rows[:-1]]
+    assert accuracies == sorted(accuracies, reverse=True)
+    assert rows[-1]["state"] == "failed"
+
+    text = (tmp_path / "report.md").read_text()
+    assert text.count("\n| vgg") == 50 + 20
+    assert printed.startswith(text)
+    assert [Path(line.split()[1]).name for line in printed.splitlines()[-3:]] == NAMES
+
+    charts = json.loads(page.data)["runs"]
+    assert [run["score"] for run in charts[:-1]] == accuracies
+    assert len(charts[-1]["curves"]) == 4
+
+    assert main([str(sweep), f"--out={tmp_path}", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [run["val/accuracy"] for run in result["runs"][:-1]] == accuracies
+    assert len(result["repeats"]) == 20
+    assert result["files"] == [str(tmp_path / name) for name in NAMES]
+
+
+def test_runs_in_every_state(tmp_path, capsys):
+    make_runs(tmp_path, 6)
+    running, killed, broken, aliased, bare, _ = sorted(tmp_path.iterdir())
+    write_result(running, "running")
+    write_result(killed, "running")
+    (broken / "metrics.jsonl").write_text("{}\n" + "x\n" * 2)
+    (aliased / "config.yaml").write_text("a: &a [*a]")
+    (bare / "metrics.jsonl").unlink()
+    (bare / "env.json").unlink()
+    (bare / "predictions.npz").write_bytes(b"PK")
+    with lock_run_dir(running):
+        assert main([str(tmp_path)]) == 0
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("vggexp: warning: ")
+    assert "metrics.jsonl: line 2" in first
+    assert first.endswith(" (left out)")
+    assert second.startswith("vggexp: warning: ")
+    assert "config.yaml: holds aliases" in second
+    assert second.endswith(" (left out)")
+
+    rows = {row["run"]: row for row in read_csv(tmp_path)}
+    assert rows[running.name]["state"] == "running"
+    assert rows[killed.name]["state"] == "interrupted"
+    assert rows[bare.name]["state"] == "finished"
+    assert float(rows[running.name]["val/accuracy"]) > 0
+    assert rows[running.name]["test/accuracy"] == ""
+    assert rows[running.name]["epochs"] == "5"
+
+
+def test_nothing_to_report_is_refused(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").touch()
+    make_hostile_run(tmp_path / "bad" / "x", "finished")
+    (tmp_path / "bad" / "x" / "result.json").write_text("[]")
+    for argv in (["none"], ["file"], [], ["empty", "--nosuch"]):
+        assert main(argv) == 2
+    for argv in (["empty"], ["bad"]):
+        assert main(argv) == 3
+    levels = [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()]
+    assert levels == ["error"] * 4 + ["warning", "error"] * 2
+    assert sorted(os.listdir(tmp_path)) == ["bad", "empty", "file"]
+
+
+def test_an_unusable_target_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    make_hostile_run(tmp_path / "runs" / "x", "failed")
+    assert main(["runs", "--out=file"]) == 2
+    assert main(["runs", "--out=file/x"]) == 6
+    assert sorted(os.listdir(tmp_path)) == ["file", "runs"]
+    assert os.listdir("runs") == ["x"]
+
+
+def test_the_files_go_beside_the_runs_or_into_the_named_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    make_runs(tmp_path / "outputs", 2)
+    first, second = sorted((tmp_path / "outputs").iterdir())
+    for argv in ([str(first), str(second)], ["outputs"], ["outputs", "--out=new/deep"]):
+        assert main(argv) == 0
+    for folder in (".", "outputs", "new/deep"):
+        assert set(NAMES) <= set(os.listdir(folder))
+    assert not [name for name in os.listdir(first) if name.startswith("report")]
+
+
+@pytest.mark.process
+def test_a_report_imports_no_torch(sweep, tmp_path):
+    code = (
+        "import sys; from vggexp.report.__main__ import main; "
+        "print(main(sys.argv[1:]), file=sys.stderr); sys.exit('torch' in sys.modules)"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, str(sweep), f"--out={tmp_path}"]
+    process = subprocess.run(command, capture_output=True, text=True, env=environment)
+    assert process.stderr == "0\n"
+    assert process.returncode == 0

@@ -1,0 +1,155 @@
+"""Checks the table: which settings have a column, which run ranks first, and means over seeds."""
+
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+
+from tests.report.conftest import make_record
+from vggexp.config.keys import unflatten
+from vggexp.report.table import build_table, repeat_rows, to_csv, to_markdown
+from vggexp.runs.records import RunRecord
+
+
+def test_only_settings_that_differ_have_a_column():
+    runs = [
+        make_record("a", keys={"data.root": "/x", "train.keep": "all"}),
+        make_record("b", keys={"seed": 1}),
+        make_record("c", "arch=vgg16", keys={"optimizer.lr": 0.05, "arch.dropout": 0.1}),
+        make_record("d", "arch=vgg16_bn", "scheduler=cosine"),
+    ]
+    table = build_table(runs)
+    assert table.settings[:2] == ["network", "optimizer.lr"]
+    assert table.settings[-1] == "seed"
+    assert {"arch.dropout", "scheduler.name"} <= set(table.settings)
+    redundant = {"arch.blocks", "arch.norm", "data.root", "train.keep", "train.epochs"}
+    assert not redundant & set(table.settings)
+    (row,) = [row for row in table.rows if row["run"] == "c"]
+    assert row["network"] == "vgg16"
+    assert row["optimizer.lr"] == 0.05
+    assert row["arch.dropout"] == 0.1
+    assert row["parameters"] > 30_000_000  # computed, because result.json has no value
+    assert build_table(runs[:1]).settings == []
+    assert unflatten(runs[0].config)["optimizer"]["lr"] == runs[0].config["optimizer.lr"]
+
+
+def test_networks_of_one_name_are_distinguished_by_their_blocks():
+    runs = [
+        make_record(str(width), keys={"arch.blocks": [[1, width], [1, 32]]}) for width in (8, 16)
+    ]
+    table = build_table(runs)
+    assert table.settings == ["arch.blocks"]
+    line = to_csv(["arch.blocks", "parameters"], table.rows).splitlines()[1]
+    assert line.startswith('"[[1,8],[1,32]]",')
+
+
+def test_an_image_folder_need_not_exist():
+    overrides = ("data=image_folder", "data.classes=5")
+    keys = {"data.root": "/gone", "data.classes": None}
+    (row,) = build_table([make_record("a", *overrides, keys=keys)]).rows
+    assert row["parameters"] is None
+    assert row["epochs"] == 5
+    runs = [
+        make_record("b", f"arch={arch}", *overrides, keys=keys) for arch in ("vgg11", "vgg13_bn")
+    ]
+    networks = {row["network"] for row in build_table(runs).rows}
+    assert networks == {"vgg11", "vgg13_bn"}
+
+
+def test_the_best_run_is_first_and_failed_runs_are_last():
+    epoch = {"epoch": 2, "val/accuracy": 0.95, "val/loss": 0.2, "time/epoch_seconds": 3.5}
+    epochs = [epoch, {**epoch, "epoch": 3}]
+    runs = [
+        make_record("f", state="failed", rows=[epoch], error="no memory", val_accuracy=0.99),
+        make_record("i", state="interrupted", rows=epochs, error="stopped", epoch=None),
+        make_record("b", val_accuracy=0.8, seconds=12.5),
+        make_record("n"),
+        make_record("a", val_accuracy=0.9),
+        make_record("r", state="running", epoch=None),
+        make_record("s", state="not started", epoch=None),
+    ]
+    table = build_table(runs)
+    assert "".join(row["run"] for row in table.rows) == "abnrisf"
+    assert [run.name for run in table.runs] == [row["run"] for row in table.rows]
+    rows = {row["run"]: row for row in table.rows}
+    assert rows["i"]["val/accuracy"] == 0.95
+    assert rows["i"]["epochs"] == 3
+    assert rows["i"]["seconds"] == 7.0
+    assert rows["b"]["seconds"] == 12.5
+    assert rows["n"]["seconds"] is None
+    assert rows["f"]["error"] == "no memory"
+
+
+def test_without_validation_images_the_test_accuracy_ranks():
+    runs = [make_record("b", test_accuracy=0.7), make_record("a", test_accuracy=0.8)]
+    table = build_table(runs)
+    assert table.score == "test/accuracy"
+    assert [row["run"] for row in table.rows] == ["a", "b"]
+
+
+@pytest.mark.parametrize("value", ["0.9", True, [1], {}, float("nan"), float("inf"), 10**400, None])
+def test_values_that_are_no_finite_number_are_none(value):
+    rows = [{"time/epoch_seconds": value}]
+    run = make_record("a", val_accuracy=value, seconds=value, rows=rows)
+    (row,) = build_table([run]).rows
+    assert row["val/accuracy"] is None
+    assert row["seconds"] is None
+
+
+def test_epochs_without_a_time_count_as_zero_seconds():
+    run = make_record("a", rows=[{"time/epoch_seconds": "x"}, {"time/epoch_seconds": 2.0}])
+    (row,) = build_table([run]).rows
+    assert row["seconds"] == 2.0
+
+
+def test_configurations_of_another_version_have_the_name_as_typed():
+    configs = [
+        {"arch.blocks": [[1, 8]], "seed": 0},
+        {"arch": 1, "arch.name": "x", "run": "y", "seed": 0},
+        {},
+    ]
+    runs = [
+        RunRecord(Path(str(index)), "finished", config, {}, [], {})
+        for index, config in enumerate(configs)
+    ]
+    names = [(row["run"], row["network"]) for row in build_table(runs).rows]
+    assert names == [("0", "[[1,8]]"), ("1", "x"), ("2", "null")]
+
+
+def test_repeats_are_runs_that_differ_only_in_the_seed():
+    accuracies = [0.8, 0.9, 0.86]
+    runs = [
+        make_record(
+            f"0.01-{seed}",
+            keys={"optimizer.lr": 0.01, "seed": seed},
+            val_accuracy=accuracy,
+            test_accuracy=accuracy / 2,
+        )
+        for seed, accuracy in enumerate(accuracies)
+    ]
+    keys = {"optimizer.lr": 0.05, "seed": 0}
+    runs.append(make_record("0.05-0", keys=keys, val_accuracy=0.95, test_accuracy=0.475))
+    failed_keys = {"optimizer.lr": 0.05, "seed": 1}
+    failed = make_record("f", keys=failed_keys, state="failed", val_accuracy=0.1)
+    best, second = repeat_rows(build_table([*runs, failed]))
+    assert best == {
+        "optimizer.lr": 0.05,
+        "val/accuracy mean": 0.95,
+        "val/accuracy deviation": None,
+        "test/accuracy mean": 0.475,
+        "test/accuracy deviation": None,
+        "runs": 1,
+        "not finished": 1,
+    }
+    assert second["val/accuracy mean"] == pytest.approx(mean(accuracies))
+    assert second["runs"] == 3
+    assert second["test/accuracy deviation"] == pytest.approx(stdev(accuracies) / 2)
+    assert repeat_rows(build_table([runs[0], runs[3]])) == []
+
+
+def test_texts_do_not_break_a_markdown_table():
+    lines = to_markdown(["run"], [{"run": "a|b\n<c>\x1b[2J"}, {"run": "x" * 100}, {"run": None}])
+    assert [line.count("\n") for line in lines] == [0] * 5
+    assert "a\\|b\\n\\<c>\\x1b[2J" in lines[2]
+    assert lines[3] == f"| {'x' * 77}... |"
+    assert lines[4].split()[1] == "-"
