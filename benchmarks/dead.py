@@ -1,26 +1,25 @@
-"""Set-ups that are known not to learn, set-ups that do, and what a run says of each.
+"""Configurations that are known not to learn, configurations that do, and the run's warnings.
 
-    python -m benchmarks.dead          the tables of benchmarks/dead.md; also `make dead`; a quarter of an hour
+    python -m benchmarks.dead          the tables of benchmarks/dead.md; also `make dead`
 
-VGG, an eighth as wide as the paper's, on handwritten digits at 32 px; an epoch is 40 steps of 32 pictures.
+A VGG with an eighth of the paper's width, on handwritten digits at 32 px. An epoch is 40 steps of
+32 images. A quarter of an hour.
 """
 
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from vggexp.bench.measure import NullCheckpointer
 from vggexp.config import compose
-from vggexp.loggers.run_logger import NullLogger
 from vggexp.runner import build, datasets
 from vggexp.runner.hardware import setup_device
 from vggexp.sweep import expand
 from vggexp.system.signals import StopFlag
-from vggexp.training.loop import TrainState, train
+from vggexp.training.loop import NullCheckpointer, NullLogger, TrainLoop, train
 from vggexp.training.timer import PhaseTimer
 
-GUESS = math.log(10)
-LEARNT = GUESS - 0.3  # nats: the mean loss of an epoch below which a set-up has learnt
+GUESSING_LOSS = math.log(10)  # nats, of ten classes
+LEARNS_BELOW = GUESSING_LOSS - 0.3  # nats: a configuration learns if an epoch's mean loss is lower
 SMALL = [
     "device=cpu",
     "device.precision=fp32",
@@ -28,10 +27,12 @@ SMALL = [
     "data=digits",
     "data.resize=32",
     "data.limit=1280",
+    "data.val_fraction=0",
+    "data.batch_size=32",
+    "arch.width=0.125",
+    "arch.hidden=[64]",
 ]
-SMALL += ["data.val_fraction=0", "data.batch_size=32", "arch.width=0.125", "arch.hidden=[64]"]
 EPOCHS = 8
-
 
 DEAD = (
     "arch=vgg16 optimizer.lr=0.1",
@@ -39,7 +40,8 @@ DEAD = (
     "arch=vgg16 optimizer=adam optimizer.lr=0.01",
     "arch=vgg16 optimizer.weight_decay=1",
     "arch=vgg19 arch.init=xavier optimizer=sgd",
-    "arch=vgg19 arch.init=paper arch.width=0.04 optimizer=sgd",  # a Gaussian too small for so few channels
+    # a Gaussian whose std is too small for so few channels
+    "arch=vgg19 arch.init=paper arch.width=0.04 optimizer=sgd",
 )
 HEALTHY = (
     "arch=vgg11",
@@ -63,7 +65,7 @@ HEALTHY = (
     "arch=vgg16 train.label_smoothing=0.2",
     "arch=vgg11 data.normalize=false",
 )
-# These stay at the loss of guessing for longer, and learn in so many epochs.
+# These stay at the loss of guessing for longer, and learn within this many epochs.
 SLOW = {
     "arch=vgg16 arch.width=0.06 arch.hidden=[32] arch.init=paper": 10,
     "arch=vgg16 arch.init=xavier": 24,
@@ -72,69 +74,67 @@ SLOW = {
 
 
 class Trial(NamedTuple):
-    warning: list[str]  # its two lines, or none
-    losses: list[float]  # the mean of each epoch
+    """A short training. warning: its two lines, or none. losses: the mean of each epoch."""
+
+    warning: list[str]
+    losses: list[float]
 
     def learns(self) -> bool:
-        return min(self.losses) < LEARNT
+        return min(self.losses) < LEARNS_BELOW
 
-    def cures(self) -> list[str]:
+    def suggestions(self) -> list[str]:
+        """Returns the overrides that the warning suggests."""
+        if not self.warning:
+            return []
         return self.warning[1].removeprefix("advice   try ").split(", or ")
 
 
-class Listener(NullLogger):
+class MessageLogger(NullLogger):
+    """Keeps what the loop logs."""
+
     def __init__(self) -> None:
-        self.notes: list[str] = []
+        self.messages: list[str] = []
 
     def log(self, text: str) -> None:
-        self.notes.append(text)
+        self.messages.append(text)
 
 
-class Unkept(NullCheckpointer):
-    def save(self, state: TrainState) -> None: ...
-
-
-def trial(words: Sequence[str], epochs: int) -> Trial:
+def run_trial(overrides: Sequence[str], epochs: int) -> Trial:
     """Trains without a run directory."""
-    config = expand.compose_run(compose.parse_command([*SMALL, *words, f"train.epochs={epochs}"]))
-    hardware = setup_device(config)
-    data = datasets.build_loaders(config, hardware.device)
-    state = build.build_state(config, hardware, data.train.batches_per_epoch)
-    plan = build.train_settings(config, hardware)
-    heard = Listener()
-    train(
-        state,
-        data.train,
-        plan,
-        PhaseTimer(hardware.device),
-        lambda model: {},
-        heard,
-        Unkept(),
-        StopFlag(),
-    )
-    lines = [line for note in heard.notes for line in note.splitlines()]
+    command = compose.parse_command([*SMALL, *overrides, f"train.epochs={epochs}"])
+    config = expand.compose_run(command)
+    device_setup = setup_device(config)
+    data = datasets.build_loaders(config, device_setup.device)
+    state = build.build_state(config, device_setup, data.train.batches_per_epoch)
+    settings = build.train_settings(config, device_setup)
+    timer = PhaseTimer(device_setup.device)
+    logger = MessageLogger()
+    loop = TrainLoop(settings, timer, logger, NullCheckpointer(), StopFlag())
+    train(state, data.train, loop, lambda model: {})
+    lines = [line for message in logger.messages for line in message.splitlines()]
     return Trial(lines, [row["train/loss"] for row in state.history])
 
 
-def told(words: str, made: Trial) -> str:
-    """A row of the table."""
-    layer = made.warning[0].partition("): ")[2] if made.warning else ""
-    losses = " ".join(f"{loss:.2f}" for loss in made.losses)
-    return f"| `{words}` | {layer} | {'yes' if made.learns() else 'no'} | {losses} |"
+def print_row(name: str, overrides: Sequence[str], epochs: int) -> Trial:
+    trial = run_trial(overrides, epochs)
+    layer = trial.warning[0].partition("): ")[2] if trial.warning else ""
+    learns = "yes" if trial.learns() else "no"
+    losses = " ".join(f"{loss:.2f}" for loss in trial.losses)
+    print(f"| `{name}` | {layer} | {learns} | {losses} |", flush=True)
+    return trial
 
 
 def main() -> None:
-    print(
-        "| overrides | warning | learns | mean loss of each epoch |\n|---|---|---|---|",
-        flush=True,
-    )
-    for words in DEAD:
-        made = trial(words.split(), EPOCHS)
-        print(told(words, made), flush=True)
-        for cure in made.cures() if made.warning else ():
-            print(told(f"... {cure}", trial([*words.split(), *cure.split()], EPOCHS)), flush=True)
-    for words, epochs in [*((words, EPOCHS) for words in HEALTHY), *SLOW.items()]:
-        print(told(words, trial(words.split(), epochs)), flush=True)
+    print("| overrides | warning | learns | mean loss of each epoch |")
+    print("|---|---|---|---|", flush=True)
+    for overrides in DEAD:
+        trial = print_row(overrides, overrides.split(), EPOCHS)
+        for suggestion in trial.suggestions():
+            print_row(f"... {suggestion}", [*overrides.split(), *suggestion.split()], EPOCHS)
+    for overrides in HEALTHY:
+        print_row(overrides, overrides.split(), EPOCHS)
+    for overrides, epochs in SLOW.items():
+        print_row(overrides, overrides.split(), epochs)
 
 
 if __name__ == "__main__":

@@ -1,7 +1,8 @@
-"""python -m benchmarks.folders [--images N] [--rounds N]: pictures in files, decoded, cut to 224 px and flipped.
+"""python -m benchmarks.folders [--images N] [--rounds N]: decodes, crops and flips image files.
 
-vggexp's data path beside torchvision's ImageFolder and a DataLoader, with as many workers, in turn, without a network;
-and vggexp's again from memory (data.cache=ram). Prints and writes benchmarks/folders.md. About five minutes.
+Compares vggexp's data path with torchvision's ImageFolder and a DataLoader, with the same number
+of workers, in turn, without a network. vggexp runs a second time from memory (data.cache=ram).
+Images are cropped to 224 px. Prints and writes benchmarks/folders.md. About five minutes.
 """
 
 import argparse
@@ -10,7 +11,7 @@ import platform
 import statistics
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +29,9 @@ from vggexp.system import cpu
 
 TARGET = Path(__file__).parent / "folders.md"
 SIZE = 224
-BATCH = 64
+BATCH_SIZE = 64
+
+Epoch = Callable[[int], Iterable]  # epoch -> its batches
 
 
 def main() -> None:
@@ -37,64 +40,64 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument("--out", type=Path, default=TARGET)
-    asked = parser.parse_args()
-    torch.set_num_threads(1)  # the workers have the cores
-    folder = generated(asked.images)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)  # leaves the cores to the workers
+    folder = generate_images(arguments.images)
     contenders = {
-        "vggexp": ours(folder, asked.workers, "none"),
-        "torchvision": torchvisions(folder, asked.workers),
-        "vggexp, data.cache=ram": ours(folder, asked.workers, "ram"),
+        "vggexp": vggexp_epochs(folder, arguments.workers, "none"),
+        "torchvision": torchvision_epochs(folder, arguments.workers),
+        "vggexp, data.cache=ram": vggexp_epochs(folder, arguments.workers, "ram"),
     }
     rates: dict[str, list[float]] = {name: [] for name in contenders}
-    for turn in range(asked.rounds + 1):  # the first, in which workers start, does not count
+    for turn in range(arguments.rounds + 1):
         for name, epoch in contenders.items():
-            begin = time.perf_counter()
+            start = time.perf_counter()
             count = sum(len(labels) for _, labels in epoch(turn))
-            rates[name] += [count / (time.perf_counter() - begin)] if turn else []
-            print(f"round {turn}/{asked.rounds}  {name}", file=sys.stderr, flush=True)
-    page = record(rates, asked)
+            seconds = time.perf_counter() - start
+            if turn > 0:  # workers start in the first round, so that round does not count
+                rates[name].append(count / seconds)
+            print(f"round {turn}/{arguments.rounds}  {name}", file=sys.stderr, flush=True)
+    page = format_page(rates, arguments)
     print(page)
-    asked.out.write_text(page)
+    arguments.out.write_text(page)
 
 
-def generated(count: int) -> Path:
-    """JPEGs of 320x256 in ten classes: smooth shapes with some noise, about 25 kB each as photographs have."""
+def generate_images(count: int) -> Path:
+    """Writes JPEGs of 320x256 in ten classes and returns their folder.
+
+    The images are smooth shapes with some noise, of about 25 kB each, which is typical of photos.
+    """
     folder = Path(mkdtemp())
     draw = numpy.random.default_rng(0)
-    for part, number in (("train", count), ("test", 20)):
-        for index in range(number):
-            coarse = Image.fromarray(draw.integers(0, 256, (8, 10, 3), dtype=numpy.uint8)).resize(
-                (320, 256), 3
-            )
-            noisy = numpy.asarray(coarse, dtype=numpy.int16) + draw.integers(-12, 12, (256, 320, 3))
-            place = folder / part / f"class{index % 10}"
-            place.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(noisy.clip(0, 255).astype("uint8")).save(
-                place / f"{index:05}.jpg", quality=90
-            )
+    for split, image_count in (("train", count), ("test", 20)):
+        for index in range(image_count):
+            small = Image.fromarray(draw.integers(0, 256, (8, 10, 3), dtype=numpy.uint8))
+            smooth = numpy.asarray(small.resize((320, 256), 3), dtype=numpy.int16)
+            noisy = smooth + draw.integers(-12, 12, (256, 320, 3))
+            image = Image.fromarray(noisy.clip(0, 255).astype("uint8"))
+            class_folder = folder / split / f"class{index % 10}"
+            class_folder.mkdir(parents=True, exist_ok=True)
+            image.save(class_folder / f"{index:05}.jpg", quality=90)
     return folder
 
 
-def ours(folder: Path, workers: int, cache: str):
-    words = [
+def vggexp_epochs(folder: Path, workers: int, cache: str) -> Epoch:
+    overrides = [
         "data=image_folder",
         f"data.root={folder}",
         f"data.workers={workers}",
         f"data.cache={cache}",
-    ]
-    words += [
         f"data.resize={SIZE}",
-        f"data.batch_size={BATCH}",
+        f"data.batch_size={BATCH_SIZE}",
         "data.val_fraction=0",
         "augment=flip",
         "device=cpu",
     ]
-    return datasets.build_loaders(
-        expand.compose_run(compose.parse_command(words)), torch.device("cpu")
-    ).train.train
+    config = expand.compose_run(compose.parse_command(overrides))
+    return datasets.build_loaders(config, torch.device("cpu")).train.train
 
 
-def torchvisions(folder: Path, workers: int):
+def torchvision_epochs(folder: Path, workers: int) -> Epoch:
     from torch.utils.data import DataLoader
     from torchvision import datasets, transforms
 
@@ -102,41 +105,48 @@ def torchvisions(folder: Path, workers: int):
         transforms.Resize(SIZE),
         transforms.CenterCrop(SIZE),
         transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(),
+        transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD),
     ]
-    steps += [transforms.ToTensor(), transforms.Normalize(IMAGENET_MEAN, IMAGENET_STD)]
-    pictures = datasets.ImageFolder(str(folder / "train"), transforms.Compose(steps))
+    images = datasets.ImageFolder(str(folder / "train"), transforms.Compose(steps))
     loader = DataLoader(
-        pictures, BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+        images,
+        BATCH_SIZE,
+        shuffle=True,
+        num_workers=workers,
+        persistent_workers=workers > 0,
     )
-
-    def epoch(number: int) -> Iterable:
-        return loader
-
-    return epoch
+    return lambda epoch: loader
 
 
-def record(rates: dict[str, list[float]], asked: argparse.Namespace) -> str:
+def format_page(rates: dict[str, list[float]], arguments: argparse.Namespace) -> str:
     lines = []
-    for name, many in rates.items():
-        ratios = [own / other for own, other in zip(many, rates["torchvision"], strict=True)]
-        span = f"{min(many):,.0f}-{max(many):,.0f}"
-        lines.append(
-            f"| {name} | {statistics.median(many):,.0f} | {span} | {statistics.median(ratios):.2f} |"
-        )
+    for name, contender_rates in rates.items():
+        ratios = []
+        for rate, torchvision_rate in zip(contender_rates, rates["torchvision"], strict=True):
+            ratios.append(rate / torchvision_rate)
+        cells = [
+            name,
+            f"{statistics.median(contender_rates):,.0f}",
+            f"{min(contender_rates):,.0f}-{max(contender_rates):,.0f}",
+            f"{statistics.median(ratios):.2f}",
+        ]
+        lines.append("| " + " | ".join(cells) + " |")
     table = "\n".join(lines)
+    options = f"--images {arguments.images} --rounds {arguments.rounds}"
     return f"""# Image folders
 
-{asked.images:,} generated JPEGs of 320x256, cropped to {SIZE} px, flipped and normalized,
-{asked.workers} workers, no network; medians of {asked.rounds} epochs in turn, after one epoch that
-does not count.
+{arguments.images:,} generated JPEGs of 320x256, cropped to {SIZE} px, flipped and normalized,
+{arguments.workers} workers, no network; medians of {arguments.rounds} epochs in turn, after one
+epoch that does not count.
 
 | | images/s | range | of torchvision's |
 |---|---:|---:|---:|
 {table}
 
-`python -m benchmarks.folders --images {asked.images} --rounds {asked.rounds}` ({date.today()}), {os.cpu_count()}
-virtual cores of {cpu.cpu_model()}; Python {platform.python_version()}, torch {version("torch")}, torchvision
-{version("torchvision")}, pillow {version("pillow")}.
+`python -m benchmarks.folders {options}` ({date.today()}), {os.cpu_count()}
+virtual cores of {cpu.cpu_model()}; Python {platform.python_version()}, torch {version("torch")},
+torchvision {version("torchvision")}, pillow {version("pillow")}.
 """
 
 

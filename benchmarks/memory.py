@@ -1,9 +1,10 @@
-"""python -m benchmarks.memory [--out FILE]: the memory of a training step, as `vggexp.plan` tells it and as it is.
+"""python -m benchmarks.memory [--out FILE]: the memory of a training step, estimated and measured.
 
-The second step of each configuration on the CPU, measured twice: the tensors that torch's operators make, which is what
-the plan counts, and all that torch's allocator gives out meanwhile, with the workspaces that libraries take inside an
-operator. Neither is resident memory, of which a process's libraries take several hundred MB and which keeps freed
-pages. Prints a table; --out writes it. About two minutes on two cores, and 6 GB at most.
+The estimate is that of `vggexp.plan`. The second step of each configuration is measured twice on
+the CPU: the tensors that torch's operators create, which the plan counts, and everything that
+torch's allocator hands out, with the workspaces that libraries take inside an operator. Neither is
+resident memory: the libraries of a process take several hundred MB of it, and it keeps freed
+pages. Prints a table; --out writes the table. About two minutes on two cores, and at most 6 GB.
 """
 
 import argparse
@@ -32,6 +33,7 @@ from vggexp.runner import build
 from vggexp.runner.hardware import setup_device
 from vggexp.sweep import expand
 from vggexp.system import cpu
+from vggexp.training.loop import step_settings
 from vggexp.training.step import NonFiniteGuard, optimizer_step
 
 CASES = (
@@ -45,10 +47,10 @@ CASES = (
     "train.accumulate=4 data.batch_size=64",
     "device.precision=bf16 data.batch_size=8",
     "arch=alexnet data.batch_size=64",
-)
+)  # overrides
 
 
-class Peak(NamedTuple):
+class PeakMemory(NamedTuple):
     """Bytes of one configuration's step."""
 
     estimate: int
@@ -56,129 +58,127 @@ class Peak(NamedTuple):
     allocator: int
 
 
-class Tensors(TorchDispatchMode):
-    """Counts operators, and follows the storages they make: how many, and the most bytes that lived at a time."""
+class TensorTracker(TorchDispatchMode):
+    """Counts operators and the storages that they create, and tracks the bytes of live storages.
 
-    def __init__(self, held: int = 0):
+    Args:
+        live: bytes that are live before the first operator.
+    """
+
+    def __init__(self, live: int = 0):
         super().__init__()
-        self.made = 0
-        self.live = held
-        self.peak = held
+        self.created = 0
+        self.live = live
+        self.peak = live
         self.calls: Counter[str] = Counter()
         self._seen = weakref.WeakSet[Any]()
 
     def __torch_dispatch__(self, function, types, arguments=(), named=None):
-        given = {
-            leaf.untyped_storage()
-            for leaf in tree_leaves((arguments, named))
-            if isinstance(leaf, Tensor)
-        }
-        result = function(*arguments, **(named or {}))
+        named = named or {}
+        inputs = set()
+        for leaf in tree_leaves((arguments, named)):
+            if isinstance(leaf, Tensor):
+                inputs.add(leaf.untyped_storage())
+        result = function(*arguments, **named)
         self.calls[str(function)] += 1
         for leaf in tree_leaves(result):
-            if isinstance(leaf, Tensor) and leaf.untyped_storage() not in given:
-                self._follow(leaf.untyped_storage())
+            if isinstance(leaf, Tensor) and leaf.untyped_storage() not in inputs:
+                self._track(leaf.untyped_storage())
         return result
 
-    def _follow(self, storage: Any) -> None:
+    def _track(self, storage: Any) -> None:
         if storage in self._seen:
             return
         self._seen.add(storage)
-        self.made += 1
+        self.created += 1
         self.live += storage.nbytes()
         self.peak = max(self.peak, self.live)
-        weakref.finalize(storage, self._freed, storage.nbytes())
+        weakref.finalize(storage, self._subtract, storage.nbytes())
 
-    def _freed(self, size: int) -> None:
+    def _subtract(self, size: int) -> None:
         self.live -= size
 
 
-def stepping(config: Config) -> tuple[Callable[[], None], Callable[[], int]]:
-    """A call that makes one training step, and one that tells the bytes held between two steps, with the batch."""
-    hardware = setup_device(config)
-    state = build.build_state(config, hardware, 1)
-    fixed = build.train_settings(config, hardware)
-    given = input_spec(config)
-    images = torch.zeros(config.data.batch_size, given.channels, given.size, given.size)
+def make_step(config: Config) -> tuple[Callable[[], None], Callable[[], int]]:
+    """Returns two functions: one training step, and the bytes allocated between two steps.
+
+    The bytes include the batch.
+    """
+    device_setup = setup_device(config)
+    state = build.build_state(config, device_setup, 1)
+    settings = build.train_settings(config, device_setup)
+    spec = input_spec(config)
+    images = torch.zeros(config.data.batch_size, spec.channels, spec.size, spec.size)
     labels = torch.zeros(len(images), dtype=torch.int64)
-    guard = NonFiniteGuard(fixed.device)
+    guard = NonFiniteGuard(settings.device)
 
     def step() -> None:
-        loss, _ = fixed.gradients(
-            state.model,
-            state.scaler,
-            guard,
-            images,
-            labels,
-            batch_size=fixed.batch_size,
-            micro_batches=state.micro_batches,
-            label_smoothing=fixed.label_smoothing,
-            autocast=fixed.autocast,
-        )
-        optimizer_step(state.model, state.optimizer, state.scaler, guard, 0, loss, fixed.clip_norm)
+        current = step_settings(state, settings, guard)
+        loss, _ = settings.forward_backward(state.model, (images, labels), current)
+        optimizer_step(state.model, state.optimizer, loss, 0, current)
         if state.ema is not None:
             state.ema.update(state.model)
 
-    def held() -> int:
-        parts = tree_leaves(
-            [state.model.state_dict(), state.optimizer.state_dict(), images, labels]
-        )
-        parts += tree_leaves(state.ema.state_dict()) if state.ema is not None else []
-        return sum(part.nbytes for part in parts if isinstance(part, Tensor))
+    def allocated_bytes() -> int:
+        content = [state.model.state_dict(), state.optimizer.state_dict(), images, labels]
+        if state.ema is not None:
+            content.append(state.ema.state_dict())
+        return sum(leaf.nbytes for leaf in tree_leaves(content) if isinstance(leaf, Tensor))
 
-    return step, held
+    return step, allocated_bytes
 
 
-def measured(config: Config) -> Peak:
-    step, held = stepping(config)
-    step()  # makes the optimizer's state
+def measure(config: Config) -> PeakMemory:
+    step, allocated_bytes = make_step(config)
+    step()  # creates the optimizer's state
     estimate = plan.plan_costs(config).memory_bytes["total"] or 0
-    return Peak(estimate, of_tensors(step, held()), held() + of_allocator(step))
+    tensors = tensor_peak(step, allocated_bytes())
+    allocator = allocated_bytes() + allocator_peak(step)
+    return PeakMemory(estimate, tensors, allocator)
 
 
-def of_tensors(step: Callable[[], None], held: int) -> int:
-    with Tensors(held) as tensors:
+def tensor_peak(step: Callable[[], None], live: int) -> int:
+    with TensorTracker(live) as tracker:
         step()
-    return tensors.peak
+    return tracker.peak
 
 
-def of_allocator(step: Callable[[], None]) -> int:
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+def allocator_peak(step: Callable[[], None]) -> int:
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
         step()
-    results = profiled.profiler.kineto_results  # type: ignore[union-attr]
-    events = sorted(
-        (event.start_ns(), event.nbytes())
-        for event in results.events()
-        if event.name() == "[memory]"
-    )
-    live = peak = 0
-    for _, size in events:  # freed: negative
+    results = profiler.profiler.kineto_results  # type: ignore[union-attr]
+    sizes = []
+    for event in results.events():
+        if event.name() == "[memory]":
+            sizes.append((event.start_ns(), event.nbytes()))
+    live = 0
+    peak = 0
+    for _, size in sorted(sizes):  # negative if freed
         live += size
         peak = max(peak, live)
     return peak
 
 
-def configured(words: str) -> Config:
-    return expand.compose_run(compose.parse_command(["device=cpu", *words.split()]))
+def compose_config(overrides: str) -> Config:
+    return expand.compose_run(compose.parse_command(["device=cpu", *overrides.split()]))
 
 
-def rows(cases: tuple[str, ...]) -> Iterator[str]:
-    for words in cases:
-        config = configured(words)
-        peak = measured(config)
-        print(words or "the default run", file=sys.stderr, flush=True)
-        cells = [
-            words or "the default run",
-            plan.plan_costs(config).precision,
-            f"{peak.estimate / 1e6:,.0f}",
-        ]
-        for found in (peak.tensors, peak.allocator):
-            cells += [f"{found / 1e6:,.0f}", f"{100 * (peak.estimate / found - 1):+.0f} %"]
+def table_rows(cases: tuple[str, ...]) -> Iterator[str]:
+    for overrides in cases:
+        config = compose_config(overrides)
+        peak = measure(config)
+        name = overrides or "the default run"
+        print(name, file=sys.stderr, flush=True)
+        cells = [name, plan.plan_costs(config).precision, f"{peak.estimate / 1e6:,.0f}"]
+        for size in (peak.tensors, peak.allocator):
+            error = peak.estimate / size - 1
+            cells.append(f"{size / 1e6:,.0f}")
+            cells.append(f"{100 * error:+.0f} %")
         yield "| " + " | ".join(cells) + " |"
 
 
-def record(lines: Iterator[str]) -> str:
-    table = "\n".join(lines)
+def format_page(rows: Iterator[str]) -> str:
+    table = "\n".join(rows)
     return f"""# The memory of a training step
 
 MB at the peak of the second step on a CPU. "Estimate" is the value of `vggexp.plan`. "Tensors" is
@@ -189,22 +189,23 @@ inside an operator. "Off by" is the error of the estimate.
 |---|---|---:|---:|---:|---:|---:|
 {table}
 
-`python -m benchmarks.memory` ({date.today()}), {os.cpu_count()} virtual cores of {cpu.cpu_model()}; Python
-{platform.python_version()}, torch {version("torch")}. The default run is VGG-11 at 96 px, batch 128.
+`python -m benchmarks.memory` ({date.today()}), {os.cpu_count()} virtual cores of {cpu.cpu_model()};
+Python {platform.python_version()}, torch {version("torch")}.
+The default run is VGG-11 at 96 px, batch 128.
 """
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.memory", description=__doc__)
     parser.add_argument(
-        "--case", action="append", help="overrides of a run, in one word; may be given again"
+        "--case", action="append", help="overrides of a run, in quotes; may be repeated"
     )
     parser.add_argument("--out", type=Path)
-    asked = parser.parse_args()
-    page = record(rows(tuple(asked.case or CASES)))
+    arguments = parser.parse_args()
+    page = format_page(table_rows(tuple(arguments.case or CASES)))
     print(page)
-    if asked.out:
-        asked.out.write_text(page)
+    if arguments.out:
+        arguments.out.write_text(page)
 
 
 if __name__ == "__main__":

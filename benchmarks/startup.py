@@ -1,7 +1,8 @@
-"""python -m benchmarks.startup [--rounds N]: from the command to the first training step of experiment=quickstart.
+"""python -m benchmarks.startup [--rounds N]: the time to the first step of experiment=quickstart.
 
-Beside it, in turn: `import torch` with the same data read by scikit-learn, which no run can do without. Prints medians
-and the ratio within each round. About half a minute.
+Measures in turn: the command up to its first training step, and `import torch` with the same data
+read by scikit-learn, which every run needs. Prints medians, and the ratio within each round. About
+half a minute.
 """
 
 import argparse
@@ -11,44 +12,44 @@ import sys
 import time
 from tempfile import mkdtemp
 
-# The command as it is; the process ends where its first step is done.
+# Runs the unchanged command; the process exits after its first step.
 FIRST_STEP = """
 import os, sys
-import vggexp.__main__ as door
-class Ends:
+import vggexp.__main__ as command
+class ExitAfterFirstStep:
     def find_spec(self, name, path=None, target=None):
         if name == "vggexp.runner.run":
-            import vggexp.training.loop
-            update = vggexp.training.loop.optimizer_step
-            vggexp.training.loop.optimizer_step = lambda *arguments: (update(*arguments), os._exit(0))
-sys.meta_path.insert(0, Ends())
-door.main(sys.argv[1:])
+            from vggexp.training import loop
+            update = loop.optimizer_step
+            loop.optimizer_step = lambda *arguments: (update(*arguments), os._exit(0))
+sys.meta_path.insert(0, ExitAfterFirstStep())
+command.main(sys.argv[1:])
 """
-NEEDED = "import torch; from sklearn.datasets import load_digits; load_digits()"
+REQUIRED = "import torch; from sklearn.datasets import load_digits; load_digits()"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="benchmarks.startup", description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     rounds = parser.parse_args().rounds
-    seconds: dict[str, list[float]] = {"first step": [], "needed": []}
+    first_step = []
+    required = []
+    ratios = []
     for _ in range(rounds):
-        seconds["needed"].append(timed(NEEDED))
-        seconds["first step"].append(
-            timed(FIRST_STEP, "experiment=quickstart", f"run.root={mkdtemp()}")
-        )
-    ratios = [
-        ours / needed for ours, needed in zip(seconds["first step"], seconds["needed"], strict=True)
-    ]
-    for name, times in seconds.items():
+        required.append(time_python(REQUIRED))
+        root = f"run.root={mkdtemp()}"
+        first_step.append(time_python(FIRST_STEP, "experiment=quickstart", root))
+        ratios.append(first_step[-1] / required[-1])
+    for name, times in {"first step": first_step, "needed": required}.items():
         print(f"{name:<12}{statistics.median(times):6.2f} s  ({min(times):.2f}-{max(times):.2f})")
     print(f"ratio       {statistics.median(ratios):6.2f}    ({min(ratios):.2f}-{max(ratios):.2f})")
 
 
-def timed(code: str, *words: str) -> float:
-    begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", code, *words], check=True, stdout=subprocess.DEVNULL)
-    return time.perf_counter() - begin
+def time_python(code: str, *argv: str) -> float:
+    """Returns the seconds of a Python process that runs the code."""
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-c", code, *argv], check=True, stdout=subprocess.DEVNULL)
+    return time.perf_counter() - start
 
 
 if __name__ == "__main__":

@@ -1,9 +1,10 @@
-"""python -m benchmarks.gpu [--out FILE] [--only PART]...: all that a CUDA device is to show, at most eight minutes.
+"""python -m benchmarks.gpu [--out FILE] [--only PART]...: all measurements on a CUDA device.
 
-Needs no network: Fashion-MNIST where Debian's dataset-fashion-mnist is installed, else pictures of the same number and
-shape, made by arithmetic. Every part is a process of its own, so that one that fails or hangs takes no other with it;
-one for which no time is left is told as not run. Prints a table last, each figure with its goal; the exit code is 1
-where a part failed. `--device cpu --small` tries the command itself on a machine without a GPU.
+At most eight minutes. Needs no network: the data is Fashion-MNIST if Debian's
+dataset-fashion-mnist is installed, otherwise generated images of the same number and shape. Every
+part is a process of its own, so a part that fails or hangs does not stop another part. A part
+without time is reported as not run. Prints a table at the end, each figure with its goal. The exit
+code is 1 if a part failed. `--device cpu --small` tests the command on a machine without a GPU.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 from collections.abc import Iterator
 from datetime import date
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -25,106 +27,126 @@ from benchmarks.gpu.rows import SYSTEM, Row, Setting
 from vggexp.runner.hardware import device_name
 from vggexp.system import cpu
 
-DEADLINE = 460  # seconds of the parts; a little is spent before and after
-LEAST = 15  # a part is not begun in less
+DEADLINE_SECONDS = 460  # for all parts; start and end take a little more
+MIN_SECONDS = 15  # a part with less time does not start
+
+
+class PartResult(NamedTuple):
+    """Rows of a part. problem: why the part failed or did not run, or an empty string."""
+
+    rows: list[Row]
+    problem: str
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.gpu", description=__doc__)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--only", action="append", choices=PARTS, help="may be given again")
+    parser.add_argument("--only", action="append", choices=PARTS, help="may be repeated")
     parser.add_argument("--device", default="cuda", choices=["cuda", "cpu"])
-    parser.add_argument("--small", action="store_true", help="sizes that say nothing of speed")
-    parser.add_argument("--seconds", type=int, default=DEADLINE)
-    asked = parser.parse_args()
-    if asked.device == "cuda" and not torch.cuda.is_available():
-        print("no CUDA device here; --device cpu --small tries the command itself", file=sys.stderr)
+    parser.add_argument("--small", action="store_true", help="sizes that do not measure speed")
+    parser.add_argument("--seconds", type=int, default=DEADLINE_SECONDS)
+    arguments = parser.parse_args()
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device here; test the command with --device cpu --small", file=sys.stderr)
         return 2
-    end = time.monotonic() + asked.seconds
-    setting = Setting(asked.device, asked.small)
+    deadline = time.monotonic() + arguments.seconds
+    setting = Setting(arguments.device, arguments.small)
     rows = []
-    failed = 0
-    for name in asked.only or PARTS:
-        found, problem = part(name, setting, end - time.monotonic())
-        rows += [*found, *([Row(name, problem)] if problem else [])]
-        failed += problem.startswith("failed")
-    page = record(rows, asked)
+    failed = False
+    for name in arguments.only or PARTS:
+        result = run_part(name, setting, deadline - time.monotonic())
+        rows += result.rows
+        if result.problem:
+            rows.append(Row(name, result.problem))
+            failed = failed or result.problem.startswith("failed")
+    page = format_page(rows, arguments)
     print(page)
-    if asked.out:
-        asked.out.write_text(page)
-    return int(failed > 0)
+    if arguments.out:
+        arguments.out.write_text(page)
+    return int(failed)
 
 
-def part(name: str, setting: Setting, left: float) -> tuple[list[Row], str]:
-    """Its rows, and what went wrong, or nothing."""
-    limit = min(left, PARTS[name][1])
-    if limit < LEAST:
-        return [], f"not run: {max(0, left):.0f} s were left"
-    print(f"{name}: at most {limit:.0f} s, {left:.0f} s left for all", file=sys.stderr, flush=True)
-    words = [
-        sys.executable,
-        "-m",
-        "benchmarks.gpu.parts",
-        name,
-        setting.device,
-        *(["--small"] * setting.small),
-    ]
+def run_part(
+    name: str, setting: Setting, remaining: float, min_seconds: float = MIN_SECONDS
+) -> PartResult:
+    """Runs a part in a process of its own, for at most `remaining` seconds."""
+    limit = min(remaining, PARTS[name].max_seconds)
+    if limit < min_seconds:
+        return PartResult([], f"not run: {max(0, remaining):.0f} s were left")
+    message = f"{name}: at most {limit:.0f} s, {remaining:.0f} s left for all"
+    print(message, file=sys.stderr, flush=True)
+    argv = [name, setting.device]
+    if setting.small:
+        argv.append("--small")
+    return run_process("benchmarks.gpu.parts", argv, limit)
+
+
+def run_process(module: str, argv: list[str], limit: float) -> PartResult:
     process = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+        [sys.executable, "-m", module, *argv],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
     )
     try:
-        out, err = process.communicate(timeout=limit)
+        out, error = process.communicate(timeout=limit)
     except subprocess.TimeoutExpired:
-        os.killpg(process.pid, signal.SIGKILL)  # its own processes too
-        out, err = process.communicate()
-        return list(parsed(out)), f"failed: stopped after {limit:.0f} s"
+        os.killpg(process.pid, signal.SIGKILL)  # the child processes of the part too
+        out, error = process.communicate()
+        return PartResult(list(parse_rows(out)), f"failed: stopped after {limit:.0f} s")
+    problem = ""
     if process.returncode:
-        print(err, file=sys.stderr)
-        lines = err.strip().splitlines() or ["without a word"]
-        return list(
-            parsed(out)
-        ), f"failed: {next((line for line in reversed(lines) if 'Error' in line), lines[-1])}"
-    return list(parsed(out)), ""
+        print(error, file=sys.stderr)
+        problem = f"failed: {last_error(error)}"
+    return PartResult(list(parse_rows(out)), problem)
 
 
-def parsed(out: str) -> Iterator[Row]:
+def last_error(text: str) -> str:
+    """Returns the last line with an error, or the last line."""
+    lines = text.strip().splitlines() or ["no message"]
+    errors = [line for line in lines if "Error" in line]
+    return errors[-1] if errors else lines[-1]
+
+
+def parse_rows(out: str) -> Iterator[Row]:
     for line in out.splitlines():
         if line.startswith("["):
             yield Row(*json.loads(line))
 
 
-def record(rows: list[Row], asked: argparse.Namespace) -> str:
-    rows = [row._replace(verdict="") for row in rows] if asked.small else rows
-    table = "\n".join(
-        "| " + " | ".join(cell.replace("|", "/") for cell in row) + " |" for row in rows
-    )
-    device = torch.device(asked.device)
-    library = (
-        f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
-        if asked.device == "cuda"
-        else ""
-    )
-    data = (
-        "Fashion-MNIST"
-        if SYSTEM.is_dir() and not asked.small
-        else "generated images, with Fashion-MNIST's number and shape"
-    )
-    kind = (
-        "\n**Small sizes: none of these figures is a measure of speed.**\n" if asked.small else ""
-    )
+def format_page(rows: list[Row], arguments: argparse.Namespace) -> str:
+    lines = []
+    for row in rows:
+        if arguments.small:
+            row = row._replace(verdict="")
+        cells = [cell.replace("|", "/") for cell in row]
+        lines.append("| " + " | ".join(cells) + " |")
+    table = "\n".join(lines)
+    library = ""
+    if arguments.device == "cuda":
+        library = f", CUDA {torch.version.cuda}, cuDNN {torch.backends.cudnn.version()}"
+    data = "generated images, with Fashion-MNIST's number and shape"
+    if SYSTEM.is_dir() and not arguments.small:
+        data = "Fashion-MNIST"
+    note = ""
+    if arguments.small:
+        note = "\n**Small sizes: none of these figures is a measure of speed.**\n"
+    device = device_name(torch.device(arguments.device))
     return f"""# On a GPU
 
-{device_name(device)}, {os.cpu_count()} virtual cores of {cpu.cpu_model()}; Python {platform.python_version()}, torch
-{torch.__version__}{library}. {data}; VGG-11, plain SGD, batch 128 unless the row says otherwise.
-{kind}
+{device}, {os.cpu_count()} virtual cores of {cpu.cpu_model()};
+Python {platform.python_version()}, torch {torch.__version__}{library}.
+{data}; VGG-11, plain SGD, batch 128 unless the row says otherwise.
+{note}
 | what | figure | goal | |
 |---|---:|---:|---|
 {table}
 
-`python -m benchmarks.gpu` ({date.today()}). Rates are of the whole loop with its data, guard and timer. A
-share is the rate times three times the multiply-adds of the forward pass, divided by the matrix
-product in the same format. The data time of a run is the time that the device waits and works
-until a batch is ready.
+`python -m benchmarks.gpu` ({date.today()}). Rates are of the whole loop with its data, guard and
+timer. A share is the rate times three times the multiply-adds of the forward pass, divided by the
+matrix product in the same format. The data time of a run is the time that the device waits and
+works until a batch is ready.
 """
 
 

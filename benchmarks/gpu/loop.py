@@ -1,6 +1,7 @@
-"""python -m benchmarks.gpu.loop OVERRIDE...: the loop of a configuration, as a run has it, over some steps.
+"""python -m benchmarks.gpu.loop STEPS OVERRIDE...: the training loop of a run, over some steps.
 
-Prints one JSON object: the seconds of the first step, in which libraries tune and compile, and the rate of later ones.
+Prints one JSON object: the seconds of the first step, in which libraries tune and compile, and the
+rate of later steps.
 """
 
 import json
@@ -13,21 +14,25 @@ from typing import Any
 
 import torch
 
-from vggexp.bench.measure import NullCheckpointer
 from vggexp.config import compose
-from vggexp.loggers.run_logger import NullLogger
-from vggexp.runner import build, datasets, hardware
+from vggexp.runner import build, datasets
+from vggexp.runner.hardware import setup_device
 from vggexp.sweep import expand
 from vggexp.system.signals import StopFlag
-from vggexp.training.loop import Batches, train_epoch
-from vggexp.training.step import NonFiniteGuard
+from vggexp.training.loop import (
+    Batches,
+    NullCheckpointer,
+    NullLogger,
+    TrainLoop,
+    train_epoch,
+)
 from vggexp.training.timer import PhaseTimer
 
-ROUND_SECONDS = 2.0
+ROUND_SECONDS = 2.0  # a round is shortened to about this on a slow machine
 
 
-class First:
-    """The first `steps` whole batches of an epoch stand for it."""
+class FirstBatches:
+    """The first `steps` full batches of an epoch, as an epoch of their own."""
 
     def __init__(self, batches: Batches, batch_size: int, steps: int):
         self.batches = batches
@@ -42,76 +47,76 @@ class First:
         return islice(self.batches.train(epoch, start), self.batches_per_epoch)
 
 
-class Loop:
-    """Data, loop, guard and clock of a run, without its folder."""
+class BenchLoop:
+    """Data, loop, guard and timer of a run, without a run directory."""
 
-    def __init__(self, words: Sequence[str], steps: int):
-        self.config = expand.compose_run(compose.parse_command(list(words)))
-        self.hardware = hardware.setup_device(self.config)
-        self.device = self.hardware.device
+    def __init__(self, overrides: Sequence[str], steps: int):
+        self.config = expand.compose_run(compose.parse_command(list(overrides)))
+        device_setup = setup_device(self.config)
+        self.device = device_setup.device
         self.data = datasets.build_loaders(self.config, self.device)
-        self.batches = First(self.data.train, self.config.data.batch_size, steps)
-        self.state = build.build_state(self.config, self.hardware, self.batches.batches_per_epoch)
-        self.plan, self.guard = (
-            build.train_settings(self.config, self.hardware),
-            NonFiniteGuard(self.device),
-        )
-
-    def epoch(self) -> float:
-        """Seconds of the steps, from an idle device to an idle device."""
-        hardware.setup_device(
-            self.config
-        )  # the switches are the process's, and another loop may have set them
-        self.state.batch = 0
-        self.wait()
-        begin = time.perf_counter()
-        train_epoch(
-            self.state,
-            self.batches,
-            self.plan,
+        self.batches = FirstBatches(self.data.train, self.config.data.batch_size, steps)
+        self.state = build.build_state(self.config, device_setup, self.batches.batches_per_epoch)
+        self.loop = TrainLoop(
+            build.train_settings(self.config, device_setup),
             PhaseTimer(self.device),
-            self.guard,
             NullLogger(),
             NullCheckpointer(),
             StopFlag(),
         )
-        self.wait()
-        return time.perf_counter() - begin
 
-    def rate(self) -> float:
-        """Images a second of one round."""
-        return self.batches.count / self.epoch()
+    def run_epoch(self) -> float:
+        """Returns the seconds of the steps, from an idle device to an idle device."""
+        # torch's switches belong to the process, and another loop may have changed them.
+        setup_device(self.config)
+        self.state.batch = 0
+        self._synchronize()
+        start = time.perf_counter()
+        self.loop.timer.start()
+        train_epoch(self.state, self.batches.train(self.state.epoch), self.loop)
+        self._synchronize()
+        return time.perf_counter() - start
 
-    def tune(self) -> float:
-        """Two steps that do not count. On a slow machine later rounds are shortened. Returns the first's seconds."""
-        most = self.batches.batches_per_epoch
+    def measure_rate(self) -> float:
+        """Returns the images per second of one round."""
+        return self.batches.count / self.run_epoch()
+
+    def warm_up(self) -> float:
+        """Runs two steps that do not count, and sets the length of the rounds.
+
+        Returns:
+            Seconds of the first step.
+        """
+        max_steps = self.batches.batches_per_epoch
         self.batches.batches_per_epoch = 1
-        first = self.epoch()
-        step = self.epoch()
-        self.batches.batches_per_epoch = max(1, min(most, round(ROUND_SECONDS / step)))
-        return first
+        first_seconds = self.run_epoch()
+        step_seconds = self.run_epoch()
+        steps = round(ROUND_SECONDS / step_seconds)
+        self.batches.batches_per_epoch = max(1, min(max_steps, steps))
+        return first_seconds
 
-    def wait(self) -> None:
+    def _synchronize(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
 
-def alternating(loops: dict[str, Loop], rounds: int) -> dict[str, list[float]]:
-    """The rate of each loop in each round, taken in turn."""
+def measure_in_turn(loops: dict[str, BenchLoop], rounds: int) -> dict[str, list[float]]:
+    """Returns the rates of each loop. The loops take turns in each round."""
     for loop in loops.values():
-        loop.tune()
+        loop.warm_up()
     rates: dict[str, list[float]] = {name: [] for name in loops}
     for _ in range(rounds):
         for name, loop in loops.items():
-            rates[name].append(loop.rate())
+            rates[name].append(loop.measure_rate())
     return rates
 
 
 def main() -> None:
-    steps, *words = sys.argv[1:]
-    loop = Loop(words, int(steps))
-    first = loop.tune()
-    print(json.dumps({"first": first, "rate": statistics.median(loop.rate() for _ in range(3))}))
+    steps, *overrides = sys.argv[1:]
+    loop = BenchLoop(overrides, int(steps))
+    first_seconds = loop.warm_up()
+    rate = statistics.median(loop.measure_rate() for _ in range(3))
+    print(json.dumps({"first": first_seconds, "rate": rate}))
 
 
 if __name__ == "__main__":

@@ -1,54 +1,54 @@
-"""A plain PyTorch loop as tutorials write it; --best adds channels_last and, where it is multiplied, bf16 autocast.
+"""A plain PyTorch loop as tutorials write it.
 
-On a GPU, --best also pins the memory of the batches, keeps the workers and lets cuDNN choose.
+--best adds channels_last, and bf16 autocast if the device supports it. On a GPU, --best also pins
+the memory of the batches, keeps the workers and lets cuDNN choose its algorithms.
 """
 
 import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.peers.common import Report, count, pictures, vgg11, work
+from benchmarks.peers.common import Report, make_dataset, parse_arguments, vgg11
 
 
 def main() -> None:
-    asked = work()
+    arguments = parse_arguments()
     report = Report()
-    on_gpu = asked.best and asked.device == "cuda"
-    torch.backends.cudnn.benchmark = on_gpu
+    best_on_gpu = arguments.best and arguments.device == "cuda"
+    torch.backends.cudnn.benchmark = best_on_gpu
     batches = DataLoader(
-        pictures(asked.images, asked.size),
-        asked.batch_size,
+        make_dataset(arguments.images, arguments.size),
+        arguments.batch_size,
         shuffle=True,
-        num_workers=asked.workers,
-        pin_memory=on_gpu,
-        persistent_workers=on_gpu,
+        num_workers=arguments.workers,
+        pin_memory=best_on_gpu,
+        persistent_workers=best_on_gpu,
     )
-    model = vgg11(asked.size).to(asked.device)
-    loss_of = nn.CrossEntropyLoss()
-    if asked.best:
+    model = vgg11(arguments.size).to(arguments.device)
+    loss_fn = nn.CrossEntropyLoss()
+    if arguments.best:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=on_gpu or None)
-    for _ in range(asked.epochs):
-        report.epoch()
-        total = 0.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=best_on_gpu or None)
+    for _ in range(arguments.epochs):
+        report.start_epoch()
+        total_loss = 0.0
         correct = 0.0
         for images, labels in batches:
-            images, labels = (
-                part.to(asked.device, non_blocking=on_gpu) for part in (images, labels)
-            )
+            images = images.to(arguments.device, non_blocking=best_on_gpu)
+            labels = labels.to(arguments.device, non_blocking=best_on_gpu)
+            if arguments.best:
+                images = images.to(memory_format=torch.channels_last)
             optimizer.zero_grad()
-            with torch.autocast(asked.device, torch.bfloat16, enabled=asked.bf16):
-                logits = model(
-                    images.to(memory_format=torch.channels_last) if asked.best else images
-                )
-                loss = loss_of(logits, labels)
+            with torch.autocast(arguments.device, torch.bfloat16, enabled=arguments.bf16):
+                logits = model(images)
+                loss = loss_fn(logits, labels)
             loss.backward()
             optimizer.step()
-            total += loss.item() * len(labels)
+            total_loss += loss.item() * len(labels)
             correct += (logits.argmax(1) == labels).sum().item()
-            report.step()
-        report.epoch_done()
-    report.done(count(model), asked.images)
+            report.count_step()
+        report.end_epoch()
+    report.finish(model, arguments.images)
 
 
 if __name__ == "__main__":

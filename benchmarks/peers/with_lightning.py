@@ -1,4 +1,7 @@
-"""Lightning's Trainer with its defaults; --best: channels_last, and bf16-mixed where bf16 is multiplied."""
+"""Lightning's Trainer with its defaults.
+
+--best adds channels_last, and bf16-mixed if the device supports bf16.
+"""
 
 import warnings
 from tempfile import mkdtemp
@@ -8,7 +11,7 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from benchmarks.peers.common import Report, count, pictures, vgg11, work
+from benchmarks.peers.common import Report, make_dataset, parse_arguments, vgg11
 
 
 class Classifier(lightning.LightningModule):
@@ -21,47 +24,48 @@ class Classifier(lightning.LightningModule):
         images, labels = batch
         logits = self.model(images)
         loss = functional.cross_entropy(logits, labels)
+        accuracy = (logits.argmax(1) == labels).float().mean()
         self.log("train/loss", loss)
-        self.log(
-            "train/accuracy",
-            (logits.argmax(1) == labels).float().mean(),
-            on_step=False,
-            on_epoch=True,
-        )
+        self.log("train/accuracy", accuracy, on_step=False, on_epoch=True)
         return loss
 
     def configure_optimizers(self):
         return torch.optim.SGD(self.parameters(), lr=0.01)
 
     def on_train_epoch_start(self):
-        self.report.epoch()
+        self.report.start_epoch()
 
     def on_train_batch_end(self, *_):
-        self.report.step()
+        self.report.count_step()
 
     def on_train_epoch_end(self):
-        self.report.epoch_done()
+        self.report.end_epoch()
 
 
 def main() -> None:
     warnings.simplefilter("ignore")
-    asked = work()
+    arguments = parse_arguments()
     report = Report()
-    many = {"num_workers": asked.workers, "persistent_workers": asked.workers > 0}
-    batches = DataLoader(pictures(asked.images, asked.size), asked.batch_size, shuffle=True, **many)
-    model = Classifier(asked.size, report)
-    flags = {"precision": "bf16-mixed"} if asked.bf16 else {}
-    if asked.best:
+    batches = DataLoader(
+        make_dataset(arguments.images, arguments.size),
+        arguments.batch_size,
+        shuffle=True,
+        num_workers=arguments.workers,
+        persistent_workers=arguments.workers > 0,
+    )
+    model = Classifier(arguments.size, report)
+    if arguments.best:
         model = model.to(memory_format=torch.channels_last)
+    flags = {"precision": "bf16-mixed"} if arguments.bf16 else {}
     trainer = lightning.Trainer(
-        max_epochs=asked.epochs,
+        max_epochs=arguments.epochs,
         accelerator="cpu",
         default_root_dir=mkdtemp(),
         enable_progress_bar=False,
         **flags,
     )
     trainer.fit(model, batches)
-    report.done(count(model.model), asked.images)
+    report.finish(model.model, arguments.images)
 
 
 if __name__ == "__main__":

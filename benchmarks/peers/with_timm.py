@@ -1,7 +1,7 @@
-"""timm's loader and optimizer factory in the loop of its documentation; --best: channels_last, and bf16 autocast where
-that is multiplied.
+"""timm's loader and optimizer factory in the loop of timm's documentation.
 
-timm's training script is not in its package, so this uses the package's parts with the script's defaults.
+--best adds channels_last, and bf16 autocast if the device supports it. timm's training script is
+not in its package, so this program uses the package's parts with the script's defaults.
 """
 
 import torch
@@ -10,48 +10,47 @@ from timm.optim import create_optimizer_v2
 from timm.utils import AverageMeter, accuracy
 from torch import nn
 
-from benchmarks.peers.common import Report, count, pictures, vgg11, work
+from benchmarks.peers.common import Report, make_dataset, parse_arguments, vgg11
 
 
 def main() -> None:
-    asked = work()
+    arguments = parse_arguments()
     report = Report()
-    data = pictures(asked.images, asked.size)
     batches = create_loader(
-        data,
-        (1, asked.size, asked.size),
-        asked.batch_size,
+        make_dataset(arguments.images, arguments.size),
+        (1, arguments.size, arguments.size),
+        arguments.batch_size,
         is_training=True,
         use_prefetcher=False,
         no_aug=True,
-        num_workers=asked.workers,
-        persistent_workers=asked.workers > 0,
+        num_workers=arguments.workers,
+        persistent_workers=arguments.workers > 0,
         device=torch.device("cpu"),
     )
-    model = vgg11(asked.size)
-    loss_of = nn.CrossEntropyLoss()
-    if asked.best:
+    model = vgg11(arguments.size)
+    loss_fn = nn.CrossEntropyLoss()
+    if arguments.best:
         model = model.to(memory_format=torch.channels_last)
     optimizer = create_optimizer_v2(model, opt="momentum", lr=0.01, weight_decay=0, momentum=0)
-    for _ in range(asked.epochs):
+    for _ in range(arguments.epochs):
         model.train()
-        report.epoch()
+        report.start_epoch()
         losses = AverageMeter()
         top1 = AverageMeter()
         for images, labels in batches:
-            if asked.best:
+            if arguments.best:
                 images = images.contiguous(memory_format=torch.channels_last)
-            with torch.autocast("cpu", torch.bfloat16, enabled=asked.bf16):
+            with torch.autocast("cpu", torch.bfloat16, enabled=arguments.bf16):
                 logits = model(images)
-                loss = loss_of(logits, labels)
+                loss = loss_fn(logits, labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.update(loss.item(), len(images))
             top1.update(accuracy(logits, labels)[0].item(), len(images))
-            report.step()
-        report.epoch_done()
-    report.done(count(model), asked.images)
+            report.count_step()
+        report.end_epoch()
+    report.finish(model, arguments.images)
 
 
 if __name__ == "__main__":

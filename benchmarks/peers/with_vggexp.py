@@ -1,77 +1,82 @@
 """A run of vggexp up to its test: data, loop, log, TensorBoard and checkpoints as in any run."""
 
+import contextlib
 import sys
-from functools import partial
 from pathlib import Path
 from tempfile import mkdtemp
 
-from benchmarks.peers.common import SYSTEM, Report, count, work
+from benchmarks.peers.common import SYSTEM, Report, parse_arguments
 
 
 def main() -> None:
-    asked = work()
+    arguments = parse_arguments()
     report = Report()
-    sys.stdout = sys.stderr  # the run's own lines
+    overrides = [
+        "experiment=gluon_vgg11",
+        f"data.limit={arguments.images}",
+        f"data.resize={arguments.size}",
+        f"data.batch_size={arguments.batch_size}",
+        f"train.epochs={arguments.epochs}",
+        "train.test_each_epoch=false",
+        "train.rest_minutes=0",
+        f"device={arguments.device}",
+    ]
+    if not arguments.best:
+        overrides.append("device.precision=fp32")
+    if not SYSTEM.is_dir():
+        overrides += ["data=synthetic", f"data.images={arguments.images}", "data.size=28"]
+    with contextlib.redirect_stdout(sys.stderr):  # stdout is for the report
+        train_run(overrides, arguments.images, report)
+
+
+def train_run(overrides: list[str], images: int, report: Report) -> None:
     from vggexp.config import compose
     from vggexp.sweep import expand
 
-    config = expand.compose_run(
-        compose.parse_command(
-            [
-                "experiment=gluon_vgg11",
-                f"data.limit={asked.images}",
-                f"data.resize={asked.size}",
-                f"data.batch_size={asked.batch_size}",
-                f"train.epochs={asked.epochs}",
-                "train.test_each_epoch=false",
-                "train.rest_minutes=0",
-                f"device={asked.device}",
-                *([] if asked.best else ["device.precision=fp32"]),
-                *(
-                    []
-                    if SYSTEM.is_dir()
-                    else ["data=synthetic", f"data.images={asked.images}", "data.size=28"]
-                ),
-            ]
-        )
-    )
-    import vggexp.training.loop
+    config = expand.compose_run(compose.parse_command(overrides))
+    # Imports torch, so these imports follow the composition as in a run.
     from vggexp.loggers.console import Console
     from vggexp.loggers.run_logger import RunLogger
     from vggexp.runner import build
     from vggexp.runner.job import evaluate_epoch
     from vggexp.runner.resume import build_run
     from vggexp.system.signals import StopFlag
-    from vggexp.training import checkpoint_manager
+    from vggexp.training import loop
+    from vggexp.training.checkpoint_manager import CheckpointManager
     from vggexp.training.timer import PhaseTimer
 
-    update = vggexp.train.update
+    update = loop.optimizer_step
 
-    def counted(*arguments):
-        done = update(*arguments)
-        sys.stdout = sys.__stdout__
-        report.step()
-        sys.stdout = sys.stderr
-        return done
+    def update_and_count(*step_arguments):
+        result = update(*step_arguments)
+        with contextlib.redirect_stdout(sys.__stdout__):
+            report.count_step()
+        return result
 
-    vggexp.train.update = counted
+    loop.optimizer_step = update_and_count
     folder = Path(mkdtemp())
     console = Console(None)
-    hardware, data, state = build_run(config, None, console)
-    watch = RunLogger(folder, console, config.train.epochs, {}, [])
-    keeper = checkpoint_manager.CheckpointManager(
-        folder / "checkpoints", "last", config.train.checkpoint_minutes, {}
+    device_setup, data, state = build_run(config, None, console)
+    minutes = config.train.checkpoint_minutes
+    run_loop = loop.TrainLoop(
+        build.train_settings(config, device_setup),
+        PhaseTimer(device_setup.device),
+        RunLogger(folder, console, config.train.epochs, {}, []),
+        CheckpointManager(folder / "checkpoints", "last", minutes, {}),
+        StopFlag(),
     )
-    measure = partial(evaluate_epoch, config=config, hardware=hardware, data=data, console=console)
-    plan = build.train_settings(config, hardware)
-    clock = PhaseTimer(hardware.device)
-    vggexp.train.train(state, data.train, plan, clock, measure, watch, keeper, StopFlag())
-    for row in (
-        state.history
-    ):  # with its waits and its log; a peer's checkpoint is not in its epoch either
-        report.epoch_done(asked.images / row["images_per_second"])
-    sys.stdout = sys.__stdout__
-    report.done(count(state.model), asked.images)
+    loop.train(
+        state,
+        data.train,
+        run_loop,
+        lambda model: evaluate_epoch(model, config, device_setup, data, console),
+    )
+    # The rate of an epoch includes its waits and its log. It leaves out the checkpoint, which is
+    # not in a peer's epoch either.
+    for row in state.history:
+        report.epoch_seconds.append(images / row["images_per_second"])
+    with contextlib.redirect_stdout(sys.__stdout__):
+        report.finish(state.model, images)
 
 
 if __name__ == "__main__":

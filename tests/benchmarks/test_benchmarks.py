@@ -1,4 +1,4 @@
-"""The benchmarks do what they say, at a size that says nothing of speed."""
+"""The benchmarks measure what they say, at sizes that do not measure speed."""
 
 import json
 import subprocess
@@ -12,37 +12,40 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.rows import Setting
 from benchmarks.peers.contender import contenders
+from vggexp import plan
 from vggexp.system.cpu import supports_bf16
 
 
-def page_of(tmp_path, module, *small) -> list[list[str]]:
-    """The rows of the table that a benchmark writes, without its head."""
-    words = [sys.executable, "-m", f"benchmarks.{module}", *small, f"--out={tmp_path / 'page.md'}"]
-    end = subprocess.run(words, capture_output=True, text=True)
-    assert end.returncode == 0, end.stderr
-    lines = [
-        line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("|")
-    ]
+def run_benchmark(tmp_path, module, *argv) -> list[list[str]]:
+    """Returns the rows of the table that a benchmark writes, without its header."""
+    path = tmp_path / "page.md"
+    command = [sys.executable, "-m", f"benchmarks.{module}", *argv, f"--out={path}"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 0, ended.stderr
+    lines = [line for line in path.read_text().splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:]]
 
 
 @pytest.mark.slow
 @pytest.mark.debian
 def test_growth(tmp_path):
-    rows = page_of(tmp_path, "growth", "--rounds=1", "--counts", "200", "400")
-    assert [row[0] for row in rows] == ["200", "400"] and all(float(row[1]) > 0 for row in rows)
+    rows = run_benchmark(tmp_path, "growth", "--rounds=1", "--counts", "200", "400")
+    assert [row[0] for row in rows] == ["200", "400"]
+    assert all(float(row[1]) > 0 for row in rows)
 
 
 @pytest.mark.slow
 def test_report(tmp_path):
-    rows = page_of(tmp_path, "report", "--rounds=1", "--counts", "2", "4", "--blocks", "1")
-    assert [row[0] for row in rows] == ["2", "4", "blocks", "---:", "1"] and float(rows[1][2]) > 0
+    rows = run_benchmark(tmp_path, "report", "--rounds=1", "--counts", "2", "4", "--blocks", "1")
+    assert [row[0] for row in rows] == ["2", "4", "blocks", "---:", "1"]
+    assert float(rows[1][2]) > 0
 
 
 @pytest.mark.slow
 def test_folders(tmp_path):
-    rows = page_of(tmp_path, "folders", "--rounds=1", "--images=64", "--workers=1")
-    assert len(rows) == 3 and rows[1][3] == "1.00"
+    rows = run_benchmark(tmp_path, "folders", "--rounds=1", "--images=64", "--workers=1")
+    assert len(rows) == 3
+    assert rows[1][3] == "1.00"
 
 
 @pytest.mark.slow
@@ -50,28 +53,34 @@ def test_folders(tmp_path):
 def test_every_contender_does_the_same_work(tmp_path):
     for peer in ("lightning", "timm"):
         pytest.importorskip(peer)
-    rows = page_of(tmp_path, "peers", "--rounds=1", "--images=128", "--epochs=1", "--size=32")
+    rows = run_benchmark(tmp_path, "peers", "--rounds=1", "--images=128", "--epochs=1", "--size=32")
     assert [row[0] for row in rows] == list(contenders(supports_bf16()))
     assert all(float(row[1]) > 0 for row in rows)
 
 
-@pytest.mark.parametrize("bf16", [True, False])
-def test_a_contender_uses_bf16_where_it_is_multiplied(bf16):
-    names = list(contenders(bf16))
-    assert len(names) == len(set(contenders(bf16).values())) == 7 + bf16
-    assert sum("bf16" in name for name in names) == 3 * bf16
+@pytest.mark.parametrize(("bf16", "count", "bf16_count"), [(True, 8, 3), (False, 7, 0)])
+def test_a_contender_uses_bf16_if_the_cpu_supports_it(bf16, count, bf16_count):
+    commands = contenders(bf16)
+    assert len(commands) == count
+    assert len(set(commands.values())) == count
+    assert sum("bf16" in name for name in commands) == bf16_count
 
 
+@pytest.mark.process
 def test_the_memory_of_a_step(tmp_path):
-    (row,) = page_of(tmp_path, "memory", "--case=data=synthetic arch=lenet data.batch_size=32")
-    assert row[1] == "fp32" or row[1] == "bf16"
+    overrides = "data=synthetic arch=lenet data.batch_size=32"
+    (row,) = run_benchmark(tmp_path, "memory", f"--case={overrides}")
+    costs = plan.plan_costs(memory.compose_config(overrides))
+    assert row[0] == overrides
+    assert row[1] == costs.precision
+    assert row[2] == f"{costs.memory_bytes['total'] / 1e6:,.0f}"
 
 
 SMALL = "data=synthetic data.batch_size=16 arch.width=0.25 arch.hidden=[64]"
 
 
 @pytest.mark.parametrize(
-    "words",
+    "overrides",
     [
         SMALL,
         f"{SMALL} data.size=64 device.precision=fp32",
@@ -82,25 +91,30 @@ SMALL = "data=synthetic data.batch_size=16 arch.width=0.25 arch.hidden=[64]"
         "data=synthetic arch=lenet",
     ],
 )
-def test_plan_tells_the_memory_of_a_step(words):
-    assert estimate_over_measured(memory.configured(words)) == pytest.approx(1, rel=0.06)
+def test_plan_estimates_the_memory_of_a_step(overrides):
+    ratio = estimate_over_measured(memory.compose_config(overrides))
+    assert ratio == pytest.approx(1, rel=0.06)
 
 
 @pytest.mark.parametrize("blocks", [1, 3, 5])
-@pytest.mark.parametrize("words", ["device.precision=fp32", "arch=vgg11_bn", "arch=vgg11_lrn"])
-def test_plan_bounds_the_memory_of_a_step_with_frozen_blocks(words, blocks):
-    config = memory.configured(f"{SMALL} data.size=64 {words}")
+@pytest.mark.parametrize("overrides", ["device.precision=fp32", "arch=vgg11_bn", "arch=vgg11_lrn"])
+def test_plan_bounds_the_memory_of_a_step_with_frozen_blocks(overrides, blocks):
+    config = memory.compose_config(f"{SMALL} data.size=64 {overrides}")
     frozen = replace(config, train=replace(config.train, freeze=blocks))
-    assert 0.95 < estimate_over_measured(frozen) < 1.4
+    ratio = estimate_over_measured(frozen)
+    assert ratio > 0.95
+    assert ratio < 1.4
 
 
 def estimate_over_measured(config):
-    """Without a library's workspaces."""
-    step, held = memory.stepping(config)
-    step()  # makes the optimizer's state
-    return memory.plan.plan(config).memory_bytes["total"] / memory.of_tensors(step, held())
+    """Returns the ratio without the workspaces of libraries."""
+    step, allocated_bytes = memory.make_step(config)
+    step()  # creates the optimizer's state
+    estimate = plan.plan_costs(config).memory_bytes["total"]
+    return estimate / memory.tensor_peak(step, allocated_bytes())
 
 
+CASES = ("the source run", "vgg16", "vgg11 with batch", "vgg11 with adam")
 GPU_ROWS = {
     "speed": [
         "matrix",
@@ -112,8 +126,12 @@ GPU_ROWS = {
         "the fastest",
     ],
     "source run": [
-        f"source run: {what}"
-        for what in ("5 epochs", "the first", "chec", "the whole", "share", "test acc")
+        "source run: 5 epochs",
+        "source run: the first",
+        "source run: chec",
+        "source run: the whole",
+        "source run: share",
+        "source run: test acc",
     ],
     "waits": [
         "waits of the host for the device, a step",
@@ -121,10 +139,7 @@ GPU_ROWS = {
     ],
     "peer": ["vggexp over a loop with a DataLoader", "their rates"],
     "deterministic": ["runs with the same weights", "device.deterministic=true over false"],
-    "memory": [
-        f"memory of {model}"
-        for model in ("the source run", "vgg16", "vgg11 with batch", "vgg11 with adam") * 2
-    ],
+    "memory": [f"memory of {name}" for name in CASES for _ in range(2)],
     "channels_last": ["device.channels_last=true over false"],
     "compile": [
         "device.compile=true over",
@@ -134,53 +149,67 @@ GPU_ROWS = {
 }
 
 
-def has_every_row(part: str, names: list[str]) -> bool:
-    wanted = sorted(GPU_ROWS[part])
-    return len(names) == len(wanted) and all(map(str.startswith, sorted(names), wanted))
+def assert_has_every_row(part: str, names: list[str]) -> None:
+    """Asserts that the names start as the rows of the part do, in any order."""
+    for name, start in zip(sorted(names), sorted(GPU_ROWS[part]), strict=True):
+        assert name.startswith(start)
 
 
 @pytest.mark.slow  # minutes, most of them in torch.compile
-def test_gpu_on_a_processor(tmp_path):
-    rows = page_of(tmp_path, "gpu", "--device=cpu", "--small", "--seconds=2000")
+def test_gpu_on_a_cpu(tmp_path):
+    rows = run_benchmark(tmp_path, "gpu", "--device=cpu", "--small", "--seconds=2000")
+    names = [row[0] for row in rows]
     for part in PARTS:
-        names, rows = rows[: len(GPU_ROWS[part])], rows[len(GPU_ROWS[part]) :]
-        assert has_every_row(part, [name for name, *_ in names])
-    assert not rows
+        count = len(GPU_ROWS[part])
+        assert_has_every_row(part, names[:count])
+        names = names[count:]
+    assert not names
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("part", ["speed", "waits"])
 def test_a_part_of_gpu(part, capfd):
-    PARTS[part][0](Setting("cpu", small=True))
+    PARTS[part].run(Setting("cpu", small=True))
     rows = [json.loads(line) for line in capfd.readouterr().out.splitlines()]
-    assert has_every_row(part, [name for name, *_ in rows])
+    assert_has_every_row(part, [row[0] for row in rows])
 
 
-def test_a_part_that_fails_and_one_without_time(monkeypatch):
-    monkeypatch.setattr(gpu, "PARTS", {**PARTS, "unknown": (None, 60)})
-    setting = Setting("cpu", small=True)
-    assert gpu.part("speed", setting, 3) == ([], "not run: 3 s were left")
-    assert gpu.part("unknown", setting, 60) == ([], "failed: KeyError: 'unknown'")
-    monkeypatch.setattr(gpu, "LEAST", 0)
-    assert gpu.part("speed", setting, 0.3) == ([], "failed: stopped after 0 s")
+def test_a_part_without_time_does_not_run():
+    result = gpu.run_part("speed", Setting("cpu", small=True), 3)
+    assert result == ([], "not run: 3 s were left")
 
 
-def test_gpu_without_one(monkeypatch, capsys):
+@pytest.mark.process
+def test_a_part_that_takes_too_long_is_stopped():
+    result = gpu.run_part("speed", Setting("cpu", small=True), 0.3, min_seconds=0)
+    assert result == ([], "failed: stopped after 0 s")
+
+
+@pytest.mark.process
+def test_a_part_that_fails():
+    result = gpu.run_process("benchmarks.gpu.parts", ["unknown", "cpu"], 60)
+    assert result == ([], "failed: KeyError: 'unknown'")
+
+
+def test_gpu_without_a_gpu(monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     monkeypatch.setattr("sys.argv", ["gpu"])
-    assert gpu.main() == 2 and "--device cpu --small" in capsys.readouterr().err
+    assert gpu.main() == 2
+    assert "--device cpu --small" in capsys.readouterr().err
 
 
-def test_what_more_devices_cost():
+@pytest.mark.parametrize(("count", "sent"), [(1, 0), (2, 100), (4, 150)])
+def test_a_ring_sends_each_byte_around_once(count, sent):
+    assert scaling.ring_bytes(count, 100) == sent
+
+
+def test_the_share_that_a_device_keeps():
     device = scaling.Device("", step_seconds=3.0, gradient_bytes=100, bytes_per_second=100)
-    assert [scaling.volume(count, 100) for count in (1, 2, 4)] == [
-        0,
-        100,
-        150,
-    ]  # each byte goes around but once
-    assert scaling.left(1, device) == (1, 1)
-    assert scaling.left(2, device) == (
-        1,
-        3 / 4,
-    )  # a second hides in two of backward; or comes on top
-    assert scaling.left(2, device._replace(bytes_per_second=25)) == (3 / 5, 3 / 7)
-    assert list(scaling.kept(device._replace(most=2)))[1:3] == ["0.75 to 1.00", "-"]
+    assert scaling.kept_share(1, device) == (1, 1)
+    # One second of communication overlaps with two seconds of the backward pass, or follows.
+    assert scaling.kept_share(2, device) == (1, 3 / 4)
+    slow = device._replace(bytes_per_second=25)
+    assert scaling.kept_share(2, slow) == (3 / 5, 3 / 7)
+    cells = list(scaling.share_cells(device._replace(max_count=2)))
+    assert cells[1] == "0.75 to 1.00"
+    assert cells[2] == "-"

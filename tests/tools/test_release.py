@@ -1,4 +1,7 @@
-"""What a release says of itself, and what wheel and sdist hold. `make release-check` installs them as well."""
+"""The metadata of the project, and the content of wheel and sdist.
+
+`make release-check` installs both.
+"""
 
 import importlib
 import re
@@ -8,71 +11,88 @@ import zipfile
 
 import pytest
 
-from tools.release import PROJECT, ROOT, VERSIONS, built, interpreter
+from tools.release import PROJECT, QUICK_TESTS, ROOT, VERSIONS, build, find_interpreter
 from vggexp import __version__
 
 SHIPPED = ("vggexp", "hydra_plugins", "conf")
-BESIDE = ("tests", "benchmarks", "docs")
-INFO = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
-MADE = ("__pycache__", "keys.md")  # by running what is there
+SDIST_ONLY = ("tests", "tools", "benchmarks", "docs")
+WHEEL_INFO = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
+GENERATED = {"__pycache__", "keys.md"}
 
 
-def files(*folders: str) -> set[str]:
-    paths = (path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file())
-    return {str(path.relative_to(ROOT)) for path in paths if not set(path.parts) & set(MADE)}
+def source_files(*folders: str) -> set[str]:
+    names = set()
+    for folder in folders:
+        for path in (ROOT / folder).rglob("*"):
+            if path.is_file() and not GENERATED & set(path.parts):
+                names.add(str(path.relative_to(ROOT)))
+    return names
 
 
-def test_the_version_stands_in_one_place():
-    assert "version" in PROJECT["dynamic"] and re.fullmatch(r"\d+\.\d+\.\d+", __version__)
+def test_the_version_is_in_one_place():
+    assert "version" in PROJECT["dynamic"]
+    assert re.fullmatch(r"\d+\.\d+\.\d+", __version__)
     sources = [ROOT / "pyproject.toml", ROOT / "docs/conf.py", *(ROOT / "vggexp").rglob("*.py")]
-    assert [path.name for path in sources if f'"{__version__}"' in path.read_text("utf-8")] == [
-        "__init__.py"
-    ]
-    released = re.findall(
-        r"^## \[(\d+\.\d+\.\d+)\]", (ROOT / "CHANGELOG.md").read_text("utf-8"), re.MULTILINE
-    )
+    names = [path.name for path in sources if f'"{__version__}"' in path.read_text("utf-8")]
+    assert names == ["__init__.py"]
+
+
+def test_the_changelog_begins_with_the_version():
+    text = (ROOT / "CHANGELOG.md").read_text("utf-8")
+    released = re.findall(r"^## \[(\d+\.\d+\.\d+)\]", text, re.MULTILINE)
     assert released[0] == __version__
 
 
-def test_what_is_said_of_the_project_holds():
-    assert PROJECT["license"] == "MIT" and "MIT License" in (
-        ROOT / PROJECT["license-files"][0]
-    ).read_text("utf-8")
-    assert PROJECT["requires-python"] == f">={VERSIONS[0]}" and (ROOT / PROJECT["readme"]).is_file()
-    for place in PROJECT["scripts"].values():
-        module, _, name = place.partition(":")
-        assert callable(getattr(importlib.import_module(module), name))
+def test_the_metadata_is_true():
+    assert PROJECT["license"] == "MIT"
+    assert "MIT License" in (ROOT / PROJECT["license-files"][0]).read_text("utf-8")
+    assert PROJECT["requires-python"] == f">={VERSIONS[0]}"
+    assert (ROOT / PROJECT["readme"]).is_file()
     backend = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["tool"]["hatch"]
     assert (ROOT / backend["version"]["path"]).is_file()
 
 
-def test_an_interpreter_is_found_or_not():
-    assert interpreter("2.0") is None
+@pytest.mark.parametrize("script", PROJECT["scripts"])
+def test_every_script_is_a_function(script):
+    module, _, name = PROJECT["scripts"][script].partition(":")
+    assert callable(getattr(importlib.import_module(module), name))
+
+
+@pytest.mark.parametrize("path", QUICK_TESTS)
+def test_the_quick_tests_exist(path):
+    assert (ROOT / path).is_file()
+
+
+def test_a_version_that_is_not_installed():
+    assert find_interpreter("2.0") is None
 
 
 @pytest.fixture(scope="module")
 def release(tmp_path_factory):
     pytest.importorskip("build")
-    return built(tmp_path_factory.mktemp("dist"))
+    return build(tmp_path_factory.mktemp("dist"))
 
 
-@pytest.mark.slow  # the backend gets an environment of its own
-def test_the_wheel_holds_the_package_its_configuration_and_its_plugins(release):
+@pytest.mark.slow  # the build backend is installed in an environment of its own
+def test_the_wheel_has_the_package_the_configuration_and_the_plugins(release):
     wheel, _ = release
-    held = set(zipfile.ZipFile(wheel).namelist())
+    names = set(zipfile.ZipFile(wheel).namelist())
     info = f"vggexp-{__version__}.dist-info/"
-    inside = {f"vggexp/{name}" if name.startswith("conf/") else name for name in files(*SHIPPED)}
-    assert held == inside | {info + name for name in INFO}
-    assert "vggexp/conf/config.yaml" in held and "vggexp/reporting/page.html" in held
+    expected = {info + name for name in WHEEL_INFO}
+    for name in source_files(*SHIPPED):
+        expected.add(f"vggexp/{name}" if name.startswith("conf/") else name)
+    assert names == expected
+    assert "vggexp/conf/config.yaml" in names
+    assert "vggexp/report/page.html" in names
 
 
 @pytest.mark.slow
-def test_the_sdist_holds_what_tests_and_site_need_and_no_run(release):
+def test_the_sdist_has_what_tests_and_site_need_and_no_runs(release):
     _, sdist = release
     with tarfile.open(sdist) as archive:
-        held = {name.partition("/")[2] for name in archive.getnames()}
+        names = {name.partition("/")[2] for name in archive.getnames()}
     pages = {path.name for path in ROOT.glob("*.md")}
-    assert held == files(*SHIPPED, *BESIDE) | pages | {
+    files = {
         "LICENSE",
         "Makefile",
         "PKG-INFO",
@@ -80,3 +100,4 @@ def test_the_sdist_holds_what_tests_and_site_need_and_no_run(release):
         "pyproject.toml",
         ".gitignore",
     }
+    assert names == source_files(*SHIPPED, *SDIST_ONLY) | pages | files

@@ -1,6 +1,6 @@
-"""python -m tools.faults [--small] [CATALOGUE...]: runs the catalogues and prints how many cases were survived.
+"""python -m tools.faults [--small] [CATALOG...]: runs catalogs and counts the survived cases.
 
-At full size each writes its row into benchmarks/faults.md.
+Without --small, each catalog writes its row into benchmarks/faults.md.
 """
 
 import argparse
@@ -10,22 +10,56 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from tools.faults import catalogues, inputs, sweeps
-from tools.faults.catalogues import Catalogue
+from tools.faults import checkpoints, hostile, inputs, kills, resources, sweeps
+from tools.faults.catalog import Catalog
 from vggexp.system import cpu
 
-CATALOGUES = catalogues.CATALOGUES | inputs.CATALOGUES | sweeps.CATALOGUES
-WORKERS = 2
+ORDER = [  # order of the rows in benchmarks/faults.md
+    "kills",
+    "points",
+    "signals",
+    "exactness",
+    "damage",
+    "resources",
+    "hostile",
+    "crowds",
+    "data",
+    "downloads",
+    "commands",
+    "workers",
+    "memory",
+    "syscalls",
+    "jobs",
+    "controllers",
+    "pairs",
+]
+CATALOGS = dict(
+    sorted(  # raises ValueError for a catalog without a place in ORDER
+        {
+            **kills.CATALOGS,
+            **checkpoints.CATALOGS,
+            **resources.CATALOGS,
+            **hostile.CATALOGS,
+            **inputs.CATALOGS,
+            **sweeps.CATALOGS,
+        }.items(),
+        key=lambda item: ORDER.index(item[0]),
+    )
+)
+WORKERS = 2  # processes that run cases at the same time
 RECORD = Path(__file__).parents[2] / "benchmarks" / "faults.md"
+SURVIVED = "survived"  # line that a worker writes for a survived case
 
 
 class Row(NamedTuple):
+    """A row of the record."""
+
     title: str
     cases: int
     survived: int
@@ -34,118 +68,120 @@ class Row(NamedTuple):
 
 
 def main() -> int:
-    """Exit code 0 only if every case was survived."""
+    """Returns 0 only if every case was survived."""
     parser = argparse.ArgumentParser(prog="tools.faults", description=__doc__)
-    parser.add_argument("catalogues", nargs="*", choices=[*CATALOGUES, []], metavar="CATALOGUE")
+    parser.add_argument("catalogs", nargs="*", choices=[*CATALOGS, []], metavar="CATALOG")
     parser.add_argument("--small", action="store_true", help="the part that runs with the tests")
     arguments = parser.parse_args()
     rows = []
-    for name in arguments.catalogues or CATALOGUES:
-        rows.append(measured(name, arguments.small))
+    for name in arguments.catalogs or CATALOGS:
+        rows.append(measure(name, arguments.small))
         if not arguments.small:
-            RECORD.write_text(record({row.title: row for row in [*recorded(), rows[-1]]}))
-    print(table(rows))
+            by_title = {row.title: row for row in [*read_record(), rows[-1]]}
+            RECORD.write_text(format_record(by_title))
+    print(format_table(rows))
     return int(any(row.survived < row.cases for row in rows))
 
 
-def recorded() -> list[Row]:
-    """The rows of an earlier record, in which a catalogue that is run again takes its own place."""
-    lines = RECORD.read_text().splitlines() if RECORD.exists() else []
-    cells = [
-        [cell.strip().replace(",", "") for cell in line.strip("|").split("|")]
-        for line in lines
-        if "|" in line
-    ]
-    titles = {
-        catalogue.title.replace(",", ""): catalogue.title for catalogue in CATALOGUES.values()
-    }
-    return [
-        Row(titles[title], int(cases), int(survived), float(seconds), day)
-        for title, cases, survived, seconds, day in cells
-        if title in titles
-    ]
-
-
-def measured(name: str, small: bool) -> Row:
+def measure(name: str, small: bool) -> Row:
+    """Runs a catalog, and prints on stderr the cases that were not survived."""
     begin = time.monotonic()
-    cases, problems = results(CATALOGUES[name], small)
+    cases, problems = run_catalog(CATALOGS[name], small)
+    seconds = time.monotonic() - begin
     for problem in problems:
         print(f"{name}: {problem}", file=sys.stderr)
-    row = Row(
-        CATALOGUES[name].title,
-        cases,
-        cases - len(problems),
-        time.monotonic() - begin,
-        f"{date.today()}",
-    )
-    print(
-        f"{name}: {row.survived} of {row.cases} in {row.seconds:.0f} s", file=sys.stderr, flush=True
-    )
-    return row
+    survived = cases - len(problems)
+    print(f"{name}: {survived} of {cases} in {seconds:.0f} s", file=sys.stderr, flush=True)
+    return Row(CATALOGS[name].title, cases, survived, seconds, f"{date.today()}")
 
 
-def table(rows: Iterable[Row]) -> str:
-    lines = [
-        f"| {row.title} | {row.cases:,} | {row.survived:,} | {row.seconds:.0f} | {row.day} |"
-        for row in rows
-    ]
-    return "\n".join(
-        ["| fault | cases | survived | seconds | day |", "|---|---:|---:|---:|---|", *lines]
-    )
-
-
-def record(rows: dict[str, Row]) -> str:
-    ordered = [rows[one.title] for one in CATALOGUES.values() if one.title in rows]
-    return f"""# What a run survives
-
-Real processes, real signals, real files. A case counts as survived when the run then holds, bit for bit, the weights,
-scores and TensorBoard points of an undisturbed run, or when what is wrong is refused in one line with its exit code.
-`tools/faults/` says what is done in each case.
-
-{table(ordered)}
-
-`make faults`, {sum(row.seconds for row in ordered) / 60:.0f} minutes in all. Each row is of the run of its day;
-those of {date.today()} on {os.cpu_count()} cores of {cpu.cpu_model()};
-Python {platform.python_version()}, torch {version("torch")}.
-"""
-
-
-def results(catalogue: Catalogue, small: bool) -> tuple[int, list[str]]:
-    """How many cases there were, and a line for each that was not survived."""
+def run_catalog(catalog: Catalog, small: bool) -> tuple[int, list[str]]:
+    """Returns the number of cases, and a line for each case that was not survived."""
     scratch = Path(tempfile.mkdtemp(prefix="faults-"))
     tempfile.tempdir = str(scratch)
+    lines = []
     try:
-        cases = list(catalogue.cases(small))
-        pids = [worker(catalogue, cases, number, scratch) for number in range(WORKERS)]
+        cases = list(catalog.cases(small))
+        reports = [scratch / f"report{index}" for index in range(WORKERS)]
+        pids = [
+            fork_worker(catalog, cases[index::WORKERS], report)
+            for index, report in enumerate(reports)
+        ]
         for pid in pids:
             os.waitpid(pid, 0)
-        told = [
-            line
-            for number in range(WORKERS)
-            for line in (scratch / f"told{number}").read_text().splitlines()
-        ]
+        for report in reports:
+            lines += report.read_text().splitlines()
     finally:
         tempfile.tempdir = None
         shutil.rmtree(scratch, ignore_errors=True)
-    missing = [f"{len(cases) - len(told)} cases were not run"] * (len(cases) - len(told))
-    return len(cases), [line for line in told if line != "survived"] + missing
+    problems = [line for line in lines if line != SURVIVED]
+    missing = len(cases) - len(lines)  # a worker has died
+    return len(cases), problems + [f"{missing} cases were not run"] * missing
 
 
-def worker(catalogue: Catalogue, cases: list, number: int, scratch: Path) -> int:
-    """Forks a process that takes every WORKERS-th case, each in a folder of its own, and writes a line for each."""
+def fork_worker(catalog: Catalog, cases: Sequence[Any], report: Path) -> int:
+    """Forks a process that runs the cases, each in its own folder; returns the process id.
+
+    The process writes a line into `report` for each case.
+    """
     pid = os.fork()
     if pid:
         return pid
-    with open(scratch / f"told{number}", "w", buffering=1) as told:
-        for case in cases[number::WORKERS]:
+    with open(report, "w", buffering=1) as file:
+        for case in cases:
             folder = Path(tempfile.mkdtemp())
             try:
-                problem = catalogue.problem(case, folder)
+                problem = catalog.check(case, folder)
             except Exception as error:
                 problem = f"{type(error).__name__}: {error}"
-            told.write(f"{case}: {' '.join(problem.split())}\n" if problem else "survived\n")
+            line = SURVIVED
+            if problem:
+                line = f"{case}: {' '.join(problem.split())}"
+            file.write(line + "\n")
             shutil.rmtree(folder, ignore_errors=True)
     os._exit(0)
+
+
+def read_record() -> list[Row]:
+    """Returns the rows of the present record, without those of unknown catalogs."""
+    titles = {catalog.title.replace(",", ""): catalog.title for catalog in CATALOGS.values()}
+    lines = RECORD.read_text().splitlines() if RECORD.exists() else []
+    rows = []
+    for line in lines:
+        if "|" not in line:
+            continue
+        cells = [cell.strip().replace(",", "") for cell in line.strip("|").split("|")]
+        if cells[0] in titles:
+            title, cases, survived, seconds, day = cells
+            rows.append(Row(titles[title], int(cases), int(survived), float(seconds), day))
+    return rows
+
+
+def format_table(rows: Iterable[Row]) -> str:
+    lines = ["| fault | cases | survived | seconds | day |", "|---|---:|---:|---:|---|"]
+    for row in rows:
+        counts = f"{row.cases:,} | {row.survived:,} | {row.seconds:.0f}"
+        lines.append(f"| {row.title} | {counts} | {row.day} |")
+    return "\n".join(lines)
+
+
+def format_record(rows: dict[str, Row]) -> str:
+    """Returns the text of benchmarks/faults.md. The keys of `rows` are titles."""
+    titles = [catalog.title for catalog in CATALOGS.values()]
+    ordered = [rows[title] for title in titles if title in rows]
+    minutes = sum(row.seconds for row in ordered) / 60
+    return f"""# What a run survives
+
+The tests use real processes, real signals and real files. A case counts as survived in two situations. The run afterwards has, bit for bit, the weights,
+scores and TensorBoard points of an undisturbed run. Or the run refuses an invalid input in one line with its exit code.
+`tools/faults/` defines what each case does.
+
+{format_table(ordered)}
+
+`make faults`, {minutes:.0f} minutes in all. Each row is of the run of its day;
+those of {date.today()} on {os.cpu_count()} cores of {cpu.cpu_model()};
+Python {platform.python_version()}, torch {version("torch")}.
+"""  # noqa: E501 (the lines of a Markdown page)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
-"""Forks commands from a process that has imported torch already, does something to them, and compares what they leave.
+"""Forks commands from a process that has already imported torch, and compares what they leave.
 
-The process that forks runs no tensor operation itself: autograd does not survive a fork.
+The process that forks runs no tensor operation itself, because autograd does not survive a fork.
 """
 
 import json
@@ -9,7 +9,7 @@ import signal
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -19,25 +19,39 @@ import numpy
 import torch.utils.tensorboard._pytorch_graph
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import vggexp.loggers.images  # noqa: F401  (the children find all imported)
+import vggexp.loggers.images  # noqa: F401  (so that no child has to import it)
+from tools.faults.catalog import replace_attribute
 from vggexp.__main__ import main
 from vggexp.errors import CheckpointError
 from vggexp.training import checkpoint
 
-VARYING = ("time/", "images_per_second", "seconds", "peak_")  # keys of times, rates and memory
-RUN = Path("outputs/a")
-WAIT_SECONDS = 600
+# Keys of times, rates and memory, which differ between equal runs.
+VARYING_KEYS = ("time/", "images_per_second", "seconds", "peak_")
+RUN_DIR = Path("outputs/a")
+TIMEOUT_SECONDS = 600
+TIMEOUT_CODE = 124
 
 
-class End(NamedTuple):
-    code: int  # minus the signal where one ended the process
+class CommandResult(NamedTuple):
+    """End of a command. The exit code is minus the signal if a signal ended the process."""
+
+    code: int
     out: str
     err: str
     seconds: float
 
 
-def start(folder: Path, argv: Sequence[str], before: Callable[[], object], tag: str = "") -> int:
-    """Forks; the child runs the command in `folder`, after `before`, and leaves out and err there."""
+def start_command(
+    folder: Path, argv: Sequence[str], before: Callable[[], object] = lambda: None, suffix: str = ""
+) -> int:
+    """Forks a process that runs a command; returns its process id.
+
+    Args:
+        folder: Working directory; the output goes to the files `out` and `err` there.
+        argv: Arguments of `python -m vggexp`.
+        before: Called in the child before the command.
+        suffix: Appended to the names of the output files.
+    """
     sys.stdout.flush()
     pid = os.fork()
     if pid:
@@ -45,11 +59,10 @@ def start(folder: Path, argv: Sequence[str], before: Callable[[], object], tag: 
     code = 1
     try:
         os.chdir(folder)
-        for number, name in ((1, "out"), (2, "err")):
-            os.dup2(os.open(name + tag, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), number)
-        sys.stdout, sys.stderr = (
-            open(number, "w", buffering=1, closefd=False) for number in (1, 2)
-        )
+        for descriptor, name in ((1, "out"), (2, "err")):
+            os.dup2(os.open(name + suffix, os.O_CREAT | os.O_WRONLY | os.O_TRUNC), descriptor)
+        sys.stdout = open(1, "w", buffering=1, closefd=False)
+        sys.stderr = open(2, "w", buffering=1, closefd=False)
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
         before()
@@ -60,109 +73,132 @@ def start(folder: Path, argv: Sequence[str], before: Callable[[], object], tag: 
         os._exit(code)
 
 
-def run(
+def run_command(
     folder: Path,
     argv: Sequence[str],
     before: Callable[[], object] = lambda: None,
     meanwhile: Callable[[int], object] = lambda pid: None,
-) -> End:
-    """The command from its start to its end. meanwhile: what is done to its pid."""
+) -> CommandResult:
+    """Runs a command to its end.
+
+    Args:
+        before: Called in the child before the command.
+        meanwhile: Called in this process with the id of the child.
+    """
     begin = time.monotonic()
-    pid = start(folder, argv, before)
+    pid = start_command(folder, argv, before)
     meanwhile(pid)
-    status = awaited(pid)
-    return End(
-        status, (folder / "out").read_text(), (folder / "err").read_text(), time.monotonic() - begin
-    )
+    code = wait_for(pid)
+    out = (folder / "out").read_text()
+    err = (folder / "err").read_text()
+    return CommandResult(code, out, err, time.monotonic() - begin)
 
 
-def awaited(pid: int) -> int:
-    end = time.monotonic() + WAIT_SECONDS
-    while not (done := os.waitpid(pid, os.WNOHANG))[0]:
+def wait_for(pid: int) -> int:
+    """Returns the exit code; TIMEOUT_CODE after killing a process that does not end."""
+    end = time.monotonic() + TIMEOUT_SECONDS
+    while time.monotonic() < end:
+        ended_pid, status = os.waitpid(pid, os.WNOHANG)
+        if ended_pid:
+            return os.waitstatus_to_exitcode(status)
         time.sleep(0.002)
-        if time.monotonic() > end:
-            os.kill(pid, signal.SIGKILL)
-            os.waitpid(pid, 0)
-            return 124
-    return os.waitstatus_to_exitcode(done[1])
+    os.kill(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return TIMEOUT_CODE
 
 
 @cache
-def reference(argv: tuple[str, ...]) -> tuple[Path, float]:
-    """The undisturbed run's folder, and how long it takes in seconds."""
+def reference_run(argv: tuple[str, ...]) -> tuple[Path, float]:
+    """Returns the folder of an undisturbed run and its duration in seconds."""
     folder = Path(mkdtemp())
-    end = run(folder, argv)
-    if end.code:
-        raise RuntimeError(f"the undisturbed run failed: {argv} {end}")
-    return folder, end.seconds
+    result = run_command(folder, argv)
+    if result.code:
+        raise RuntimeError(f"the undisturbed run failed: {argv} {result}")
+    return folder, result.seconds
 
 
-def finished(folder: Path, argv: Sequence[str], events: bool = True) -> str:
-    """Runs the command as it is; what is wrong then, in comparison with the undisturbed run, empty if nothing is."""
-    end = run(folder, argv)
-    if end.code or end.err:
-        return f"the command again: exit {end.code} {end.err[-300:]}"
-    return different(folder, reference(tuple(argv))[0], events)
+def finish(folder: Path, argv: Sequence[str], events: bool = True) -> str:
+    """Repeats the command, which continues the run, and compares it with the undisturbed run.
+
+    Returns:
+        What is wrong; empty if nothing is.
+    """
+    result = run_command(folder, argv)
+    if result.code or result.err:
+        return f"the command again: exit {result.code} {result.err[-300:]}"
+    return compare_with_reference(folder, argv, events)
 
 
-def different(folder: Path, expected: Path, events: bool = True) -> str:
-    """Every run of two folders `outputs`: weights, metrics, result and (if `events`) TensorBoard's points."""
-    for result in expected.glob("outputs/*/result.json"):
-        there = result.parent
-        here = folder / result.parent.relative_to(expected)
-        for name in ("result.json", "metrics.jsonl"):
-            if stable(here / name) != stable(there / name):
-                return f"{name} differs"
-        if events and (
-            points(here) != points(there) or len(set(points(here))) != len(points(here))
-        ):
-            return f"events differ: {set(points(here)) ^ set(points(there))}"
-        with (
-            numpy.load(here / "predictions.npz") as one,
-            numpy.load(there / "predictions.npz") as other,
-        ):
-            if not all(numpy.array_equal(one[key], other[key]) for key in other):
+def compare_with_reference(folder: Path, argv: Sequence[str], events: bool = True) -> str:
+    """Compares every run in `outputs` with the undisturbed run, bit for bit.
+
+    Args:
+        events: Whether to compare the points of TensorBoard too.
+
+    Returns:
+        The first difference; empty if there is none.
+    """
+    reference, _ = reference_run(tuple(argv))
+    for expected in reference.glob("outputs/*"):
+        if (expected / "result.json").exists():
+            difference = _compare_runs(folder / expected.relative_to(reference), expected, events)
+            if difference:
+                return difference
+    temporary_files = list(folder.glob("outputs/**/*.tmp"))
+    return f"left over: {temporary_files}" if temporary_files else ""
+
+
+def _compare_runs(actual: Path, expected: Path, events: bool) -> str:
+    for name in ("result.json", "metrics.jsonl"):
+        if _stable_rows(actual / name) != _stable_rows(expected / name):
+            return f"{name} differs"
+    if events:
+        actual_points = tensorboard_points(actual)
+        expected_points = tensorboard_points(expected)
+        if actual_points != expected_points:
+            return f"events differ: {set(actual_points) ^ set(expected_points)}"
+        if len(set(actual_points)) != len(actual_points):
+            return "a TensorBoard point appears twice"
+    with (
+        numpy.load(actual / "predictions.npz") as actual_arrays,
+        numpy.load(expected / "predictions.npz") as expected_arrays,
+    ):
+        for key, array in expected_arrays.items():
+            if not numpy.array_equal(actual_arrays[key], array):
                 return "predictions differ"
-    left = list(folder.glob("outputs/**/*.tmp"))
-    return f"left over: {left}" if left else ""
+    return ""
 
 
-def stable(path: Path) -> list[dict]:
-    """The rows of a JSON file or of JSON lines, without times, rates and memory."""
+def _stable_rows(path: Path) -> list[dict]:
+    """Returns the rows of a JSON or JSON lines file, without times, rates and memory."""
     text = path.read_text()
-    rows = (
-        [json.loads(text)]
-        if path.suffix == ".json"
-        else [json.loads(line) for line in text.splitlines()]
-    )
-    return [
-        {key: value for key, value in row.items() if not key.startswith(VARYING)} for row in rows
-    ]
+    texts = [text] if path.suffix == ".json" else text.splitlines()
+    rows = []
+    for text in texts:
+        row = json.loads(text)
+        rows.append({key: row[key] for key in row if not key.startswith(VARYING_KEYS)})
+    return rows
 
 
-def points(folder: Path) -> list[tuple[str, int]]:
-    """Every (tag, step) that TensorBoard shows, sorted."""
-    events = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
-    events.Reload()
-    kinds = {"scalars": events.Scalars, "images": events.Images}
-    return sorted(
-        (tag, point.step)
-        for kind, read in kinds.items()
-        for tag in events.Tags()[kind]
-        for point in read(tag)
-    )
+def tensorboard_points(folder: Path) -> list[tuple[str, int]]:
+    """Returns every (tag, step) that TensorBoard shows, sorted."""
+    accumulator = EventAccumulator(str(folder), size_guidance={"scalars": 0, "images": 0})
+    accumulator.Reload()
+    points = []
+    for tag in accumulator.Tags()["scalars"]:
+        points += [(tag, event.step) for event in accumulator.Scalars(tag)]
+    for tag in accumulator.Tags()["images"]:
+        points += [(tag, event.step) for event in accumulator.Images(tag)]
+    return sorted(points)
 
 
-def good(folder: Path) -> list[int]:
-    """The steps of the checkpoints that verify."""
-    return [
-        int(path.stem)
-        for path in sorted((folder / RUN / "checkpoints").glob("*.pt"))
-        if verifies(path)
-    ]
+def intact_checkpoints(folder: Path) -> list[Path]:
+    """Returns the checkpoints of the run in RUN_DIR that verify."""
+    paths = sorted((folder / RUN_DIR / "checkpoints").glob("*.pt"))
+    return [path for path in paths if _verifies(path)]
 
 
-def verifies(path: Path) -> bool:
+def _verifies(path: Path) -> bool:
     try:
         checkpoint.verify(path)
     except CheckpointError:
@@ -170,8 +206,8 @@ def verifies(path: Path) -> bool:
     return True
 
 
-POINTS = [
-    (checkpoint._Hashing, "write"),
+WRITING_CALLS = [  # the calls by which a run writes
+    (checkpoint._HashingFile, "write"),
     (os, "fsync"),
     (os, "replace"),
     (numpy, "savez_compressed"),
@@ -179,32 +215,40 @@ POINTS = [
 ]
 
 
-def disturb(act: Callable[[int, str], None], log: Path | None = None) -> None:
-    """Calls act(how many before, name) at every point that writes, a write being half done then."""
+def intercept_writes(act: Callable[[int, str], None], log: Path | None = None) -> None:
+    """Calls act(index, name) before each writing call, and in the middle of a `write`.
+
+    Args:
+        act: `index` counts the writing calls from 0.
+        log: Receives one line for each writing call.
+    """
     count = 0
 
-    def wrapped(name: str, real: Callable) -> Callable:
-        def call(*arguments, **named):
+    def intercept(name: str, original: Callable) -> Callable:
+        def call(*args, **kwargs):
             nonlocal count
             if log is not None:
+                target = args[-1] if name == "replace" else ""
                 with open(log, "a") as file:
-                    file.write(f"{name} {arguments[-1] if name == 'replace' else ''}\n")
+                    file.write(f"{name} {target}\n")
             if name == "write":
-                halves = memoryview(arguments[1]).cast("B")
-                real(arguments[0], halves[: len(halves) // 2])
-                arguments = (arguments[0], halves[len(halves) // 2 :])
+                stream, content = args
+                view = memoryview(content).cast("B")
+                original(stream, view[: len(view) // 2])
+                args = (stream, view[len(view) // 2 :])
             act(count, name)
             count += 1
-            return real(*arguments, **named)
+            return original(*args, **kwargs)
 
         return call
 
-    for owner, name in POINTS:
-        setattr(owner, name, wrapped(name, getattr(owner, name)))
+    for owner, name in WRITING_CALLS:
+        replace_attribute(owner, name, intercept(name, getattr(owner, name)))
 
 
-def points_of(argv: Sequence[str]) -> Iterator[str]:
-    """The names of an undisturbed run's points, in their order."""
+def list_writing_calls(argv: Sequence[str]) -> list[str]:
+    """Returns the names of the writing calls of an undisturbed run, in order."""
     folder = Path(mkdtemp())
-    run(folder, argv, lambda: disturb(lambda number, name: None, folder / "points"))
-    yield from (folder / "points").read_text().splitlines()
+    log = folder / "calls"
+    run_command(folder, argv, lambda: intercept_writes(lambda index, name: None, log))
+    return log.read_text().splitlines()

@@ -1,4 +1,4 @@
-"""Sweeps: a job that dies takes no other along, and a controller that dies loses nothing."""
+"""Sweeps: a job that dies takes no other job along, and a controller that dies loses nothing."""
 
 import itertools
 import json
@@ -8,12 +8,19 @@ import signal
 from collections.abc import Iterable
 from pathlib import Path
 
-from tools.faults.catalogues import SMALLEST, Catalogue, after, seeds
+from tools.faults.catalog import SMALLEST, Catalog, kill_after, seeds
 from tools.faults.hooks import sitecustomize
-from tools.faults.server import awaited, different, finished, reference, run, start
+from tools.faults.server import (
+    compare_with_reference,
+    finish,
+    reference_run,
+    run_command,
+    start_command,
+    wait_for,
+)
 
 SWEEP = ["-m", *(word for word in SMALLEST if word != "run.name=a")]
-FEW = [*SWEEP, "seed=range(5)", "hydra.launcher.jobs=2"]
+FIVE_JOBS = [*SWEEP, "seed=range(5)", "hydra.launcher.jobs=2"]
 LAUNCHERS = {
     "local": ["hydra.launcher.jobs=2"],
     "basic": ["hydra/launcher=basic"],
@@ -21,74 +28,85 @@ LAUNCHERS = {
     "submitit_local": ["hydra/launcher=submitit_local", "hydra.launcher.timeout_min=5"],
 }
 HOOKS = Path(__file__).parent / "hooks"
-FAULTY = 3  # the seed of the job
+FAULTY_SEED = 3
 
 
-def faults(small: bool) -> Iterable[tuple[str, str, int]]:
-    """Each launcher with each fault, and the number of jobs."""
-    cases = list(itertools.product(LAUNCHERS, sitecustomize.KINDS, [5 if small else 12]))
-    yield from cases[1::10] if small else cases
+def job_cases(small: bool) -> Iterable[tuple[str, str, int]]:
+    """Returns each launcher with each fault, and the number of jobs."""
+    jobs = 5 if small else 12
+    cases = list(itertools.product(LAUNCHERS, sitecustomize.FAULTS, [jobs]))
+    return cases[1::10] if small else cases
 
 
-def one_dies(case: tuple[str, str, int], folder: Path) -> str:
-    """One job ends badly: the others finish, the sweep says which and ends with 7, without a traceback."""
-    launcher, kind, jobs = case
+def check_dying_job(case: tuple[str, str, int], folder: Path) -> str:
+    """Checks that the other jobs finish and that the sweep exits with 7, without a traceback."""
+    launcher, fault, jobs = case
     argv = [*SWEEP, f"seed=range({jobs})", *LAUNCHERS[launcher]]
-    variables = {"VGGEXP_FAULT": kind, "VGGEXP_FAULT_SEED": str(FAULTY)}
 
-    def before() -> None:
-        path = os.pathsep.join(filter(None, [str(HOOKS), os.environ.get("PYTHONPATH")]))
-        os.environ.update({**variables, "PYTHONPATH": path})
+    def install_fault() -> None:
+        paths = [str(HOOKS)]
+        if os.environ.get("PYTHONPATH"):
+            paths.append(os.environ["PYTHONPATH"])
+        os.environ["PYTHONPATH"] = os.pathsep.join(paths)
+        os.environ["VGGEXP_FAULT"] = fault
+        os.environ["VGGEXP_FAULT_SEED"] = str(FAULTY_SEED)
         sitecustomize.install()
 
-    end = run(folder, argv, before)
-    states = [
-        json.loads(path.read_text())["state"] for path in folder.glob("outputs/*/result.json")
-    ]
-    traced = "Traceback" in end.err and kind != "raises"  # a bug is shown with its traceback
-    if end.code != 7 or states.count("finished") != jobs - 1 or traced:
-        return f"exit {end.code}, {states}: {end.err[-300:]}"
-    again = run(folder, [*argv, "sweep.retry_failed=true"])
-    return f"again: exit {again.code} {again.err[-300:]}" if again.code else once(folder)
+    result = run_command(folder, argv, install_fault)
+    states = []
+    for path in folder.glob("outputs/*/result.json"):
+        states.append(json.loads(path.read_text())["state"])
+    if result.code != 7 or states.count("finished") != jobs - 1:
+        return f"exit {result.code}, {states}: {result.err[-300:]}"
+    if "Traceback" in result.err and fault != "raises":  # only a bug is shown with its traceback
+        return f"a traceback: {result.err[-300:]}"
+    repeated = run_command(folder, [*argv, "sweep.retry_failed=true"])
+    if repeated.code:
+        return f"again: exit {repeated.code} {repeated.err[-300:]}"
+    return check_trained_once(folder)
 
 
-def controller_kills(seed: int, folder: Path) -> str:
-    """Killed at up to three random moments, then given again: as an undisturbed sweep, and no job trained twice."""
-    draw = random.Random(seed)
-    seconds = reference(tuple(FEW))[1]
+def check_killed_controller(seed: int, folder: Path) -> str:
+    """Kills the sweep at up to three random times, then repeats the command."""
+    draws = random.Random(seed)
+    _, seconds = reference_run(tuple(FIVE_JOBS))
     for _ in range(3):
-        end = run(folder, FEW, meanwhile=after(draw.uniform(0, seconds), signal.SIGKILL))
-        if end.code == 0:
+        kill = kill_after(draws.uniform(0, seconds), signal.SIGKILL)
+        if run_command(folder, FIVE_JOBS, meanwhile=kill).code == 0:
             break
-    return finished(folder, FEW) or once(folder)
+    return finish(folder, FIVE_JOBS) or check_trained_once(folder)
 
 
-def two_controllers(seed: int, folder: Path) -> str:
-    """Two of the same sweep at once: both end well, and each job was trained by one of them."""
-    pids = [start(folder, FEW, lambda: None, f"-{number}") for number in range(2)]
-    codes = [awaited(pid) for pid in pids]
+def check_two_controllers(seed: int, folder: Path) -> str:
+    """Starts the same sweep twice at once: both exit with 0, and each job is trained by one."""
+    pids = [start_command(folder, FIVE_JOBS, suffix=f"-{index}") for index in range(2)]
+    codes = [wait_for(pid) for pid in pids]
     if codes != [0, 0]:
-        return f"codes {codes}: {(folder / 'err-0').read_text()[-200:]} {(folder / 'err-1').read_text()[-200:]}"
-    return different(folder, reference(tuple(FEW))[0]) or once(folder)
+        errors = [(folder / f"err-{index}").read_text()[-200:] for index in range(2)]
+        return f"codes {codes}: {' '.join(errors)}"
+    return compare_with_reference(folder, FIVE_JOBS) or check_trained_once(folder)
 
 
-def once(folder: Path) -> str:
-    """Every run came to its end once."""
-    ends = {
-        path.parent.name: path.read_text().count("\ntest accuracy ")
-        for path in folder.glob("outputs/*/run.log")
-    }
-    return f"ended more than once or never: {ends}" if set(ends.values()) != {1} else ""
+def check_trained_once(folder: Path) -> str:
+    """Checks that every run was trained to its end once."""
+    ends = {}
+    for path in folder.glob("outputs/*/run.log"):
+        ends[path.parent.name] = path.read_text().count("\ntest accuracy ")
+    if set(ends.values()) != {1}:
+        return f"ended more than once or never: {ends}"
+    return ""
 
 
-CATALOGUES = {
-    "jobs": Catalogue(
+CATALOGS = {
+    "jobs": Catalog(
         "one job of twelve raises, exits, is killed, segfaults, runs out of memory",
-        faults,
-        one_dies,
+        job_cases,
+        check_dying_job,
     ),
-    "controllers": Catalogue(
-        "a sweep's controller killed at up to three random times", seeds(2, 30), controller_kills
+    "controllers": Catalog(
+        "a sweep's controller killed at up to three random times",
+        seeds(2, 30),
+        check_killed_controller,
     ),
-    "pairs": Catalogue("two controllers of one sweep at once", seeds(1, 10), two_controllers),
+    "pairs": Catalog("two controllers of one sweep at once", seeds(1, 10), check_two_controllers),
 }

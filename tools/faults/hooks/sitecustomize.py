@@ -1,10 +1,14 @@
-"""On PYTHONPATH: every Python that starts then has a fault in the job whose seed VGGEXP_FAULT_SEED names."""
+"""Injects a fault into one job of a sweep.
+
+The folder of this file is on PYTHONPATH. So every Python process imports this file when it starts.
+The job with the seed VGGEXP_FAULT_SEED has the fault VGGEXP_FAULT in its third step.
+"""
 
 import ctypes
 import os
 import sys
 
-KINDS = {
+FAULTS = {
     "raises": lambda: 1 // 0,
     "exits": lambda: sys.exit(3),
     "killed": lambda: os.kill(os.getpid(), 9),
@@ -13,8 +17,8 @@ KINDS = {
 }
 
 
-class Patch:
-    """As soon as vggexp.runner.run is imported, training has the fault."""
+class InstallOnImport:
+    """Installs the fault when vggexp.runner.run is imported."""
 
     def find_spec(self, name, path=None, target=None):
         if name == "vggexp.runner.run":
@@ -23,19 +27,20 @@ class Patch:
 
 
 def install():
-    import vggexp.training.loop
+    """Replaces the training step. Raises AttributeError if the function has another name."""
+    from vggexp.training import loop as training_loop
 
-    real = vggexp.train.gradients_that_fit
-    kind = os.environ["VGGEXP_FAULT"]
-    seed = os.environ["VGGEXP_FAULT_SEED"]
+    original = training_loop.forward_backward_with_oom_retry
+    fault = FAULTS[os.environ["VGGEXP_FAULT"]]
+    seed = int(os.environ["VGGEXP_FAULT_SEED"])
 
-    def faulty(state, plan, *others):
-        if plan.seed == int(seed) and state.step == 2:
-            KINDS[kind]()
-        return real(state, plan, *others)
+    def faulty(state, batch, loop):
+        if loop.settings.seed == seed and state.step == 2:
+            fault()
+        return original(state, batch, loop)
 
-    vggexp.train.gradients_that_fit = faulty
+    training_loop.forward_backward_with_oom_retry = faulty
 
 
 if "VGGEXP_FAULT" in os.environ:
-    sys.meta_path.insert(0, Patch())
+    sys.meta_path.insert(0, InstallOnImport())
