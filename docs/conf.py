@@ -1,18 +1,24 @@
-"""The site, by Sphinx: `make docs`. Its source is the repository's own Markdown, so that no page has two homes."""
+"""Configures Sphinx, which builds the site: `make docs`.
+
+The site's source is the repository's own Markdown, so that no page exists twice.
+"""
 
 import sys
 from pathlib import Path
 from typing import Any
 
-import keys
-
-from vggexp import __version__ as release
-
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
 
-project, author, version, language = "vggexp", "the authors of vggexp", release, "en"
-copyright = "the authors of vggexp, MIT licence"
+import keys  # noqa: E402
+
+from vggexp import __version__ as release  # noqa: E402
+
+project = "vggexp"
+author = "the authors of vggexp"
+version = release
+language = "en"
+copyright = "the authors of vggexp, MIT license"
 extensions = ["myst_parser"]
 myst_heading_anchors = 3
 root_doc = "docs/index"
@@ -28,11 +34,11 @@ include_patterns = [
 
 html_theme = "pydata_sphinx_theme"
 html_title = f"vggexp {release}"
-html_extra_path = ["front"]  # the page at the top, which leads to docs/
-html_sidebars = {
-    page: [] for page in ("README", "docs/index", "docs/keys", "docs/tutorial*")
-}  # have no section
-html_static_path, html_css_files = ["static"], ["site.css"]
+html_extra_path = ["front"]  # the top page, which links to docs/
+# Pages without sections have no sidebar.
+html_sidebars = {page: [] for page in ("README", "docs/index", "docs/keys", "docs/tutorial*")}
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_theme_options = {
     "header_links_before_dropdown": 7,

@@ -1,13 +1,15 @@
-"""The page of every key: types and ranges of the schema, values and comments of conf/. `python docs/keys.py` prints it.
+"""Makes the page of every key from the schema and conf/. `python docs/keys.py` prints the page.
 
-A key's meaning is the comment behind its value, in the file that is chosen by default or the first that has one; its
-unit is the first word of measure in its name, else in that comment.
+Types and ranges are those of the schema. Values and their meaning are those of conf/: the meaning
+of a key is the comment behind its value, in the default file of the group or in the first file
+that has a comment. The unit of a key is the first word of measure in its name, otherwise in
+the comment.
 """
 
 import ast
 import dataclasses
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -25,233 +27,306 @@ PAGE = Path(__file__).parent / "keys.md"
 GROUPS = ("arch", "data", "augment", "optimizer", "scheduler", "device")
 DEFAULTS = dict(
     re.findall(r"^  - (\w+): (\w+)", (CONF / "config.yaml").read_text("utf-8"), re.MULTILINE)
+)  # group -> default file
+UNIT = re.compile(
+    r"\b(?:pixels|minutes|epochs|steps|images|micro-batches|processes|threads|blocks|jobs|runs"
+    r"|classes|channels|neurons|probability|share|factor|accuracy)\b"
 )
-UNITS = r"pixels|minutes|epochs|steps|images|micro-batches|processes|threads|blocks|jobs|runs|classes|channels|neurons"
-UNIT = re.compile(rf"\b(?:{UNITS}|probability|share|factor|accuracy)\b")
 PLUGINS = sorted(Path(__file__).parents[1].glob("hydra_plugins/*/__init__.py"))
 STORED = re.compile(r'group="hydra/(?P<group>\w+)", name="(?P<name>\w+)"')
 SETTING = re.compile(
     r"^    (?P<key>[a-z]\w*): [^=\n]+ = (?P<value>[^#(\n]+?)(?:  # (?P<comment>.*))?$", re.MULTILINE
 )
-LINE = re.compile(r"(?P<deep> *)(?P<key>\w+):(?: (?P<value>.*?))?(?:\s+# (?P<comment>.*))?$")
+LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?: (?P<value>.*?))?(?:\s+# (?P<comment>.*))?$")
 INTRODUCTION = """# Every key
 
-Made from `conf/` and `vggexp/config/schema.py` when the site is built. `group=file` chooses a file, `key=value` sets a
-value; `python -m vggexp [overrides] --cfg job` prints what a command comes to. A range is checked before anything is
-written. Where a key belongs to some members of a group only, they stand in brackets.
+Made from `conf/` and `vggexp/config/schema.py` when the site is built. `group=file` chooses a
+file, `key=value` sets a value. `python -m vggexp [overrides] --cfg job` prints the composed
+configuration. A range is checked before anything is written. If only some files of a group have a
+key, the page names them in parentheses.
 """
+
+Cells = tuple[str, ...]  # a row of a table
 
 
 class Entry(NamedTuple):
-    """A key as a file gives it; `comment` with the lines that continue it."""
+    """A key in a file. `comment` includes the lines that continue it."""
 
     file: str
     value: Any
     comment: str
 
 
-def lines(path: Path) -> Iterator[tuple[str, Entry]]:
-    """(full key, entry) of a file of conf/, its nested keys joined by dots; without the lists and Hydra's own."""
+KeyEntry = tuple[str, Entry]
+EntriesByKey = dict[str, list[Entry]]  # the default file first
+
+
+def read_lines(path: Path) -> list[KeyEntry]:
+    """Returns (full key, entry) for each key of a file of conf/.
+
+    Nested keys are joined by dots. Lists and Hydra's own keys are left out.
+    """
     sections: list[str] = []
-    found: list[tuple[str, Entry]] = []
-    for line in path.read_text("utf-8").partition("\nhydra:")[0].splitlines():
-        if found and re.match(r" +# ", line):
-            found[-1] = (
-                found[-1][0],
-                found[-1][1]._replace(comment=f"{found[-1][1].comment} {line.strip(' #')}"),
-            )
-        elif match := LINE.match(line):
-            sections[len(match["deep"]) // 2 :] = [match["key"]]
-            if match["value"]:
-                entry = Entry(path.stem, yaml.safe_load(match["value"]), match["comment"] or "")
-                found.append((".".join(sections), entry))
-    return iter(found)
+    entries: list[KeyEntry] = []
+    text = path.read_text("utf-8").partition("\nhydra:")[0]
+    for line in text.splitlines():
+        if entries and re.match(r" +# ", line):
+            key, entry = entries[-1]
+            comment = f"{entry.comment} {line.strip(' #')}"
+            entries[-1] = (key, entry._replace(comment=comment))
+            continue
+        match = LINE.match(line)
+        if match is None:
+            continue
+        depth = len(match["indent"]) // 2
+        sections[depth:] = [match["key"]]
+        if match["value"]:
+            key = ".".join(sections)
+            value = yaml.safe_load(match["value"])
+            comment = match["comment"] or ""
+            entries.append((key, Entry(path.stem, value, comment)))
+    return entries
 
 
-def entries() -> dict[str, list[Entry]]:
-    """Every key with the files that set it, the one that is chosen by default first."""
-    found: dict[str, list[Entry]] = {}
-    for key, entry in lines(CONF / "config.yaml"):
-        found.setdefault(key, []).append(entry)
+def group_files(group: str) -> list[Path]:
+    return sorted((CONF / group).glob("*.yaml"))
+
+
+def read_entries() -> EntriesByKey:
+    """Returns every key with the files that set it, the default file first."""
+    entries: EntriesByKey = {}
+    for key, entry in read_lines(CONF / "config.yaml"):
+        entries.setdefault(key, []).append(entry)
     for group in GROUPS:
-        paths = sorted(
-            (CONF / group).glob("*.yaml"),
-            key=lambda path: (path.stem != DEFAULTS[group], path.stem),
-        )
-        for key, entry in (pair for path in paths for pair in lines(path)):
-            found.setdefault(f"{group}.{key}", []).append(entry)
-    return found
+        paths = group_files(group)
+        paths.sort(key=lambda path: path.stem != DEFAULTS[group])
+        for path in paths:
+            for key, entry in read_lines(path):
+                entries.setdefault(f"{group}.{key}", []).append(entry)
+    return entries
 
 
-def meaning(found: list[Entry]) -> str:
-    return next((entry.comment for entry in found if entry.comment), "")
+def meaning(entries: Sequence[Entry]) -> str:
+    """Returns the first comment."""
+    for entry in entries:
+        if entry.comment:
+            return entry.comment
+    return ""
 
 
-def unit(key: str, text: str, comment: str) -> str:
-    """Of a number; nothing for one that has none, such as a learning rate."""
-    if "number" not in text:
+def unit(key: str, allowed: str, comment: str) -> str:
+    """Returns the unit of a number, or an empty string, for example for a learning rate."""
+    if "number" not in allowed:
         return ""
-    match = UNIT.search(key.rpartition(".")[2].replace("_", " ")) or UNIT.search(comment)
+    name = key.rpartition(".")[2].replace("_", " ")
+    match = UNIT.search(name) or UNIT.search(comment)
     return match[0] if match else ""
 
 
-def allowed(kind: Any) -> str:
-    """`1..4096 or null`, `none, batch, lrn`, `list of numbers > 0`, of a field's type."""
-    origin, args = get_origin(kind), get_args(kind)
+def allowed_values(field_type: Any) -> str:
+    """Returns `1..4096 or null`, `none, batch, lrn` or `list of numbers > 0` of a field's type."""
+    origin = get_origin(field_type)
+    arguments = get_args(field_type)
     if origin in (Union, UnionType):
-        return " or ".join("null" if arg is NoneType else allowed(arg) for arg in args)
+        options = []
+        for argument in arguments:
+            if argument is NoneType:
+                options.append("null")
+            else:
+                options.append(allowed_values(argument))
+        return " or ".join(options)
     if origin is Annotated:
-        return f"{'whole number' if args[0] is int else 'number'} {bounds(args[1])}"
+        noun = "whole number" if arguments[0] is int else "number"
+        return f"{noun} {format_range(arguments[1])}"
     if origin is Literal:
-        return ", ".join(args)
+        return ", ".join(arguments)
     if origin is tuple:
-        return f"list of {allowed(args[0])}".replace("number", "numbers")
+        return f"list of {allowed_values(arguments[0])}".replace("number", "numbers")
     if origin is dict:
         return "keys and values"
     return {
         bool: "true, false",
         str: "text",
         Block: "[convolutions, channels] or [convolutions, channels, 1x1s]",
-    }[kind]
+    }[field_type]
 
 
-def bounds(limits: schema.Range) -> str:
-    """As `schema.Range` tells them, with thousands apart."""
-    largest = {2**63 - 1: "2^63-1"}
-    sides = [largest.get(number, f"{number:,.0f}") for number in (limits.low, limits.high)]  # type: ignore[call-overload]
-    return str(schema.Range(*sides, limits.open_low, limits.open_high))  # type: ignore[arg-type]
+def format_range(limits: schema.Range) -> str:
+    """Formats as `schema.Range` does, with separators of thousands."""
+    bounds = []
+    for bound in (limits.low, limits.high):
+        bounds.append("2^63-1" if bound == 2**63 - 1 else f"{bound:,.0f}")
+    return str(schema.Range(*bounds, limits.open_low, limits.open_high))  # type: ignore[arg-type]
 
 
 class Field(NamedTuple):
+    """A key of the schema. members: the files of its group that have it; empty if all have it."""
+
     key: str
     allowed: str
-    members: tuple[str, ...]  # of its group, where not all have it
+    members: Cells
 
 
-def fields() -> Iterator[Field]:
-    """Every key of the schema; twice where members of a group allow different values. Without an optimizer's own."""
-    for name, kind in get_type_hints(schema.Config, include_extras=True).items():
-        classes = GROUP_CLASSES.get(name, (kind,))
-        if not dataclasses.is_dataclass(classes[0]):
-            yield Field(name, allowed(kind), ())
+def schema_fields() -> Iterator[Field]:
+    """Yields every key of the schema, without the arguments of an optimizer.
+
+    Yields a key twice if members of a group allow different values.
+    """
+    for name, field_type in get_type_hints(schema.Config, include_extras=True).items():
+        classes = GROUP_CLASSES.get(name, (field_type,))
+        if len(classes) > 1:
+            yield from _group_fields(name, classes)
+        elif dataclasses.is_dataclass(classes[0]):
+            for key, hint in get_type_hints(classes[0], include_extras=True).items():
+                if (name, key) != ("optimizer", "arguments"):
+                    yield Field(f"{name}.{key}", allowed_values(hint), ())
+        else:
+            yield Field(name, allowed_values(field_type), ())
+
+
+def _group_fields(group: str, classes: tuple[type, ...]) -> Iterator[Field]:
+    """Yields the keys of a group whose members have classes of their own."""
+    members_of: dict[tuple[str, str], list[str]] = {}  # (key, allowed) -> members
+    member_count = 0
+    for cls in classes:
+        hints = get_type_hints(cls, include_extras=True)
+        members = get_args(hints["name"])
+        member_count += len(members)
+        for key, hint in hints.items():
+            allowed = "" if key == "name" else allowed_values(hint)
+            members_of.setdefault((key, allowed), []).extend(members)
+    for (key, allowed), members in members_of.items():
+        if key == "name":
+            allowed = ", ".join(members)
+        has_all = len(members) == member_count
+        yield Field(f"{group}.{key}", allowed, () if has_all else tuple(members))
+
+
+def key_rows(entries: EntriesByKey) -> Iterator[Cells]:
+    """Yields key, allowed, default, unit, meaning.
+
+    The keys of the schema come first, then the arguments of an optimizer.
+    """
+    known = set()
+    for field in schema_fields():
+        known.add(field.key)
+        yield _schema_row(field, entries.get(field.key, []))
+    for key, key_entries in entries.items():
+        if key.startswith("optimizer.") and key not in known:
+            files = ", ".join(entry.file for entry in key_entries)
+            name = f"`{key}` ({files})"
+            yield _row(key, name, "as torch.optim has it", key_entries, meaning(key_entries))
+
+
+def _schema_row(field: Field, entries: list[Entry]) -> Cells:
+    candidates = entries
+    if field.members:
+        files = (*field.members, "config")
+        candidates = [entry for entry in entries if entry.file in files]
+    member_entries = [entry for entry in candidates if entry.file in field.members]
+    member_entries = member_entries or candidates or entries
+    name = f"`{field.key}`"
+    if field.members and len(field.members) < 5:
+        name += f" ({', '.join(field.members)})"
+    comment = meaning(member_entries) or meaning(candidates)
+    return _row(field.key, name, field.allowed, member_entries, comment)
+
+
+def _row(key: str, name: str, allowed: str, entries: list[Entry], comment: str) -> Cells:
+    return (
+        name,
+        allowed,
+        _default(key, name, entries),
+        unit(key, allowed, comment),
+        comment,
+    )
+
+
+def _default(key: str, name: str, entries: list[Entry]) -> str:
+    """Returns the value of the first file that has a value of its own, not one of another file."""
+    for entry in entries:
+        text = format_value(entry.value)
+        if "${" in text:
             continue
-        having: dict[tuple[str, str], list[str]] = {}
-        for cls in classes:
-            hints = get_type_hints(cls, include_extras=True)
-            for key in (field for field in hints if (name, field) != ("optimizer", "arguments")):
-                text = "" if key == "name" and len(classes) > 1 else allowed(hints[key])
-                having.setdefault((key, text), []).extend(
-                    get_args(hints["name"]) if len(classes) > 1 else ()
-                )
-        everywhere = (
-            sum(len(get_args(get_type_hints(cls)["name"])) for cls in classes)
-            if len(classes) > 1
-            else 0
+        default_files = ("config", DEFAULTS.get(key.partition(".")[0]))
+        if entry.file in default_files or "(" in name:
+            return f"`{text}`"
+        return f"`{text}` ({entry.file})"
+    return ""
+
+
+def table(header: Cells, body: Sequence[Cells]) -> str:
+    rule = tuple("---" for _ in header)
+    lines = []
+    for cells in [header, rule, *body]:
+        escaped = [cell.replace("|", "\\|") for cell in cells]
+        lines.append("| " + " | ".join(escaped) + " |")
+    return "\n".join(lines)
+
+
+def file_rows(group: str) -> Iterator[Cells]:
+    """Yields file, what the file is (its comment up to source or command), and what it sets."""
+    for path in group_files(group):
+        head = re.match(r"(?:#.*\n)+", path.read_text("utf-8"))
+        assert head is not None, path
+        comment = " ".join(re.findall(r"# *(.*)", head[0].replace("# @package _global_\n", "")))
+        description = re.split(r"\b(?:Source|Command):", comment)[0].strip()
+        values = []
+        for key, entry in read_lines(path):
+            text = format_value(entry.value)
+            if key != "name" and "${" not in text:
+                values.append(f"{key}: {text}")
+        yield (
+            f"`{group}={path.stem}`",
+            description,
+            f"`{', '.join(values)}`" if values else "",
         )
-        for (key, text), members in having.items():
-            text = text or ", ".join(members)
-            yield Field(f"{name}.{key}", text, () if len(members) == everywhere else tuple(members))
 
 
-def rows(found: dict[str, list[Entry]]) -> Iterator[tuple[str, ...]]:
-    """key, allowed, default, unit, meaning; first of the schema, then an optimizer's own arguments."""
-    for key, text, members in fields():
-        of = [
-            entry
-            for entry in found.get(key, ())
-            if not members or entry.file in (*members, "config")
-        ]
-        own = [entry for entry in of if entry.file in members] or of or found.get(key, [])
-        yield row(
-            f"`{key}`" + f" ({', '.join(members)})" * bool(members and len(members) < 5),
-            text,
-            own,
-            of,
-        )
-    known = {field.key for field in fields()}
-    for key in (key for key in found if key.startswith("optimizer.") and key not in known):
-        givers = ", ".join(entry.file for entry in found[key])
-        yield row(f"`{key}` ({givers})", "as torch.optim has it", found[key], found[key])
+def plugin_settings() -> Iterator[tuple[str, list[Cells]]]:
+    """Yields (`hydra/launcher=local`, rows of key, default, meaning) for each plugin of vggexp.
 
-
-def row(name: str, text: str, own: list[Entry], of: list[Entry]) -> tuple[str, ...]:
-    """own: as its member's files give it. A value that another file lends is left to that file."""
-    told, key = meaning(own) or meaning(of), name.split("`")[1]
-    given = next((entry for entry in own if "${" not in format_value(entry.value)), None)
-    elsewhere = (
-        given
-        and given.file not in ("config", DEFAULTS.get(key.partition(".")[0]))
-        and "(" not in name
-    )
-    default = (
-        f"`{format_value(given.value)}`" + f" ({given.file})" * bool(elsewhere) if given else ""
-    )
-    return name, text, default, unit(key, text, told), told
-
-
-def table(head: tuple[str, ...], body: list[tuple[str, ...]]) -> str:
-    cells = [head, tuple("---" for _ in head), *body]
-    return "\n".join(
-        "| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in cells
-    )
-
-
-def files(group: str) -> Iterator[tuple[str, ...]]:
-    """file, what it is (its comment up to source or command), what it sets."""
-    for path in sorted((CONF / group).glob("*.yaml")):
-        head = re.match(r"(?:#.*\n)+", path.read_text("utf-8"))[0].replace(
-            "# @package _global_\n", ""
-        )  # type: ignore[index]
-        told = re.split(r"\b(?:Source|Command):", " ".join(re.findall(r"# *(.*)", head)))[0].strip()
-        given = {key: format_value(entry.value) for key, entry in lines(path) if key != "name"}
-        sets = ", ".join(f"{key}: {value}" for key, value in given.items() if "${" not in value)
-        yield f"`{group}={path.stem}`", told, f"`{sets}`" if sets else ""
-
-
-def settings() -> Iterator[tuple[str, list[tuple[str, ...]]]]:
-    """(`hydra/launcher=local`, rows of key, default, meaning) of each plugin of ours, from its dataclass's source."""
+    The settings are read from the source of the plugin's dataclass.
+    """
     for path in PLUGINS:
         source = path.read_text("utf-8")
-        if place := STORED.search(source):
-            body = source.partition("_target_")[2].partition("ConfigStore.instance")[0]
-            yield (
-                f"hydra/{place['group']}={place['name']}",
-                [
-                    (
-                        f"`hydra.{place['group']}.{key}`",
-                        f"`{format_value(ast.literal_eval(value))}`",
-                        comment,
-                    )
-                    for key, value, comment in SETTING.findall(body)
-                ],
-            )
+        stored = STORED.search(source)
+        if stored is None:
+            continue
+        group = stored["group"]
+        body = source.partition("_target_")[2].partition("ConfigStore.instance")[0]
+        rows: list[Cells] = []
+        for key, value, comment in SETTING.findall(body):
+            default = format_value(ast.literal_eval(value))
+            rows.append((f"`hydra.{group}.{key}`", f"`{default}`", comment))
+        yield f"hydra/{group}={stored['name']}", rows
 
 
 def page() -> str:
-    found = entries()
-    parts, made = [INTRODUCTION], list(rows(found))
-    head, chosen = (
-        ("key", "allowed", "default", "unit", "meaning"),
-        ("file", "what it is", "what it sets"),
-    )
+    parts = [INTRODUCTION]
+    rows = list(key_rows(read_entries()))
+    rows_by_section: dict[str, list[Cells]] = {}
+    for cells in rows:
+        key = cells[0].split("`")[1]
+        section = key.rpartition(".")[0]
+        rows_by_section.setdefault(section, []).append(cells)
     for section in (*GROUPS, "train", "run", "sweep", ""):
-        title = section or "Top level"
-        inside = [cells for cells in made if cells[0].split("`")[1].rpartition(".")[0] == section]
-        parts += [f"## {title}\n", table(head, inside) + "\n"]
+        section_rows = rows_by_section[section]
+        header = ("key", "allowed", "default", "unit", "meaning")
+        parts.append(f"## {section or 'Top level'}\n")
+        parts.append(table(header, section_rows) + "\n")
         if section in GROUPS:
-            parts += [
-                f"`{section}={DEFAULTS[section]}` is the default.\n",
-                table(chosen, list(files(section))) + "\n",
-            ]
-    for title, body in settings():
-        parts += (
-            [f"## {title}\n", table(("key", "default", "meaning"), body) + "\n"] if body else []
-        )
+            parts.append(f"`{section}={DEFAULTS[section]}` is the default.\n")
+            header = ("file", "what it is", "what it sets")
+            parts.append(table(header, list(file_rows(section))) + "\n")
+    for title, setting_rows in plugin_settings():
+        if setting_rows:
+            parts.append(f"## {title}\n")
+            parts.append(table(("key", "default", "meaning"), setting_rows) + "\n")
     for group in ("experiment", "sweep"):
-        parts += [
-            f"## Files of {group}\n",
-            table(chosen[:2], [cells[:2] for cells in files(group)]) + "\n",
-        ]
+        descriptions = [cells[:2] for cells in file_rows(group)]
+        parts.append(f"## Files of {group}\n")
+        parts.append(table(("file", "what it is"), descriptions) + "\n")
     return "\n".join(parts)
 
 

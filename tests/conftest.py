@@ -1,4 +1,4 @@
-"""What several test files need: a command run in this process, and a small set-up that trains in a second."""
+"""Shared by the tests: a command run in this process, a set-up that trains in a second, images."""
 
 import json
 import os
@@ -21,29 +21,25 @@ TINY = [
 ]
 TINY += ["train.epochs=2", "device.threads=1"]
 
-if (
-    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
-):  # as in `make test &` of a script; commands would inherit it
+# SIGINT is ignored under `make test &` of a script, and commands would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests skip without the data or the browser, unless VGGEXP_REQUIRE_DATA is set, where they fail instead."""
-    there = {"debian": FASHION.is_dir(), "browser": shutil.which("chromium") is not None}
-    packages = {"debian": "dataset-fashion-mnist", "browser": "chromium"}
-    missing = (
-        []
-        if os.environ.get("VGGEXP_REQUIRE_DATA")
-        else [marker for marker in there if not there[marker]]
-    )
+    """Skips tests without data or browser; with VGGEXP_REQUIRE_DATA set they fail instead."""
+    reasons = {}
+    if not os.environ.get("VGGEXP_REQUIRE_DATA"):
+        if not FASHION.is_dir():
+            reasons["debian"] = "Debian's package dataset-fashion-mnist is not installed"
+        if shutil.which("chromium") is None:
+            reasons["browser"] = "Debian's package chromium is not installed"
+    if any(item.get_closest_marker("cuda") for item in items) and not _has_gpu():
+        reasons["cuda"] = "no CUDA device"
     for item in items:
-        if item.get_closest_marker("cuda") and not _has_gpu():
-            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
-        for marker in missing:
+        for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
-                item.add_marker(
-                    pytest.mark.skip(reason=f"Debian's package {packages[marker]} is not installed")
-                )
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @cache
@@ -68,20 +64,26 @@ def command(tmp_path, monkeypatch, capfd):
     return run
 
 
-def write_pictures(
+def write_images(
     root: Path, counts: dict[str, int], shape: Callable[[int], tuple[int, int]], kind: str
 ) -> None:
-    """A folder of noise in two classes, so many of each in each part; shape: height and width of a picture."""
+    """Writes a folder of noise images in two classes.
+
+    Args:
+        counts: Images of each class, by part (train, test).
+        shape: Returns height and width of an image by its index.
+        kind: Suffix of the files without the dot, such as png.
+    """
     import numpy
     from PIL import Image
 
-    draw = numpy.random.default_rng(0)
+    generator = numpy.random.default_rng(0)
     for part, count in counts.items():
         for name in ("cat", "dog"):
             folder = root / part / name
             folder.mkdir(parents=True)
             for index in range(count):
-                pixels = draw.integers(0, 256, (*shape(index), 3), dtype=numpy.uint8)
+                pixels = generator.integers(0, 256, (*shape(index), 3), dtype=numpy.uint8)
                 Image.fromarray(pixels).save(folder / f"{index}.{kind}")
 
 

@@ -29,9 +29,9 @@ from typing import NamedTuple
 
 import pytest
 
-from tests.conftest import write_pictures
+from tests.conftest import write_images
 from vggexp.config.compose import parse_command
-from vggexp.sweep.expand import load_command
+from vggexp.sweep import expand
 
 ROOT = Path(__file__).parents[2]
 # keys.md is generated.
@@ -231,7 +231,7 @@ def sandbox(tmp_path_factory):
     """A directory with what the placeholders name: images, a file of weights, a folder of YAML."""
     root = tmp_path_factory.mktemp("sandbox")
     for folder in ("FOLDER", "IMAGENET"):
-        write_pictures(root / folder, {"train": 2, "test": 2}, lambda index: (8, 8), "png")
+        write_images(root / folder, {"train": 2, "test": 2}, lambda index: (8, 8), "png")
     (root / "vgg11-8a719046.pth").write_bytes(b"hashed, not read")
     (root / "DIR/arch").mkdir(parents=True)
     (root / "DIR/arch/vgg9.yaml").write_text((ROOT / "conf/arch/vgg11.yaml").read_text())
@@ -276,7 +276,7 @@ def check_composes(command: str) -> None:
         if "hydra/launcher=ray" in overrides and importlib.util.find_spec("ray") is None:
             # The launcher needs an environment of its own.
             overrides = [word for word in overrides if not re.match(r"hydra[./]launcher", word)]
-        load_command(parse_command(overrides))
+        expand.check_command(parse_command(overrides))
         return
     for word in arguments:
         if word.startswith("--"):
