@@ -47,6 +47,24 @@ def test_a_run_on_a_folder_of_images(command, tmp_path, cache):
     assert "2 classes, but data.classes=3" in err
 
 
+@pytest.mark.parametrize(
+    ("overrides", "problem"),
+    [
+        (["data.batch_size=19"], "data.batch_size=19: more than the 18 training images"),
+        (
+            ["data.batch_size=4", "data.limit=5", "data.val_fraction=0.2"],
+            "data.val_fraction=0.2: 1 validation images for 2 classes; at least one each, or 0",
+        ),
+    ],
+)
+def test_a_folder_with_too_few_images_is_refused(command, tmp_path, overrides, problem):
+    write_images(tmp_path / "images", {"train": 10, "test": 2}, lambda index: (32, 32), "png")
+    folder = ["data=image_folder", "data.root=images", "data.resize=32", "data.workers=0"]
+    code, _, err = command(*folder, "arch=vgg_digits", "train.epochs=1", *overrides)
+    assert (code, err) == (2, f"vggexp: error: {problem}\n")
+    assert not (tmp_path / "outputs").exists()
+
+
 def test_the_digits_of_scikit_learn(command):
     code, out, err = command("experiment=quickstart", "train.epochs=3", "device.threads=1")
     assert (code, err) == (0, "")

@@ -150,6 +150,11 @@ def _check_validation_images(config: Config, spec: InputSpec) -> Problems:
         yield f"data.val_fraction={fraction:g}: {counts}; at least one each, or 0"
 
 
+def image_count_problems(config: Config, spec: InputSpec) -> list[str]:
+    """Returns the problems of the numbers of images; those of a folder are known only later."""
+    return [*_check_batch_size(config, spec), *_check_validation_images(config, spec)]
+
+
 @rule("augment.crop", needs_input=True)
 def _check_crop(config: Config, spec: InputSpec) -> Problems:
     crop = config.augment.crop

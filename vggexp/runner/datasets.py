@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vggexp.config.derived import input_spec
 from vggexp.config.schema import Config, ImageFolder, Synthetic
+from vggexp.config.validate import image_count_problems
 from vggexp.data.catalog import DatasetSplits
 from vggexp.data.datasets import TensorDataset, load_dataset, synthetic_dataset
 from vggexp.data.image_folder import FolderIndex, index_folder
@@ -19,7 +20,7 @@ from vggexp.data.split import stratified_sample, train_val_split
 from vggexp.data.transforms import Augment, Preprocess
 from vggexp.data.workers import decode_images
 from vggexp.distributed import collectives
-from vggexp.errors import DataError
+from vggexp.errors import ConfigError, DataError
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's, for folders of images
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -83,6 +84,20 @@ def build_loaders(
         root = Path(cfg.root) if cfg.root else None
         splits = load_dataset(cfg.name, root, cfg.download)
     return _in_memory_loaders(config, splits, device)
+
+
+def check_image_counts(config: Config, loaders: DataLoaders) -> None:
+    """Checks the keys that depend on the numbers of images, now that a folder has been counted.
+
+    Raises:
+        ConfigError: there are too few images for a batch, or to validate every class.
+    """
+    spec = input_spec(config)._replace(
+        train_images=loaders.train.count,
+        val_images=loaders.val.count if loaders.val else 0,
+    )
+    if problems := image_count_problems(config, spec):
+        raise ConfigError(*problems)
 
 
 def _in_memory_loaders(

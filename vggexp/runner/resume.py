@@ -12,7 +12,7 @@ from vggexp.distributed import collectives
 from vggexp.errors import CheckpointError, InUseError
 from vggexp.loggers.console import Console
 from vggexp.runner.build import build_state
-from vggexp.runner.datasets import DataLoaders, build_loaders
+from vggexp.runner.datasets import DataLoaders, build_loaders, check_image_counts
 from vggexp.runner.hardware import DeviceSetup, machine_fingerprint, setup_device
 from vggexp.runs import directory, records
 from vggexp.system import locks
@@ -93,7 +93,7 @@ def build_run(config: Config, checkpoint: Checkpoint | None, console: Console) -
 
     Raises:
         CheckpointError: the checkpoint cannot be continued with this configuration and data.
-        ConfigError: this machine lacks the device.
+        ConfigError: this machine lacks the device, or the images are too few.
         DataError: the data is missing or corrupt.
         RankError: the ranks do not have the same data and precision.
     """
@@ -106,6 +106,7 @@ def build_run(config: Config, checkpoint: Checkpoint | None, console: Console) -
         _check_compatible(config, device_setup, checkpoint, console)
     with collectives.local_rank_zero_first():  # the first rank may download
         data = build_loaders(config, device_setup.device, console.line)
+        check_image_counts(config, data)
     shared = {"precision": device_setup.precision}
     shared |= {name: sha256[:8] for name, sha256 in data.fingerprint.items()}
     collectives.assert_same_on_all_ranks(shared, "give all the same data and processors")
