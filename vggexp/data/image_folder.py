@@ -1,8 +1,10 @@
 """Finds and reads image files. Finding them needs no torch and decodes nothing."""
 
+import contextlib
 import hashlib
 import os
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,14 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tif
 DECODERS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 # Of one image: 192 MiB in RGB. A larger image is taken for a decompression bomb.
 MAX_PIXELS = 1 << 26
+
+# Tags of TIFF files and of EXIF data, and values of theirs.
+BITS_PER_SAMPLE = 258
+PHOTOMETRIC = 262
+WHITE_IS_ZERO = 0
+ORIENTATION = 274
+SAMPLE_FORMAT = 339
+SIGNED = 2
 
 
 @dataclass(frozen=True)
@@ -93,10 +103,9 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
         DataError: the file cannot be decoded, or is too large.
     """
     import torch
-    from PIL import Image  # torchvision's decoders are deprecated and cover fewer formats
 
     try:
-        with Image.open(path, formats=DECODERS) as image:
+        with _open_image(path) as image:
             pixels = _to_rgb(image, path)
             if channels == 1:  # leaves the pixels of a gray image as they were
                 pixels = pixels.convert("L")
@@ -109,24 +118,67 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
     return values.permute(2, 0, 1)
 
 
+@contextlib.contextmanager
+def _open_image(path: Path) -> "Iterator[PILImage]":
+    """Opens an image file without PIL's warnings, which are about metadata and sizes."""
+    from PIL import Image  # torchvision's decoders are deprecated and cover fewer formats
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with Image.open(path, formats=DECODERS) as image:
+            yield image
+
+
 def _to_rgb(image: "PILImage", path: Path) -> "PILImage":
     """Turns the image upright and converts it to RGB; raises DataError if that cannot be done."""
-    from PIL import ImageOps
-
     if image.width * image.height > MAX_PIXELS:
         raise DataError(
             f"{path}: {image.width}x{image.height} pixels, more than {MAX_PIXELS} in all"
         )
-    if image.mode == "F":
+    tags = getattr(image, "tag_v2", {})  # of a TIFF file
+    has_32_bits = image.mode == "I" and bool(tags)
+    if image.mode == "F" or has_32_bits or SIGNED in tags.get(SAMPLE_FORMAT, ()):
         raise DataError(
-            f"{path}: pixels are fractions of unknown range (save it with 8 or 16 bits)"
+            f"{path}: pixels are fractions, signed or of 32 bits, of unknown range "
+            "(save it with 8 or 16 bits, unsigned)"
         )
-    ImageOps.exif_transpose(image, in_place=True)
+    upright = _upright(image)
     if not image.mode.startswith("I"):
-        return image.convert("RGB")
-    # 16 bits: PIL would clip the values at 255 instead of scaling them.
-    scaled = image.convert("I").point(lambda value: value * (1 / 256))
+        return upright.convert("RGB")
+    # More than 8 bits: PIL would clip the values at 255 instead of scaling them.
+    (bits,) = tags.get(BITS_PER_SAMPLE, (16,))
+    scale = 2.0 ** (8 - bits)
+    offset = 0.0
+    if tags.get(PHOTOMETRIC) == WHITE_IS_ZERO:  # PIL inverts up to 8 bits only
+        offset = (2**bits - 1) * scale
+        scale = -scale
+    scaled = upright.convert("I").point(lambda value: value * scale + offset)
     return scaled.convert("L").convert("RGB")
+
+
+def _upright(image: "PILImage") -> "PILImage":
+    """Turns an image as its EXIF data says. Of this data nothing else is read.
+
+    Damaged EXIF data says nothing: the picture itself may be intact.
+    """
+    from PIL import Image
+
+    image.load()  # the EXIF data may follow the pixels
+    try:
+        orientation = image.getexif().get(ORIENTATION, 1)
+    except Exception:  # PIL raises any exception
+        return image
+    turns = Image.Transpose
+    turn = {
+        2: turns.FLIP_LEFT_RIGHT,
+        3: turns.ROTATE_180,
+        4: turns.FLIP_TOP_BOTTOM,
+        5: turns.TRANSPOSE,
+        6: turns.ROTATE_270,
+        7: turns.TRANSVERSE,
+        8: turns.ROTATE_90,
+    }.get(orientation)
+    return image if turn is None else image.transpose(turn)
 
 
 def find_images(folder: Path) -> list[str]:
@@ -173,10 +225,10 @@ def expand_image_paths(paths: Iterable[Path]) -> list[Path]:
 
 def image_error(path: Path) -> str:
     """Returns why a file cannot be an image, judged by its first bytes; "" if it may be one."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import UnidentifiedImageError
 
     try:
-        with Image.open(path, formats=DECODERS):
+        with _open_image(path):
             return ""
     except UnidentifiedImageError:
         return f"{path}: not an image"
