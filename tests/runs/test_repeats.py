@@ -58,3 +58,27 @@ def test_means_cover_the_finished_runs_and_the_lowest_loss_is_first():
     assert second["val/loss deviation"] is None
     assert empty["val/loss mean"] is None
     assert empty["runs"] == 0
+
+
+def test_copies_of_a_run_are_not_seeds():
+    """Three runs of seed 0 and one of seed 1 are two seeds."""
+    rows = [row(1, 0, 0.1389), row(1, 0, 0.1389), row(1, 0, 0.1389), row(1, 1, 0.2305)]
+    rows += [row(2, 0, 0.5), row(2, 1, 0.7), row(2, 1, None, "failed")]
+    copied, other = mean_rows(rows, KEYS, ["val/loss"], "val/loss")
+    assert copied["val/loss mean"] == pytest.approx(0.1847)
+    assert copied["val/loss deviation"] == pytest.approx(0.0648, abs=5e-5)
+    assert (copied["runs"], copied["copies"], copied["not finished"]) == (2, 2, 0)
+    assert (other["runs"], other["copies"], other["not finished"]) == (2, 0, 1)
+
+
+def test_copies_that_differ_have_their_mean():
+    rows = [row(1, 0, 0.1), row(1, 0, 0.3), row(1, 1, 0.6)]
+    (means,) = mean_rows(rows, KEYS, ["val/loss"], "val/loss")
+    assert means["val/loss mean"] == pytest.approx(0.4)
+
+
+def test_runs_of_a_single_seed_have_no_deviation():
+    rows = [{"val/loss": 0.1, "state": "finished"}] * 3  # the table leaves out a constant seed
+    (means,) = mean_rows(rows, [], ["val/loss"], "val/loss")
+    assert means["val/loss deviation"] is None
+    assert (means["runs"], means["copies"]) == (1, 2)

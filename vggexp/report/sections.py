@@ -87,7 +87,8 @@ def repeats_section(groups: Sequence[Row]) -> str:
         return ""
     note = (
         "Runs that differ only in the seed: "
-        "mean and sample standard deviation of the finished runs."
+        "mean and sample standard deviation over the seeds of the finished runs. "
+        "Each seed counts once; further runs of a seed are copies."
     )
     return f"<section><h2>Repeats</h2><p>{note}</p>{html_table(groups)}</section>"
 

@@ -74,8 +74,10 @@ def mean_rows(
 ) -> list[Row]:
     """Returns one row for each group of `group_repeats`, the best mean first.
 
-    Each row has the mean and the sample standard deviation of each metric over the finished
-    runs; `runs` counts these runs and `not finished` the others.
+    Each row has the mean and the sample standard deviation of each metric over the seeds of the
+    finished runs. `runs` counts each seed once. Further finished runs of a seed say nothing new
+    about the spread: the seed has their mean, and they are counted in `copies`, a column of tables
+    with copies only. `not finished` counts the other runs.
 
     Args:
         keys: the columns that are settings.
@@ -86,6 +88,9 @@ def mean_rows(
     for members in group_repeats(rows, settings):
         shared = {key: members[0].get(key) for key in settings}
         means.append(shared | _mean_columns(members, metrics))
+    if not any(row["copies"] for row in means):
+        for row in means:
+            del row["copies"]
     return sorted(means, key=lambda row: rank_key(row[f"{score} mean"], score))
 
 
@@ -94,15 +99,23 @@ def _mean_columns(
     metrics: Sequence[str],
 ) -> Row:
     finished = [row for row in members if row["state"] == "finished"]
+    seeds: dict[str, list[Row]] = {}
+    for row in finished:
+        seeds.setdefault(format_value(row.get("seed")), []).append(row)
     columns: Row = {}
     for metric in metrics:
-        scores = [row[metric] for row in finished if row[metric] is not None]
+        scores = []
+        for copies in seeds.values():
+            values = [row[metric] for row in copies if row[metric] is not None]
+            if values:
+                scores.append(fmean(values))
         mean = None
         std = None
         if scores:
             mean, std = mean_and_std(scores)
         columns[f"{metric} mean"] = mean
         columns[f"{metric} deviation"] = std
-    columns["runs"] = len(finished)
+    columns["runs"] = len(seeds)
+    columns["copies"] = len(finished) - len(seeds)
     columns["not finished"] = len(members) - len(finished)
     return columns
