@@ -56,6 +56,61 @@ def test_index(folder: Path) -> None:
     assert index_folder(folder).fingerprint["train"] != index.fingerprint["train"]
 
 
+def test_hidden_names_are_passed_over_and_what_is_left_out_is_said(folder: Path) -> None:
+    before = index_folder(folder)
+    assert before.origin == f"{folder}; left out: 1 hidden, 1 .txt"
+    train = folder / "train"
+    (train / "a" / ".ipynb_checkpoints").mkdir()
+    IMAGE.save(train / "a" / ".ipynb_checkpoints" / "3.png")
+    (train / "a" / "._3.jpeg").write_bytes(b"of macOS")
+    (folder / "test" / "b" / "6.GIF").write_bytes(b"")
+    (train / "7.png").write_bytes(b"in no class")
+    (train / "b" / "README").write_bytes(b"")
+    (folder / "val").mkdir()
+    after = index_folder(folder)
+    assert after.train.paths == before.train.paths
+    assert after.fingerprint == before.fingerprint
+    assert after.origin.startswith(f"{folder}; left out: ")
+    assert set(after.origin.partition("left out: ")[2].split(", ")) == {
+        "3 hidden",
+        "1 .txt",
+        "1 .gif",
+        "1 .png",
+        "1 without suffix",
+        "val",
+    }
+
+
+def test_nothing_left_out_is_not_said(folder: Path) -> None:
+    (folder / "train" / ".cache").rmdir()
+    (folder / "train" / "b" / "notes.txt").unlink()
+    assert index_folder(folder).origin == str(folder)
+
+
+def test_links_are_followed_as_by_torchvision(folder: Path) -> None:
+    (folder / "train" / ".cache").rmdir()
+    (folder / "train" / "a" / "more").symlink_to(folder / "test" / "a")
+    (folder / "train" / "b" / "more").symlink_to("deep")
+    (folder / "train" / "b" / "again.png").symlink_to(folder / "train" / "b" / "1.jpg")
+    expected = datasets.ImageFolder(str(folder / "train"))
+    index = index_folder(folder)
+    samples = zip(map(str, index.train.paths), index.train.labels, strict=True)
+    assert sorted(samples) == sorted(expected.samples)
+    assert len(index.train.paths) == 6
+
+
+@pytest.mark.parametrize("target", [".", "..", "../../train/b", "../b/deep/back"])
+def test_a_link_that_leads_back_is_refused(folder: Path, target: str) -> None:
+    (folder / "train" / "b" / "deep" / "back").symlink_to("../../a")
+    (folder / "train" / "a" / "link").symlink_to(target)
+    if target == "../../train/b":
+        pattern = "train/a/link/deep/back"
+    else:
+        pattern = "train/a/link"
+    with pytest.raises(DataError, match=f"{pattern}: a link to a folder that it is in; remove it"):
+        index_folder(folder)
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [

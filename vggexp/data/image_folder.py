@@ -4,10 +4,11 @@ import contextlib
 import hashlib
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from vggexp.data.catalog import DatasetSplits, folder_classes, subfolders
 from vggexp.errors import DataError
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 # The suffixes of torchvision's ImageFolder.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
+HIDDEN = "hidden"  # of names that begin with a dot
 # PIL has other decoders, which start programs.
 DECODERS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 # Of one image: 192 MiB in RGB. A larger image is taken for a decompression bomb.
@@ -39,10 +41,13 @@ class FolderIndex:
     paths: list[Path]
     labels: list[int]
     classes: tuple[str, ...]
+    left_out: Counter[str]  # as in FolderListing
 
 
 def index_folder(root: Path) -> DatasetSplits[FolderIndex]:
     """Lists root/train/CLASS/... and root/test/CLASS/... (or root/val/CLASS/...).
+
+    The origin also says what was left out, such as hidden files and files that are no images.
 
     The fingerprint covers the sorted relative paths and the file sizes, because reading all bytes
     of a large folder takes too long.
@@ -61,7 +66,13 @@ def index_folder(root: Path) -> DatasetSplits[FolderIndex]:
     train, train_hash = _index_part(root / "train", classes)
     test, test_hash = _index_part(test_folder, classes)
     fingerprint = {"train": train_hash, test_folder.name: test_hash}
-    return DatasetSplits(train, test, fingerprint, str(root))
+    origin = str(root)
+    left_out = [f"{count:,} {kind}" for kind, count in (train.left_out + test.left_out).items()]
+    if test_folder.name == "test" and (root / "val").is_dir():
+        left_out.append("val")
+    if left_out:
+        origin += f"; left out: {', '.join(left_out)}"
+    return DatasetSplits(train, test, fingerprint, origin)
 
 
 def _find_test_folder(root: Path) -> Path:
@@ -78,8 +89,11 @@ def _index_part(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, st
     digest = hashlib.sha256()
     prefix = len(str(folder))
     try:
+        beside = set(os.listdir(folder)) - set(classes)  # hidden folders, and files of no class
+        left_out = Counter(map(_kind, beside))
         for label, name in enumerate(classes):
-            files = find_images(folder / name)
+            files, others = list_folder(folder / name)
+            left_out += others
             for file in files:
                 relative = os.fsencode(file[prefix:])
                 digest.update(b"%s\0%d\n" % (relative, os.path.getsize(file)))
@@ -87,7 +101,7 @@ def _index_part(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, st
             labels += [label] * len(files)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    return FolderIndex(paths, labels, classes), digest.hexdigest()
+    return FolderIndex(paths, labels, classes, left_out), digest.hexdigest()
 
 
 def read_image(path: Path, channels: int = 3) -> "Tensor":
@@ -181,25 +195,64 @@ def _upright(image: "PILImage") -> "PILImage":
     return image if turn is None else image.transpose(turn)
 
 
+class FolderListing(NamedTuple):
+    """What a folder and its subfolders hold."""
+
+    images: list[str]  # sorted paths
+    left_out: Counter[str]  # how many other files and hidden folders, by kind as in `_kind`
+
+
 def find_images(folder: Path) -> list[str]:
-    """Returns the sorted paths of all image files in the folder and below.
+    """Returns the images of `list_folder`."""
+    return list_folder(folder).images
+
+
+def list_folder(folder: Path) -> FolderListing:
+    """Finds all image files in the folder and below; links to folders are followed.
 
     Raises:
-        DataError: there is no image file.
+        DataError: there is no image file, or a link leads back to a folder around it.
         OSError: a folder cannot be read.
     """
 
     def raise_error(error: OSError) -> None:  # os.walk would go on without the folder
         raise error
 
-    paths = []
-    for parent, _, files in os.walk(folder, onerror=raise_error):
-        for file in files:
-            if file.lower().endswith(IMAGE_SUFFIXES):
-                paths.append(os.path.join(parent, file))
-    if not paths:
+    images = []
+    left_out: Counter[str] = Counter()
+    for parent, folders, files in os.walk(folder, onerror=raise_error, followlinks=True):
+        left_out[HIDDEN] += sum(name.startswith(".") for name in folders)
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in folders:
+            _check_link(os.path.join(parent, name), folder)
+        for name in files:
+            kind = _kind(name)
+            if kind in IMAGE_SUFFIXES:
+                images.append(os.path.join(parent, name))
+            else:
+                left_out[kind] += 1
+    if not images:
         raise DataError(f"{folder}: holds no images ({' '.join(IMAGE_SUFFIXES)})")
-    return sorted(paths)
+    return FolderListing(sorted(images), left_out)
+
+
+def _kind(name: str) -> str:
+    """Returns the suffix of a file in lower case; HIDDEN if its name begins with a dot."""
+    if name.startswith("."):  # programs create such files, some with the suffix of an image
+        return HIDDEN
+    return os.path.splitext(name)[1].lower() or "without suffix"
+
+
+def _check_link(path: str, folder: Path) -> None:
+    """Raises DataError if `path`, below `folder`, is a link to a folder that it is in."""
+    if not os.path.islink(path):
+        return
+    target = os.path.join(os.path.realpath(path), "")
+    parent = os.path.dirname(path)
+    while len(parent) >= len(str(folder)):
+        if os.path.join(os.path.realpath(parent), "").startswith(target):
+            raise DataError(f"{path}: a link to a folder that it is in; remove it")
+        parent = os.path.dirname(parent)
 
 
 def expand_image_paths(paths: Iterable[Path]) -> list[Path]:
