@@ -106,10 +106,10 @@ def build_run(config: Config, checkpoint: Checkpoint | None, console: Console) -
         _check_compatible(config, device_setup, checkpoint, console)
     with collectives.local_rank_zero_first():  # the first rank may download
         data = build_loaders(config, device_setup.device, console.line)
-        check_image_counts(config, data)
     shared = {"precision": device_setup.precision}
     shared |= {name: sha256[:8] for name, sha256 in data.fingerprint.items()}
     collectives.assert_same_on_all_ranks(shared, "give all the same data and processors")
+    check_image_counts(config, data)
     if checkpoint is not None:
         _check_same_data(config, data, checkpoint, console)
     state = build_state(config, device_setup, data.train.batches_per_epoch)
