@@ -7,10 +7,10 @@ check:  ## check style and types
 	ruff check . && ruff format --check . && mypy
 
 quick:  ## run the tests that start no process and train for less than a second; under a minute
-	pytest -m "not slow and not process"
+	pytest -n 2 -m "not slow and not process"
 
 test:  ## run the default tests; a quarter of an hour on two cores
-	pytest -m "not slow"
+	pytest -n 2 -m "not slow"
 
 test-all:  ## run all tests
 	pytest
