@@ -1,5 +1,7 @@
 """vggexp: declarative experiments with VGG-style networks."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 __version__ = "0.1.0"
@@ -13,3 +15,12 @@ def __getattr__(name: str) -> Any:
 
         return load_run
     raise AttributeError(f"module 'vggexp' has no attribute {name!r}")
+
+
+# `python -m vggexp.NAME` puts the working directory first on the import path, and Python imports
+# this package while sys.argv[0] is still "-m". Nothing in the working directory is a part of
+# vggexp, unless the directory is its checkout: a folder `hydra_plugins`, which Hydra would import
+# whole, or a file `yaml.py` may come from someone else.
+if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
+    if Path(sys.path[0]).resolve() != Path(__file__).resolve().parents[1]:
+        del sys.path[0]

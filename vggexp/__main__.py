@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = parse_command(sys.argv[1:] if argv is None else argv)
         if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
-            if command.arguments.cfg:
+            if not (command.arguments.shell_completion or command.arguments.hydra_help):
                 expand.check_composes(command)
             return run_hydra(command)
         outline = expand.compose_outline(command)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vggexp.config.compose import parse_command
+from vggexp.config.hydra_safety import SWEEPERS
 from vggexp.config.parse import schema_keys
 from vggexp.errors import ConfigError
 from vggexp.formatting import error_line
@@ -172,9 +173,7 @@ def test_many_bad_jobs_are_counted():
 
 
 SEARCH = "-m hydra/sweeper=search"  # a sweeper other than the grid
-ConfigStore.instance().store(
-    "search", {"_target_": "nothing.to.make", "params": None}, "hydra/sweeper"
-)
+ConfigStore.instance().store("search", {"_target_": SWEEPERS[0], "params": None}, "hydra/sweeper")
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vggexp import __version__
+from vggexp.config import hydra_safety
 from vggexp.config.device import conf_dir, device_profile
 from vggexp.config.diagnostics import SECTIONS, ComposeFn, diagnose, one_line, parse_overrides
 from vggexp.config.parse import parse_partial
@@ -78,6 +79,12 @@ def parse_command(argv: Sequence[str], *switches: str) -> Command:
         raise ConfigError(f"--config-dir={arguments.config_dir}: no such directory")
     if arguments.resolve and not (arguments.cfg or arguments.help):
         raise ConfigError("--resolve: belongs with --cfg job")
+    if arguments.resolve and arguments.cfg == "hydra":
+        raise ConfigError("--resolve: Hydra's keys refer to those of a run; show both, --cfg all")
+    if arguments.package and not arguments.cfg:
+        raise ConfigError(f"--package={arguments.package}: belongs with --cfg")
+    if arguments.multirun and arguments.info:
+        raise ConfigError("--info: describes a single configuration; leave out -m")
     if arguments.multirun and arguments.cfg:
         raise ConfigError(
             "--cfg: shows a single configuration; leave out -m and give each key one value"
@@ -139,6 +146,7 @@ def hydra_session(command: Command) -> Iterator[ComposeFn]:
     """
     config_name = command.arguments.config_name or "config"
     folder = command.arguments.config_dir
+    hydra_safety.install()
     with initialize_config_dir(config_dir=conf_dir(), job_name="vggexp", **VERSION_BASE):
         if folder:
             _prepend_config_dir(Path(folder))
@@ -171,6 +179,8 @@ def compose_or_diagnose(overrides: Sequence[str], compose_fn: ComposeFn) -> Comp
     """Composes; if Hydra raises, finds out which of the overrides are the reason."""
     try:
         return Composition(compose_fn(overrides))
+    except ConfigError:  # a file that is not safe to read or to use
+        raise
     except Exception as error:  # Hydra raises many types, all of them because of the overrides
         parsed, _ = parse_overrides(overrides)
         node, problems = diagnose(parsed, compose_fn)

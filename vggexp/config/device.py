@@ -11,6 +11,8 @@ from typing import Any
 
 import yaml
 
+from vggexp.config import yaml_limits
+
 USER_FOLDERS = "VGGEXP_CONF_PATH"  # environment variable: folders with a user's own files
 HIDDEN_DEVICES = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide every GPU
 
@@ -35,6 +37,7 @@ def device_profile() -> dict[str, Any]:
     for folder in [*user_folders, conf_dir()]:
         path = Path(folder, "device", f"{name}.yaml")
         if folder and path.is_file():
+            yaml_limits.check_file(path)
             return yaml.safe_load(path.read_text("utf-8"))
     raise FileNotFoundError(f"no file of the device {name} in {conf_dir()}")
 

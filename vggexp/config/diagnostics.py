@@ -40,6 +40,7 @@ def one_line(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
     text = re.sub(r"\s+", " ", text)
+    text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     key = getattr(error, "full_key", None)
     return f"{key}: {text}" if key else text
 

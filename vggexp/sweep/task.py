@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vggexp.cli import report_error
-from vggexp.config import compose, run_id
+from vggexp.config import compose, hydra_safety, run_id
 from vggexp.config.schema import Config
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import VggexpError
@@ -91,6 +91,7 @@ def run_hydra(command: compose.Command, *overrides: str, task: HydraTask | None 
     Raises:
         VggexpError: a launcher failed.
     """
+    hydra_safety.install()
     sys.argv = [sys.argv[0], *command.flags, *command.overrides, *overrides]
     decorate = hydra.main(
         config_path=compose.conf_dir(), config_name="config", **compose.VERSION_BASE

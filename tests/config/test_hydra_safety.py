@@ -1,0 +1,278 @@
+"""Hostile configurations: a canary stands for every place in Hydra's keys that can name code.
+
+A canary is a file that would be written, or a module `canary` that would be imported.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from omegaconf import OmegaConf
+
+from vggexp.__main__ import main
+from vggexp.config import hydra_safety
+from vggexp.config.compose import parse_command
+from vggexp.errors import ConfigError
+from vggexp.sweep import task
+from vggexp.sweep.expand import check_command, compose_run
+
+ROOT = Path(__file__).parents[2]
+TOUCH = {"_target_": "pathlib.Path.write_text", "_args_": [{"_target_": "pathlib.Path"}, "x"]}
+IMPORT = {"_target_": "canary.f"}
+FACTORY = {"version": 1, "root": {}, "handlers": {"a": {"()": "os.mkdir", "path": "written"}}}
+SLURM = {"_target_": hydra_safety.LAUNCHERS[-1]}
+CREATE = "${oc.create:{_target_:canary.f}}"
+
+
+def log_config(handler: dict) -> dict:
+    return {"version": 1, "root": {"handlers": ["a"]}, "handlers": {"a": handler}}
+
+
+HOSTILE = {  # by name: the section `hydra` of an experiment file, and the key that is refused
+    "callback": ({"callbacks": {"a": TOUCH}}, "hydra.callbacks.a"),
+    "callback imports": ({"callbacks": {"a": IMPORT}}, "hydra.callbacks.a._target_=canary.f"),
+    "callback hidden": ({"callbacks": {"a": CREATE}}, "hydra.callbacks.a._target_=canary.f"),
+    "callback arguments": (
+        {"callbacks": {"a": {"_target_": hydra_safety.CALLBACKS[0], "x": IMPORT}}},
+        "hydra.callbacks.a",
+    ),
+    "launcher": ({"launcher": IMPORT}, "hydra.launcher._target_=canary.f"),
+    "launcher of no distribution": (
+        {"launcher": {"_target_": "hydra_plugins.canary.Launcher"}},
+        "hydra.launcher._target_=hydra_plugins.canary.Launcher",
+    ),
+    "launcher argument": ({"launcher": {"jobs": IMPORT}}, "hydra.launcher.jobs._target_"),
+    "launcher argument hidden": ({"launcher": {"jobs": CREATE}}, "hydra.launcher.jobs._target_"),
+    "launcher in a list": ({"launcher": {"gpus": [IMPORT]}}, "hydra.launcher.gpus[0]._target_"),
+    "launcher commands": ({"launcher": {**SLURM, "setup": ["touch written"]}}, ".setup="),
+    "launcher options": (
+        {"launcher": {**SLURM, "additional_parameters": {"export": "LD_PRELOAD=a.so"}}},
+        "hydra.launcher.additional_parameters.export=",
+    ),
+    "launcher lines": ({"launcher": {**SLURM, "comment": "a\ntouch written"}}, ".comment="),
+    "launcher elsewhere": (
+        {"launcher": {**SLURM, "ray": {"init": {"address": "ray://evil:1"}}}},
+        "hydra.launcher.ray.init.address=",
+    ),
+    "sweeper": ({"sweeper": IMPORT}, "hydra.sweeper._target_=canary.f"),
+    "sweeper argument": ({"sweeper": {"params": {"a": IMPORT}}}, "hydra.sweeper.params.a._target_"),
+    "hydra_logging": ({"hydra_logging": FACTORY}, "hydra.hydra_logging.handlers.a.()=os.mkdir"),
+    "job_logging": ({"job_logging": FACTORY}, "hydra.job_logging.handlers.a.()=os.mkdir"),
+    "handler": ({"job_logging": log_config({"class": "canary.f"})}, ".handlers.a.class=canary.f"),
+    "handler argument": (
+        {"job_logging": log_config({"class": "logging.StreamHandler", "stream": "ext://canary.f"})},
+        ".handlers.a.stream=ext://canary.f",
+    ),
+    "handler attribute": (
+        {"job_logging": log_config({"class": "logging.NullHandler", ".": {"x": "ext://canary.f"}})},
+        "hydra.job_logging.handlers.a..=",
+    ),
+    "handler hidden": (
+        {"job_logging": log_config("${oc.create:{x:os.mkdir}}")},  # type: ignore[arg-type]
+        "hydra.job_logging.handlers.a=",
+    ),
+    "logging hidden": ({"hydra_logging": "${oc.create:{version:1}}"}, "hydra.hydra_logging="),
+    "log file": (
+        {"job_logging": log_config({"class": "logging.FileHandler", "filename": "../.bashrc"})},
+        ".handlers.a.filename=../.bashrc",
+    ),
+    "formatter": (
+        {"job_logging": {**FACTORY, "handlers": {}, "formatters": {"a": {"class": "canary.F"}}}},
+        ".formatters.a.class=canary.F",
+    ),
+    "environment": ({"job": {"env_set": {"LD_PRELOAD": "evil.so"}}}, "env_set.LD_PRELOAD"),
+    "copied secret": ({"job": {"env_copy": ["CANARY_SECRET"]}}, "env_copy=CANARY_SECRET"),
+}
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory with a module `canary`; checks that no canary was touched."""
+    monkeypatch.setenv("CANARY_SECRET", "s3cret")
+    monkeypatch.setattr(task, "train_job", lambda *_, **__: pytest.fail("a run was started"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "canary.py").write_text("open('imported', 'w')\nf = F = dict\n")
+    yield tmp_path
+    touched = {path.name for path in tmp_path.iterdir()} - {"canary.py", "conf", "hydra_plugins"}
+    assert not touched
+    assert "canary" not in sys.modules
+
+
+def write_experiment(folder: Path, content: dict, name: str = "mine") -> list[str]:
+    path = folder / "conf" / "experiment" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(f"# @package _global_\n{yaml.safe_dump(content)}")
+    return [f"experiment={name}", f"--config-dir={folder / 'conf'}"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_file_runs_nothing(name, folder, capsys):
+    section, key = HOSTILE[name]
+    content = {"hydra": section}
+    if "_target_" in section.get("launcher", ""):  # a file of its own, free of a plugin's schema
+        content = {"defaults": [{"override /hydra/launcher": "mine"}]}
+        path = folder / "conf" / "hydra" / "launcher" / "mine.yaml"
+        path.parent.mkdir(parents=True)
+        path.write_text(yaml.safe_dump(section["launcher"]))
+    command = write_experiment(folder, content)
+    for flags in ([], ["-m", "seed=1,2"], ["--help"], ["--cfg", "hydra"], ["--info", "config"]):
+        assert main([*command, *flags]) == 2
+        error = capsys.readouterr().err
+        assert key in error
+        assert "not allowed" in error or "must " in error
+        assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("flag", ["--hydra-help", "--info=plugins"])
+def test_other_flags_run_nothing(flag, folder, capsys):
+    path = folder / "conf" / "hydra" / "hydra_logging" / "mine.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(yaml.safe_dump(FACTORY))
+    assert main(["hydra/hydra_logging=mine", f"--config-dir={folder / 'conf'}", flag]) == 2
+    assert "hydra.hydra_logging.handlers.a.()=os.mkdir: not allowed" in capsys.readouterr().err
+
+
+def test_a_file_of_a_single_job_runs_nothing(folder, capsys):
+    command = write_experiment(folder, {"hydra": {"callbacks": {"a": IMPORT}}})
+    write_experiment(folder, {"seed": 3}, name="good")
+    assert main(["-m", "experiment=good,mine", *command[1:]]) == 2
+    assert "hydra.callbacks.a._target_=canary.f: not allowed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+hydra.callbacks.a._target_=canary.f",
+        "++hydra.launcher._target_=canary.f",
+        "hydra.searchpath=[pkg://canary]",
+        "hydra.searchpath=[structured://canary]",
+        "+hydra.job.env_set.PYTHONPATH=.",
+    ],
+)
+def test_the_command_line_names_no_code_either(override, folder, capsys):
+    assert main([override]) == 2
+    assert "not allowed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("scheme", ["pkg", "structured"])
+def test_a_search_path_imports_nothing(scheme, folder, capsys, monkeypatch):
+    monkeypatch.setenv("VGGEXP_CONF_PATH", str(folder / "conf"))
+    (folder / "conf").mkdir()
+    shipped = (ROOT / "conf" / "config.yaml").read_text()
+    text = shipped.replace("\nhydra:\n", f'\nhydra:\n  searchpath: ["{scheme}://canary"]\n')
+    (folder / "conf" / "config.yaml").write_text(text)
+    for flags in ([], ["--help"], ["--cfg", "job"]):
+        assert main(flags) == 2
+        assert f"hydra.searchpath: {scheme}://canary: not allowed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        "hydra/job_logging=default hydra/hydra_logging=default",
+        "hydra/job_logging=stdout hydra/hydra_logging=hydra_debug",
+        "+hydra.job.env_set.X=1 +hydra.job.env_set.OMP_NUM_THREADS=2",
+        "hydra/launcher=basic hydra/sweeper=basic",
+        "hydra/launcher=slurm hydra.launcher.setup=[make] "
+        "+hydra.launcher.additional_parameters.nice=9",
+        "hydra/launcher=joblib hydra.launcher.n_jobs=2",
+        "+hydra.callbacks.a._target_=hydra.experimental.callbacks.LogJobReturnCallback",
+    ],
+)
+def test_what_hydra_and_its_plugins_ship_is_allowed(overrides):
+    if "joblib" in overrides or "slurm" in overrides:
+        pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    assert compose_run(parse_command(overrides.split())).seed == 0
+
+
+@pytest.mark.parametrize(
+    ("variable", "is_refused"),
+    [
+        ("LD_LIBRARY_PATH", True),
+        ("DYLD_INSERT_LIBRARIES", True),
+        ("PYTHONPATH", True),
+        ("PYTHONSTARTUP", True),
+        ("PATH", True),
+        ("CUDA_INJECTION64_PATH", True),
+        ("NCCL_NET_PLUGIN", True),
+        ("OMP_TOOL_LIBRARIES", True),
+        ("XDG_CACHE_HOME", True),
+        ("TORCH_EXTENSIONS_DIR", True),
+        ("TORCHINDUCTOR_CACHE_DIR", True),
+        ("GIT_SSH_COMMAND", True),
+        ("CC", True),
+        ("TMPDIR", True),
+        ("OMP_NUM_THREADS", False),
+        ("CUDA_VISIBLE_DEVICES", False),
+        ("PYTORCH_CUDA_ALLOC_CONF", False),
+        ("NCCL_DEBUG", False),
+        ("TORCH_LOGS", False),
+        ("MY_VALUE", False),
+    ],
+)
+def test_variables_that_change_what_is_loaded(variable, is_refused):
+    assert bool(hydra_safety.REFUSED_VARIABLES.fullmatch(variable)) == is_refused
+
+
+PLUGIN = "open('imported', 'w')\n"
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("name", ["__init__.py", "evil/__init__.py", "evil.py", "../yaml.py"])
+def test_the_working_directory_is_not_imported(name, folder):
+    path = folder / "hydra_plugins" / name
+    (folder / "hydra_plugins").mkdir()
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(PLUGIN)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    command_line = [sys.executable, "-m", "vggexp.plan", "--json"]
+    process = subprocess.run(command_line, capture_output=True, text=True, env=environment)
+    path.unlink()
+    assert process.stderr == ""
+    assert json.loads(process.stdout)["parameters"] == 44_920_074
+
+
+@pytest.mark.parametrize("expression", ["${oc.env:CANARY_SECRET}", "${oc.${x}:CANARY_SECRET}"])
+def test_a_secret_is_not_recorded(expression, folder):
+    command = write_experiment(folder, {"data": {"root": expression}, "x": "env"})
+    with pytest.raises(ConfigError) as caught:
+        compose_run(parse_command(command))
+    assert "data.root: oc.env:CANARY_SECRET: not read into a configuration" in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_variable_without_a_secret_is_read(folder, monkeypatch):
+    monkeypatch.setenv("VGGEXP_DATA", "/data")
+    monkeypatch.setenv("SLURM_JWT", "token")
+    content = {"run": {"root": "${oc.env:VGGEXP_DATA}/${oc.env:SCRATCH,out}"}}
+    monkeypatch.delenv("SCRATCH", raising=False)
+    assert compose_run(parse_command(write_experiment(folder, content))).run.root == "/data/out"
+    assert hydra_safety.is_readable("SLURM_JOB_ID")
+    assert not hydra_safety.is_readable("SLURM_JWT")
+    content = {"run": {"root": "${oc.env:VGGEXP_NONE}"}}
+    with pytest.raises(ConfigError, match=r"oc\.env:VGGEXP_NONE: this environment variable"):
+        compose_run(parse_command(write_experiment(folder, content)))
+
+
+def test_omegaconf_reads_the_environment_by_the_same_rule():
+    hydra_safety.install()
+    node = OmegaConf.create({"a": "${oc.env:AWS_SECRET_ACCESS_KEY,none}"})
+    with pytest.raises(Exception, match="not read into a configuration"):
+        _ = node.a
+
+
+@pytest.mark.parametrize("how", ["--config-dir", "VGGEXP_CONF_PATH"])
+def test_a_large_file_is_refused_before_it_is_read(how, folder, monkeypatch):
+    command = write_experiment(folder, {"seed": 1})
+    with open(folder / "conf" / "experiment" / "mine.yaml", "a") as file:
+        file.write(f"# {'x' * (1 << 20)}\n")
+    if how == "VGGEXP_CONF_PATH":
+        monkeypatch.setenv(how, str(folder / "conf"))
+        command = command[:1]
+    with pytest.raises(ConfigError, match=r"mine\.yaml: larger than 1 MiB, not a configuration"):
+        check_command(parse_command(command))

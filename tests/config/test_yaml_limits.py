@@ -1,0 +1,43 @@
+"""Limits of users' YAML files: values are counted with every alias written out."""
+
+import pytest
+
+from vggexp.config.yaml_limits import check_file
+from vggexp.errors import ConfigError
+
+
+def bomb() -> str:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    for number in range(1, 10):
+        lines.append(f"a{number}: &a{number} [{', '.join([f'*a{number - 1}'] * 10)}]")
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        (bomb(), "stands for more than 100000 values"),
+        ("a: &a [1, *a]", "stands for more than 100000 values"),
+        ("a: &a {<<: *a}", "stands for more than 100000 values"),
+        ("[" * 60_000, "more than 100 sections inside each other"),
+        ("a: " + "{a: " * 200 + "}" * 200, "more than 100 sections inside each other"),
+        ("#" * (1 << 20) + "\n", "larger than 1 MiB, not a configuration"),
+    ],
+)
+def test_refused(text, problem, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        check_file(path)
+    assert str(caught.value) == f"{path}: {problem}"
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "seed: 1", "a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}", "a: [1\nb: 2", "a: *unknown", "\x00"],
+)
+def test_left_to_the_reader(text, tmp_path):
+    path = tmp_path / "mine.yaml"
+    path.write_text(text)
+    check_file(path)
+    check_file(tmp_path / "missing.yaml")

@@ -1,0 +1,309 @@
+"""Keeps a configuration from running code: checks all that Hydra reads, imports or instantiates.
+
+Hydra builds its launcher, sweeper, callbacks and loggers from names in the composed `hydra` node,
+and imports packages that `hydra.searchpath` names. A file of someone else can set these keys.
+`install` makes Hydra compose with `SafeConfigLoader`, so every configuration is checked before
+Hydra uses it: in a run, a sweep, a job, and for --help, --cfg, --info and completion.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import hydra._internal.hydra
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.core_plugins import structured_config_source
+from hydra._internal.core_plugins.file_config_source import FileConfigSource
+from hydra._internal.core_plugins.importlib_resources_config_source import (
+    ImportlibResourcesConfigSource,
+)
+from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.plugins import Plugins
+from hydra.plugins.config_source import ConfigResult
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vggexp.config import yaml_limits
+from vggexp.errors import ConfigError
+from vggexp.formatting import format_value
+
+TARGET = "_" + "target_"  # Hydra's key that names a class
+LAUNCHERS = (
+    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "hydra_plugins.vggexp_local_launcher.LocalLauncher",
+    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+    "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+)
+SWEEPERS = (
+    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "hydra_plugins.vggexp_grid_sweeper.GridSweeper",
+    "hydra_plugins.vggexp_optuna_sweeper.OptunaSweeper",
+)
+CALLBACKS = ("hydra.experimental.callbacks.LogJobReturnCallback",)
+PLUGIN_CLASSES = {"launcher": LAUNCHERS, "sweeper": SWEEPERS}
+
+# Keys of launchers that hold commands, options of commands, or addresses of other machines.
+# Whoever types them means them; a file of someone else may not set them.
+COMMAND_KEYS = ("setup", "srun_args", "additional_parameters", "ray")
+HARMLESS_COMMAND_KEYS = (  # below them, allowed in files as well
+    "additional_parameters.requeue",
+    "additional_parameters.mail-type",
+    "additional_parameters.mail-user",
+    "ray.init.num_cpus",
+    "ray.init.num_gpus",
+    "ray.remote.num_cpus",
+    "ray.remote.num_gpus",
+    "ray.remote.max_calls",
+)
+
+LOG_CLASSES = (
+    "logging.Formatter",
+    "logging.Filter",
+    "logging.NullHandler",
+    "logging.StreamHandler",
+    "logging.FileHandler",
+)
+LOG_STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+LOG_FILES = (  # names of Hydra's own files; other names may not leave the working directory
+    "${hydra.runtime.output_dir}/${hydra.job.name}.log",
+    "hydra-${hydra.job.name}.log",
+)
+
+# Variables by which a process, or a program that it starts, finds code.
+REFUSED_VARIABLES = re.compile(
+    r"(LD|DYLD|GIT|BASH|PYTHON|TRITON|TORCHINDUCTOR|CONDA|VIRTUAL)_?\w*|PYTHON\w*|BASHOPTS"
+    r"|CC|CXX|CPP|ENV|IFS|SHELL|SHELLOPTS|EDITOR|PAGER|VISUAL|TMPDIR|TMP|TEMP|GLIBC_TUNABLES"
+    r"|(\w*_)?(\w*PATH|HOME|\w*DIR|PRELOAD|PLUGINS?|LIB|LIBRARY|LIBRARIES|COMMAND|CMD)(_\w*)?"
+)
+# Variables that a configuration may read. config.yaml records values, so it may read only those
+# that hold no secret: whose machine and folder, which job. VGGEXP_* is for a user's own values.
+READABLE_VARIABLES = re.compile(
+    r"HOME|USER|LOGNAME|HOSTNAME|PWD|TMPDIR|SCRATCH|WORK|XDG_(CACHE|CONFIG|DATA|STATE)_HOME"
+    r"|CUDA_VISIBLE_DEVICES|OMP_NUM_THREADS|VGGEXP_\w+|SLURM_(?!JWT)\w+"
+)
+
+
+def is_readable(variable: str) -> bool:
+    """Returns whether a configuration may refer to an environment variable."""
+    return READABLE_VARIABLES.fullmatch(variable) is not None
+
+
+def read_variable(*arguments: Any) -> Any:
+    """Replaces the resolver oc.env: reads only variables that may stand in a record."""
+    name = str(arguments[0]) if arguments else ""
+    if not is_readable(name):
+        raise ConfigError(
+            f"oc.env:{name}: not read into a configuration, whose values are recorded; "
+            "allowed HOME, USER, TMPDIR, SCRATCH, SLURM_*, VGGEXP_*"
+        )
+    if name in os.environ:
+        return os.environ[name]
+    if len(arguments) > 1:
+        return None if arguments[1] is None else str(arguments[1])
+    raise ConfigError(f"oc.env:{name}: this environment variable is not set")
+
+
+class SafeFileSource(FileConfigSource):
+    """Reads YAML files of configuration folders within limits."""
+
+    def load_config(self, config_path: str) -> ConfigResult:
+        name = self._normalize_file_name(config_path)
+        path = Path(os.path.realpath(os.path.join(self.path, name)))
+        if path.is_file():
+            yaml_limits.check_file(path)
+        return super().load_config(config_path)
+
+
+def _reject_import(source: Any, allowed: str) -> None:
+    if source.path != allowed:
+        raise ConfigError(
+            f"hydra.searchpath: {source.scheme()}://{source.path}: not allowed, "
+            "Hydra would import it; give a folder, as file:///home/me/conf"
+        )
+
+
+class SafePackageSource(ImportlibResourcesConfigSource):
+    """Reads Hydra's own files; a package of another name would be imported."""
+
+    def __init__(self, provider: str, path: str) -> None:
+        super().__init__(provider=provider, path=path)
+        _reject_import(self, "hydra.conf")
+
+
+class StructuredConfigSource(structured_config_source.StructuredConfigSource):
+    """Reads the configurations that installed plugins store; imports no module.
+
+    Hydra expects a class of this name.
+    """
+
+    def __init__(self, provider: str, path: str) -> None:
+        super().__init__(provider=provider, path="structured://")
+        self.path = path.removeprefix("structured://")
+        _reject_import(self, "")
+
+
+class SafeConfigLoader(ConfigLoaderImpl):
+    """Checks each configuration that it composes."""
+
+    def load_configuration(self, *args: Any, **kwargs: Any) -> DictConfig:
+        node = super().load_configuration(*args, **kwargs)
+        problems = list(hydra_node_problems(node))
+        if problems:
+            raise ConfigError(*problems)
+        return node
+
+
+def install() -> None:
+    """Makes Hydra compose, read files and read the environment by the rules of this module."""
+    Plugins.instance()  # has registered the sources that are replaced here
+    sources = SourcesRegistry.instance().types
+    sources |= {
+        source.scheme(): source
+        for source in (SafeFileSource, SafePackageSource, StructuredConfigSource)
+    }
+    hydra._internal.hydra.ConfigLoaderImpl = SafeConfigLoader  # type: ignore[misc, attr-defined]
+    OmegaConf.register_new_resolver("oc.env", read_variable, replace=True)
+
+
+def hydra_node_problems(node: DictConfig) -> Iterator[str]:
+    """Yields a problem for each key of a composed configuration by which Hydra would run code."""
+    for section, classes in PLUGIN_CLASSES.items():
+        yield from _plugin_problems(node, section, classes)
+    yield from _launcher_file_problems(node)
+    yield from _callback_problems(node)
+    for section in ("hydra_logging", "job_logging"):
+        yield from _logging_problems(node, section)
+    for variable in node.hydra.job.env_set:
+        if REFUSED_VARIABLES.fullmatch(str(variable)):
+            yield (
+                f"hydra.job.env_set.{variable}: not allowed, it changes what programs load; "
+                "set it in the shell"
+            )
+    for variable in node.hydra.job.env_copy:
+        if not is_readable(str(variable)):
+            yield f"hydra.job.env_copy={variable}: not allowed, multirun.yaml would record it"
+
+
+def _resolved(node: DictConfig, key: str) -> Any:
+    """Returns a section of Hydra as plain data.
+
+    Raises:
+        ConfigError: a value does not resolve. Hydra could not use it either.
+    """
+    try:
+        section = OmegaConf.select(node, key)
+        if not OmegaConf.is_config(section):
+            return section
+        return OmegaConf.to_container(section, resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        text = str(error).splitlines()[0]
+        raise ConfigError(f"{key}: {text}") from error
+
+
+def _special_keys(value: Any, path: str) -> Iterator[str]:
+    """Yields the path of each key that Hydra's instantiate or a dictConfig treats as code."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            if re.fullmatch(r"_\w+_|\(\)|\.", str(key)):
+                yield f"{path}.{key}={format_value(item)}"
+            yield from _special_keys(item, f"{path}.{key}")
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        for index, item in enumerate(value):
+            yield from _special_keys(item, f"{path}[{index}]")
+
+
+def _plugin_problems(node: DictConfig, section: str, classes: Sequence[str]) -> Iterator[str]:
+    """Yields the problems of hydra.launcher or hydra.sweeper."""
+    key = f"hydra.{section}"
+    values = _resolved(node, key)
+    if not isinstance(values, dict):
+        yield f"{key}={format_value(values)}: choose one with hydra/{section}=NAME"
+        return
+    name = values.pop(TARGET, None)
+    if name not in classes:
+        allowed = ", ".join(text.rpartition(".")[2] for text in classes)
+        yield (
+            f"{key}.{TARGET}={format_value(name)}: not allowed, a configuration names no code; "
+            f"choose one with hydra/{section}=NAME ({allowed})"
+        )
+    for text in _special_keys(values, key):
+        yield f"{text}: not allowed, a configuration names no code"
+    for path, value in _leaves(values, key):
+        if any(ord(char) < 32 for char in f"{path}{value}"):
+            yield f"{path}={value!r}: must be one line"
+
+
+def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
+    """Yields the path and value of each single value; empty sections and null are left out."""
+    if isinstance(value, Mapping):
+        for key, item in value.items():
+            yield from _leaves(item, f"{path}.{key}")
+    elif isinstance(value, list):
+        for item in value:
+            yield from _leaves(item, path)
+    elif value is not None:
+        yield path, value
+
+
+def _launcher_file_problems(node: DictConfig) -> Iterator[str]:
+    """Yields each key of a launcher that only the command line may set, and that a file sets."""
+    typed = [text.lstrip("+").partition("=")[0] for text in node.hydra.overrides.hydra]
+    launcher = _resolved(node, "hydra.launcher")
+    if not isinstance(launcher, dict):
+        return
+    for path, value in _leaves(launcher, "hydra.launcher"):
+        key = path.removeprefix("hydra.launcher.")
+        if key.split(".")[0] not in COMMAND_KEYS or key in HARMLESS_COMMAND_KEYS:
+            continue
+        if not any(path == text or path.startswith(f"{text}.") for text in typed):
+            yield (
+                f"{path}={format_value(value)}: not allowed in a file, it can run commands; "
+                "write it on the command line"
+            )
+
+
+def _callback_problems(node: DictConfig) -> Iterator[str]:
+    callbacks = _resolved(node, "hydra.callbacks") or {}
+    for name, callback in callbacks.items():
+        if not callback:
+            continue
+        if not isinstance(callback, dict) or list(callback) != [TARGET]:
+            yield f"hydra.callbacks.{name}: not allowed, a configuration names no code"
+        elif callback[TARGET] not in CALLBACKS:
+            yield (
+                f"hydra.callbacks.{name}.{TARGET}={format_value(callback[TARGET])}: not allowed, "
+                "a configuration names no code"
+            )
+
+
+def _logging_problems(node: DictConfig, section: str) -> Iterator[str]:
+    """Yields the problems of a section that Hydra passes to logging.config.dictConfig.
+
+    Interpolations are refused unless Hydra's own files have them: they could hide a key.
+    """
+    key = f"hydra.{section}"
+    values = OmegaConf.to_container(node.hydra, resolve=False).get(section)  # type: ignore[union-attr]
+    if not isinstance(values, dict):
+        if values is not None:
+            yield f"{key}={format_value(values)}: must have keys, as version and root"
+        return
+    for text in _special_keys(values, key):
+        yield f"{text}: not allowed, a configuration names no code"
+    for path, value in _leaves(values, key):
+        if not _is_safe_log_value(path.rpartition(".")[2], str(value)):
+            yield f"{path}={format_value(value)}: not allowed, a configuration names no code"
+
+
+def _is_safe_log_value(name: str, value: str) -> bool:
+    """Returns whether a value of a dictConfig imports nothing and names no file elsewhere."""
+    if name == "class":
+        return value in LOG_CLASSES
+    if name == "filename":
+        return value in LOG_FILES or re.fullmatch(r"\w[\w.-]*\.log", value) is not None
+    if "://" in value:
+        return value in LOG_STREAMS
+    return "${" not in value
