@@ -102,6 +102,22 @@ hydra/launcher=nope -> hydra/launcher=nope: unknown; allowed basic...
 -m seed=1, -> seed=1,: ends in a comma
 -m arch=glob(nosuch*) -> arch=glob(nosuch*): no value; a sweep of it has no job
 -m optimizer.lr=interval(0,1) -> optimizer.lr=interval(0,1): a grid needs single values; use a search sweeper for ...
+-m seed=shuffle(range(1000000000)) -> sweep: more than sweep.max_jobs=1000 jobs; take fewer values or raise that number
+-m seed=shuffle(range(0,99999999999999999999)) -> sweep: more than sweep.max_jobs=1000 jobs; take fewer values or ...
+-m optimizer.lr=shuffle(range(0.1,9,0.0000000001)) -> sweep: more than sweep.max_jobs=1000 jobs; take fewer value...
+-m sweep=lr_depth,networks -> sweep=lr_depth,networks: may not be swept, it belongs to the whole sweep; give one value
+-m sweep.repeats=2,3 -> sweep.repeats=2,3: may not be swept, it belongs to the whole sweep; give one value
+-m ++sweep.where=a,b -> sweep.where=a,b: a: unknown; parameters, macs, ...
+-m hydra.launcher.jobs=1,2 -> hydra.launcher.jobs=1,2: may not be swept, it belongs to the whole sweep; give one value
+-m hydra/launcher=local,basic -> hydra/launcher=local,basic: may not be swept, it belongs to the whole sweep; give one value
+-m run.root=a,b -> run.root=a,b: may not be swept, it makes no other run; give one value
+-m ++data.workers=1,2 -> ++data.workers=1,2: may not be swept, it makes no other run; give one value
+-m sweep.pairs=[{run.root:a},{run.root:b}] -> sweep.pairs: run.root=a: may not be swept, it makes no other run; give ...
+-m ++sweep.repeats=0 -> sweep.repeats=0: must be 1..100000
+-m seed=1,2 ++hydra.launcher.jobs=foo -> hydra.launcher.jobs=foo: must be auto or 1..4096
+-m --info config -> --info: describes a single configuration; leave out -m
+-p data -> --package=data: belongs with --cfg
+--cfg hydra --resolve -> --resolve: Hydra's keys refer to those of a run; show both, --cfg all
 -m seed=range(1000000000) -> sweep: more than sweep.max_jobs=1000 jobs; take fewer values or raise that number
 sweep.repeats=2 -> sweep.repeats=2: needs -m (a sweep)
 'sweep.where=seed < 2' -> sweep.where=seed < 2: needs -m (a sweep)

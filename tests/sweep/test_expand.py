@@ -73,6 +73,9 @@ def test_the_flag_or_a_file_makes_a_sweep(argv, is_sweep):
             ["arch=vgg11,lenet", "sweep.where=not macs > 1e6 or arch.name == 'vgg'"],
             [["arch=vgg11"]],
         ),
+        (["++sweep.repeats=2", "++seed=7"], [["++seed=7", f"seed={seed}"] for seed in (7, 8)]),
+        (["seed=1,2", "++sweep.where=seed > 1"], [["seed=2"]]),
+        (["++seed=1,2", "seed=3"], [["seed=3"]]),
         (["arch=vgg13", "seed=1,2", "arch=vgg16"], [["arch=vgg16", f"seed={s}"] for s in (1, 2)]),
     ],
 )
@@ -154,3 +157,20 @@ def test_a_configuration_that_cannot_be_shown_is_refused():
     check_composes(parse_command(["optimizer.lr=-1"]))  # can be shown, although it is invalid
     with pytest.raises(ConfigError, match="arch=vgg12: unknown; nearest vgg11, vgg13"):
         check_composes(parse_command(["arch=vgg12"]))
+
+
+@pytest.mark.parametrize("package", ["nosuch", "data.nosuch"])
+def test_a_section_that_cannot_be_shown_is_refused(package):
+    check_composes(parse_command(["--cfg", "job", "-p", "data"]))
+    with pytest.raises(ConfigError, match=f"--package={package}: no such section"):
+        check_composes(parse_command(["--cfg", "job", "-p", package]))
+
+
+def test_values_that_do_not_resolve_are_refused(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nrun: {root: '${oc.env:VGGEXP_MISSING}'}\n"
+    (tmp_path / "experiment" / "mine.yaml").write_text(text)
+    argv = ["experiment=mine", f"--config-dir={tmp_path}", "--cfg", "job"]
+    check_composes(parse_command(argv))  # shown as it stands in the file
+    with pytest.raises(ConfigError, match=r"run\.root: oc\.env:VGGEXP_MISSING: this environment"):
+        check_composes(parse_command([*argv, "--resolve"]))

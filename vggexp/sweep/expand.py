@@ -3,6 +3,7 @@
 Every job is checked before the first job starts. Needs no torch.
 """
 
+import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -11,6 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from vggexp.config.compose import (
     HYDRA_FLAGS,
@@ -21,14 +23,20 @@ from vggexp.config.compose import (
     hydra_session,
     with_typed_values,
 )
-from vggexp.config.diagnostics import ComposeFn, parse_overrides
+from vggexp.config.diagnostics import ComposeFn, one_line, parse_overrides
 from vggexp.config.parse import ErrorList, parse_section
 from vggexp.config.schema import Config, Sweep
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 from vggexp.runs.init_source import pin_init_weights
 from vggexp.sweep.filter import matches
-from vggexp.sweep.grid import cached_compose, endpoint_jobs, expand_grid, hydra_problems
+from vggexp.sweep.grid import (
+    cached_compose,
+    endpoint_jobs,
+    expand_grid,
+    hydra_problems,
+    reject_forbidden_axes,
+)
 from vggexp.sweep.search_space import (
     SearchPlan,
     is_search,
@@ -112,7 +120,7 @@ def _sweep_defining(parsed: Sequence[Override]) -> list[Override]:
     last: dict[str, Override] = {}
     for override in parsed:
         if not override.is_sweep_override():
-            last[override.get_key_element()] = override
+            last[override.key_or_group] = override
     return [
         override
         for key, override in last.items()
@@ -155,6 +163,24 @@ def check_composes(command: Command) -> None:
     if problems or composition.refusal:
         check_command(command)  # raises with more problems, unless all of them are Hydra's
         raise ConfigError(*([*problems, *composition.problems] or [composition.refusal]))
+    if command.arguments.cfg or command.arguments.resolve:
+        _check_shown(composition.node, command.arguments)
+
+
+def _check_shown(node: DictConfig | None, arguments: argparse.Namespace) -> None:
+    """Checks the part of a configuration that --cfg shows, and its values if it resolves them."""
+    assert node is not None
+    if arguments.cfg in (None, "job"):
+        node = OmegaConf.masked_copy(node, [str(key) for key in node if key != "hydra"])
+    package = arguments.package
+    try:
+        shown = node if package in (None, "_global_") else OmegaConf.select(node, package)
+        if shown is None:
+            raise ConfigError(f"--package={package}: no such section; --cfg job prints all")
+        if arguments.resolve and OmegaConf.is_config(shown):
+            OmegaConf.to_container(shown, resolve=True)
+    except (OmegaConfBaseException, ValueError) as error:
+        raise ConfigError(one_line(error)) from error
 
 
 def validate_node(node: DictConfig) -> Config:
@@ -178,6 +204,7 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan |
         problems = [*outline.problems, *outline.composition.problems]
         raise ConfigError(*(problems or [outline.composition.refusal]))
     overrides = command.overrides
+    reject_forbidden_axes(overrides)
     params = node.hydra.sweeper.get("params") or {}
     is_grid = node.hydra.runtime.choices.get("hydra/sweeper") == "grid"
     with hydra_session(command) as compose_fn:
@@ -197,7 +224,7 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan |
                 f"sweep.where={sweep.where}: holds for none of {len(combinations)} jobs"
             )
     if axes:
-        has_folder = any(text.startswith("hydra.sweep.dir=") for text in overrides)
+        has_folder = any(text.lstrip("+").startswith("hydra.sweep.dir=") for text in overrides)
         return plan_search(node, axes, [job.config for job in jobs], has_folder)
     return GridSweep(jobs) if is_grid else None
 
@@ -216,7 +243,7 @@ def _sweep_section(node: DictConfig, overrides: Sequence[str]) -> Sweep:
 
 def _first_seed(overrides: Sequence[str], node: DictConfig) -> int:
     """Returns the configured seed, from which `sweep.repeats` counts."""
-    typed = [text.partition("=")[2] for text in overrides if text.startswith("seed=")]
+    typed = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("seed=")]
     if typed and typed[-1].isdecimal():
         return int(typed[-1])
     return node.seed

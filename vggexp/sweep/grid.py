@@ -2,6 +2,7 @@
 
 import copy
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, islice, product
 from math import prod
@@ -9,11 +10,11 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
-from vggexp.config.diagnostics import ComposeFn
+from vggexp.config.diagnostics import ComposeFn, parse_overrides
 from vggexp.config.keys import flatten
 from vggexp.config.schema import Sweep
 from vggexp.errors import ConfigError
@@ -21,6 +22,20 @@ from vggexp.formatting import format_value
 
 # Keys that define the set of jobs. No job has them among its overrides.
 SWEEP_ONLY_KEYS = ("sweep.pairs", "sweep.repeats", "sweep.where")
+# Keys without influence on the result of a run: jobs that differ in them are the same run.
+UNSWEEPABLE_KEYS = (
+    "run.root",
+    "resume",
+    "data.download",
+    "data.workers",
+    "data.cache",
+    "train.checkpoint_minutes",
+    "train.rest_minutes",
+    "train.keep",
+    "train.probe_steps",
+    "train.stop_if_dead",
+    "device.timeout_minutes",
+)
 MAX_LAUNCHER_COUNT = 4096  # jobs at a time, and jobs on one GPU
 
 GridAxis = list[list[str]]  # for each value of the axis, the overrides that belong together
@@ -52,7 +67,7 @@ def expand_grid(
     is_axis: dict[str, bool] = {}
     for override in last_overrides(config_loader, arguments, params):
         if override.key_or_group not in SWEEP_ONLY_KEYS:
-            key = override.get_key_element()
+            key = override.key_or_group
             is_axis[key] = override.is_sweep_override()
             texts = axis_overrides(override, sweep.max_jobs)
             axes.append([[text] for text in texts])
@@ -120,8 +135,37 @@ def last_overrides(
         raise ConfigError(" ".join(str(error).split())) from error
     last = {}
     for override in parsed:
-        last[override.get_key_element()] = override
+        if problem := _axis_problem(override):
+            raise ConfigError(problem)
+        last[override.key_or_group] = override
     return list(last.values())
+
+
+def reject_forbidden_axes(overrides: Sequence[str]) -> None:
+    """Raises ConfigError for each typed override that sweeps a key which no job may differ in.
+
+    Called before the sweep's own keys are read, which leaves out every key with several values.
+    """
+    parsed, _ = parse_overrides(overrides)
+    problems = [problem for override in parsed if (problem := _axis_problem(override))]
+    if problems:
+        raise ConfigError(*problems)
+
+
+def _axis_problem(override: Override) -> str | None:
+    """Returns why a key with several values may not have them; None if it may."""
+    if not override.is_sweep_override():
+        return None
+    return _unsweepable(override.key_or_group, override.input_line or "")
+
+
+def _unsweepable(key: str, text: str) -> str | None:
+    """Returns the problem of a key that no job of a sweep may have for itself."""
+    if re.split("[./]", key)[0] in ("sweep", "hydra"):
+        return f"{text}: may not be swept, it belongs to the whole sweep; give one value"
+    if key in UNSWEEPABLE_KEYS:
+        return f"{text}: may not be swept, it makes no other run; give one value"
+    return None
 
 
 def axis_overrides(override: Override, limit: int) -> list[str]:
@@ -137,7 +181,7 @@ def axis_overrides(override: Override, limit: int) -> list[str]:
         raise ConfigError(f"{text}: a grid needs single values; use a search sweeper for intervals")
     key = override.get_key_element()
     try:
-        values = list(islice(override.sweep_string_iterator(), limit + 1))
+        values = _first_values(override, limit + 1)
     except (HydraException, ValueError, ArithmeticError) as error:
         raise ConfigError(f"{text}: {error}") from error
     if not values:
@@ -145,12 +189,25 @@ def axis_overrides(override: Override, limit: int) -> list[str]:
     return [f"{key}={value}" for value in values]
 
 
+def _first_values(override: Override, count: int) -> list[Any]:
+    """Returns the first values of an axis. A longer range is not shuffled: that builds all."""
+    sweep = override.value()
+    if isinstance(sweep, RangeSweep) and sweep.shuffle:
+        values: list[Any] = list(islice(sweep.range(), count))
+        if len(values) == count:
+            return values
+    return list(islice(override.sweep_string_iterator(), count))
+
+
 def _pair_axis(sweep: Sweep, is_axis: Mapping[str, bool]) -> list[GridAxis]:
     """Returns one axis whose values are the sets of overrides of `sweep.pairs`, or no axis."""
     axis: GridAxis = []
     for pair in sweep.pairs:
         values = flatten(pair)
-        for key in values:
+        for key, value in values.items():
+            text = f"sweep.pairs: {key}={format_value(value)}"
+            if problem := _unsweepable(key.lstrip("+"), text):
+                raise ConfigError(problem)
             if key in is_axis:
                 raise ConfigError(
                     f"sweep.pairs: {key} is given outside of it as well; leave one out"
