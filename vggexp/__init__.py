@@ -1,5 +1,6 @@
 """vggexp: declarative experiments with VGG-style networks."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -24,3 +25,4 @@ def __getattr__(name: str) -> Any:
 if sys.argv[:1] == ["-m"] and not sys.flags.safe_path:
     if Path(sys.path[0]).resolve() != Path(__file__).resolve().parents[1]:
         del sys.path[0]
+        os.environ["PYTHONSAFEPATH"] = "1"  # the same for processes that a launcher starts

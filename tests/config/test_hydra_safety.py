@@ -11,8 +11,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra._internal.core_plugins import (
+    file_config_source,
+    importlib_resources_config_source,
+    structured_config_source,
+)
+from hydra._internal.sources_registry import SourcesRegistry
 from omegaconf import OmegaConf
 
+from tests.conftest import TINY
 from vggexp.__main__ import main
 from vggexp.config import hydra_safety
 from vggexp.config.compose import parse_command
@@ -237,6 +244,27 @@ def test_the_working_directory_is_not_imported(name, folder):
     assert json.loads(process.stdout)["parameters"] == 44_920_074
 
 
+@pytest.mark.process
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_local"])
+def test_the_processes_of_a_launcher_import_nothing_from_it_either(launcher, tmp_path):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    for name in ("hydra_joblib_launcher", "hydra_submitit_launcher"):
+        (tmp_path / "hydra_plugins" / name).mkdir(parents=True)
+        (tmp_path / "hydra_plugins" / name / "__init__.py").write_text(PLUGIN)
+    (tmp_path / "hydra_plugins" / "__init__.py").write_text(PLUGIN)
+    command_line = [sys.executable, "-m", "vggexp", "-m", f"hydra/launcher={launcher}", *TINY]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    process = subprocess.run(
+        [*command_line, "train.epochs=1", "seed=0,1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=environment,
+    )
+    assert process.returncode == 0, process.stderr
+    assert not (tmp_path / "imported").exists()
+
+
 @pytest.mark.parametrize("expression", ["${oc.env:CANARY_SECRET}", "${oc.${x}:CANARY_SECRET}"])
 def test_a_secret_is_not_recorded(expression, folder):
     command = write_experiment(folder, {"data": {"root": expression}, "x": "env"})
@@ -264,6 +292,16 @@ def test_omegaconf_reads_the_environment_by_the_same_rule():
     node = OmegaConf.create({"a": "${oc.env:AWS_SECRET_ACCESS_KEY,none}"})
     with pytest.raises(Exception, match="not read into a configuration"):
         _ = node.a
+
+
+def test_a_process_of_joblib_may_register_hydras_sources_again():
+    hydra_safety.install()
+    registry = SourcesRegistry.instance()
+    registry.register(file_config_source.FileConfigSource)
+    registry.register(importlib_resources_config_source.ImportlibResourcesConfigSource)
+    registry.register(structured_config_source.StructuredConfigSource)
+    modules = {registry.resolve(scheme).__module__ for scheme in ("file", "pkg", "structured")}
+    assert modules == {"vggexp.config.hydra_safety"}
 
 
 @pytest.mark.parametrize("how", ["--config-dir", "VGGEXP_CONF_PATH"])

@@ -14,10 +14,10 @@ from typing import Any
 
 import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins import structured_config_source
-from hydra._internal.core_plugins.file_config_source import FileConfigSource
-from hydra._internal.core_plugins.importlib_resources_config_source import (
-    ImportlibResourcesConfigSource,
+from hydra._internal.core_plugins import (
+    file_config_source,
+    importlib_resources_config_source,
+    structured_config_source,
 )
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.plugins import Plugins
@@ -107,7 +107,9 @@ def read_variable(*arguments: Any) -> Any:
     raise ConfigError(f"oc.env:{name}: this environment variable is not set")
 
 
-class SafeFileSource(FileConfigSource):
+# Hydra registers one class for each kind of source, and refuses another name. The processes of
+# joblib register Hydra's own classes after these.
+class FileConfigSource(file_config_source.FileConfigSource):
     """Reads YAML files of configuration folders within limits."""
 
     def load_config(self, config_path: str) -> ConfigResult:
@@ -126,7 +128,9 @@ def _reject_import(source: Any, allowed: str) -> None:
         )
 
 
-class SafePackageSource(ImportlibResourcesConfigSource):
+class ImportlibResourcesConfigSource(
+    importlib_resources_config_source.ImportlibResourcesConfigSource
+):
     """Reads Hydra's own files; a package of another name would be imported."""
 
     def __init__(self, provider: str, path: str) -> None:
@@ -135,10 +139,7 @@ class SafePackageSource(ImportlibResourcesConfigSource):
 
 
 class StructuredConfigSource(structured_config_source.StructuredConfigSource):
-    """Reads the configurations that installed plugins store; imports no module.
-
-    Hydra expects a class of this name.
-    """
+    """Reads the configurations that installed plugins store; imports no module."""
 
     def __init__(self, provider: str, path: str) -> None:
         super().__init__(provider=provider, path="structured://")
@@ -163,7 +164,7 @@ def install() -> None:
     sources = SourcesRegistry.instance().types
     sources |= {
         source.scheme(): source
-        for source in (SafeFileSource, SafePackageSource, StructuredConfigSource)
+        for source in (FileConfigSource, ImportlibResourcesConfigSource, StructuredConfigSource)
     }
     hydra._internal.hydra.ConfigLoaderImpl = SafeConfigLoader  # type: ignore[misc, attr-defined]
     OmegaConf.register_new_resolver("oc.env", read_variable, replace=True)
