@@ -9,7 +9,7 @@ check:  ## check style and types
 quick:  ## run the tests that start no process and train for less than a second; under a minute
 	pytest -n 2 -m "not slow and not process"
 
-test:  ## run the default tests; a quarter of an hour on two cores
+test:  ## run the default tests; minutes on two cores
 	pytest -n 2 -m "not slow"
 
 test-all:  ## run all tests
@@ -61,6 +61,6 @@ release-check:  ## check the content of wheel and sdist, and install both in a f
 	pytest tests/tools/test_release.py
 	python -m tools.release
 
-pictures:  ## the pictures of README and docs, from a sweep on Fashion-MNIST; a quarter of an hour
+pictures:  ## make the images of README and docs from a sweep on Fashion-MNIST; a quarter of an hour
 	python -m vggexp -m arch=vgg11_bn,vgg13_bn,vgg16_bn optimizer.lr=0.01,0.03,0.1 data.resize=32 arch.width=0.25 "arch.hidden=[256]" data.limit=6000 train.epochs=6 run.root=outputs/pictures
 	python -m tools.pictures outputs/pictures

@@ -73,7 +73,7 @@ def test_table():
 def test_hints_follow_the_table_and_are_in_json(capsys):
     hints = [line for line in cost_table(plan()).splitlines() if line.startswith("hint")]
     assert hints == [
-        "hint    data.resize=96: pictures of 28 px hold no more; "
+        "hint    data.resize=96: images of 28 px hold no more; "
         "32 takes 0.12 of the multiply-adds (arithmetic)"
     ]
     assert main(["device=cpu", "--json"]) == 0

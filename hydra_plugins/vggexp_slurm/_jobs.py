@@ -20,7 +20,7 @@ QUEUE = ["squeue", "--me", "--array", "--states=all", "--noheader", "--format=%i
 ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY TIMEOUT".split()
 # Less than the five minutes for which a controller remembers a job that has ended.
 POLL_SECONDS = 30
-_submitit_results = SlurmJob.results
+_original_results = SlurmJob.results
 
 
 class QueueWatcher(SlurmInfoWatcher):
@@ -70,7 +70,7 @@ def results_or_failure(job: SlurmJob) -> list[Any]:
     submitit's own method raises for the first job without a result, and then waits for no other.
     """
     try:
-        return _submitit_results(job)
+        return _original_results(job)
     except UncompletedJobError:
         text = (
             f"Slurm job {job.job_id} left no result ({job.state}); its output: {job.paths.stderr}"

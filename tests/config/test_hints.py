@@ -56,7 +56,7 @@ def test_a_resize_that_only_costs():
     (hint,) = hints(config, host_bytes=PLENTY)
     share = macs(layers(load("data.resize=32"))) / macs(layers(config))
     cost = f"32 takes {share:.2g} of the multiply-adds"
-    assert str(hint) == f"data.resize=96: pictures of 28 px hold no more; {cost} (arithmetic)"
+    assert str(hint) == f"data.resize=96: images of 28 px hold no more; {cost} (arithmetic)"
 
 
 @pytest.mark.parametrize(

@@ -72,7 +72,7 @@ def test_a_dry_run_prints_and_starts_nothing(command, tmp_path):
     assert expected.endswith(" s")
     assert cells["1", "1"] == ("not started", "-")  # 300 times the work for an image
     assert cells["2", "1"] == ("not started", "-")
-    assert "4 jobs: 1 finished, 3 to run; no finished run of such a size" in out
+    assert "4 jobs: 1 finished, 3 to run; their time is unknown" in out
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     _, out, _ = command("-m", *TINY, "seed=1,2", "sweep.dry_run=true")
     assert "2 jobs: 1 finished, 1 to run, about" in out

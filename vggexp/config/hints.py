@@ -86,7 +86,7 @@ def _resize_hints(config: Config) -> Iterator[Hint]:
     smaller = replace(config, data=replace(data, resize=sufficient))
     share = shapes.macs(layers(smaller)) / shapes.macs(layers(config))
     cost = f"{sufficient} takes {share:.2g} of the multiply-adds"
-    text = f"data.resize={size}: pictures of {stored} px hold no more; {cost}"
+    text = f"data.resize={size}: images of {stored} px hold no more; {cost}"
     yield Hint("data.resize", text, "arithmetic")
 
 

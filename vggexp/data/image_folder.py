@@ -171,9 +171,9 @@ def _to_rgb(image: "PILImage", path: Path) -> "PILImage":
 
 
 def _upright(image: "PILImage") -> "PILImage":
-    """Turns an image as its EXIF data says. Of this data nothing else is read.
+    """Turns an image by the orientation in its EXIF data, and reads nothing else of that data.
 
-    Damaged EXIF data says nothing: the picture itself may be intact.
+    Damaged EXIF data is ignored, because the image itself may be intact.
     """
     from PIL import Image
 

@@ -33,8 +33,7 @@ from vggexp.data.workers import (
 from vggexp.distributed import collectives
 from vggexp.rng import generator
 
-# Images stay on the device if they take less than this part (1/4) of its free memory.
-MAX_MEMORY_SHARE = 4
+MAX_MEMORY_SHARE = 1 / 4  # of the device's free memory; larger data sets stay in RAM
 
 Batch = tuple[Tensor, Tensor]  # float32 [B, C, size, size], int64 [B]
 
@@ -297,4 +296,4 @@ def _fits(images: Tensor, device: torch.device) -> bool:
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     else:
         return True
-    return images.nbytes < free / MAX_MEMORY_SHARE
+    return images.nbytes < free * MAX_MEMORY_SHARE

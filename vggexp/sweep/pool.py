@@ -347,7 +347,8 @@ def preload(jobs: Sequence[PoolJob]) -> None:
     import torch.distributed.tensor  # torch needs it to draw a graph; its import takes over 1 s
     import torch.utils.tensorboard._pytorch_graph
 
-    import vggexp.loggers.images  # noqa: F401
+    import vggexp.loggers.images
+    import vggexp.runner.run  # noqa: F401
     from vggexp.data import datasets
 
     for job in jobs:

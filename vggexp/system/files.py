@@ -13,7 +13,7 @@ def atomic_write(path: Path, content: bytes) -> None:
     """
     part = path.with_name(path.name + ".tmp")
     part.unlink(missing_ok=True)  # left by a crash; may be a link, which must not be followed
-    with _replace_when_done(path, part), open(part, "xb") as file:
+    with replace_when_done(path, part), open(part, "xb") as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -27,14 +27,14 @@ def atomic_path(path: Path) -> Iterator[Path]:
     """
     # The suffix stays the same, because libraries require their own suffix.
     part = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
-    with _replace_when_done(path, part):
+    with replace_when_done(path, part):
         yield part
         with open(part, "rb") as file:
             os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
-def _replace_when_done(path: Path, part: Path) -> Iterator[None]:
+def replace_when_done(path: Path, part: Path) -> Iterator[None]:
     """Renames `part`, which the block writes and syncs, to `path`; removes it after an error."""
     try:
         yield

@@ -1,4 +1,4 @@
-"""Host memory: recognizes out-of-memory errors, and controls how much freed memory malloc keeps."""
+"""Recognizes out-of-memory errors, measures peak memory, controls what malloc keeps."""
 
 import contextlib
 import ctypes

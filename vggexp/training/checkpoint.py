@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vggexp.errors import CheckpointError, ResourceError
-from vggexp.system.files import _replace_when_done
+from vggexp.system.files import replace_when_done
 
 MAGIC = b"VGGEXP01"
 TRAILER_BYTES = len(MAGIC) + 32
@@ -58,7 +58,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     partial_path = path.with_name(path.name + ".tmp")
     try:
         with (
-            _replace_when_done(path, partial_path),
+            replace_when_done(path, partial_path),
             open(partial_path, "wb", buffering=0) as file,
         ):
             hashing_file = _HashingFile(file)

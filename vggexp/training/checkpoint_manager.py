@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from vggexp.distributed import collectives, stop
+from vggexp.distributed import collectives
+from vggexp.distributed.stop import DistributedStop
 from vggexp.errors import CheckpointError, ResourceError
 from vggexp.models.costs import KEEP_NEWEST
 from vggexp.training import checkpoint
@@ -84,7 +85,7 @@ class DistributedCheckpointManager:
     All ranks save at the same step and check that they agree. Rank 0 writes.
     """
 
-    def __init__(self, stop: stop.DistributedStop, manager: CheckpointManager | None):
+    def __init__(self, stop: DistributedStop, manager: CheckpointManager | None):
         """Takes the manager of rank 0, and None on the other ranks."""
         self.stop = stop
         self.manager = manager
