@@ -62,7 +62,7 @@ from vggexp import __main__, cli
 def interrupt(*_):
     exec("raise KeyboardInterrupt")  # as in the code that dataclasses generate at import
 
-__main__.dispatch = interrupt
+__main__.parse_command = interrupt
 if sys.argv[1] == "vggexp":
     sys.exit(__main__.main([]))
 sys.exit(cli.run(interrupt, "stopped"))
