@@ -253,7 +253,7 @@ def generate_command(draws: random.Random) -> list[str]:
     overrides = []
     for _ in range(draws.randint(1, 3)):
         key = draws.choice(keys)
-        values = [*VALUES.split("|"), str(draws.randint(-3, 300)), "0.1", "none"]
+        values = [*VALUES, str(draws.randint(-3, 300)), "0.1", "none"]
         value = draws.choice(values)
         if draws.random() < 0.2:  # a typing error
             index = draws.randrange(len(key))
