@@ -7,10 +7,10 @@ check:  ## check style and types
 	ruff check . && ruff format --check . && mypy
 
 quick:  ## run the tests that start no process and train for less than a second; under a minute
-	pytest -n 2 -m "not slow and not process"
+	pytest -n 2 --dist worksteal -m "not slow and not process"
 
 test:  ## run the default tests; minutes on two cores
-	pytest -n 2 -m "not slow"
+	pytest -n 2 --dist worksteal -m "not slow"
 
 test-all:  ## run all tests
 	pytest
