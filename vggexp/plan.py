@@ -12,7 +12,7 @@ from vggexp.config import compose
 from vggexp.config.derived import disk_bytes, expected_precision, input_spec, layers, memory_bytes
 from vggexp.config.hints import Hint, hints
 from vggexp.config.schema import Config
-from vggexp.formatting import format_bytes
+from vggexp.formatting import aligned_table, format_bytes
 from vggexp.models import shapes
 from vggexp.models.shapes import Layer
 from vggexp.sweep import expand
@@ -103,9 +103,9 @@ def cost_table(plan: CostPlan) -> str:
     lines = [
         heading,
         "",
-        *_align(rows),
+        *aligned_table(rows, left_columns=3),
         "",
-        *_align(_resource_rows(plan)),
+        *aligned_table(_resource_rows(plan), left_columns=3),
     ]
     return "\n".join(lines)
 
@@ -190,18 +190,6 @@ def _format_count(count: int | None) -> str:
 
 def _format_size(size: int | None) -> str:
     return "unknown" if size is None else format_bytes(size, "B")
-
-
-def _align(rows: Sequence[Row]) -> list[str]:
-    """Aligns the first three columns to the left, and the numbers in the others to the right."""
-    columns = []
-    for index, column in enumerate(zip(*rows, strict=True)):
-        width = max(map(len, column))
-        if index < 3:
-            columns.append([cell.ljust(width) for cell in column])
-        else:
-            columns.append([cell.rjust(width) for cell in column])
-    return ["  ".join(cells).rstrip() for cells in zip(*columns, strict=True)]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -47,7 +47,7 @@ CALLBACKS = ("hydra.experimental.callbacks.LogJobReturnCallback",)
 PLUGIN_CLASSES = {"launcher": LAUNCHERS, "sweeper": SWEEPERS}
 
 # Keys of launchers that hold commands, options of commands, or addresses of other machines.
-# Whoever types them means them; a file of someone else may not set them.
+# A user may type these keys on the command line. A file may not set them.
 COMMAND_KEYS = ("setup", "srun_args", "additional_parameters", "ray")
 HARMLESS_COMMAND_KEYS = (  # below them, allowed in files as well
     "additional_parameters.requeue",

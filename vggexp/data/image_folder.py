@@ -25,7 +25,7 @@ DECODERS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 # Of one image: 192 MiB in RGB. A larger image is taken for a decompression bomb.
 MAX_PIXELS = 1 << 26
 
-# Tags of TIFF files and of EXIF data, and values of theirs.
+# Tags of TIFF files and of EXIF data, and values of these tags.
 BITS_PER_SAMPLE = 258
 PHOTOMETRIC = 262
 WHITE_IS_ZERO = 0
