@@ -169,6 +169,20 @@ def test_a_graph_is_written_or_left_out_without_a_warning(open_logger, tmp_path,
     assert capfd.readouterr() == ("", "")
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit")
+def test_a_graph_is_torchs_without_its_check(open_logger, tmp_path, monkeypatch):
+    torch = pytest.importorskip("torch")
+    graphs = pytest.importorskip("torch.utils.tensorboard._pytorch_graph")
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Dropout())
+    example = torch.zeros(1, 1, 8, 8)
+    expected, _ = graphs.graph(model, example)
+    monkeypatch.delattr("torch.jit._trace._check_trace")
+    logger = open_logger(tmp_path)
+    logger.graph(model, example)
+    logger.close(ok=True)
+    assert load(tmp_path).Graph() == expected
+
+
 @pytest.mark.parametrize("spare_bytes, epochs", [(0, [1]), (200, [1, 2])])
 def test_a_full_disk_is_one_warning_and_leaves_a_readable_file(
     open_logger, tmp_path, spare_bytes, epochs

@@ -182,11 +182,14 @@ def _trace(model: Any, example: Any) -> bytes | None:
     try:
         with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
             warnings.simplefilter("ignore")
-            from torch import no_grad
+            import torch
             from torch.utils.tensorboard import _pytorch_graph
 
-            with no_grad():
-                graph, _ = _pytorch_graph.graph(model, example)  # type: ignore[no-untyped-call]
+            # Traced here, because torch's own function repeats the trace as a check, and imports
+            # torch.distributed.tensor and sympy for it: 1.4 s at the end of every run.
+            with torch.no_grad(), _pytorch_graph._set_model_to_eval(model):
+                traced = torch.jit.trace(model, example, check_trace=False)  # type: ignore[no-untyped-call]
+                graph, _ = _pytorch_graph.graph(traced, example)  # type: ignore[no-untyped-call]
                 return bytes(graph.SerializeToString())
     except Exception:
         return None
