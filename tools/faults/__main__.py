@@ -52,7 +52,7 @@ CATALOGS = dict(
         key=lambda item: ORDER.index(item[0]),
     )
 )
-WORKERS = 2  # processes that run cases at the same time
+WORKERS = 2  # processes that run cases at the same time; the small part has one
 RECORD = Path(__file__).parents[2] / "benchmarks" / "faults.md"
 SURVIVED = "survived"  # line that a worker writes for a survived case
 
@@ -102,9 +102,10 @@ def run_catalog(catalog: Catalog, small: bool) -> tuple[int, list[str]]:
     lines = []
     try:
         cases = list(catalog.cases(small))
-        reports = [scratch / f"report{index}" for index in range(WORKERS)]
+        workers = 1 if small else WORKERS
+        reports = [scratch / f"report{index}" for index in range(workers)]
         pids = [
-            fork_worker(catalog, cases[index::WORKERS], report)
+            fork_worker(catalog, cases[index::workers], report)
             for index, report in enumerate(reports)
         ]
         for pid in pids:

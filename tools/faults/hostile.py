@@ -5,6 +5,7 @@ import itertools
 import os
 import pickle
 import random
+import shutil
 import subprocess
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tools.faults.catalog import SMALLEST, Catalog, check_error
-from tools.faults.server import RUN_DIR, compare_with_reference, run_command
+from tools.faults.server import RUN_DIR, compare_with_reference, reference_run, run_command
 from vggexp.training import checkpoint
 
 TOUCH = "import pathlib; pathlib.Path('canary').touch()"
@@ -84,7 +85,8 @@ def check_hostile_input(case: tuple[str, Any], folder: Path) -> str:
     kind, choice = case
     if kind == "secret":
         return check_secret(choice, folder)
-    run_command(folder, SMALLEST)
+    reference, _ = reference_run(tuple(SMALLEST))
+    shutil.copytree(reference, folder, dirs_exist_ok=True)
     run_dir = folder / RUN_DIR
     (run_dir / "result.json").unlink()
     code = 4
