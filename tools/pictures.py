@@ -16,22 +16,10 @@ import time
 from pathlib import Path
 from urllib.request import urlopen
 
+from tools import chromium
 from vggexp.report.__main__ import main as write_report
 
 IMAGES = Path(__file__).parents[1] / "docs" / "images"
-CHROMIUM = [
-    "chromium",
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--force-device-scale-factor=1",
-]
 # The tab whose charts need no WebGL, without smoothing.
 VIEW = "#scalars&_smoothingWeight=0&tagFilter=%5E(train%7Cval)%2F(accuracy%7Closs)"
 LOAD_SECONDS = 20  # the server reads the event files
@@ -79,7 +67,9 @@ def wait_for_runs(address: str) -> None:
 def take_screenshot(address: str, target: Path, width: int, height: int) -> None:
     with tempfile.TemporaryDirectory() as profile:
         command = [
-            *CHROMIUM,
+            *chromium.COMMAND,
+            "--hide-scrollbars",
+            "--force-device-scale-factor=1",
             f"--user-data-dir={profile}",
             f"--window-size={width},{height}",
             "--virtual-time-budget=20000",

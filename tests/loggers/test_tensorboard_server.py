@@ -14,6 +14,7 @@ from urllib.request import Request, urlopen
 import pytest
 from PIL import Image
 
+from tools import chromium
 from vggexp.loggers.tensorboard import TensorBoardLogger
 from vggexp.sweep.tensorboard import write_means
 
@@ -197,23 +198,10 @@ def test_a_sweep_is_one_more_run_without_hyperparameters(sweep):
     assert points() == [[1, 8.0], [2, 1.0]]  # by a server that had read the earlier file
 
 
-def chromium(folder, address, *flags):
-    quiet = [
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-    ]
+def load_in_chromium(folder, address, *flags):
     command = [
-        "chromium",
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        *quiet,
-        "--disable-sync",
+        *chromium.COMMAND,
         *flags,
-    ]
-    command += [
         f"--user-data-dir={folder / 'profile'}",
         "--window-size=1500,1000",
         "--virtual-time-budget=15000",
@@ -227,12 +215,12 @@ def chromium(folder, address, *flags):
 def test_in_a_browser(sweep, tmp_path):
     """Names appear in the text of the page; charts in shadow trees change the colors."""
     _, server, _ = sweep
-    page = chromium(tmp_path, f"{server}/#timeseries", "--dump-dom")
+    page = load_in_chromium(tmp_path, f"{server}/#timeseries", "--dump-dom")
     for name in ("vgg11-seed0", "vgg11-seed1", "sweeps/norm-seed", "train/loss", LABEL):
         assert name in page
     screenshots = {}
     for tab in ("hparams", "custom_scalars"):
-        chromium(tmp_path, f"{server}/#{tab}", f"--screenshot={tmp_path / tab}.png")
+        load_in_chromium(tmp_path, f"{server}/#{tab}", f"--screenshot={tmp_path / tab}.png")
         screenshots[tab] = Image.open(tmp_path / f"{tab}.png").convert("RGB")
     charts = screenshots["custom_scalars"].crop((320, 60, 1500, 1000))  # without header and sidebar
     assert len(charts.getcolors(1 << 24)) > 200  # 15 without charts

@@ -18,6 +18,7 @@ from tests.report.conftest import (
     read_csv,
     read_page,
 )
+from tools import chromium
 from vggexp.report.__main__ import main
 from vggexp.report.page import MAX_CURVE_POINTS, render_page
 from vggexp.report.table import build_table
@@ -79,15 +80,7 @@ def test_long_curves_are_thinned():
 def load_in_chromium(page: Path, profile: Path) -> str:
     """Returns the HTML after its scripts have run. Messages on the console are errors."""
     command = [
-        "chromium",
-        "--headless",
-        "--no-sandbox",
-        "--disable-gpu",
-        "--disable-quic",
-        "--no-first-run",
-        "--disable-background-networking",
-        "--disable-component-update",
-        "--disable-sync",
+        *chromium.COMMAND,
         f"--user-data-dir={profile}",
         "--enable-logging=stderr",
         "--v=0",

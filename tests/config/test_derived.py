@@ -1,0 +1,90 @@
+"""What follows from a configuration, by arithmetic on its keys."""
+
+import pytest
+
+from vggexp.config import derived
+from vggexp.config.compose import parse_command
+from vggexp.errors import ConfigError
+from vggexp.sweep.expand import compose_run
+
+FASHION = "data=fashion_mnist data.resize=32 device=cpu"
+
+
+def compose(overrides=""):
+    return compose_run(parse_command(f"{FASHION} {overrides}".split()))
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        ("data.val_fraction=0.1", (1, 32, 10, 54_000, 6000, 10_000)),
+        ("data.val_fraction=0", (1, 32, 10, 60_000, 0, 10_000)),
+        ("data.val_fraction=0.25 data.limit=1000", (1, 32, 10, 750, 250, 10_000)),
+        (
+            "data=synthetic data.resize=null data.images=50 data.val_fraction=0.1 data.channels=3 "
+            "data.size=40 data.classes=5 data.batch_size=8",
+            (3, 40, 5, 45, 5, 10),
+        ),
+        ("data=image_folder data.classes=7 data.resize=48", (3, 48, 7, None, None, None)),
+        ("data=image_folder data.classes=7 data.resize=null", (3, 224, 7, None, None, None)),
+    ],
+)
+def test_the_input_of_the_network(overrides, expected):
+    assert derived.input_spec(compose(overrides)) == expected
+
+
+@pytest.mark.parametrize("root, reason", [("null", "give the folder"), ("/nowhere", "no such")])
+def test_classes_that_cannot_be_counted(root, reason):
+    with pytest.raises(ConfigError, match=reason):
+        compose(f"data=image_folder data.root={root}")
+
+
+def test_training_macs_are_those_of_the_forward_passes():
+    config = compose("data.val_fraction=0 train.epochs=3")
+    per_image = sum(layer.macs for layer in derived.layers(config))
+    assert derived.training_macs(config) == per_image * 60_000 * 3
+
+
+@pytest.mark.parametrize(
+    "overrides, checkpoints",
+    [
+        ("train.keep=all train.epochs=5", 6),
+        ("train.keep=last data.val_fraction=0.1", derived.KEEP_NEWEST + 2),
+        ("train.keep=last data.val_fraction=0", derived.KEEP_NEWEST + 1),
+    ],
+)
+def test_a_run_needs_room_for_the_kept_checkpoints_and_the_one_being_written(
+    overrides, checkpoints
+):
+    sizes = derived.disk_bytes(compose(overrides))
+    assert sizes["run"] == checkpoints * sizes["checkpoint"]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_a_typed_precision_is_kept(precision):
+    config = compose("device=cuda")
+    device = config.device.__class__(**{**vars(config.device), "precision": precision})
+    assert derived.expected_precision(device) == precision
+
+
+def test_a_quarter_of_the_batch_has_a_quarter_of_the_activations():
+    whole = derived.memory_bytes(compose("train.accumulate=1"))
+    parts = derived.memory_bytes(compose("train.accumulate=4"))
+    assert parts["activations"] * 4 == whole["activations"]
+
+
+@pytest.mark.parametrize(
+    "overrides, expected",
+    [
+        ("device=cuda device.precision=bf16", True),
+        ("device=cuda device.precision=fp32", False),
+        ("device=cuda device.precision=bf16 device.compile=true", False),
+        ("device=cuda device.precision=bf16 device.channels_last=false", False),
+        ("device=cuda device.precision=bf16 arch=lenet", False),
+        ("device=cpu device.precision=bf16", False),
+    ],
+)
+def test_triton_kernels_fit_a_vgg_in_bf16_on_cuda(overrides, expected):
+    config = compose(overrides)
+    precision = derived.expected_precision(config.device)
+    assert derived.uses_triton(config, precision) is expected
