@@ -3,9 +3,12 @@
 The site's source is the repository's own Markdown, so that no page exists twice.
 """
 
+import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from docutils import nodes
 
 ROOT = Path(__file__).parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
@@ -19,7 +22,9 @@ author = "the authors of vggexp"
 version = release
 language = "en"
 copyright = "the authors of vggexp, MIT license"
-extensions = ["myst_parser"]
+extensions = ["myst_parser", "sphinx_copybutton"]
+copybutton_prompt_text = "$ "
+copybutton_exclude = ".linenos, .gp, .go"  # a copied session holds its commands alone
 myst_heading_anchors = 3
 root_doc = "docs/index"
 include_patterns = [
@@ -36,7 +41,9 @@ html_theme = "pydata_sphinx_theme"
 html_title = f"vggexp {release}"
 html_extra_path = ["front"]  # the top page, which links to docs/
 # Pages without sections have no sidebar.
-html_sidebars = {page: [] for page in ("README", "docs/index", "docs/keys", "docs/tutorial*")}
+html_sidebars = {
+    page: [] for page in ("README*", "docs/index", "docs/keys", "docs/tutorial*", "docs/commands")
+}
 html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
@@ -50,5 +57,21 @@ html_theme_options = {
 }
 
 
+COMMAND = re.compile(r"(python3?|pip|make|tensorboard|vggexp|torchrun|sbatch|srun|export|git) ")
+
+
+def set_language(app: Any, doctree: nodes.document) -> None:
+    """Highlights the blocks without a language: sessions, commands, or plain text."""
+    for block in doctree.findall(nodes.literal_block):
+        if block.get("language", "default") != "default":
+            continue
+        text = block.astext()
+        if text.startswith("$ ") or "\n$ " in text:
+            block["language"] = "console"
+        else:
+            block["language"] = "bash" if COMMAND.match(text) else "text"
+
+
 def setup(app: Any) -> None:
     app.connect("builder-inited", lambda _: keys.PAGE.write_text(keys.page(), "utf-8"))
+    app.connect("doctree-read", set_language)
