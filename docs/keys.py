@@ -9,7 +9,7 @@ the comment.
 import ast
 import dataclasses
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
@@ -160,7 +160,7 @@ def format_range(limits: schema.Range) -> str:
 
 
 class Field(NamedTuple):
-    """A key of the schema. members: the files of its group that have it; empty if all have it."""
+    """A key of the schema. members: the names in its group that have it; empty if all have it."""
 
     key: str
     allowed: str
@@ -210,7 +210,9 @@ def key_rows(entries: EntriesByKey) -> Iterator[Cells]:
     known = set()
     for field in schema_fields():
         known.add(field.key)
-        yield _schema_row(field, entries.get(field.key, []))
+        group = field.key.partition(".")[0]
+        names = {entry.file: entry.value for entry in entries.get(f"{group}.name", [])}
+        yield _schema_row(field, entries.get(field.key, []), names)
     for key, key_entries in entries.items():
         if key.startswith("optimizer.") and key not in known:
             files = ", ".join(entry.file for entry in key_entries)
@@ -218,18 +220,20 @@ def key_rows(entries: EntriesByKey) -> Iterator[Cells]:
             yield _row(key, name, "as torch.optim has it", key_entries, meaning(key_entries))
 
 
-def _schema_row(field: Field, entries: list[Entry]) -> Cells:
-    candidates = entries
+def _schema_row(field: Field, entries: list[Entry], names: Mapping[str, str]) -> Cells:
+    """Returns the row of a key of the schema.
+
+    Args:
+        names: file of the group -> its `name`, which selects the class that has the key.
+    """
+    member_entries = entries
     if field.members:
-        files = (*field.members, "config")
-        candidates = [entry for entry in entries if entry.file in files]
-    member_entries = [entry for entry in candidates if entry.file in field.members]
-    member_entries = member_entries or candidates or entries
+        member_entries = [entry for entry in entries if names.get(entry.file) in field.members]
+    member_entries = member_entries or entries  # config.yaml and experiments have no name
     name = f"`{field.key}`"
     if field.members and len(field.members) < 5:
         name += f" ({', '.join(field.members)})"
-    comment = meaning(member_entries) or meaning(candidates)
-    return _row(field.key, name, field.allowed, member_entries, comment)
+    return _row(field.key, name, field.allowed, member_entries, meaning(member_entries))
 
 
 def _row(key: str, name: str, allowed: str, entries: list[Entry], comment: str) -> Cells:

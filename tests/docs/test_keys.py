@@ -62,6 +62,14 @@ def test_every_key_of_the_schema_has_a_row():
         assert f"| {name} | " in text
 
 
+def test_a_key_has_the_comment_of_a_file_that_has_its_class():
+    (row,) = key_rows()["arch.dropout"]
+    (comment,) = {
+        entry.comment for entry in KEYS["read_entries"]()["arch.dropout"] if "vgg" in entry.file
+    }
+    assert row[-1] == comment
+
+
 def test_the_defaults_are_those_of_the_default_run():
     for key, value in flatten(to_plain(compose_run(parse_command(["device=cpu"])))).items():
         default = key_rows()[key][0][2].split("`")[1]
