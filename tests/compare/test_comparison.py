@@ -58,7 +58,7 @@ def test_one_run_each_has_mcnemars_test(make_group, compare_json):
     (pair,) = compare_json(*make_group("a", [1]), *make_group("b", [1]))["pairs"]
     assert pair["test"] == "McNemar"
     assert pair["difference"] == pytest.approx(0.035)
-    numbers = "(p = 0.0156, difference +0.0350, 95 % interval +0.0063..+0.0350)"
+    numbers = "(p = 0.0156, difference +0.0350, 95 % interval +0.0155..+0.0705)"
     assert f"on this test set {numbers}" in pair["sentence"]
 
 

@@ -1,17 +1,19 @@
-"""Checks every interval and test against scipy.stats, which the package does not import."""
+"""Checks tests and intervals against scipy.stats, which the package does not import."""
+
+from math import log, sqrt
 
 import numpy
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from scipy import optimize, stats
 
 from vggexp.compare.significance import (
     estimate_mean,
     holm,
     mcnemar,
-    mcnemar_interval,
     paired_t_test,
+    tango_interval,
     welch_t_test,
 )
 
@@ -79,15 +81,69 @@ def test_mcnemar(only_first, only_second):
     p = mcnemar(only_first, only_second)
     if only_first + only_second == 0:
         assert p == 1
-        assert mcnemar_interval(0, 0, 10) == (0, 0)
         return
     reference = stats.binomtest(only_first, only_first + only_second)
     assert p == pytest.approx(reference.pvalue, **tolerance)
-    share = numpy.array(reference.proportion_ci(0.95, "exact"))
-    interval = (2 * share - 1) * (only_first + only_second) / 1000
-    low, high = mcnemar_interval(only_first, only_second, 1000)
-    assert (low, high) == pytest.approx(tuple(interval), **tolerance)
-    assert (low > 0 or high < 0) == (p < 0.05)
+
+
+def test_the_interval_of_a_published_example():
+    """Fagerland, Lydersen and Laake 2014, Statistics in Medicine 33:2850: the airway data."""
+    assert tango_interval(1, 7, 21) == pytest.approx((-0.517, -0.026), abs=5e-4)
+
+
+@pytest.mark.parametrize("counts", [(90, 11, 360), (3, 5, 40), (1, 7, 21), (400, 350, 10_000)])
+def test_a_limit_is_just_not_rejected(counts):
+    """At a limit the counts are 1.96 standard errors away, by a search for the likelihood."""
+    only_first, only_second, images = counts
+    rest = images - only_first - only_second
+    for limit, distance in zip(tango_interval(*counts), (1.959964, -1.959964), strict=True):
+
+        def unlikelihood(share, limit=limit):
+            terms = only_first * log(share + limit) + only_second * log(share)
+            return -terms - rest * log(1 - 2 * share - limit)
+
+        bounds = (max(0, -limit) + 1e-9, (1 - limit) / 2 - 1e-9)
+        share = optimize.minimize_scalar(unlikelihood, bounds=bounds, options={"xatol": 1e-9}).x
+        error = sqrt(images * (2 * share + limit - limit**2))
+        excess = only_first - only_second - images * limit
+        assert excess / error == pytest.approx(distance, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("counts", "interval"),
+    [
+        ((0, 0, 100), (-0.037, 0.037)),
+        ((100, 0, 100), (0.926, 1)),
+        ((0, 100, 100), (-1, -0.926)),
+        ((50, 50, 100), (-0.192, 0.192)),
+    ],
+)
+def test_the_interval_at_the_edges(counts, interval):
+    assert tango_interval(*counts) == pytest.approx(interval, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("only_first", "only_second", "images"),
+    [
+        (0.25, 0.03, 360),
+        (0.05, 0.0, 1000),
+        (0.1, 0.02, 360),
+        (0.01, 0.005, 2000),
+        (0.005, 0.0, 10_000),
+        (0.02, 0.02, 200),
+        (0.3, 0.2, 50),
+    ],
+)
+def test_the_interval_covers_the_difference_in_95_percent(only_first, only_second, images):
+    """Draws test sets with these chances that only the one or the other network is right."""
+    chances = [only_first, only_second, 1 - only_first - only_second]
+    draws = numpy.random.default_rng(0).multinomial(images, chances, 10_000)
+    counts, repeats = numpy.unique(draws[:, :2], axis=0, return_counts=True)
+    low, high = numpy.array([tango_interval(*pair, images) for pair in counts.tolist()]).T
+    difference = only_first - only_second
+    covered = repeats[(low <= difference) & (difference <= high)].sum() / repeats.sum()
+    assert covered > 0.935
+    assert covered < 0.965
 
 
 def test_holm():

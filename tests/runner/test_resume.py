@@ -100,7 +100,7 @@ def test_other_data_is_refused(command):
 
 
 @pytest.mark.parametrize(
-    "field", ["torch", "threads", "device_name", "cpu_capability", "precision"]
+    "field", ["torch", "threads", "device_name", "cpu_capability", "precision", "numerics"]
 )
 def test_resume_exact_refuses_another_machine(command, field):
     argv = [*TINY, "run.name=a"]

@@ -1,6 +1,11 @@
-"""Learning rates at named steps, by arithmetic."""
+"""Learning rates at named steps by arithmetic, and at every step as torch.optim.lr_scheduler."""
+
+import math
+from functools import partial
 
 import pytest
+import torch
+from torch.optim import lr_scheduler
 
 from vggexp.training.schedules import Plateau, build_schedule
 
@@ -9,11 +14,11 @@ ONECYCLE = {"peak_fraction": 0.25, "initial_factor": 0.1, "final_factor": 0.02}
 PLATEAU = {"gamma": 0.1, "patience": 2, "threshold": 0.001}
 
 
-def factors(name, steps, warmup_epochs=0.0, **arguments):
+def rates(name, warmup_epochs=0.0, steps=range(80), **arguments):
     schedule = build_schedule(
         name, 0.5, warmup_epochs, epochs=8, steps_per_epoch=STEPS, **arguments
     )
-    return [schedule.at(step) / 0.5 for step in steps]
+    return [schedule.at(step) for step in steps]
 
 
 @pytest.mark.parametrize(
@@ -27,26 +32,117 @@ def factors(name, steps, warmup_epochs=0.0, **arguments):
         ),
         ("cosine", {"final_factor": 0}, {0: 1, 20: (1 + 0.5**0.5) / 2, 40: 0.5, 80: 0, 500: 0}),
         ("cosine", {"final_factor": 0.2}, {0: 1, 40: 0.6, 80: 0.2, 500: 0.2}),
-        ("onecycle", ONECYCLE, {0: 0.1, 10: 0.55, 20: 1, 50: 0.51, 80: 0.02, 500: 0.02}),
+        ("onecycle", ONECYCLE, {0: 0.1, 9.5: 0.55, 19: 1, 49: 0.51, 79: 0.02, 500: 0.02}),
         ("plateau", PLATEAU, {0: 1, 79: 1}),
     ],
 )
-def test_factor_at_a_step(name, arguments, expected):
-    actual = factors(name, expected, **arguments)
-    assert actual == pytest.approx(list(expected.values()), abs=1e-12)
+def test_rate_at_a_step(name, arguments, expected):
+    actual = rates(name, steps=expected, **arguments)
+    assert actual == pytest.approx([0.5 * factor for factor in expected.values()], abs=1e-12)
 
 
-@pytest.mark.parametrize(
-    ("warmup_epochs", "rise"), [(0, [1, 1, 1]), (0.3, [1 / 3, 2 / 3, 1]), (2, [0.05, 0.1, 0.15])]
-)
-def test_a_warm_up_rises_from_above_zero(warmup_epochs, rise):
-    assert factors("constant", range(3), warmup_epochs) == pytest.approx(rise)
-    steps = max(1, warmup_epochs * STEPS)
-    expected = [
-        factor * min(1, (step + 1) / steps)
-        for step, factor in enumerate(factors("cosine", range(80), final_factor=0))
-    ]
-    assert factors("cosine", range(80), warmup_epochs, final_factor=0) == pytest.approx(expected)
+def cosine_of_torch(optimizer, steps, final_factor):
+    return lr_scheduler.CosineAnnealingLR(optimizer, steps, 0.5 * final_factor)
+
+
+def onecycle_of_torch(optimizer, steps, peak_fraction, initial_factor, final_factor):
+    return lr_scheduler.OneCycleLR(
+        optimizer,
+        0.5,
+        total_steps=steps,
+        pct_start=peak_fraction,
+        anneal_strategy="linear",
+        cycle_momentum=False,
+        div_factor=1 / initial_factor,
+        final_div_factor=initial_factor / final_factor if final_factor else math.inf,
+    )
+
+
+def multistep_of_torch(optimizer, steps, milestones, gamma):
+    milestones = [round(epoch * STEPS) for epoch in milestones]
+    return lr_scheduler.MultiStepLR(optimizer, milestones, gamma)
+
+
+def constant_of_torch(optimizer, steps):
+    return lr_scheduler.ConstantLR(optimizer, 1)
+
+
+def linear_of_torch(optimizer, steps):
+    return lr_scheduler.LinearLR(optimizer, 1 / steps, total_iters=steps - 1)
+
+
+def rates_of_torch(build_scheduler, steps):
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], 0.5)
+    scheduler = build_scheduler(optimizer, steps)
+    rates = []
+    for _ in range(steps):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        if len(rates) < steps:  # one cycle has no rate after its last step
+            scheduler.step()
+    return rates
+
+
+SCHEDULERS = [
+    ("constant", constant_of_torch, {}),
+    ("step", multistep_of_torch, {"milestones": [3, 6.5], "gamma": 0.1}),
+    ("cosine", cosine_of_torch, {"final_factor": 0}),
+    ("cosine", cosine_of_torch, {"final_factor": 0.2}),
+    ("onecycle", onecycle_of_torch, ONECYCLE),
+    ("onecycle", onecycle_of_torch, ONECYCLE | {"final_factor": 0}),
+    ("onecycle", onecycle_of_torch, ONECYCLE | {"peak_fraction": 0.333}),
+    ("onecycle", onecycle_of_torch, ONECYCLE | {"peak_fraction": 0.001, "initial_factor": 1}),
+    ("onecycle", onecycle_of_torch, ONECYCLE | {"peak_fraction": 0.999}),
+]
+
+
+@pytest.mark.parametrize(("name", "scheduler", "arguments"), SCHEDULERS)
+def test_every_step_has_torchs_rate(name, scheduler, arguments):
+    expected = rates_of_torch(partial(scheduler, **arguments), 80)
+    assert rates(name, **arguments) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("warmup_epochs", [0.1, 0.3, 1.1, 2, 7.9])
+@pytest.mark.parametrize(("name", "scheduler", "arguments"), SCHEDULERS[2:])
+def test_cosine_and_onecycle_start_after_the_warm_up(name, scheduler, arguments, warmup_epochs):
+    """As SequentialLR after a LinearLR, whose last step has the whole rate."""
+    warmup_steps = round(warmup_epochs * STEPS)
+    rise = rates_of_torch(linear_of_torch, warmup_steps)
+    rest = rates_of_torch(partial(scheduler, **arguments), 80 - warmup_steps)
+    actual = rates(name, warmup_epochs, **arguments)
+    assert actual == pytest.approx(rise + rest, abs=1e-12)
+    assert actual[warmup_steps - 1] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("name", ["constant", "step"])
+def test_a_warm_up_scales_the_other_schedules(name):
+    arguments = {"milestones": [1, 3], "gamma": 0.1} if name == "step" else {}
+    rise = [min(1, (step + 1) / 20) for step in range(80)]
+    plain = rates(name, **arguments)
+    expected = [rate * factor for rate, factor in zip(plain, rise, strict=True)]
+    assert rates(name, 2, **arguments) == pytest.approx(expected)
+
+
+def test_a_warm_up_may_take_the_whole_run():
+    rise = [0.5 * (step + 1) / 80 for step in range(80)]
+    assert rates("cosine", 8, final_factor=0) == pytest.approx(rise)
+    assert rates("onecycle", 8, **ONECYCLE) == pytest.approx(rise)
+
+
+def test_a_warm_up_may_end_within_a_step():
+    expected = [0.5 * share for share in (1 / 2.1, 2 / 2.1, 1, 1)]
+    actual = rates("cosine", 0.21, final_factor=0)
+    assert actual[:4] == pytest.approx(expected)  # the cosine starts in the fourth step
+    assert actual[4] < 0.5
+    assert rates("onecycle", 0.21, **ONECYCLE)[2:4] == pytest.approx([0.5, 0.05])
+
+
+def test_the_last_step_of_one_cycle_has_exactly_the_final_rate():
+    arguments = ONECYCLE | {"final_factor": 0}
+    for steps in range(1, 100):
+        schedule = build_schedule("onecycle", 0.3, 0, epochs=3, steps_per_epoch=steps, **arguments)
+        assert schedule.at(3 * steps - 1) == 0
+        assert schedule.at(3 * steps - 2) > 0
 
 
 # Accuracy after an epoch and the factor from then on. 0.5005 is 0.5 plus less than the threshold.

@@ -317,7 +317,7 @@ def _test_pair(first: RunGroup, second: RunGroup) -> GroupPair:
         test = "McNemar"
         result = TestResult(
             first_values[0] - second_values[0],
-            significance.mcnemar_interval(mcnemar.only_first, mcnemar.only_second, mcnemar.images),
+            significance.tango_interval(mcnemar.only_first, mcnemar.only_second, mcnemar.images),
             mcnemar.p,
         )
     elif first.seeds == second.seeds and _have_same_test_set([*first.runs, *second.runs]):

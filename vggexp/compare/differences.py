@@ -6,7 +6,7 @@ from typing import Any
 from vggexp.config.keys import flatten
 from vggexp.runs.records import RunRecord, fingerprint, settings
 
-CODE_KEYS = ("commit", "dirty", "versions.")
+CODE_KEYS = ("commit", "dirty", "versions.", "numerics")
 MACHINE_KEYS = (
     "host",
     "system",

@@ -5,9 +5,9 @@ nothing to work with. Its p and its interval are then None. Accuracies are multi
 so two seeds may agree to the last digit by chance.
 
 The distribution functions come from scipy.special: Student's t (stdtr, stdtrit), the binomial
-(bdtr) and the beta distribution (betaincinv). scipy.stats has whole tests, but its import takes
+(bdtr) and the normal distribution (ndtri). scipy.stats has whole tests, but its import takes
 three times as long (2.3-2.8 s against 0.8 s, scipy 1.17, two busy cores), and a test of values
-without spread returns NaN there. The tests check every function against scipy.stats.
+without spread returns NaN there. The tests check every function that scipy.stats has against it.
 """
 
 from collections.abc import Sequence
@@ -15,11 +15,13 @@ from math import sqrt
 from statistics import fmean, stdev
 from typing import NamedTuple
 
-from scipy.special import bdtr, betaincinv, stdtr, stdtrit
+from scipy.special import bdtr, ndtri, stdtr, stdtrit
 
 from vggexp.runs.repeats import mean_and_std
 
 ALPHA = 0.05  # level of the tests; the intervals cover 1 - ALPHA
+QUANTILE = float(ndtri(1 - ALPHA / 2))  # of the normal distribution: 1.96
+HALVINGS = 60  # of an interval of length 2, to the last digit
 REL_TOL = 1e-12  # a spread below this fraction of the values is rounding
 
 Interval = tuple[float, float]
@@ -114,21 +116,45 @@ def mcnemar(only_first: int, only_second: int) -> float:
     return min(1.0, p)
 
 
-def mcnemar_interval(only_first: int, only_second: int, images: int) -> Interval:
-    """Returns the interval of the difference in accuracy on `images` images.
+def tango_interval(only_first: int, only_second: int, images: int) -> Interval:
+    """Returns the score interval of the difference in accuracy on `images` images.
 
-    The number of images on which the two disagree is taken as given. The share of the first among
-    those images has Clopper and Pearson's exact interval. So this interval excludes 0 exactly if
-    `mcnemar` is below ALPHA.
+    It covers the true difference in close to 95 % of test sets, also if one count is 0. At p near
+    ALPHA it may exclude 0 while `mcnemar`, which is exact and therefore careful, does not.
+
+    Source: Tango 1998, Statistics in Medicine 17:891, equations 13 to 15.
     """
-    low = 0.0
-    high = 1.0
-    if only_first:
-        low = float(betaincinv(only_first, only_second + 1, ALPHA / 2))
-    if only_second:
-        high = float(betaincinv(only_first + 1, only_second, 1 - ALPHA / 2))
-    disagreement = (only_first + only_second) / images
-    return (2 * low - 1) * disagreement, (2 * high - 1) * disagreement
+    low = _lower_limit(only_first, only_second, images)
+    high = -_lower_limit(only_second, only_first, images)
+    return low, high
+
+
+def _lower_limit(only_first: int, only_second: int, images: int) -> float:
+    """Returns the smallest difference that the counts do not reject, by bisection."""
+    low = -1.0
+    high = (only_first - only_second) / images
+    for _ in range(HALVINGS):
+        middle = (low + high) / 2
+        excess = only_first - only_second - images * middle
+        if excess > QUANTILE * _score_error(middle, only_first, only_second, images):
+            low = middle
+        else:
+            high = middle
+    return low
+
+
+def _score_error(difference: float, only_first: int, only_second: int, images: int) -> float:
+    """Returns the standard error of only_first - only_second if `difference` is the true one.
+
+    The share of the images that only the second classifies correctly is the one of the greatest
+    likelihood, a root of a quadratic equation.
+    """
+    square = 2 * images
+    linear = (2 * images - only_first + only_second) * difference - only_first - only_second
+    constant = -only_second * difference * (1 - difference)
+    root = sqrt(max(0.0, linear**2 - 4 * square * constant))
+    share = (root - linear) / (2 * square)
+    return sqrt(max(0.0, images * (2 * share + difference * (1 - difference))))
 
 
 def holm(ps: Sequence[float | None]) -> list[float | None]:

@@ -1,5 +1,7 @@
-"""Batch norm over all ranks, and a max-pooling that keeps indices but not its input."""
+"""Batch norm that is exact and over all ranks, and a max-pooling that does not keep its input."""
 
+import math
+from functools import cache
 from typing import Any
 
 import torch
@@ -8,20 +10,38 @@ from torch.autograd.function import once_differentiable
 
 from vggexp.distributed import collectives
 
+# Values of a channel up to which torch's own statistics are taken: their variance is off by 2e-4.
+MAX_TORCH_VALUES = 1 << 15
+ROW_LENGTH = 2048  # sums side by side: short enough for the cache, long enough for vectors
+CHUNK_ROWS = 512  # values in each sum: the variance is off by 4e-7
+
 
 class BatchNorm2d(nn.BatchNorm2d):
-    """nn.BatchNorm2d that can normalize over the whole batch instead of a rank's part, in training.
+    """nn.BatchNorm2d with exact statistics, over the whole batch instead of a rank's part.
 
-    `synchronize` switches this on. torch's SyncBatchNorm does not run on a CPU. A frozen layer or a
-    fused block would also not recognize SyncBatchNorm as a batch norm.
+    `synchronize` switches to the whole batch. torch's SyncBatchNorm does not run on a CPU. A frozen
+    layer or a fused block would also not recognize SyncBatchNorm as a batch norm.
     """
 
     synchronized = False
 
     def forward(self, images: Tensor) -> Tensor:
         """Normalizes [N, C, H, W]; N may be 0 on a rank."""
-        if not (self.synchronized and self.training):
+        if not self.training:
             return super().forward(images)
+        if self.synchronized:
+            return self._normalize_over_ranks(images)
+        if _torch_loses_digits(images) and self.weight.dtype == torch.float32:
+            return self._normalize_exactly(images)
+        return super().forward(images)
+
+    def _normalize_exactly(self, images: Tensor) -> Tensor:
+        count = images.numel() / images.shape[1]
+        mean, variance = channel_statistics(images.detach())
+        self._update_running_stats(mean, variance * (count / (count - 1)))
+        return _Normalize.apply(images, mean, variance, self.weight, self.bias, self.eps)
+
+    def _normalize_over_ranks(self, images: Tensor) -> Tensor:
         pixel_count = images.numel() / images.shape[1]
         pixels = images.new_tensor([pixel_count], dtype=torch.float32)
         channel_sums = images.float().sum((0, 2, 3))
@@ -54,6 +74,77 @@ def synchronize(model: nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, BatchNorm2d):
             module.synchronized = True
+
+
+def _torch_loses_digits(images: Tensor) -> bool:
+    """Returns whether torch adds all values of a channel one by one in fp32.
+
+    It does so on a CPU in the channels_last format. With 2.4 million values the variance was off by
+    1 %, and the gradients of a network by 6 times as much as in the contiguous format (torch 2.14).
+    """
+    if images.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    if images.numel() <= MAX_TORCH_VALUES * images.shape[1]:
+        return False
+    return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
+
+
+def channel_statistics(images: Tensor) -> tuple[Tensor, Tensor]:
+    """Returns mean and variance [C], fp32, of images in the channels_last format on a CPU.
+
+    Several pixels form a row. torch's kernel sums each column of a few rows at a time, which stay
+    in the cache for its second pass. All sums have the same number of terms.
+    """
+    channels = images.shape[1]
+    values = images.numel() // channels
+    group = smallest_divisor(values, ROW_LENGTH // channels)
+    row_count = values // group
+    parts = smallest_divisor(row_count, math.ceil(row_count / CHUNK_ROWS))
+    chunks = images.permute(0, 2, 3, 1).reshape(parts, -1, group * channels)
+    unused = torch.zeros(group * channels)  # running mean and variance, with a momentum of 0
+    results = [torch.batch_norm_update_stats(chunk, unused, unused, 0.0) for chunk in chunks]
+    means = torch.cat([mean for mean, _ in results]).view(-1, channels)
+    variances = torch.cat([variance for _, variance in results]).view(-1, channels)
+    variance_of_means, mean = torch.var_mean(means, 0, correction=0)
+    return mean, variances.mean(0) + variance_of_means
+
+
+@cache
+def smallest_divisor(number: int, least: int) -> int:
+    """Returns the smallest divisor of a positive number that is at least `least`."""
+    divisor = max(1, min(least, number))
+    while number % divisor:
+        divisor += 1
+    return divisor
+
+
+class _Normalize(torch.autograd.Function):
+    """Batch norm in training with the statistics [C] that are given, by torch's operators."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        mean: Tensor,
+        variance: Tensor,
+        weight: Tensor,
+        bias: Tensor,
+        eps: float,
+    ) -> Tensor:
+        ctx.save_for_backward(images, mean, (variance + eps).rsqrt(), weight)
+        ctx.eps = eps
+        arguments = (weight, bias, mean, variance, False, 0.0, eps)  # not training, no momentum
+        return torch.native_batch_norm(images, *arguments)[0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        images, mean, inverse_std, weight = ctx.saved_tensors
+        needed = [ctx.needs_input_grad[index] for index in (0, 3, 4)]
+        statistics = (weight, None, None, mean, inverse_std, True, ctx.eps, needed)
+        gradients = torch.ops.aten.native_batch_norm_backward(gradient, images, *statistics)
+        image_gradient, weight_gradient, bias_gradient = gradients
+        return image_gradient, None, None, weight_gradient, bias_gradient, None
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -14,6 +14,11 @@ from vggexp.errors import ConfigError
 from vggexp.system import cpu
 from vggexp.training import precision
 
+# Raised with a change after which the same command gives other weights. 1, which is not recorded:
+# version 0.1.0. 2: one cycle ends a step earlier, cosine and one cycle start after the warm-up,
+# batch norm on a processor has an exact variance.
+NUMERICS = 2
+
 
 @dataclass(frozen=True)
 class DeviceSetup:
@@ -84,4 +89,5 @@ def machine_fingerprint(device_setup: DeviceSetup) -> dict[str, Any]:
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
         "precision": device_setup.precision,
         "processes": collectives.world_size(),
+        "numerics": NUMERICS,
     }

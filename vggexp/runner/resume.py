@@ -141,7 +141,7 @@ def _check_compatible(
             f"checkpoints: of another configuration ({'; '.join(different)}); "
             "resume=force continues"
         )
-    recorded = {"processes": 1, **checkpoint}
+    recorded = {"processes": 1, "numerics": 1, **checkpoint}
     moved = []
     for key, value in machine_fingerprint(device_setup).items():
         if recorded.get(key) != value:

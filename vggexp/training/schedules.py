@@ -1,6 +1,8 @@
 """Learning-rate schedules, as a factor of the configured rate.
 
-All schedules except Plateau are pure functions of the time in the run.
+All schedules except Plateau are pure functions of time. The rates of every step are those of
+torch.optim.lr_scheduler: ConstantLR, MultiStepLR, CosineAnnealingLR with T_max the number of steps,
+OneCycleLR with linear annealing, and LinearLR for the warm-up.
 """
 
 import math
@@ -10,7 +12,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-Factor = Callable[[float], float]  # epochs since the start of the run, fractional -> factor
+# Epochs since the start of the schedule, fractional -> factor. Step n of an epoch of N steps,
+# counted from 0, has the time n / N.
+Factor = Callable[[float], float]
 
 
 def constant(epoch: float) -> float:
@@ -21,21 +25,32 @@ def step(epoch: float, *, milestones: Sequence[float], gamma: float) -> float:
     return gamma ** bisect_right(milestones, epoch)
 
 
-def cosine(epoch: float, *, epochs: int, final_factor: float) -> float:
-    """Source: Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5, without restarts."""
+def cosine(epoch: float, *, epochs: float, final_factor: float) -> float:
+    """Falls along half a cosine, and would reach `final_factor` one step after the last.
+
+    Source: Loshchilov and Hutter 2017, arXiv:1608.03983, equation 5, without restarts.
+    """
     progress = min(1.0, epoch / epochs)
     return final_factor + (1 - final_factor) * (1 + math.cos(math.pi * progress)) / 2
 
 
 def onecycle(
-    epoch: float, *, epochs: int, peak_fraction: float, initial_factor: float, final_factor: float
+    epoch: float, *, peak: float, end: float, initial_factor: float, final_factor: float
 ) -> float:
-    """Linear up to the peak, linear down. Source: Smith and Topin 2018, arXiv:1708.07120."""
-    progress = min(1.0, epoch / epochs)
-    if progress < peak_fraction:
-        return initial_factor + (1 - initial_factor) * progress / peak_fraction
-    return 1 + (final_factor - 1) * (progress - peak_fraction) / (1 - peak_fraction)
+    """Rises linearly to 1 and falls linearly to `final_factor`, which the last step has.
 
+    Source: Smith and Topin 2018, arXiv:1708.07120.
+
+    Args:
+        peak: Epochs until the factor is 1. May lie between two steps.
+        end: Time of the last step, in epochs.
+    """
+    if epoch < peak:
+        return initial_factor + (1 - initial_factor) * epoch / peak
+    return 1 + (final_factor - 1) * (min(epoch, end) - peak) / (end - peak)
+
+
+ROUNDING = 1e-6  # of a step: 1.1 epochs of 10 steps are 11.000000000000002
 
 FACTORS: dict[str, Callable[..., float]] = {
     "constant": constant,
@@ -90,17 +105,20 @@ class Schedule:
     warmup_epochs: float
     steps_per_epoch: int
     factor: Factor | Plateau
+    start: int = 0  # step at which the time of the factor starts
 
     def at(self, step: int) -> float:
         """Returns the learning rate of a step, counted from 0.
 
-        The first step of a warm-up already has a rate above zero.
+        The first step of a warm-up already has a rate above zero, and its last step has `lr`.
         """
         rate = self.lr
         warmup_steps = self.warmup_epochs * self.steps_per_epoch
         if warmup_steps:
             rate *= min(1.0, (step + 1) / warmup_steps)
-        return rate * self.factor(step / self.steps_per_epoch)
+        if step < self.start:
+            return rate
+        return rate * self.factor((step - self.start) / self.steps_per_epoch)
 
     def observe(self, accuracy: float | None) -> None:
         if isinstance(self.factor, Plateau) and accuracy is not None:
@@ -125,14 +143,25 @@ def build_schedule(
 ) -> Schedule:
     """Returns the schedule `name`, which is a key of FACTORS or "plateau".
 
+    cosine and onecycle start at the first step after the warm-up and take the rest of the run. The
+    milestones of step count from the start of the run.
+
     Args:
         arguments: Keyword arguments of that schedule.
     """
+    start = 0
     if name in ("cosine", "onecycle"):
-        arguments["epochs"] = epochs
+        start = math.ceil(warmup_epochs * steps_per_epoch - ROUNDING)
+    steps = epochs * steps_per_epoch - start
+    if name == "cosine":
+        arguments["epochs"] = steps / steps_per_epoch
+    if name == "onecycle":
+        # torch's OneCycleLR has both turning points one step early, since it counts from 0.
+        arguments["peak"] = (arguments.pop("peak_fraction") * steps - 1) / steps_per_epoch
+        arguments["end"] = (steps - 1) / steps_per_epoch
     factor: Factor | Plateau
     if name == "plateau":
         factor = Plateau(**arguments)
     else:
         factor = partial(FACTORS[name], **arguments)
-    return Schedule(lr, warmup_epochs, steps_per_epoch, factor)
+    return Schedule(lr, warmup_epochs, steps_per_epoch, factor, start)
