@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vggexp.cli import report_error
+from vggexp.cli import print_stopped, report_error
 from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         clear_pending_interrupt()
-        print("vggexp: stopped at once", file=sys.stderr)
+        print_stopped("vggexp: stopped at once")
         return 130
     except BrokenPipeError:  # the reader of the output has exited, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vggexp.data.catalog import DatasetSplits, folder_classes, subfolders
-from vggexp.errors import DataError
+from vggexp.errors import DataError, VggexpError
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -123,7 +123,7 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
             pixels = _to_rgb(image, path)
             if channels == 1:  # leaves the pixels of a gray image as they were
                 pixels = pixels.convert("L")
-    except (DataError, MemoryError):
+    except (VggexpError, MemoryError):
         raise
     except Exception as error:  # decoders raise any exception
         raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
