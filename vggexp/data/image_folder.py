@@ -101,7 +101,16 @@ def _index_part(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, st
             labels += [label] * len(files)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    return FolderIndex(paths, labels, classes, left_out), digest.hexdigest()
+    names = tuple(map(_as_text, classes))
+    return FolderIndex(paths, labels, names, left_out), digest.hexdigest()
+
+
+def _as_text(name: str) -> str:
+    r"""Returns the name of a folder, of which bytes that are not UTF-8 become text such as \xe9.
+
+    Class names are written to files and shown by other programs.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def read_image(path: Path, channels: int = 3) -> "Tensor":
