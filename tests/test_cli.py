@@ -213,6 +213,8 @@ def test_ctrl_c_without_a_message_is_left_to_python():
 def test_one_rank_reports_an_error(error, line, capsys, monkeypatch):
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    monkeypatch.setenv("MASTER_PORT", "29500")
     cli.report_error(error, should_report=lambda message: False)
     assert capsys.readouterr().err == ""
     cli.report_error(error, should_report=lambda message: True)

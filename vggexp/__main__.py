@@ -4,10 +4,11 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vggexp.cli import report_error
+from vggexp.cli import print_stopped, report_error
 from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
+from vggexp.formatting import error_line
 from vggexp.sweep import expand
 from vggexp.sweep.command import run_grid, run_search
 from vggexp.sweep.search_space import SearchPlan
@@ -17,6 +18,11 @@ from vggexp.system.signals import clear_pending_interrupt
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code. Prints an expected error as one line on stderr."""
+    try:
+        rank_info()
+    except ConfigError as error:  # no rank is known that could report the error for all
+        print(error_line(str(error)), file=sys.stderr)
+        return error.exit_code
     try:
         command = parse_command(sys.argv[1:] if argv is None else argv)
         if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
@@ -41,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return error.exit_code
     except KeyboardInterrupt:
         clear_pending_interrupt()
-        print("vggexp: stopped at once", file=sys.stderr)
+        print_stopped("vggexp: stopped at once")
         return 130
     except BrokenPipeError:  # the reader of the output has exited, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -16,9 +16,9 @@ from typing import NoReturn
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, StoppedError, VggexpError
 from vggexp.formatting import error_line
-from vggexp.loggers.console import print_text
+from vggexp.loggers.console import print_text, redirect_to_null
 from vggexp.runs.directory import require_run
-from vggexp.system.signals import clear_pending_interrupt
+from vggexp.system.signals import GRACE_SECONDS, clear_pending_interrupt, time_limit
 
 NOTHING_WRITTEN = "stopped by Ctrl-C: nothing was written"
 
@@ -92,7 +92,18 @@ def report_error(error: VggexpError, should_report: Callable[[str], bool]) -> No
     if should_report(str(error)):
         rank = rank_info().rank
         message = f"rank {rank}: {error}" if rank else str(error)
-        line = f"vggexp: {message}" if isinstance(error, StoppedError) else error_line(message)
-        print(line, file=sys.stderr)
+        if isinstance(error, StoppedError):
+            print_stopped(f"vggexp: {message}")
+        else:
+            print(error_line(message), file=sys.stderr)
     if os.environ.get("VGGEXP_TRACEBACK"):
         raise error
+
+
+def print_stopped(line: str) -> None:
+    """Prints the last line of a command that is stopped; gives up if the reader does not read."""
+    try:
+        with time_limit(GRACE_SECONDS):
+            print(line, file=sys.stderr, flush=True)
+    except OSError:  # of which TimeoutError is one
+        redirect_to_null(sys.stderr)

@@ -76,3 +76,7 @@ class StoppedError(VggexpError):
     def __init__(self, signal: int, position: str, resume_hint: str):
         super().__init__(f"stopped by {getattr(signal, 'name', signal)} {position}: {resume_hint}")
         self.exit_code = 128 + signal
+
+
+class WaitStoppedError(StoppedError):
+    """A signal ended a wait for a disk or for another program; the caller saves."""

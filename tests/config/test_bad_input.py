@@ -261,3 +261,11 @@ print(codes, "torch" in sys.modules, "tensorboard" in sys.modules)
     process = subprocess.run(command_line, capture_output=True, text=True, env=environment)
     assert process.stdout == f"{[2] * 5} False False\n"
     assert process.stderr.count("\n") == 5
+
+
+def test_a_word_that_is_not_utf8_is_refused():
+    with pytest.raises(ConfigError) as error:
+        parse_command([os.fsdecode(b"data.root=caf\xe9")])
+    assert error_line(str(error.value)) == (
+        r"vggexp: error: data.root=caf\udce9: not UTF-8, which config.yaml needs; rename the folder"
+    )

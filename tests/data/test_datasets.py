@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import pwd
 import tarfile
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -92,6 +93,11 @@ def compressed(files: Files) -> Files:
     return {f"{file}.gz": gzip.compress(raw) for file, raw in files.items()}
 
 
+def in_two_members(raw: bytes) -> bytes:
+    """Returns gzip files one after the other, the first of them not compressed, as a whole file."""
+    return gzip.compress(raw[:20], 0) + gzip.compress(raw[20:])
+
+
 def serve(monkeypatch: pytest.MonkeyPatch, files: Files) -> list[str]:
     """Serves files in place of the network; returns the list of downloaded files."""
     requests: list[str] = []
@@ -120,7 +126,9 @@ def test_layouts_hold_the_same(idx_files: Files, tmp_path: Path) -> None:
     write(tmp_path / "torchvision" / "FashionMNIST" / "raw", idx_files)
     write(tmp_path / "compressed", compressed(idx_files))
     write(tmp_path / "system", compressed(idx_files))
-    for root in (tmp_path / "torchvision", tmp_path / "compressed", None):
+    members = {f"{file}.gz": in_two_members(raw) for file, raw in idx_files.items()}
+    write(tmp_path / "members", members)
+    for root in (tmp_path / "torchvision", tmp_path / "compressed", tmp_path / "members", None):
         assert_same(load_dataset("fashion_mnist", root, download=False), plain)
     expected = datasets.FashionMNIST(tmp_path / "torchvision", train=False)
     assert torch.equal(plain.test.images[:, 0], expected.data)
@@ -212,11 +220,12 @@ def test_every_flipped_bit_is_detected(idx_files: Files, tmp_path: Path) -> None
     ("damage", "message"),
     [
         (lambda raw: raw, "not a gzip file"),
-        (lambda raw: gzip.compress(raw)[:30], "[0-9]+ bytes, expected 70"),
+        (lambda raw: gzip.compress(raw)[:30], "not a gzip file, or damaged: .* ended before"),
+        (lambda raw: gzip.compress(raw)[:-6] + bytes(6), "not a gzip file, or damaged: CRC"),
         (lambda raw: gzip.compress(raw + bytes(1 << 24)), "71 or more bytes, expected 70"),
         (lambda raw: b"", "0 bytes, expected 70"),
     ],
-    ids=["raw", "cut off", "bomb", "empty"],
+    ids=["raw", "cut off", "checksum", "bomb", "empty"],
 )
 def test_a_damaged_gzip_file(
     idx_files: Files, tmp_path: Path, damage: Damage, message: str
@@ -226,6 +235,28 @@ def test_a_damaged_gzip_file(
     (root / f"{IMAGES}.gz").write_bytes(damage(idx_files[IMAGES]))
     with pytest.raises(DataError, match=message):
         load_dataset("fashion_mnist", root, download=False)
+
+
+def test_a_gzip_file_that_is_not_compressed_is_longer_than_its_content(tmp_path: Path) -> None:
+    content = bytes(1 << 24)
+    path = tmp_path / "content.gz"
+    path.write_bytes(gzip.compress(content, 0))
+    assert path.stat().st_size > len(content) + 1024
+    assert path.stat().st_size < len(content) * datasets_module.GZIP_OVERHEAD
+    assert datasets_module._read_uncompressed(path, 1 << 25) == content
+
+
+@pytest.mark.parametrize("download", [True, False])
+def test_without_a_home_folder(
+    idx_files: Files, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, download: bool
+) -> None:
+    for name in ("XDG_CACHE_HOME", "HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(pwd, "getpwuid", {}.__getitem__)  # this user is in no list
+    with pytest.raises(DataError, match=r"no home folder to keep the files in \(data.root=FOLDER"):
+        load_dataset("fashion_mnist", None, download)
+    write(tmp_path / "system", compressed(idx_files))
+    assert len(load_dataset("fashion_mnist", None, download).train.labels) == 6
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """Indexes folders of images, and reads intact and damaged images of every format."""
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -13,7 +14,7 @@ from PIL import Image
 from torchvision import datasets
 
 from vggexp.data.catalog import folder_classes
-from vggexp.data.image_folder import index_folder, read_image
+from vggexp.data.image_folder import expand_image_paths, index_folder, read_image
 from vggexp.errors import DataError
 
 Files = dict[str, bytes]
@@ -79,6 +80,30 @@ def test_hidden_names_are_passed_over_and_what_is_left_out_is_said(folder: Path)
         "1 without suffix",
         "val",
     }
+
+
+def test_only_regular_files_are_images(folder: Path) -> None:
+    before = index_folder(folder)
+    os.mkfifo(folder / "train" / "a" / "pipe.png")
+    (folder / "test" / "a" / "device.png").symlink_to("/dev/zero")
+    (folder / "train" / "b" / "folder.png").mkdir()
+    after = index_folder(folder)
+    assert after.train.paths == before.train.paths
+    assert after.fingerprint == before.fingerprint
+    assert "2 not a regular file" in after.origin
+    with pytest.raises(DataError, match=r"pipe.png: cannot be read: not a regular file$"):
+        expand_image_paths([folder / "train" / "a" / "pipe.png"])
+
+
+@pytest.mark.parametrize("name", [b"caf\xe9", "café".encode()])
+def test_a_name_may_be_any_bytes(folder: Path, name: bytes) -> None:
+    for part in ("train", "test"):
+        (folder / part / "a").rename(folder / part / os.fsdecode(name))
+    (folder / "train" / "b" / "1.jpg").rename(folder / "train" / "b" / os.fsdecode(name + b".jpg"))
+    index = index_folder(folder)
+    text = name.decode("utf-8", "backslashreplace")
+    assert index.train.classes == index.test.classes == ("b", text)
+    assert {read_image(path).shape for path in index.train.paths} == {(3, 6, 9)}
 
 
 def test_nothing_left_out_is_not_said(folder: Path) -> None:
@@ -274,6 +299,24 @@ def damaged_images() -> Files:
         "huge": set_checksum(huge),
         "large": set_checksum(large),
     }
+
+
+@pytest.mark.parametrize(("width", "height"), [(257, 1), (1, 60_000_000)])
+def test_a_long_image_is_refused(tmp_path: Path, width: int, height: int) -> None:
+    path = tmp_path / "long.png"
+    stream = io.BytesIO()
+    IMAGE.save(stream, "png")
+    png = stream.getvalue()
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big")
+    path.write_bytes(set_checksum(png[:16] + size + png[24:]))
+    message = f"^{path}: {width}x{height} pixels, one side is more than 256 times the other$"
+    with pytest.raises(DataError, match=message):
+        read_image(path)
+
+
+def test_an_image_may_be_256_times_as_long_as_it_is_wide(tmp_path: Path) -> None:
+    IMAGE.resize((2, 512)).save(tmp_path / "long.png")
+    assert read_image(tmp_path / "long.png").shape == (3, 512, 2)
 
 
 def set_checksum(png: bytes) -> bytes:

@@ -1,8 +1,10 @@
 """Lines and progress of a run on the terminal and in run.log."""
 
+import contextlib
 import io
 import logging
 import os
+import signal
 import subprocess
 import sys
 
@@ -10,6 +12,7 @@ import pytest
 
 from vggexp.loggers import console as console_module
 from vggexp.loggers.console import Console
+from vggexp.system import signals
 
 EPOCH = {
     "epoch": 1,
@@ -177,6 +180,7 @@ def test_logging_of_other_libraries_costs_no_line(logger, tmp_path, capsys, monk
 PRINT_TO_A_CLOSED_PIPE = """
 import pathlib, sys
 from vggexp.loggers.console import Console
+from vggexp.system import signals
 console = Console(pathlib.Path(sys.argv[1]))
 sys.stdin.read()
 for index in range(3):
@@ -233,3 +237,21 @@ def test_a_terminal_without_unicode_gets_escapes(tmp_path):
     Console(tmp_path / "run.log", terminal).line("class 猫")
     assert terminal.buffer.getvalue() == b"class \\u732b\n"
     assert (tmp_path / "run.log").read_text(encoding="utf-8") == "class 猫\n"
+
+
+def test_after_a_stop_signal_a_reader_that_does_not_read_holds_up_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(signals, "GRACE_SECONDS", 0.01)
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write_end, bytes(4096))
+    os.set_blocking(write_end, True)
+    with open(write_end, "w") as stream, signals.handle_stop_signals():
+        console = Console(tmp_path / "run.log", stream)
+        os.kill(os.getpid(), signal.SIGTERM)
+        console.line("first")
+        console.line("second")
+        assert os.fstat(write_end).st_rdev == os.stat(os.devnull).st_rdev
+    assert (tmp_path / "run.log").read_text() == "first\nsecond\n"
+    os.close(read_end)

@@ -77,3 +77,11 @@ def test_a_replacement_ignores_the_rest_of_a_crash_and_never_follows_a_link(tmp_
     assert content == {"name": "猫", "best": [1.5, None], "error": None}
     assert outside.read_bytes() == b"mine"
     assert os.listdir(run) == ["result.json"]
+
+
+def test_a_path_may_hold_bytes_that_are_not_utf8(tmp_path):
+    path = tmp_path / "result.json"
+    name = os.fsdecode(b"caf\xe9/caf\xc3\xa9")
+    jsonl.write_json(path, {"error": name})
+    assert path.read_text("utf-8") == '{\n  "error": "caf\\udce9/café"\n}\n'
+    assert json.loads(path.read_bytes()) == {"error": name}

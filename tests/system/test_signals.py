@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
-from vggexp.errors import StoppedError
-from vggexp.system.signals import handle_stop_signals
+from vggexp.errors import StoppedError, WaitStoppedError
+from vggexp.system import signals
+from vggexp.system.signals import handle_stop_signals, interruptible, time_limit
 
 
 @pytest.fixture
@@ -53,6 +56,63 @@ def test_an_error_of_an_earlier_handler_is_printed(install_handler, capsys):
     install_handler(raise_error)
     stop_by_signal([])
     assert capsys.readouterr().err == "vggexp: SIGUSR2: timed-out too many times\n"
+
+
+@pytest.fixture
+def short_grace(monkeypatch):
+    monkeypatch.setattr(signals, "GRACE_SECONDS", 0.01)
+
+
+@pytest.fixture
+def empty_pipe():
+    """The end of a pipe that nothing is written to: a read waits for ever."""
+    ends = os.pipe()
+    yield ends[0]
+    for end in ends:
+        os.close(end)
+
+
+@pytest.mark.parametrize("is_before", [True, False])
+def test_a_signal_ends_a_wait(is_before, short_grace, empty_pipe):
+    def send_signal():
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    alarm_handler = signal.getsignal(signal.SIGALRM)
+    with handle_stop_signals():
+        if is_before:
+            send_signal()
+        else:
+            threading.Timer(0.05, send_signal).start()
+        message = "stopped by SIGTERM while asleep: run the same command to continue"
+        with pytest.raises(WaitStoppedError, match=message), interruptible("while asleep"):
+            with pytest.raises(WaitStoppedError, match="awake"), interruptible("while awake"):
+                os.read(empty_pipe, 1)
+            os.read(empty_pipe, 1)  # the end of the inner block does not end the outer one's limit
+        assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
+    assert signal.getsignal(signal.SIGALRM) == alarm_handler
+
+
+def test_a_wait_without_a_signal_goes_on(short_grace, empty_pipe):
+    with handle_stop_signals(), interruptible("while asleep"):
+        time.sleep(0.05)
+    with interruptible("while asleep"):  # nothing handles the signals
+        time.sleep(0.05)
+
+
+def test_a_time_limit(empty_pipe):
+    with pytest.raises(TimeoutError), time_limit(0.01):
+        os.read(empty_pipe, 1)
+
+
+def test_a_second_ctrl_c_stops_at_once_whatever_came_first():
+    with handle_stop_signals() as stop:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
+            os.kill(os.getpid(), signum)
+        assert not stop.at_once
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.at_once
+        assert stop.signal == signal.SIGTERM
 
 
 INTERRUPTED = """

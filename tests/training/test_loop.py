@@ -19,7 +19,7 @@ from tests.factories import (
     make_state,
     run_training,
 )
-from vggexp.errors import DivergedError, ResourceError
+from vggexp.errors import DivergedError, ResourceError, WaitStoppedError
 from vggexp.models.shapes import Block, vgg_layers
 from vggexp.training.dead_layers import DeadLayerCheck
 from vggexp.training.loop import Position, TrainState, train
@@ -117,6 +117,46 @@ def test_training_until_a_position_and_from_there(until):
 def test_a_run_that_is_to_pause_after_an_epoch_does_not_rest_first():
     logger = run_training(make_state(), rest_minutes=1e-4, until=Position(2, 0))
     assert logger.messages == ["resting for 0.0001 minutes"]
+
+
+class UnreadableBlobs(Blobs):
+    """Waits for an image in vain after one batch of the second epoch, until a signal ends the wait.
+
+    With a whole epoch of batches, the wait is in the evaluation of the second epoch.
+    """
+
+    def __init__(self, batches: int):
+        super().__init__()
+        self.readable = batches
+
+    def train(self, epoch: int, start: int = 0):
+        for index, batch in enumerate(super().train(epoch, start)):
+            if epoch == 1 and index == self.readable:
+                raise WaitStoppedError(15, "while an image was awaited", "go on")
+            yield batch
+
+    def evaluate(self, model):
+        self.evaluated = getattr(self, "evaluated", 0) + 1
+        if self.evaluated == 2:
+            raise WaitStoppedError(15, "while an image was awaited", "go on")
+        return evaluate_blobs(model)
+
+
+@pytest.mark.parametrize("batches", [0, 1, 3])
+def test_a_wait_that_a_signal_ends_is_saved(batches):
+    state = make_state()
+    checkpointer = RecordingCheckpointer()
+    blobs = UnreadableBlobs(batches)
+    with pytest.raises(WaitStoppedError):
+        run_training(state, blobs, blobs.evaluate, checkpointer)
+    assert max(checkpointer.saved) == 3 + batches
+    resumed = make_state()
+    resumed.restore(checkpointer.saved[3 + batches])
+    run_training(resumed)
+    expected = make_state()
+    run_training(expected)
+    assert torch.equal(flat_weights(resumed), flat_weights(expected))
+    assert metrics_of(resumed) == metrics_of(expected)
 
 
 def test_the_metrics_of_an_epoch():

@@ -1,5 +1,6 @@
 """SIGKILL at random times, at each writing call and at each system call; stop signals."""
 
+import contextlib
 import itertools
 import os
 import random
@@ -162,6 +163,7 @@ def signal_cases(small: bool) -> Iterable[tuple[str, str, int]]:
         "once": SIGNALS,
         "chained": SIGNALS[2:],
         "ignored": ("SIGHUP",),
+        "unread": ("SIGTERM",),
         "twice": ("SIGINT",),
         "sweep": ("SIGINT",),
     }
@@ -186,6 +188,8 @@ def check_signal(case: tuple[str, str, int], folder: Path) -> str:
     def before() -> None:
         slow_down_batches(0.3 if situation == "twice" else 0.02)
         signal.signal(signum, earlier_handler(situation, signum))
+        if situation == "unread":
+            os.dup2(open_full_pipe(), 1)
 
     def send(pid: int) -> None:
         wait_until(lambda: list(folder.glob("outputs/*/result.json")))
@@ -219,6 +223,17 @@ def earlier_handler(situation: str, signum: int) -> Any:
     if situation == "once" and signum != signal.SIGINT:
         return signal.SIG_DFL
     return signal.default_int_handler
+
+
+def open_full_pipe() -> int:
+    """Returns the end of a pipe that takes no more, and from which nothing is read."""
+    _, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write_end, b"full")
+    os.set_blocking(write_end, True)
+    return write_end
 
 
 def slow_down_batches(seconds: float) -> None:

@@ -58,6 +58,9 @@ def parse_command(argv: Sequence[str], *switches: str) -> Command:
     Raises:
         ConfigError: a flag is unknown, not allowed, or does not fit another flag.
     """
+    for word in argv:
+        if any("\udc80" <= character <= "\udcff" for character in word):  # Python's bytes
+            raise ConfigError(f"{word}: not UTF-8, which config.yaml needs; rename the folder")
     parser = get_args_parser()
     for switch in switches:
         parser.add_argument(switch, action="store_true")

@@ -1,6 +1,7 @@
 """Finds or downloads the data sets, verifies their files, and reads them as tensors."""
 
 import contextlib
+import gzip
 import hashlib
 import math
 import os
@@ -25,7 +26,8 @@ from vggexp.system.files import atomic_write
 from vggexp.system.locks import lock_download
 
 ARCHIVE_CAP = 200 << 20  # bytes; CIFAR's archives have 170 and 169 million
-GZIP_OVERHEAD = 1024  # bytes by which the .gz of an incompressible file may be longer than the file
+GZIP_OVERHEAD = 1.01  # by which the .gz of a file that is not compressed may be longer
+GZIP_HEADER = 1024  # bytes
 REDOWNLOAD_HINT = "delete it to fetch it again"
 
 
@@ -83,6 +85,10 @@ def _find_or_download(name: str, info: DatasetInfo, root: Path | None, download:
         if not missing:
             return folder
     package = f", or apt-get install {info.package}" if info.package else ""
+    if root is None and _cache_dir() is None:
+        raise DataError(
+            f"{name}: this user has no home folder to keep the files in (data.root=FOLDER{package})"
+        )
     if not download:
         searched = " or ".join(dict.fromkeys(map(str, folders)))
         raise DataError(
@@ -105,7 +111,9 @@ def _search_dirs(name: str, info: DatasetInfo, root: Path | None, download: bool
     if info.system and (root is None or download):
         system.append(Path(info.system))
     if root is None:
-        cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+        cache = _cache_dir()
+        if cache is None:
+            return system
         target = cache / "vggexp" / name
         if info.archive:
             target = target / info.folder
@@ -115,9 +123,18 @@ def _search_dirs(name: str, info: DatasetInfo, root: Path | None, download: bool
     return [root, root / info.folder, *system, root]
 
 
+def _cache_dir() -> Path | None:
+    """Returns the user's folder for caches; None if this user has no home folder."""
+    cache = os.environ.get("XDG_CACHE_HOME")
+    if cache:
+        return Path(cache)
+    home = os.path.expanduser("~")
+    return Path(home) / ".cache" if home != "~" else None
+
+
 def _find_file(folder: Path, file: str) -> Path | None:
     for path in (folder / file, folder / f"{file}.gz"):
-        if path.is_file():
+        if os.path.isfile(path):  # False also without the permission to look
             return path
     return None
 
@@ -132,7 +149,7 @@ def _download_files(info: DatasetInfo, folder: Path, missing: list[str]) -> None
         return
     for file in missing:
         urls = [f"{mirror}{file}.gz" for mirror in info.mirrors]
-        size_cap = _idx_bytes(_idx_shape(info, file)) + GZIP_OVERHEAD
+        size_cap = int(_idx_bytes(_idx_shape(info, file)) * GZIP_OVERHEAD) + GZIP_HEADER
         download_file(urls, folder / f"{file}.gz", info.checksums[file], size_cap)
 
 
@@ -230,17 +247,16 @@ def _format_sizes(sizes: tuple[int, ...]) -> str:
 
 def _read_uncompressed(path: Path, cap: int) -> bytes:
     """Reads the first `cap` bytes only, so that a small file cannot fill the memory."""
+    open_file: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        with open(path, "rb") as file:
-            content = file.read(cap + GZIP_OVERHEAD)
-        if path.suffix != ".gz":
-            return content[:cap]
-        gzip_format = 31  # of zlib's `wbits`: a gzip header, and the largest window
-        return zlib.decompressobj(gzip_format).decompress(content, cap)
+        with open_file(path, "rb") as file:
+            return file.read(cap)
+    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
+        raise DataError(
+            f"{path}: not a gzip file, or damaged: {error} ({REDOWNLOAD_HINT})"
+        ) from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
-    except zlib.error as error:
-        raise DataError(f"{path}: not a gzip file: {error} ({REDOWNLOAD_HINT})") from error
 
 
 def _verify(raw: bytes, checksum: Checksum, path: Path) -> str:

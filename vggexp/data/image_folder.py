@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import os
+import stat
 import warnings
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -11,7 +12,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vggexp.data.catalog import DatasetSplits, folder_classes, subfolders
-from vggexp.errors import DataError
+from vggexp.errors import DataError, VggexpError
+from vggexp.system.files import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PILImage
@@ -20,10 +22,14 @@ if TYPE_CHECKING:
 # The suffixes of torchvision's ImageFolder.
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
 HIDDEN = "hidden"  # of names that begin with a dot
+NOT_REGULAR = "not a regular file"  # a pipe, a socket or a device, with the suffix of an image
 # PIL has other decoders, which start programs.
 DECODERS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
 # Of one image: 192 MiB in RGB. A larger image is taken for a decompression bomb.
 MAX_PIXELS = 1 << 26
+# Longer side of an image, relative to its shorter side. A longer image would be as large as a
+# bomb once its shorter side is resized.
+MAX_ASPECT = 256
 
 # Tags of TIFF files and of EXIF data, and values of these tags.
 BITS_PER_SAMPLE = 258
@@ -94,14 +100,22 @@ def _index_part(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, st
         for label, name in enumerate(classes):
             files, others = list_folder(folder / name)
             left_out += others
-            for file in files:
-                relative = os.fsencode(file[prefix:])
-                digest.update(b"%s\0%d\n" % (relative, os.path.getsize(file)))
+            for file, size in files.items():
+                digest.update(b"%s\0%d\n" % (os.fsencode(file[prefix:]), size))
             paths += map(Path, files)
             labels += [label] * len(files)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    return FolderIndex(paths, labels, classes, left_out), digest.hexdigest()
+    names = tuple(map(_as_text, classes))
+    return FolderIndex(paths, labels, names, left_out), digest.hexdigest()
+
+
+def _as_text(name: str) -> str:
+    r"""Returns the name of a folder, of which bytes that are not UTF-8 become text such as \xe9.
+
+    Class names are written to files and shown by other programs.
+    """
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def read_image(path: Path, channels: int = 3) -> "Tensor":
@@ -117,14 +131,17 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
         DataError: the file cannot be decoded, or is too large.
     """
     import torch
+    from PIL import UnidentifiedImageError
 
     try:
         with _open_image(path) as image:
             pixels = _to_rgb(image, path)
             if channels == 1:  # leaves the pixels of a gray image as they were
                 pixels = pixels.convert("L")
-    except (DataError, MemoryError):
+    except (VggexpError, MemoryError):
         raise
+    except UnidentifiedImageError as error:
+        raise DataError(f"{path}: cannot be decoded: not an image") from error
     except Exception as error:  # decoders raise any exception
         raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
     values = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
@@ -139,7 +156,10 @@ def _open_image(path: Path) -> "Iterator[PILImage]":
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with Image.open(path, formats=DECODERS) as image:
+        with (
+            open(path, "rb", opener=open_regular) as file,
+            Image.open(file, formats=DECODERS) as image,
+        ):
             yield image
 
 
@@ -148,6 +168,11 @@ def _to_rgb(image: "PILImage", path: Path) -> "PILImage":
     if image.width * image.height > MAX_PIXELS:
         raise DataError(
             f"{path}: {image.width}x{image.height} pixels, more than {MAX_PIXELS} in all"
+        )
+    if max(image.size) > MAX_ASPECT * min(image.size):
+        raise DataError(
+            f"{path}: {image.width}x{image.height} pixels, "
+            f"one side is more than {MAX_ASPECT} times the other"
         )
     tags = getattr(image, "tag_v2", {})  # of a TIFF file
     has_32_bits = image.mode == "I" and bool(tags)
@@ -198,13 +223,13 @@ def _upright(image: "PILImage") -> "PILImage":
 class FolderListing(NamedTuple):
     """What a folder and its subfolders hold."""
 
-    images: list[str]  # sorted paths
+    images: dict[str, int]  # bytes of each file, by sorted path
     left_out: Counter[str]  # how many other files and hidden folders, by kind as in `_kind`
 
 
 def find_images(folder: Path) -> list[str]:
     """Returns the images of `list_folder`."""
-    return list_folder(folder).images
+    return list(list_folder(folder).images)
 
 
 def list_folder(folder: Path) -> FolderListing:
@@ -218,7 +243,7 @@ def list_folder(folder: Path) -> FolderListing:
     def raise_error(error: OSError) -> None:  # os.walk would go on without the folder
         raise error
 
-    images = []
+    images = {}
     left_out: Counter[str] = Counter()
     for parent, folders, files in os.walk(folder, onerror=raise_error, followlinks=True):
         left_out[HIDDEN] += sum(name.startswith(".") for name in folders)
@@ -227,13 +252,18 @@ def list_folder(folder: Path) -> FolderListing:
             _check_link(os.path.join(parent, name), folder)
         for name in files:
             kind = _kind(name)
-            if kind in IMAGE_SUFFIXES:
-                images.append(os.path.join(parent, name))
-            else:
+            if kind not in IMAGE_SUFFIXES:
                 left_out[kind] += 1
+                continue
+            path = os.path.join(parent, name)
+            status = os.stat(path)
+            if stat.S_ISREG(status.st_mode):
+                images[path] = status.st_size
+            else:
+                left_out[NOT_REGULAR] += 1
     if not images:
         raise DataError(f"{folder}: holds no images ({' '.join(IMAGE_SUFFIXES)})")
-    return FolderListing(sorted(images), left_out)
+    return FolderListing(dict(sorted(images.items())), left_out)
 
 
 def _kind(name: str) -> str:

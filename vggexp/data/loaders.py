@@ -190,7 +190,7 @@ class StreamingLoader:
         self.count = len(paths)
         self.batches_per_epoch = -(-self.count // batch_size)
         decoder = ImageDecoder(paths, preprocess.size, seed, augment, basis)
-        self._pool = DecoderPool(decoder, workers, pinned=device.type == "cuda", warn=warn)
+        self._pool = DecoderPool(decoder, workers, warn)
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields batches as InMemoryLoader.train does."""
@@ -210,7 +210,7 @@ class StreamingLoader:
         A worker sends no more bytes at a time than for a batch in training.
         """
         decoder = FullImageDecoder(self._pool.decoder.paths, sizes)
-        pool = DecoderPool(decoder, self._pool.workers, self._pool.pinned, self._pool.warn)
+        pool = DecoderPool(decoder, self._pool.workers, self._pool.warn)
         pixels = sum(size * size for size in sizes)
         images_per_request = max(1, self.batch_size * self.preprocess.size**2 // pixels)
         batches = torch.arange(self.count).split(self.batch_size)

@@ -1,23 +1,27 @@
-"""Decodes and crops image files in worker processes, and survives the loss of one worker."""
+"""Decodes and crops image files in worker processes, and survives the loss of one worker.
+
+Requests and batches go through a pipe of each worker. torch's DataLoader would send a batch
+through shared memory, of which a container has 64 MB by default, and through a socket, whose path
+a long TMPDIR makes too long.
+"""
 
 import atexit
 import contextlib
+import os
 import signal
-import sys
-import tempfile
-import threading
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import active_children
-from multiprocessing.connection import wait
-from multiprocessing.util import get_temp_dir
+from multiprocessing import Pipe, Process, process
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from types import FrameType
+from traceback import format_exc
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils._pytree import tree_map_only
 
 from vggexp.data.image_folder import read_image
 from vggexp.data.transforms import (
@@ -32,37 +36,20 @@ from vggexp.data.transforms import (
 )
 from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator
+from vggexp.system.signals import STOP_SIGNALS, interruptible
 
 WORKER_TIMEOUT_SECONDS = 300  # a worker that sends nothing for so long is taken for hanging
-EXIT_WAIT_SECONDS = 1  # between the first sign of a process's end and the end
-STOP_SIGNALS = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-
-# Loaders of killed workers. They are never freed, because freeing one would wait for locks that a
-# killed worker still holds.
-_LEAKED_LOADERS: list[Any] = []
+EXIT_WAIT_SECONDS = 1  # for the end of a killed worker, which a dead disk may hold back
 
 DecodeRequest = tuple[int | None, list[int]]  # epoch, None for no augmentation; indices of images
 DecodedImages = tuple[Tensor, AugmentParams]  # uint8 [B, 3, size, size], changes for the device
 
 
 class PackedImages(NamedTuple):
-    """Images of several shapes in one tensor.
-
-    They are packed because each tensor takes a file descriptor on its way from a worker.
-    """
+    """Images of several shapes in one tensor."""
 
     values: Tensor  # uint8, the values of one [3, height, width] image after the other
     shapes: list[tuple[int, int]]  # height and width
-
-
-@dataclass(frozen=True)
-class Failed:
-    """Reply to a request whose images cannot be decoded.
-
-    A worker sends a reply, because torch turns an exception into a traceback of several lines.
-    """
-
-    reason: str
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,12 +62,9 @@ class ImageDecoder:
     augment: Augment = NO_AUGMENTATION
     basis: Tensor | None = None
 
-    def __getitem__(self, request: DecodeRequest) -> DecodedImages | Failed:
+    def __getitem__(self, request: DecodeRequest) -> DecodedImages:
         epoch, indices = request
-        try:
-            decoded = [self._decode(epoch, index) for index in indices]
-        except DataError as error:
-            return Failed(str(error))
+        decoded = [self._decode(epoch, index) for index in indices]
         images, changes = zip(*decoded, strict=True)
         _, shifts, boxes = zip(*changes, strict=True)  # each window was applied here
         return torch.cat(images), AugmentParams(None, _concat(shifts), _concat(boxes))
@@ -117,16 +101,13 @@ class FullImageDecoder:
     paths: Sequence[Path]
     sizes: Sequence[int]
 
-    def __getitem__(self, request: DecodeRequest) -> list[PackedImages] | Failed:
+    def __getitem__(self, request: DecodeRequest) -> list[PackedImages]:
         _, indices = request
         scales: list[list[Tensor]] = [[] for _ in self.sizes]
-        try:
-            for index in indices:  # only one image of full size is in memory
-                image = read_image(self.paths[index])[None]
-                for resized, size in zip(scales, self.sizes, strict=True):
-                    resized.append(resize_shorter_side(image, size))
-        except DataError as error:
-            return Failed(str(error))
+        for index in indices:  # only one image of full size is in memory
+            image = read_image(self.paths[index])[None]
+            for resized, size in zip(scales, self.sizes, strict=True):
+                resized.append(resize_shorter_side(image, size))
         return [_pack(resized) for resized in scales]
 
 
@@ -136,84 +117,112 @@ def _pack(images: Sequence[Tensor]) -> PackedImages:
     return PackedImages(values, shapes)
 
 
+Decoder = ImageDecoder | FullImageDecoder
+
+
 class WorkerKilledError(Exception):
-    """A worker process ended that should have lived on."""
+    """A worker process has ended."""
 
 
-class WorkerWatch:
-    """Raises WorkerKilledError at once if a worker ends while a batch is awaited.
+# The ends of the pipes that this process holds.
+_PIPES: weakref.WeakSet[Connection] = weakref.WeakSet()
 
-    torch installs a handler of SIGCHLD, which raises an error anywhere in the program. This class
-    replaces torch's handler: a worker's end is an error only inside the block of `watch`.
 
-    One race remains. A worker's end also breaks the pipe to the worker, and torch may notice that
-    first. On the way to its own error, torch opens temporary files, to find out whether the file
-    descriptors have run out. If SIGCHLD arrives just then, raising would interrupt `tempfile` in
-    the middle of creating a file. So the handler looks for `tempfile` on the stack, and leaves the
-    error to torch in that case. `DecoderPool` translates torch's error.
-    """
+def _close_pipes() -> None:
+    """Closes the inherited ends in a forked process, so that a worker notices its parent's end."""
+    for pipe in list(_PIPES):
+        pipe.close()
 
-    def __init__(self) -> None:
-        self.processes: list[Any] = []  # the workers; empty until they are started
 
-    @contextlib.contextmanager
-    def watch(self) -> Iterator[None]:
-        """Watches the workers in the block. Only the main thread can handle signals."""
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        signal.signal(signal.SIGCHLD, self._on_child_exit)
+os.register_at_fork(after_in_child=_close_pipes)
+
+
+class Worker:
+    """A process that answers one request at a time."""
+
+    def __init__(self, decoder: Decoder):
+        self._pipe, end = Pipe()
+        self.process = Process(target=_serve, args=(decoder, end), daemon=True)
+        self.process.start()
+        end.close()
+        _PIPES.add(self._pipe)
+        self.request: DecodeRequest | None = None  # not answered yet
+
+    def send(self, request: DecodeRequest) -> None:
+        """Sends a request; the worker must have answered the one before."""
+        self.request = request
+        with contextlib.suppress(OSError):  # `receive` reports a worker that has ended
+            self._pipe.send(request)
+
+    def receive(self) -> Any:
+        """Waits for the answer to the request.
+
+        Raises:
+            WorkerKilledError: the process has ended.
+            TimeoutError: no answer came for WORKER_TIMEOUT_SECONDS.
+            Exception: what the decoder raised, such as DataError.
+        """
+        ready = wait([self._pipe, self.process.sentinel], WORKER_TIMEOUT_SECONDS)
+        if not ready:
+            raise TimeoutError
         try:
-            if self._is_worker_dead():
-                raise WorkerKilledError
-            yield
-        finally:
-            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-
-    def _on_child_exit(self, signum: int, frame: FrameType | None) -> None:
-        if self._is_worker_dead() and not _is_in_tempfile(frame):
-            raise WorkerKilledError
-
-    def _is_worker_dead(self) -> bool:
-        return not all(process.is_alive() for process in self.processes)
+            if self._pipe not in ready:
+                raise EOFError
+            answer = self._pipe.recv()
+        except (OSError, EOFError) as error:
+            raise WorkerKilledError from error
+        self.request = None
+        if isinstance(answer, Exception):
+            raise answer
+        arrays: Any = tree_map_only(numpy.ndarray, torch.from_numpy, answer)
+        return arrays
 
 
-def _is_in_tempfile(frame: FrameType | None) -> bool:
-    while frame is not None:
-        if frame.f_code.co_filename == tempfile.__file__:
-            return True
-        frame = frame.f_back
-    return False
+def _serve(decoder: Decoder, pipe: Connection) -> None:
+    """Answers requests until the other end of the pipe is closed.
+
+    Ctrl-C and a cluster's SIGTERM reach the workers too, but only the parent decides what they
+    mean.
+    """
+    for name in STOP_SIGNALS:
+        signal.signal(getattr(signal, name), signal.SIG_IGN)
+    torch.set_num_threads(1)
+    with contextlib.suppress(EOFError, OSError):
+        while True:
+            request = pipe.recv()
+            answer: Any
+            try:
+                # As arrays, because torch sends its own tensors through shared memory.
+                answer = tree_map_only(Tensor, Tensor.numpy, decoder[request])
+            except Exception as error:
+                error.add_note(format_exc())
+                answer = error
+            pipe.send(answer)
 
 
 class DecoderPool:
     """Runs a decoder in worker processes, which live on between the calls.
 
-    If a worker is killed, all workers are replaced once, and the batches that have not arrived
-    are decoded again. They are the same, because the draws belong to the images. A second killed
-    worker raises ResourceError, and so does a worker that hangs.
+    A worker that is killed is replaced once, and the batch that it had is decoded again. The batch
+    is the same, because the draws belong to the images. A second killed worker raises
+    ResourceError, and so does a worker that hangs.
 
     Args:
         workers: number of processes; 0: this process decodes.
-        pinned: copies the batches to page-locked memory.
-        warn: prints a line about workers that were replaced.
+        warn: prints a line about a worker that was replaced.
     """
 
     def __init__(
         self,
-        decoder: ImageDecoder | FullImageDecoder,
+        decoder: Decoder,
         workers: int,
-        pinned: bool = False,
         warn: Callable[[str], None] = print,
     ):
         self.decoder = decoder
         self.workers = workers
-        self.pinned = pinned
         self.warn = warn
         self.replaced = False
-        self._requests: list[DecodeRequest] = []
-        self._watch = WorkerWatch()
-        self._create_loader()
+        self._running: list[Worker] = []  # started by the first request
 
     def decode(self, requests: Sequence[DecodeRequest]) -> Iterator[Any]:
         """Yields the decoder's result for each request, in the order of the requests.
@@ -221,101 +230,76 @@ class DecoderPool:
         Raises:
             DataError: an image cannot be decoded.
             ResourceError: a worker hangs, or a worker was killed for the second time.
+            WaitStoppedError: a stop signal has arrived, and no image came.
         """
-        remaining = list(requests)
-        while remaining:
-            try:
-                for batch in self._load(remaining):
-                    remaining.pop(0)
-                    yield batch
-            except WorkerKilledError:
-                self._replace_workers()
-
-    def _create_loader(self) -> None:
-        if self.workers:
-            atexit.register(end_workers)
-            # Created by this process, the folder is shared by the workers. A folder that a worker
-            # created would stay behind if the worker is killed.
-            get_temp_dir()
-        self._loader: DataLoader[Any] = DataLoader(
-            self.decoder,  # type: ignore[arg-type]
-            batch_size=None,
-            sampler=self._requests,
-            collate_fn=_identity,
-            num_workers=self.workers,
-            pin_memory=self.pinned,
-            timeout=WORKER_TIMEOUT_SECONDS if self.workers else 0,
-            worker_init_fn=_init_worker,
-            persistent_workers=self.workers > 0,
-            generator=torch.Generator(),  # seeds the workers; torch's own stays untouched
-        )
-
-    def _load(self, requests: Sequence[DecodeRequest]) -> Iterator[Any]:
-        """Yields the results of the requests, in one pass of the loader."""
-        self._requests[:] = requests
-        children = set(active_children())
-        with self._worker_errors():
-            batches = iter(self._loader)  # waits for workers that live already
-            if not self._watch.processes:
-                self._watch.processes = list(set(active_children()) - children)
-            if len(self._watch.processes) < self.workers:
-                raise WorkerKilledError  # already dead: the loader would wait for it
-        while True:
-            with self._worker_errors():
-                batch = next(batches, None)
-            match batch:
-                case None:
-                    return
-                case Failed(reason):
-                    # Now, because Python waits for the workers while it cleans up after an error.
-                    self._restart_workers()
-                    raise DataError(reason)
+        if not self.workers:
+            for request in requests:
+                with interruptible("while an image was read"):
+                    batch = self.decoder[request]
+                yield batch
+            return
+        self._get_ready()
+        waiting = iter(requests)
+        for worker, request in zip(self._running, waiting, strict=False):
+            worker.send(request)
+        for index in range(len(requests)):
+            position = index % self.workers
+            batch = self._receive(position)
+            following = next(waiting, None)
+            if following is not None:
+                self._running[position].send(following)
             yield batch
 
-    @contextlib.contextmanager
-    def _worker_errors(self) -> Iterator[None]:
-        """Raises WorkerKilledError or ResourceError for whatever a dead or hanging worker causes.
+    def _get_ready(self) -> None:
+        """Starts the workers, or drops the answers to requests of an earlier call."""
+        if not self._running:
+            atexit.register(end_workers)
+            self._running = [Worker(self.decoder) for _ in range(self.workers)]
+        for position, worker in enumerate(self._running):
+            if worker.request is not None:
+                with contextlib.suppress(DataError):
+                    self._receive(position)
 
-        torch and the pipes raise several errors when a worker is killed, depending on what the
-        worker was doing.
-        """
-        watch = self._watch.watch() if self.workers else contextlib.nullcontext()
-        try:
-            with watch:
-                yield
-        except (RuntimeError, OSError, EOFError) as error:
-            processes = self._watch.processes or active_children()
-            sentinels = [process.sentinel for process in processes]
-            if wait(sentinels, timeout=EXIT_WAIT_SECONDS):
-                raise WorkerKilledError from error
-            if not isinstance(error, RuntimeError) or "DataLoader timed out" not in str(error):
+    def _receive(self, position: int) -> Any:
+        """Waits for a batch; replaces the worker if it was killed."""
+        while True:
+            try:
+                with interruptible("while an image was awaited"):
+                    return self._running[position].receive()
+            except WorkerKilledError:
+                self._replace(position)
+            except TimeoutError as error:
+                self._drop_workers()
+                raise ResourceError(
+                    f"data.workers={self.workers}: no image came for {WORKER_TIMEOUT_SECONDS} s; "
+                    "is the disk still there?"
+                ) from error
+            except BaseException:
+                self._drop_workers()
                 raise
-            raise ResourceError(
-                f"data.workers={self.workers}: no image came for {WORKER_TIMEOUT_SECONDS} s; "
-                "is the disk still there?"
-            ) from error
 
-    def _replace_workers(self) -> None:
-        # Also before the error: a caller that catches the error, as the drawing of test images
-        # does, goes on with new workers.
-        self._restart_workers()
+    def _replace(self, position: int) -> None:
         if self.replaced:
+            self._drop_workers()
             raise ResourceError(
                 f"data.workers={self.workers}: a worker process was killed for the second time "
                 "(fewer workers need less memory)"
             )
         self.replaced = True
-        self.warn(
-            "warning: a worker process was killed; the workers were replaced and nothing is lost"
-        )
+        request = self._running[position].request
+        self._running[position] = Worker(self.decoder)
+        if request is not None:
+            self._running[position].send(request)
+        self.warn("warning: a worker process was killed; it was replaced and nothing is lost")
 
-    def _restart_workers(self) -> None:
-        for process in self._watch.processes:
-            process.kill()
-            process.join()
-        self._watch.processes = []
-        _LEAKED_LOADERS.append(self._loader)
-        self._create_loader()
+    def _drop_workers(self) -> None:
+        """Ends the workers after an error; an answer may be half read. The next call starts others.
+
+        A caller may go on after an error, as the drawing of test images does.
+        """
+        for worker in self._running:
+            worker.process.kill()
+        self._running = []
 
 
 def decode_images(
@@ -345,31 +329,14 @@ def decode_images(
     return images
 
 
-def _identity(batch: Any) -> Any:
-    return batch
-
-
-def _init_worker(worker: int) -> None:
-    """Ignores the stop signals in a worker, and silences its uncaught exceptions.
-
-    Ctrl-C and a cluster's SIGTERM reach the workers too, but only the parent decides what they
-    mean. Errors of the decoder are sent to the parent. Only a thread that finds the other end of
-    its pipe closed would print a traceback.
-    """
-    sys.excepthook = lambda *_: None
-    for name in STOP_SIGNALS:
-        if hasattr(signal, name):
-            signal.signal(getattr(signal, name), signal.SIG_IGN)
-
-
 def end_workers() -> None:
     """Kills the workers at exit.
 
-    Python ends daemons by SIGTERM when it exits. It would wait forever for workers that ignore
-    SIGTERM.
+    Python would send SIGTERM, which the workers ignore, and wait for each worker without end.
     """
-    if hasattr(signal, "SIGCHLD"):
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler reports an end as a failure
-    for process in active_children():
-        if process.daemon:
-            process.kill()
+    children = [child for child in process.active_children() if child.daemon]
+    for child in children:
+        child.kill()
+    for child in children:
+        child.join(EXIT_WAIT_SECONDS)
+        process._children.discard(child)  # type: ignore[attr-defined]  # a dead disk holds it back

@@ -18,6 +18,7 @@ from torch import Tensor, distributed
 
 from vggexp.distributed.rank import RankInfo, export_torchrun_env, rank_info
 from vggexp.errors import ConfigError, RankError, VggexpError
+from vggexp.formatting import printable
 
 DEFAULT_TIMEOUT_MINUTES = 10.0  # longest wait for another rank, without device.timeout_minutes
 GRACE_SECONDS = 3  # head start of a rank that failed over the ranks that only lost it
@@ -184,7 +185,7 @@ def should_report_error(message: str) -> bool:
     info = rank_info()
     if info.size == 1:
         return True
-    report = f"rank {info.rank}: {message}"
+    report = printable(f"rank {info.rank}: {message}")  # a path may hold bytes that are not UTF-8
     try:
         # An error before the ranks have met needs a connection of its own.
         store = _STATE.store or _connect_store(timedelta(seconds=GRACE_SECONDS))

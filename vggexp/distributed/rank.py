@@ -5,10 +5,14 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from vggexp.errors import ConfigError
 from vggexp.system.cpu import physical_cores
 
 FIRST_HOST = re.compile(r"([^\[,]+)(?:\[([^\],-]+))?")  # matches node003 of node[003-005,7],other
+TASKS_PER_NODE = re.compile(r"(\d+)(?:\(x\d+\))?(?:,|$)")  # matches 4(x3), and 2 of 4(x3),2
 PORTS = range(20_000, 40_000)  # a step of a Slurm job takes one of them, by its number
+MAX_RANKS = 1 << 20
+MAX_JOB_ID = 1 << 32
 
 
 class RankInfo(NamedTuple):
@@ -20,15 +24,36 @@ class RankInfo(NamedTuple):
 
 
 def rank_info() -> RankInfo:
-    """Returns the rank that torchrun or srun set; rank 0 of 1 without either."""
+    """Returns the rank that torchrun or srun set; rank 0 of 1 without either.
+
+    Raises:
+        ConfigError: a variable of the launcher is missing or cannot be right.
+    """
     variables = {**slurm_env(os.environ), **os.environ}
-    if "RANK" not in variables or "WORLD_SIZE" not in variables:
+    if "RANK" not in variables and "WORLD_SIZE" not in variables:
         return RankInfo()
-    return RankInfo(
-        rank=int(variables["RANK"]),
-        size=int(variables["WORLD_SIZE"]),
-        local_rank=int(variables.get("LOCAL_RANK", 0)),
-    )
+    size = _read_number(variables, "WORLD_SIZE", range(1, MAX_RANKS))
+    rank = _read_number(variables, "RANK", range(size))
+    local_rank = _read_number({"LOCAL_RANK": "0", **variables}, "LOCAL_RANK", range(size))
+    if size > 1:
+        _read_number(variables, "MASTER_PORT", range(1, 1 << 16))
+        if not variables.get("MASTER_ADDR"):
+            raise _wrong_variable(variables, "MASTER_ADDR", "the host of rank 0")
+    return RankInfo(rank, size, local_rank)
+
+
+def _read_number(variables: Mapping[str, str], name: str, allowed: range) -> int:
+    text = variables.get(name, "").strip()
+    if not (text.isascii() and text.isdecimal()) or int(text) not in allowed:
+        raise _wrong_variable(variables, name, f"a whole number of {allowed[0]}..{allowed[-1]}")
+    return int(text)
+
+
+def _wrong_variable(variables: Mapping[str, str], name: str, expected: str) -> ConfigError:
+    actual = f"{name}={variables[name]}" if name in variables else f"{name} is not set"
+    advice = "start the ranks with torchrun or srun; a single process needs none of "
+    names = "SLURM_STEP_*" if name.startswith("SLURM_") else "RANK and WORLD_SIZE"
+    return ConfigError(f"{actual}: must be {expected} ({advice}{names})")
 
 
 def export_torchrun_env() -> None:
@@ -45,28 +70,40 @@ def slurm_env(variables: Mapping[str, str]) -> dict[str, str]:
 
     Returns:
         An empty dictionary if srun started a single task, or if there is no srun.
+
+    Raises:
+        ConfigError: a variable of srun is missing or cannot be right.
     """
-    if int(variables.get("SLURM_STEP_NUM_TASKS", 1)) == 1:
+    count = "SLURM_STEP_NUM_TASKS"
+    if count not in variables:
         return {}
-    host = FIRST_HOST.match(variables["SLURM_STEP_NODELIST"])
-    job = int(variables.get("SLURM_JOB_ID", 0))
-    step = int(variables.get("SLURM_STEP_ID", 0))
-    port = PORTS[(10 * job + step) % len(PORTS)]
+    size = _read_number(variables, count, range(1, MAX_RANKS))
+    if size == 1:
+        return {}
+    nodes = "SLURM_STEP_NODELIST"
+    host = FIRST_HOST.match(variables.get(nodes, ""))
+    if host is None:
+        raise _wrong_variable(variables, nodes, "a list of hosts")
+    defaults = {"SLURM_JOB_ID": "0", "SLURM_STEP_ID": "0", **variables}
+    job = _read_number(defaults, "SLURM_JOB_ID", range(MAX_JOB_ID))
+    step = _read_number(defaults, "SLURM_STEP_ID", range(MAX_JOB_ID))
     return {
-        "RANK": variables["SLURM_PROCID"],
-        "WORLD_SIZE": variables["SLURM_STEP_NUM_TASKS"],
-        "LOCAL_RANK": variables["SLURM_LOCALID"],
-        "MASTER_ADDR": "".join(host.groups("")) if host else "localhost",
-        "MASTER_PORT": str(port),
-        "OMP_NUM_THREADS": _cpus_per_task(variables),
+        "RANK": str(_read_number(variables, "SLURM_PROCID", range(size))),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(_read_number(variables, "SLURM_LOCALID", range(size))),
+        "MASTER_ADDR": "".join(host.groups("")),
+        "MASTER_PORT": str(PORTS[(10 * job + step) % len(PORTS)]),
+        "OMP_NUM_THREADS": str(_cpus_per_task(variables)),
     }
 
 
-def _cpus_per_task(variables: Mapping[str, str]) -> str:
-    cpus = variables.get("SLURM_CPUS_PER_TASK")
-    if cpus:
-        return cpus
-    tasks_per_node = variables.get("SLURM_STEP_TASKS_PER_NODE", "1")  # such as 4(x3),2
-    counts = re.findall(r"(?:^|,)(\d+)", tasks_per_node)
-    most_tasks = max(map(int, counts))
-    return str(max(1, physical_cores() // most_tasks))
+def _cpus_per_task(variables: Mapping[str, str]) -> int:
+    cpus = "SLURM_CPUS_PER_TASK"
+    if variables.get(cpus):
+        return _read_number(variables, cpus, range(1, MAX_RANKS))
+    name = "SLURM_STEP_TASKS_PER_NODE"
+    tasks_per_node = variables.get(name, "1")  # such as 4(x3),2
+    counts = TASKS_PER_NODE.findall(tasks_per_node)
+    if not counts:
+        raise _wrong_variable(variables, name, "numbers of tasks, such as 4(x3),2")
+    return max(1, physical_cores() // max(1, *map(int, counts)))

@@ -20,10 +20,15 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TextIO
 
+from vggexp.errors import WaitStoppedError
 from vggexp.formatting import duration, printable
+from vggexp.system.signals import interruptible
 
 LOGGER = logging.getLogger("vggexp")
 MINUTE = 60.0  # seconds; the longest time without a line if there is no progress bar
+# Errors of writing if the reader is gone (`| head`), the disk is full, the stream is closed, or a
+# stop signal has come and nothing is read.
+BROKEN_STREAM = (OSError, ValueError, WaitStoppedError)
 
 Batch = tuple[Any, Any]  # images, labels
 
@@ -61,7 +66,11 @@ def is_from_rank_zero(record: logging.LogRecord) -> bool:
 
 
 class StreamHandler(logging.Handler):
-    """Writes lines to a stream. Neither a closed terminal nor a full disk ends the run."""
+    """Writes lines to a stream.
+
+    Neither a closed terminal nor a full disk ends the run. After a stop signal, a reader that does
+    not read does not hold up the run.
+    """
 
     def __init__(self, stream: TextIO | None):
         super().__init__()
@@ -74,10 +83,10 @@ class StreamHandler(logging.Handler):
         if self.stream is None:
             return
         try:
-            _write(self.stream, text)
-        except (OSError, ValueError):
-            # The reader is gone (`| head`), the disk is full, or the stream is closed.
-            _redirect_to_null(self.stream)
+            with interruptible("while a line was printed"):
+                _write(self.stream, text)
+        except BROKEN_STREAM:
+            redirect_to_null(self.stream)
             self.stream = None
 
 
@@ -243,14 +252,15 @@ class Progress:
     def close(self) -> None:
         """Removes the bar."""
         if self._bar is not None:
-            with contextlib.suppress(OSError, ValueError):
+            with contextlib.suppress(*BROKEN_STREAM), interruptible("while a bar was removed"):
                 self._bar.close()
 
     def _advance_bar(self, text: str) -> None:
         try:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update()
-        except (OSError, ValueError):  # the terminal was closed
+            with interruptible("while a bar was shown"):
+                self._bar.set_postfix_str(text, refresh=False)
+                self._bar.update()
+        except BROKEN_STREAM:
             self._bar.disable = True
             self._bar = None
 
@@ -285,7 +295,7 @@ def _write(stream: TextIO, text: str) -> None:
         stream.flush()
 
 
-def _redirect_to_null(stream: TextIO) -> None:
+def redirect_to_null(stream: TextIO) -> None:
     """Points a broken stream at the null device.
 
     Otherwise Python would flush the rest of the stream at exit, fail, and change the exit code to

@@ -60,11 +60,16 @@ def rewrite(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Replaces the file by the indented JSON of one value."""
     text = json.dumps(_finite(value), indent=2, ensure_ascii=False, allow_nan=False)
-    atomic_write(path, text.encode() + b"\n")
+    atomic_write(path, _encode(text))
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    return json.dumps(_finite(row), ensure_ascii=False, allow_nan=False).encode() + b"\n"
+    return _encode(json.dumps(_finite(row), ensure_ascii=False, allow_nan=False))
+
+
+def _encode(text: str) -> bytes:
+    """Encodes JSON. A byte of a path that is not UTF-8 becomes an escape that JSON knows too."""
+    return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
 def _finite(value: Any) -> Any:

@@ -1,21 +1,24 @@
 """Turns stop signals into a flag, which the training loop reads between two batches.
 
-The signal handler only sets the flag.
+The signal handler only sets the flag. A system call that waits for another program or for a disk
+never sees the flag, so such a call stands in a block of `interruptible`.
 """
 
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
-from vggexp.errors import StoppedError
+from vggexp.errors import StoppedError, WaitStoppedError
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 POLL_SECONDS = 0.2  # longest sleep between two looks at the flag
+GRACE_SECONDS = 2.0  # from a stop signal to the end of a call that waits
 
 
 class StopFlag:
@@ -25,6 +28,7 @@ class StopFlag:
         self.signal: signal.Signals | None = None
         self.at_once = False  # a second Ctrl-C has arrived
         self.resume_hint = "run the same command to continue"
+        self._waiting = ""  # what the block of `interruptible` waits for, which is running
 
     def check(self, position: str) -> None:
         """Raises StoppedError if a signal has arrived.
@@ -43,6 +47,69 @@ class StopFlag:
             if remaining <= 0:
                 return
             time.sleep(min(remaining, POLL_SECONDS))
+
+    @contextmanager
+    def interrupt(self, waiting: str) -> Iterator[None]:
+        """Ends the block GRACE_SECONDS after a stop signal; see `interruptible`."""
+        outer = self._waiting
+        self._waiting = waiting
+        self.start_timer()
+        try:
+            yield
+        finally:
+            self._waiting = outer
+            if self.signal is not None and not outer:
+                signal.setitimer(signal.ITIMER_REAL, 0)
+
+    def start_timer(self) -> None:
+        """Starts the time that the block of `interrupt` still has, if a signal has arrived."""
+        if self._waiting and self.signal is not None:
+            signal.setitimer(signal.ITIMER_REAL, GRACE_SECONDS, GRACE_SECONDS)
+
+    def on_timer(self, signum: int, frame: FrameType | None) -> None:
+        if self._waiting and self.signal is not None:
+            raise WaitStoppedError(self.signal, self._waiting, self.resume_hint)
+
+
+# The flags of the blocks of handle_stop_signals that are running.
+_FLAGS: list[StopFlag] = []
+
+
+@contextmanager
+def interruptible(waiting: str) -> Iterator[None]:
+    """Ends the block, which waits for a disk or for another program, after a stop signal.
+
+    The block has GRACE_SECONDS after the signal, because the wait is over soon in most cases.
+    Python repeats a system call that a signal has interrupted, so only an exception ends the call.
+    Does nothing outside of handle_stop_signals.
+
+    Args:
+        waiting: for the error text, such as `while an image was read`.
+
+    Raises:
+        WaitStoppedError: the time is over.
+    """
+    if not _FLAGS or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    with _FLAGS[-1].interrupt(waiting):
+        yield
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raises TimeoutError in the block after `seconds`. Only the main thread can call this."""
+
+    def on_timer(signum: int, frame: FrameType | None) -> None:
+        raise TimeoutError
+
+    earlier = signal.signal(signal.SIGALRM, on_timer)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, earlier or signal.SIG_DFL)
 
 
 def clear_pending_interrupt() -> None:
@@ -72,11 +139,12 @@ def handle_stop_signals() -> Iterator[StopFlag]:
     def on_signal(signum: int, frame: FrameType | None) -> Any:
         if os.getpid() != owner:
             return
-        if signum == signal.SIGINT and stop.signal == signal.SIGINT:
+        if signum == signal.SIGINT and signum in received:
             stop.at_once = True
             raise KeyboardInterrupt
         stop.signal = stop.signal or signal.Signals(signum)
         received.append(signum)
+        stop.start_timer()
 
     for name in STOP_SIGNALS:
         if not hasattr(signal, name):
@@ -88,9 +156,13 @@ def handle_stop_signals() -> Iterator[StopFlag]:
             signal.signal(signum, on_signal)
     # A rank starts with the stop signals blocked until there is a handler.
     signal.pthread_sigmask(signal.SIG_UNBLOCK, earlier_handlers)
+    alarm_handler = signal.signal(signal.SIGALRM, stop.on_timer)
+    _FLAGS.append(stop)
     try:
         yield stop
     finally:
+        _FLAGS.remove(stop)
+        signal.signal(signal.SIGALRM, alarm_handler or signal.SIG_DFL)
         for signum, handler in earlier_handlers.items():
             signal.signal(signum, handler)
         for signum in dict.fromkeys(received):

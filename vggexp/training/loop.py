@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.amp import GradScaler
 
 from vggexp.distributed import collectives
-from vggexp.errors import DivergedError, ResourceError
+from vggexp.errors import DivergedError, ResourceError, WaitStoppedError
 from vggexp.models.transfer import train_mode
 from vggexp.rng import seed_step
 from vggexp.system import memory
@@ -254,12 +254,17 @@ def train(
         epoch_batches = batches.train(state.epoch, state.batch)
         if until is not None and until.epoch == state.epoch:
             epoch_batches = islice(epoch_batches, until.batch - state.batch)
-        train_epoch(state, epoch_batches, loop)
-        if has_reached(state, until):
-            break
-        metrics: EpochMetrics = {"epoch": state.epoch + 1, "step": state.step}
-        metrics["lr"] = state.schedule.at(state.step - 1)
-        metrics |= state.sums.read("train") | evaluate(state.eval_model())
+        try:
+            train_epoch(state, epoch_batches, loop)
+            if has_reached(state, until):
+                break
+            metrics: EpochMetrics = {"epoch": state.epoch + 1, "step": state.step}
+            metrics["lr"] = state.schedule.at(state.step - 1)
+            metrics |= state.sums.read("train") | evaluate(state.eval_model())
+        except WaitStoppedError:  # of the loader, which waited for an image
+            if collectives.world_size() == 1:  # all ranks save together, and this one is alone
+                save_within_epoch(state, loop)
+            raise
         timer.lap("evaluation")
         state.schedule.observe(metrics.get("val/accuracy"))
         metrics |= add_throughput(timer.read(), batches.count)
