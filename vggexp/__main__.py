@@ -8,6 +8,7 @@ from vggexp.cli import report_error
 from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
+from vggexp.loggers.console import flush_stdout
 from vggexp.sweep import expand
 from vggexp.sweep.command import run_grid, run_search
 from vggexp.sweep.search_space import SearchPlan
@@ -18,24 +19,9 @@ from vggexp.system.signals import clear_pending_interrupt
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code. Prints an expected error as one line on stderr."""
     try:
-        command = parse_command(sys.argv[1:] if argv is None else argv)
-        if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
-            if not (command.arguments.shell_completion or command.arguments.hydra_help):
-                expand.check_composes(command)
-            return run_hydra(command)
-        outline = expand.compose_outline(command)
-        if outline.is_sweep:
-            return _run_sweep(command, outline)
-        config = expand.run_config(command, outline)
-        ranks = rank_info().size
-        if ranks > 1 and config.device.processes not in (None, ranks):
-            raise ConfigError(
-                f"device.processes={config.device.processes}: "
-                f"{ranks} have been started; leave it out"
-            )
-        if ranks == 1 and report_if_finished(config):
-            return 0
-        return run_hydra(command)
+        code = _run(parse_command(sys.argv[1:] if argv is None else argv))
+        flush_stdout()
+        return code
     except VggexpError as error:
         report_error(error, should_report_error)
         return error.exit_code
@@ -46,6 +32,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has exited, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run(command: Command) -> int:
+    """Runs a command and returns its exit code."""
+    if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
+        if not (command.arguments.shell_completion or command.arguments.hydra_help):
+            expand.check_composes(command)
+        return run_hydra(command)
+    outline = expand.compose_outline(command)
+    if outline.is_sweep:
+        return _run_sweep(command, outline)
+    config = expand.run_config(command, outline)
+    ranks = rank_info().size
+    if ranks > 1 and config.device.processes not in (None, ranks):
+        raise ConfigError(
+            f"device.processes={config.device.processes}: {ranks} have been started; leave it out"
+        )
+    if ranks == 1 and report_if_finished(config):
+        return 0
+    return run_hydra(command)
 
 
 def _run_sweep(command: Command, outline: expand.Outline) -> int:

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, StoppedError, VggexpError
-from vggexp.formatting import error_line
+from vggexp.formatting import error_line, printable
 from vggexp.loggers.console import print_text
 from vggexp.runs.directory import require_run
 from vggexp.system.signals import clear_pending_interrupt
@@ -32,6 +32,7 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.error = _raise_config_error  # type: ignore[method-assign, assignment]
+    parser.print_help = lambda file=None: print_text(parser.format_help().rstrip())  # type: ignore[method-assign]
     return parser
 
 
@@ -65,6 +66,8 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
     """
     try:
         text = main_fn()
+        if text is not None:
+            print_text(text)
     except VggexpError as error:
         print(error_line(str(error)), file=sys.stderr)
         return error.exit_code
@@ -74,9 +77,12 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
         clear_pending_interrupt()
         print(error_line(interrupt_message), file=sys.stderr)
         return 128 + signal.SIGINT
-    if text is not None:
-        print_text(text)
     return 0
+
+
+def warn_left_out(reason: str) -> None:
+    """Prints on stderr why a command leaves out one of the things it was given."""
+    print(f"vggexp: warning: {printable(reason)} (left out)", file=sys.stderr)
 
 
 def report_error(error: VggexpError, should_report: Callable[[str], bool]) -> None:

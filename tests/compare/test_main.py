@@ -56,8 +56,11 @@ def test_a_wrong_argument_is_one_line(argv, code, message, make_run, capfd):
             "not of this run: accuracy 0.7500, but",
         ),
         (lambda: Path("b/config.yaml").write_text("seed: x"), "seed=x: not a whole number"),
-        (lambda: Path("b/predictions.npz").write_text("x"), "b/predictions.npz: cannot be read"),
-        (lambda: Path("b/env.json").write_text("{"), "b/env.json: cannot be read"),
+        (
+            lambda: Path("b/predictions.npz").write_text("x"),
+            "npz: File is not a zip file",
+        ),
+        (lambda: Path("b/env.json").write_text("{"), "b/env.json: not JSON: "),
     ],
 )
 def test_a_damaged_run_is_one_line(damage, message, make_run, capfd):

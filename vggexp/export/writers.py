@@ -38,7 +38,7 @@ from vggexp.runner.load import LoadedRun, build_loaded_run, load_tested_checkpoi
 from vggexp.runs.directory import read_result
 from vggexp.runs.predictions import Predictions
 from vggexp.system import memory
-from vggexp.system.files import atomic_path
+from vggexp.system.files import atomic_path, make_inner_dir
 
 # protobuf's limit for one message, less 16 MiB for the graph
 MAX_ONNX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
@@ -182,7 +182,7 @@ def _dataset_image_size(config: Config) -> int:
 def _atomic_output(path: Path) -> Iterator[Path]:
     """Yields a path as `atomic_path` does, and creates the folder first. Raises ResourceError."""
     try:
-        path.parent.mkdir(exist_ok=True)
+        make_inner_dir(path.parent)
         with atomic_path(path) as part:
             yield part
     except OSError as error:
