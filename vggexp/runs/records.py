@@ -12,6 +12,7 @@ from vggexp.config.keys import flatten, to_plain
 from vggexp.config.parse import parse_config
 from vggexp.config.run_id import differences, identity, run_name
 from vggexp.config.schema import Config
+from vggexp.config.validate import validate
 from vggexp.data.catalog import DATASETS
 from vggexp.errors import CheckpointError, DataError, ResourceError, VggexpError
 from vggexp.runs import jsonl
@@ -30,6 +31,7 @@ from vggexp.runs.directory import (
 from vggexp.runs.schema import damaged
 from vggexp.system.locks import is_locked
 
+PLACE_KEYS = ("run", "data.root")  # may name folders that a copied run does not have
 FINGERPRINT_PREFIX = "data."  # of the keys in env.json
 
 
@@ -63,9 +65,16 @@ def read_run(folder: Path) -> RunRecord:
 
 
 def load_config(folder: Path) -> Config:
-    """Returns the configuration of a run. Raises CheckpointError."""
+    """Returns the configuration of a run.
+
+    Raises:
+        CheckpointError: this version does not accept the configuration.
+        ResourceError: a permission or a resource is missing.
+    """
     config, errors = parse_config(read_config(folder))
-    if config is None:
+    if config is not None:
+        errors = validate(config, invalid=PLACE_KEYS)
+    if config is None or errors:
         reason = f"not a configuration of this version ({errors[0]})"
         raise CheckpointError(f"{folder / CONFIG}: {reason}")
     return config
