@@ -1,5 +1,7 @@
 """python -m vggexp: checks a command, then trains one run or the jobs of a sweep."""
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -8,7 +10,7 @@ from vggexp.cli import report_error
 from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
-from vggexp.loggers.console import flush_stdout
+from vggexp.loggers.console import flush_stdout, print_text
 from vggexp.sweep import expand
 from vggexp.sweep.command import run_grid, run_search
 from vggexp.sweep.search_space import SearchPlan
@@ -19,9 +21,10 @@ from vggexp.system.signals import clear_pending_interrupt
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code. Prints an expected error as one line on stderr."""
     try:
-        code = _run(parse_command(sys.argv[1:] if argv is None else argv))
-        flush_stdout()
-        return code
+        try:
+            return _run(parse_command(sys.argv[1:] if argv is None else argv))
+        finally:
+            flush_stdout()  # also what --version has printed
     except VggexpError as error:
         report_error(error, should_report_error)
         return error.exit_code
@@ -39,7 +42,10 @@ def _run(command: Command) -> int:
     if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
         if not (command.arguments.shell_completion or command.arguments.hydra_help):
             expand.check_composes(command)
-        return run_hydra(command)
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            code = run_hydra(command)
+        print_text(output.getvalue().removesuffix("\n"))
+        return code
     outline = expand.compose_outline(command)
     if outline.is_sweep:
         return _run_sweep(command, outline)

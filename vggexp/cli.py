@@ -23,21 +23,25 @@ from vggexp.system.signals import clear_pending_interrupt
 NOTHING_WRITTEN = "stopped by Ctrl-C: nothing was written"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises ConfigError for a wrong command, and ResourceError for help that is lost."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+    def print_help(self, file: object = None) -> None:
+        print_text(self.format_help().rstrip())
+
+
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """Returns a parser with --help and --json, which raises ConfigError for a wrong command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps paragraphs
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.error = _raise_config_error  # type: ignore[method-assign, assignment]
-    parser.print_help = lambda file=None: print_text(parser.format_help().rstrip())  # type: ignore[method-assign]
     return parser
-
-
-def _raise_config_error(message: str) -> NoReturn:
-    raise ConfigError(f"{message}; see --help")
 
 
 def parse_run_command(prog: str, description: str, argv: Sequence[str]) -> argparse.Namespace:
