@@ -54,7 +54,7 @@ def test_arrays_that_no_run_writes_are_refused(changes, message, tmp_path):
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="No such file"):
+    with pytest.raises(CheckpointError, match="missing; give the command of the run again"):
         read(tmp_path)
 
 

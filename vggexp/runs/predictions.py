@@ -133,7 +133,7 @@ def _read_array(
         content = file.read(array_bytes)
     if len(content) != array_bytes:
         raise ValueError(f"{name} has {len(content)} bytes, its header says {array_bytes}")
-    array = numpy.frombuffer(content, entry.dtype)
+    array = numpy.frombuffer(bytearray(content), entry.dtype)  # writable, as torch wants it
     return array.reshape(entry.shape, order="F" if entry.is_fortran else "C")
 
 

@@ -72,10 +72,9 @@ def load_config(folder: Path) -> Config:
         ResourceError: a permission or a resource is missing.
     """
     config, errors = parse_config(read_config(folder))
-    if config is not None:
-        errors = validate(config, invalid=PLACE_KEYS)
-    if config is None or errors:
-        reason = f"not a configuration of this version ({errors[0]})"
+    problems = list(errors) if config is None else validate(config, invalid=PLACE_KEYS)
+    if config is None or problems:
+        reason = f"not a configuration of this version ({problems[0]})"
         raise CheckpointError(f"{folder / CONFIG}: {reason}")
     return config
 

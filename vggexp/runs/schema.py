@@ -19,7 +19,8 @@ from vggexp.system.files import read_file
 MAX_METRICS_BYTES = 1 << 26  # of metrics.jsonl: 100,000 epochs
 MAX_SHOWN_CHARS = 60  # of a wrong value in an error
 MAX_WHOLE = 1 << 53  # floats hold all whole numbers up to this one
-REPAIR = "move it away and give the command of the run again, which writes it"
+WRITES = "which writes it"
+REPAIR = f"move it away and give the command of the run again, {WRITES}"
 RESOURCE_ERRORS = (
     errno.EACCES,
     errno.EPERM,
@@ -43,6 +44,8 @@ def damaged(path: Path, reason: str) -> CheckpointError:
 def unreadable(path: Path, error: OSError) -> VggexpError:
     """Returns the error of a file that the system does not open or read."""
     reason = error.strerror or str(error)
+    if error.errno == errno.ENOENT:
+        return CheckpointError(f"{path}: missing; give the command of the run again, {WRITES}")
     if error.errno in RESOURCE_ERRORS:
         return ResourceError(f"{path}: cannot be read: {reason}")
     return damaged(path, reason)
