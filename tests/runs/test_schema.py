@@ -1,9 +1,15 @@
 """Whatever stands in a run directory, readers return a value or raise the one error."""
 
+import importlib
+import shutil
+from pathlib import Path
+
 import pytest
+from PIL import Image
 
 from tests.permissions import without_root_rights
 from tools.faults import run_files
+from tools.faults.catalog import SMALLEST
 from vggexp.errors import CheckpointError, ResourceError
 from vggexp.runs import directory, jsonl, schema
 
@@ -35,6 +41,7 @@ def test_every_damage_is_a_value_or_the_one_error(run, tmp_path):
         damage.revert(run, contents[damage.name])
 
 
+CHOSEN = ("FIFO", "folder", "brackets")
 READERS = {
     "config.yaml": directory.read_config,
     "result.json": directory.read_result,
@@ -97,3 +104,36 @@ def test_a_missing_permission_is_no_damage(run):
     ):
         directory.require_run(run)
     run.chmod(0o700)
+
+
+COMMANDS = {
+    "report": ["outputs"],
+    "compare": ["outputs/a", "outputs/good"],
+    "evaluate": ["outputs/a"],
+    "export": ["outputs/a", "--format=torch"],
+    "predict": ["outputs/a", "image.png"],
+    "verify": ["outputs/a"],
+}
+
+
+@pytest.mark.process
+def test_every_command_ends_in_one_line(command, capfd, monkeypatch):
+    command(*SMALLEST)
+    shutil.copytree("outputs/a", "outputs/good")
+    Image.new("L", (8, 8)).save("image.png")
+    run = Path("outputs/a")
+    contents = {path.name: path.read_bytes() for path in run.iterdir() if path.is_file()}
+    damages = [damage for damage in run_files.damages(run) if damage.text in CHOSEN]
+    assert len(damages) == len(CHOSEN) * len(READERS) + 3  # predictions.npz
+    for damage in damages:
+        damage.apply(run)
+        for name, argv in COMMANDS.items():
+            module = importlib.import_module(f"vggexp.{name}.__main__")
+            code = module.main(argv)
+            error = capfd.readouterr().err
+            assert code in (0, 4), (damage.name, damage.text, name, error)
+            assert "Traceback" not in error
+            if code:
+                assert error.startswith("vggexp: error: outputs/a"), error
+                assert error.count("\n") == 1
+        damage.revert(run, contents[damage.name])

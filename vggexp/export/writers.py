@@ -129,7 +129,10 @@ def export_run(
     run = build_loaded_run(config, checkpoint)
     metadata = make_metadata(folder, run, preprocess)
     parity = None
-    with memory.oom_as_resource_error(f"in exporting {folder}"), _atomic_output(path) as part:
+    with (
+        memory.oom_as_resource_error(f"in exporting {folder}"),
+        _atomic_output(path, folder) as part,
+    ):
         _write(file_format, part, run, metadata)
         size = part.stat().st_size
         model = _load_back(file_format, part, run, metadata)
@@ -179,10 +182,15 @@ def _dataset_image_size(config: Config) -> int:
 
 
 @contextlib.contextmanager
-def _atomic_output(path: Path) -> Iterator[Path]:
-    """Yields a path as `atomic_path` does, and creates the folder first. Raises ResourceError."""
+def _atomic_output(path: Path, run: Path) -> Iterator[Path]:
+    """Yields a path as `atomic_path` does, and creates a folder inside the run directory first.
+
+    Raises:
+        ResourceError: the file cannot be written, or that folder is a link.
+    """
     try:
-        make_inner_dir(path.parent)
+        if path.is_relative_to(run):
+            make_inner_dir(path.parent)
         with atomic_path(path) as part:
             yield part
     except OSError as error:

@@ -20,7 +20,7 @@ from vggexp.runs import directory, records
 from vggexp.sweep.progress import RunningJob, SweepProgress
 from vggexp.system import locks, processes
 from vggexp.system.cpu import default_threads
-from vggexp.system.files import make_inner_dir, open_regular
+from vggexp.system.files import make_inner_dir, open_regular, refuse_link
 from vggexp.system.signals import StopFlag, handle_stop_signals
 
 POLL_SECONDS = 0.05
@@ -276,6 +276,7 @@ class Pool:
     def start(self, job: PoolJob, slot: WorkerSlot) -> None:
         assert job.config is not None
         log = self.log(job)
+        refuse_link(log)
         slot.log_start = log.stat().st_size if log.exists() else 0
         slot.started_at = time.monotonic()
         slot.pid = processes.fork_call(lambda: self.perform(job), log, slot.variables)

@@ -100,10 +100,10 @@ def make_inner_dir(folder: Path) -> None:
     make_dir(folder)
 
 
-def refuse_link(folder: Path) -> None:
-    """Raises ResourceError if a folder is a link: files somewhere else would be changed."""
-    if folder.is_symlink():
-        raise ResourceError(f"{folder}: {IS_LINK}")
+def refuse_link(path: Path) -> None:
+    """Raises ResourceError if a path is a link: files somewhere else would be changed."""
+    if path.is_symlink():
+        raise ResourceError(f"{path}: {IS_LINK}")
 
 
 def atomic_write(path: Path, content: bytes) -> None:
