@@ -183,6 +183,42 @@ def test_no_text_prints_nothing(capsys):
     assert capsys.readouterr() == ("", "")
 
 
+FULL = "vggexp: error: stdout: cannot be written: No space left on device\n"
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize(
+    ("module", "argv"),
+    [
+        ("vggexp.plan", []),
+        ("vggexp.plan", ["--help"]),
+        ("vggexp.report.__main__", ["--help"]),
+        ("vggexp.verify.__main__", ["--help"]),
+        ("vggexp.bench.__main__", ["--help"]),
+        ("vggexp.__main__", ["--cfg", "job"]),
+        ("vggexp.__main__", ["--help"]),
+        ("vggexp.__main__", ["-m", "seed=0,1", "sweep.dry_run=true"]),
+    ],
+)
+def test_output_to_a_full_disk_is_an_error(module, argv, capfd, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["vggexp"])
+    main = __import__(module, fromlist=["main"]).main
+    with open("/dev/full", "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(argv) == 6
+    assert capfd.readouterr().err == FULL
+
+
+def test_a_reader_that_has_exited_is_no_error(monkeypatch, capfd):
+    read_end, write_end = os.pipe()
+    os.close(read_end)
+    with open(write_end, "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert cli.run(lambda: "text") == 0
+    assert capfd.readouterr().err == ""
+
+
 def test_an_error_is_printed_with_its_code(capsys):
     def fail():
         raise DataError("no\nfile")

@@ -1,5 +1,7 @@
 """python -m vggexp: checks a command, then trains one run or the jobs of a sweep."""
 
+import contextlib
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -9,6 +11,7 @@ from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
 from vggexp.formatting import error_line
+from vggexp.loggers.console import flush_stdout, print_text
 from vggexp.sweep import expand
 from vggexp.sweep.command import run_grid, run_search
 from vggexp.sweep.search_space import SearchPlan
@@ -24,24 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error_line(str(error)), file=sys.stderr)
         return error.exit_code
     try:
-        command = parse_command(sys.argv[1:] if argv is None else argv)
-        if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
-            if not (command.arguments.shell_completion or command.arguments.hydra_help):
-                expand.check_composes(command)
-            return run_hydra(command)
-        outline = expand.compose_outline(command)
-        if outline.is_sweep:
-            return _run_sweep(command, outline)
-        config = expand.run_config(command, outline)
-        ranks = rank_info().size
-        if ranks > 1 and config.device.processes not in (None, ranks):
-            raise ConfigError(
-                f"device.processes={config.device.processes}: "
-                f"{ranks} have been started; leave it out"
-            )
-        if ranks == 1 and report_if_finished(config):
-            return 0
-        return run_hydra(command)
+        try:
+            return _run(parse_command(sys.argv[1:] if argv is None else argv))
+        finally:
+            flush_stdout()  # also what --version has printed
     except VggexpError as error:
         report_error(error, should_report_error)
         return error.exit_code
@@ -52,6 +41,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of the output has exited, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def _run(command: Command) -> int:
+    """Runs a command and returns its exit code."""
+    if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
+        if not (command.arguments.shell_completion or command.arguments.hydra_help):
+            expand.check_composes(command)
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            code = run_hydra(command)
+        print_text(output.getvalue().removesuffix("\n"))
+        return code
+    outline = expand.compose_outline(command)
+    if outline.is_sweep:
+        return _run_sweep(command, outline)
+    config = expand.run_config(command, outline)
+    ranks = rank_info().size
+    if ranks > 1 and config.device.processes not in (None, ranks):
+        raise ConfigError(
+            f"device.processes={config.device.processes}: {ranks} have been started; leave it out"
+        )
+    if ranks == 1 and report_if_finished(config):
+        return 0
+    return run_hydra(command)
 
 
 def _run_sweep(command: Command, outline: expand.Outline) -> int:

@@ -15,7 +15,7 @@ from typing import NoReturn
 
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, StoppedError, VggexpError
-from vggexp.formatting import error_line
+from vggexp.formatting import error_line, printable
 from vggexp.loggers.console import print_text, redirect_to_null
 from vggexp.runs.directory import require_run
 from vggexp.system.signals import GRACE_SECONDS, clear_pending_interrupt, time_limit
@@ -23,20 +23,25 @@ from vggexp.system.signals import GRACE_SECONDS, clear_pending_interrupt, time_l
 NOTHING_WRITTEN = "stopped by Ctrl-C: nothing was written"
 
 
+class _Parser(argparse.ArgumentParser):
+    """Raises ConfigError for a wrong command, and ResourceError for help that is lost."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message}; see --help")
+
+    def print_help(self, file: object = None) -> None:
+        print_text(self.format_help().rstrip())
+
+
 def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     """Returns a parser with --help and --json, which raises ConfigError for a wrong command."""
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog=prog,
         description=description,
         formatter_class=argparse.RawDescriptionHelpFormatter,  # keeps paragraphs
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.error = _raise_config_error  # type: ignore[method-assign, assignment]
     return parser
-
-
-def _raise_config_error(message: str) -> NoReturn:
-    raise ConfigError(f"{message}; see --help")
 
 
 def parse_run_command(prog: str, description: str, argv: Sequence[str]) -> argparse.Namespace:
@@ -65,6 +70,8 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
     """
     try:
         text = main_fn()
+        if text is not None:
+            print_text(text)
     except VggexpError as error:
         print(error_line(str(error)), file=sys.stderr)
         return error.exit_code
@@ -74,9 +81,12 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
         clear_pending_interrupt()
         print(error_line(interrupt_message), file=sys.stderr)
         return 128 + signal.SIGINT
-    if text is not None:
-        print_text(text)
     return 0
+
+
+def warn_left_out(reason: str) -> None:
+    """Prints on stderr why a command leaves out one of the things it was given."""
+    print(f"vggexp: warning: {printable(reason)} (left out)", file=sys.stderr)
 
 
 def report_error(error: VggexpError, should_report: Callable[[str], bool]) -> None:

@@ -51,12 +51,14 @@ class GridSweeper(Sweeper):
     def sweep(self, arguments: list[str]) -> Sequence[Any] | None:
         """Launches all jobs. `arguments` are the overrides that made the jobs."""
         from hydra_plugins import vggexp_slurm
+        from vggexp.system.files import atomic_write, make_dir
 
         assert self.launcher is not None
         assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
-        folder.mkdir(parents=True, exist_ok=True)
-        OmegaConf.save(self.config, folder / "multirun.yaml")  # as Hydra's own sweeper does
+        make_dir(folder)
+        text = OmegaConf.to_yaml(self.config)
+        atomic_write(folder / "multirun.yaml", text.encode())  # as Hydra's own sweeper does
         overrides = [list(job) for job in self.task.configs]
         self.validate_batch_is_legal(overrides)
         if vggexp_slurm.is_slurm(self.launcher):

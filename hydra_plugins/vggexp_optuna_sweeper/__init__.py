@@ -69,12 +69,14 @@ class OptunaSweeper(Sweeper):
         from vggexp.config.parse import ErrorList
         from vggexp.sweep.search_space import search_settings, search_space
         from vggexp.sweep.study import RUN, next_trials, open_study, tell, trial_line
+        from vggexp.system.files import atomic_write
 
         assert self.hydra_context is not None
         assert self.config is not None
         hydra = self.config.hydra
         folder = Path(hydra.sweep.dir)
-        OmegaConf.save(self.config, folder / "multirun.yaml")  # as Hydra's own sweeper does
+        text = OmegaConf.to_yaml(self.config)
+        atomic_write(folder / "multirun.yaml", text.encode())  # as Hydra's own sweeper does
         loader = self.hydra_context.config_loader
         self.space = search_space(loader, arguments, dict(hydra.sweeper.params))
         axes = self.space.axes

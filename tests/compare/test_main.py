@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY
+from tests.permissions import without_root_rights
 from vggexp.compare.__main__ import main
 
 
@@ -56,8 +57,11 @@ def test_a_wrong_argument_is_one_line(argv, code, message, make_run, capfd):
             "not of this run: accuracy 0.7500, but",
         ),
         (lambda: Path("b/config.yaml").write_text("seed: x"), "seed=x: not a whole number"),
-        (lambda: Path("b/predictions.npz").write_text("x"), "b/predictions.npz: cannot be read"),
-        (lambda: Path("b/env.json").write_text("{"), "b/env.json: cannot be read"),
+        (
+            lambda: Path("b/predictions.npz").write_text("x"),
+            "npz: File is not a zip file",
+        ),
+        (lambda: Path("b/env.json").write_text("{"), "b/env.json: not JSON: "),
     ],
 )
 def test_a_damaged_run_is_one_line(damage, message, make_run, capfd):
@@ -95,3 +99,17 @@ def test_trained_runs_are_compared_without_torch(command):
     assert "| configuration | optimizer.lr | 0.05  | B        |" in lines
     sentences = [line for line in lines if line.startswith("A (optimizer.lr=0.01) ")]
     assert [line for line in sentences if " B (optimizer.lr=0.05) " in line]
+
+
+def test_a_closed_run_is_left_out_if_two_remain(make_run, capfd):
+    for name in "abc":
+        make_run(name, lr=ord(name))
+    Path("b").chmod(0)
+    with without_root_rights():
+        assert main(["a", "b", "c"]) == 0
+        out, error = capfd.readouterr()
+        check_refusal(["a", "b"], 6, "b: cannot be read: Permission denied", capfd)
+    Path("b").chmod(0o700)
+    assert error == "vggexp: warning: b: cannot be read: Permission denied (left out)\n"
+    assert "| B " in out
+    assert "| C " not in out

@@ -1,8 +1,10 @@
 """Limits of users' YAML files: values are counted with every alias written out."""
 
+import os
+
 import pytest
 
-from vggexp.config.yaml_limits import check_file
+from vggexp.config.yaml_limits import LimitError, check_file, load
 from vggexp.errors import ConfigError
 
 
@@ -41,3 +43,16 @@ def test_left_to_the_reader(text, tmp_path):
     path.write_text(text)
     check_file(path)
     check_file(tmp_path / "missing.yaml")
+
+
+def test_a_fifo_is_no_configuration(tmp_path):
+    os.mkfifo(tmp_path / "mine.yaml")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: not a regular file, not a configuration"):
+        check_file(tmp_path / "mine.yaml")
+
+
+def test_load_builds_plain_data_within_the_limits():
+    assert load("a: &a {x: 1}\nb: *a") == {"a": {"x": 1}, "b": {"x": 1}}
+    for text in (bomb(), "- " * 60_000, "? " * 60_000):
+        with pytest.raises(LimitError):
+            load(text)

@@ -118,7 +118,11 @@ REFUSALS = [
         4,
         "outputs/stopped is interrupted; only finished runs can be",
     ),
-    (["outputs/blind", "--format", "torch"], 4, "outputs/blind/predictions.npz: cannot be read"),
+    (
+        ["outputs/blind", "--format", "torch"],
+        4,
+        "outputs/blind/predictions.npz: missing; give the command",
+    ),
     (
         ["outputs/a", "--format", "torchvision"],
         2,

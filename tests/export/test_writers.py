@@ -1,6 +1,7 @@
 """The exported files: what they compute without vggexp, and their metadata."""
 
 import json
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -12,6 +13,8 @@ import torch
 
 import vggexp
 from tests.export.conftest import FORMATS, ROOT, SMALL
+from vggexp.errors import ResourceError
+from vggexp.export.writers import export_run
 
 pytestmark = pytest.mark.process
 
@@ -53,6 +56,18 @@ def test_each_file_works_without_vggexp(exports, tmp_path):
     for name, logits in actual.items():
         count = int(name.split()[1])
         numpy.testing.assert_allclose(logits, expected[:count], atol=1e-5, err_msg=name)
+
+
+def test_no_file_is_written_through_a_link(exports, tmp_path):
+    folder, _ = exports
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    run = tmp_path / "run"
+    shutil.copytree(folder, run, ignore=shutil.ignore_patterns("exports"))
+    (run / "exports").symlink_to(mine)
+    with pytest.raises(ResourceError, match="exports: a link, and no file is written through"):
+        export_run(run, "torch", False, run / "exports" / "model.pt2", None)
+    assert not list(mine.iterdir())
 
 
 @pytest.mark.parametrize("name", FORMATS)

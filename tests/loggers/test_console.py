@@ -4,6 +4,7 @@ import contextlib
 import io
 import logging
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -220,16 +221,30 @@ assert logger.level == logging.NOTSET
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
 
 
-@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 def test_a_full_disk_is_one_warning(tmp_path, capsys):
-    (tmp_path / "run.log").symlink_to("/dev/full")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     console = Console(tmp_path / "run.log")
-    console.line("one")
-    console.line("two")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, limits[1]))
+    try:
+        console.line("one")
+        console.line("two")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     first, warning, second = capsys.readouterr().out.splitlines()
     assert first == "one"
     assert second == "two"
-    assert "No space left" in warning
+    assert "File too large" in warning
+
+
+def test_a_run_log_is_not_written_through_a_link(tmp_path, capsys):
+    notes = tmp_path / "notes"
+    notes.write_text("mine")
+    (tmp_path / "run.log").symlink_to(notes)
+    Console(tmp_path / "run.log").line("one")
+    first, warning = capsys.readouterr().out.splitlines()
+    assert first == "one"
+    assert "run.log: a link, and no file is written through links; remove it" in warning
+    assert notes.read_text() == "mine"
 
 
 def test_a_terminal_without_unicode_gets_escapes(tmp_path):

@@ -55,7 +55,7 @@ def make_hostile_run(folder: Path, state: str, **result: object) -> Path:
     """Makes a run directory in which every text is HOSTILE."""
     folder.mkdir(parents=True)
     config = {"data": {"name": HOSTILE}, HOSTILE: {"key": HOSTILE + state}, "seed": 0}
-    epoch = {"epoch": 1, "val/accuracy": HOSTILE, "train/loss": 1e999}
+    epoch = {"epoch": 1, "val/accuracy": 0.5, "train/loss": 1e999}
     environment = {HOSTILE: HOSTILE + state, "versions": {"torch": HOSTILE}}
     (folder / "config.yaml").write_text(json.dumps(config))
     jsonl.rewrite(folder / "metrics.jsonl", [epoch])

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.report import make_runs
+from tests.permissions import without_root_rights
 from tests.report.conftest import make_hostile_run, read_csv, read_page
 from vggexp.report.__main__ import main
 from vggexp.runs.directory import write_result
@@ -67,10 +68,10 @@ def test_runs_in_every_state(tmp_path, capsys):
         assert main([str(tmp_path)]) == 0
     first, second = capsys.readouterr().err.splitlines()
     assert first.startswith("vggexp: warning: ")
-    assert "metrics.jsonl: line 2" in first
+    assert "metrics.jsonl: line 1: epoch is null" in first
     assert first.endswith(" (left out)")
     assert second.startswith("vggexp: warning: ")
-    assert "config.yaml: holds aliases" in second
+    assert "config.yaml: not a configuration: stands for more than 100000 values" in second
     assert second.endswith(" (left out)")
 
     rows = {row["run"]: row for row in read_csv(tmp_path)}
@@ -90,10 +91,10 @@ def test_nothing_to_report_is_refused(tmp_path, capsys, monkeypatch):
     (tmp_path / "bad" / "x" / "result.json").write_text("[]")
     for argv in (["none"], ["file"], [], ["empty", "--nosuch"]):
         assert main(argv) == 2
-    for argv in (["empty"], ["bad"]):
-        assert main(argv) == 3
+    assert main(["empty"]) == 3
+    assert main(["bad", "empty"]) == 4
     levels = [line.split(": ")[1] for line in capsys.readouterr().err.splitlines()]
-    assert levels == ["error"] * 4 + ["warning", "error"] * 2
+    assert levels == ["error"] * 6
     assert sorted(os.listdir(tmp_path)) == ["bad", "empty", "file"]
 
 
@@ -116,6 +117,58 @@ def test_the_files_go_beside_the_runs_or_into_the_named_folder(tmp_path, monkeyp
     for folder in (".", "outputs", "new/deep"):
         assert set(NAMES) <= set(os.listdir(folder))
     assert not [name for name in os.listdir(first) if name.startswith("report")]
+
+
+def test_links_to_runs_are_followed_and_other_links_are_named(tmp_path, capsys):
+    outputs = tmp_path / "outputs"
+    make_runs(outputs, 2)
+    moved, _ = sorted(outputs.iterdir())
+    moved.rename(tmp_path / "moved")
+    moved.symlink_to(tmp_path / "moved")
+    (outputs / "again").symlink_to(tmp_path / "moved")
+    (outputs / "circle").symlink_to(outputs)
+    assert main([str(outputs)]) == 0
+    assert capsys.readouterr().err == (
+        f"vggexp: warning: {outputs}/circle: a link to a folder that is no run (left out)\n"
+    )
+    assert len(read_csv(outputs)) == 2
+
+
+def test_a_report_of_all_names_works_twice(tmp_path, monkeypatch, capsys):
+    make_runs(tmp_path, 2)
+    (tmp_path / "README").touch()
+    monkeypatch.chdir(tmp_path)
+    for _ in range(2):
+        assert main(sorted(os.listdir())) == 0
+        assert capsys.readouterr().err == ""
+    assert len(read_csv(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "exports", "evaluations", "jobs"])
+def test_a_run_may_have_the_name_of_a_folder_in_runs(name, tmp_path):
+    make_hostile_run(tmp_path / name, "finished")
+    assert main([str(tmp_path)]) == 0
+    assert [row["run"] for row in read_csv(tmp_path)] == [name]
+
+
+def test_a_closed_folder_does_not_stop_the_others(tmp_path, capsys):
+    make_runs(tmp_path, 3)
+    without_search, closed, _ = sorted(tmp_path.iterdir())
+    without_search.chmod(0o600)
+    closed.chmod(0)
+    with without_root_rights():
+        assert main([str(tmp_path)]) == 0
+        lines = capsys.readouterr().err.splitlines()
+        assert main([str(closed), str(without_search)]) == 6
+        assert main([str(closed / "deeper")]) == 6
+        errors = capsys.readouterr().err.splitlines()
+    for folder in (closed, without_search):
+        folder.chmod(0o700)
+    assert len(lines) == 2
+    assert all(line.endswith("cannot be read: Permission denied (left out)") for line in lines)
+    assert len(errors) == 2
+    assert all(line.endswith("cannot be read: Permission denied") for line in errors)
+    assert len(read_csv(tmp_path)) == 1
 
 
 @pytest.mark.process

@@ -42,7 +42,7 @@ def test_texts_of_runs_stay_texts(tmp_path, capsys):
     name = HOSTILE.replace("/", "\u2215")
     for state in ("failed", HOSTILE):
         make_hostile_run(tmp_path / (name + state[:6].replace("/", "")), state)
-    metrics = {"val/accuracy": 0.5, "parameters": HOSTILE, "seconds": 10**400}
+    metrics = {"val/accuracy": 0.5, "weights_sha256": HOSTILE}
     best = make_hostile_run(tmp_path / name, "finished", **metrics)
     probs = np.eye(3, dtype="f4")[[0, 1, 1]]
     np.savez(best / "predictions.npz", scores=probs, labels=np.arange(3))

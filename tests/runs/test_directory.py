@@ -5,6 +5,7 @@ import resource
 
 import pytest
 
+from vggexp.config.yaml_limits import MAX_BYTES
 from vggexp.errors import CheckpointError, ConfigError, ResourceError
 from vggexp.runs import directory
 
@@ -67,27 +68,34 @@ def test_mark_interrupted_expects_a_running_run(tmp_path):
 
 
 REFUSED_CONFIGS = {
-    "tag": (b"!!python/object/apply:os.system ['touch planted']", "not the folder of a run"),
-    "name": (b"seed: !!python/name:os.system", "not the folder of a run"),
-    "alias": (b"a: &a [1]\nb: *a", "holds aliases"),
+    "tag": (b"!!python/object/apply:os.system ['touch planted']", "not a configuration: "),
+    "name": (b"seed: !!python/name:os.system", "not a configuration: "),
+    "bomb": (b"a: &a [1, *a]", "stands for more than 100000 values"),
     "list": (b"[1, 2]", "not a configuration"),
     "empty": (b"", "not a configuration"),
-    "cut": (b"a: [", "not the folder of a run"),
-    "bytes": (b"\xff\xfe\x00", "not the folder of a run"),
-    "deep": (b"[" * 2_000, "not the folder of a run"),
-    "large": (b"#" * (directory.MAX_CONFIG_BYTES + 1), "larger than"),
+    "cut": (b"a: [", "not a configuration: "),
+    "bytes": (b"\xff\xfe\x00", "not a configuration: "),
+    "deep": (b"[" * 60_000, "more than 100 sections inside each other"),
+    "date": (b"seed: 2020-01-01", "2020-01-01 is no plain value"),
+    "key": (b"1: 2", "the key 1 is not text"),
+    "large": (b"#" * (MAX_BYTES + 1), "larger than 1 MiB"),
 }
 
 
 @pytest.mark.parametrize(("content", "message"), REFUSED_CONFIGS.values(), ids=REFUSED_CONFIGS)
 def test_another_config_yaml_is_refused_and_not_executed(tmp_path, monkeypatch, content, message):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(CheckpointError, match="No such file"):
+    with pytest.raises(CheckpointError, match="it has no config"):
         directory.read_config(tmp_path)
     (tmp_path / "config.yaml").write_bytes(content)
-    with pytest.raises(CheckpointError, match=rf"^[^\n]*{message}[^\n]*\Z"):
+    with pytest.raises(CheckpointError, match=rf"^[^\n]*{message}[^\n]*; move it away[^\n]*\Z"):
         directory.read_config(tmp_path)
     assert not (tmp_path / "planted").exists()
+
+
+def test_aliases_are_read_within_the_limits(tmp_path):
+    (tmp_path / "config.yaml").write_text("a: &a [1]\nb: *a")
+    assert directory.read_config(tmp_path) == {"a": [1], "b": [1]}
 
 
 @pytest.mark.parametrize("content", [b'{"state": ', b"", b"\xff", b"[]", b"null", b"[" * 10_000])

@@ -49,7 +49,7 @@ def test_zeros_at_the_end_are_dropped(tmp_path):
 @pytest.mark.parametrize("damage", [b"{", b"5", b"\xff\xfe"])
 def test_damage_before_the_end_is_refused_with_its_line(tmp_path, damage):
     path = write(tmp_path / "metrics.jsonl", b'{"epoch": 1}\n' + damage + b'\n{"epoch": 3}\n')
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2 "):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl: line 2: "):
         jsonl.read(path)
 
 

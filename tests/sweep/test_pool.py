@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY
-from vggexp.sweep.pool import last_error_line, make_slots
+from vggexp.errors import ResourceError
+from vggexp.sweep.pool import last_error_line, make_slots, run_pool
 from vggexp.system.cpu import default_threads
 
 ROOT = Path(__file__).parents[2]
@@ -67,6 +68,13 @@ def test_the_last_error_line_of_a_log(tmp_path):
     log.write_text("vggexp: error: first\nvggexp: stopped by SIGTERM\nclosing\n")
     assert last_error_line(log) == "stopped by SIGTERM"
     assert last_error_line(log, start=len("vggexp: error: first\nvggexp: ")) == "closing"
+
+
+def test_the_output_of_jobs_is_not_written_through_a_link(tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "jobs").symlink_to("mine")
+    with pytest.raises(ResourceError, match="jobs: a link, and no file is written through links"):
+        run_pool([], [], lambda job: 0, tmp_path)
 
 
 @pytest.mark.process

@@ -14,6 +14,7 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tests.conftest import TINY
+from vggexp.errors import ResourceError
 from vggexp.runs.directory import read_result
 from vggexp.sweep.search_space import SearchAxis, SearchSettings
 from vggexp.sweep.study import RUN, _distribution, next_trials, open_study, proposed_trials, tell
@@ -224,6 +225,15 @@ def test_the_folder_of_another_search_is_refused(command):
     code, _, err = command(*argv)
     assert code == 6
     assert err == "vggexp: error: mine/study.log: cannot be written: Is a directory\n"
+
+
+def test_the_study_is_not_written_through_a_link(tmp_path):
+    notes = tmp_path / "notes"
+    notes.write_text("mine")
+    (tmp_path / "study.log").symlink_to(notes)
+    with pytest.raises(ResourceError, match=r"study\.log: cannot be written: a link, and no file"):
+        open_study(tmp_path, "a", "val/accuracy")
+    assert notes.read_text() == "mine"
 
 
 @pytest.mark.slow

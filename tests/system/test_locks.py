@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from vggexp.errors import InUseError, ResourceError
-from vggexp.system.locks import lock_run_dir
+from vggexp.system.locks import is_locked, lock_run_dir
 
 HOLDER = """
 import sys, time
@@ -78,3 +78,34 @@ def test_a_forked_process_does_not_keep_the_lock(tmp_path):
     os.waitpid(owner, 0)
     with lock_run_dir(folder):
         pass
+
+
+def test_a_lock_is_not_written_through_a_link(tmp_path):
+    notes = tmp_path / "notes"
+    notes.write_text("mine")
+    (tmp_path / ".lock").symlink_to(notes)
+    assert not is_locked(tmp_path)
+    with (
+        pytest.raises(ResourceError, match=r"\.lock: cannot be written: a link, and no file"),
+        lock_run_dir(tmp_path),
+    ):
+        pass
+    assert notes.read_text() == "mine"
+
+
+def test_nobody_holds_a_fifo(tmp_path):
+    os.mkfifo(tmp_path / ".lock")
+    assert not is_locked(tmp_path)
+    with (
+        pytest.raises(ResourceError, match="not a regular file; remove it"),
+        lock_run_dir(tmp_path),
+    ):
+        pass
+
+
+def test_the_recorded_holder_is_clipped_and_may_be_any_bytes(tmp_path):
+    with lock_run_dir(tmp_path):
+        (tmp_path / ".lock").write_bytes(b"\xff" * 10_000)
+        with pytest.raises(InUseError) as caught, lock_run_dir(tmp_path):
+            pass
+    assert len(str(caught.value)) < 500

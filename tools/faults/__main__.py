@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from tools.faults import checkpoints, hostile, inputs, kills, resources, sweeps
+from tools.faults import checkpoints, hostile, inputs, kills, resources, run_files, sweeps
 from tools.faults.catalog import Catalog
 from vggexp.system import cpu
 
@@ -28,6 +28,7 @@ ORDER = [  # order of the rows in benchmarks/faults.md
     "damage",
     "resources",
     "hostile",
+    "files",
     "crowds",
     "data",
     "downloads",
@@ -46,6 +47,7 @@ CATALOGS = dict(
             **checkpoints.CATALOGS,
             **resources.CATALOGS,
             **hostile.CATALOGS,
+            **run_files.CATALOGS,
             **inputs.CATALOGS,
             **sweeps.CATALOGS,
         }.items(),

@@ -31,8 +31,11 @@ Runs of different data are refused with exit code 4. Data is different if the SH
 or test file differs, or the test labels do. --different-data compares the means of such runs, with
 a warning. If the test images are not the same, McNemar's test is left out.
 
+A run that may not be read is named on stderr and left out, if two others remain.
+
 Exit codes: 0 if the runs were compared, whatever the result. 2 for fewer than two runs, or if a
 directory does not exist. 4 if a directory is not a run, or the run is not finished or is damaged.
+6 if a permission is missing.
 """
 
 
@@ -51,14 +54,26 @@ def _compare(argv: Sequence[str]) -> str:
         help="compare runs of different data too, with a warning",
     )
     arguments = parser.parse_intermixed_args(argv)
-    directory.require_run(*arguments.run)
+    folders = _leave_out_closed(arguments.run)
+    directory.require_run(*folders)
     from vggexp.compare import comparison, render  # import scipy: only after the arguments pass
 
-    runs = comparison.read_tested_runs(arguments.run)
+    runs = comparison.read_tested_runs(folders)
     result = comparison.compare(runs, arguments.different_data)
     if arguments.json:
         return json.dumps(render.to_dict(result), default=str)
     return render.format_comparison(result)
+
+
+def _leave_out_closed(folders: Sequence[Path]) -> Sequence[Path]:
+    """Returns the folders that may be read, if there are two of them or more; else all."""
+    readable = [folder for folder in folders if directory.is_searchable(folder)]
+    if len(readable) < 2:
+        return folders
+    for folder in folders:
+        if folder not in readable:
+            cli.warn_left_out(f"{folder}: cannot be read: Permission denied")
+    return readable
 
 
 if __name__ == "__main__":

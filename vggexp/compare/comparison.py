@@ -130,7 +130,7 @@ def _read_tested_run(run: RunRecord) -> TestedRun:
     val_accuracy = None
     if run.result.get("val/accuracy") is not None:
         val_accuracy = _read_accuracy(run, "val/accuracy")
-    stored = predictions.read(run.folder)
+    stored = predictions.read(run.folder, run.config)
     correct = stored.correct
     images = len(stored.labels)
     tolerance = max(1, images * MAX_TIED_SHARE)  # in images

@@ -86,7 +86,8 @@ def only_more_epochs(
     """Returns whether the command raises train.epochs under a schedule that allows it."""
     if current["scheduler.name"] not in OPEN_ENDED_SCHEDULES:
         return False
-    return current["train.epochs"] > recorded.get("train.epochs", 0)
+    epochs = recorded.get("train.epochs", 0)
+    return isinstance(epochs, int) and current["train.epochs"] > epochs
 
 
 def _hash(content: object) -> str:

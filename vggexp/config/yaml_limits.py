@@ -1,11 +1,13 @@
-"""Reads YAML files of users within limits: a small file may neither hang nor fill the memory."""
+"""Reads YAML of others within limits: a small file may neither hang, crash nor fill the memory."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from vggexp.errors import ConfigError
+from vggexp.system.files import read_file
 
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times faster
 MAX_BYTES = 1 << 20  # no configuration is larger
@@ -13,27 +15,45 @@ MAX_VALUES = 100_000  # with every alias written out
 MAX_DEPTH = 100  # sections and lists inside each other; YAML's readers recurse
 
 
+class LimitError(ValueError):
+    """A text stands for more than a configuration can hold."""
+
+
+def load(text: str) -> Any:
+    """Returns the content of a YAML text as plain data; nothing in it is executed.
+
+    Raises:
+        LimitError: the text is too deep, or its aliases stand for too many values.
+        ValueError, yaml.YAMLError: the text is no YAML of plain data.
+    """
+    _check_events(text)
+    return yaml.load(text, Loader=SAFE_LOADER)
+
+
 def check_file(path: Path) -> None:
     """Checks a file before anything is built from it. Leaves errors of syntax to the reader.
 
     Raises:
-        ConfigError: the file is too large, too deep, or its aliases stand for too many values.
+        ConfigError: the file is no regular file, too large, too deep, or its aliases stand for too
+            many values.
     """
     try:
-        if path.stat().st_size > MAX_BYTES:
-            raise ConfigError(f"{path}: larger than {MAX_BYTES >> 20} MiB, not a configuration")
-        events = yaml.parse(path.read_text("utf-8"), Loader=SAFE_LOADER)
-        _check_events(path, events)
-    except (OSError, ValueError, yaml.YAMLError):
+        _check_events(read_file(path, MAX_BYTES).decode())
+    except LimitError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    except OSError as error:
+        if error.errno in (errno.EFBIG, errno.EINVAL):
+            raise ConfigError(f"{path}: {error.strerror}, not a configuration") from error
+    except (ValueError, yaml.YAMLError):
         return  # the reader reports the same error, with its line
 
 
-def _check_events(path: Path, events: Any) -> None:
-    """Counts the values that the file stands for, without building them."""
+def _check_events(text: str) -> None:
+    """Counts the values that the text stands for, without building them. Raises LimitError."""
     sizes: dict[str, int] = {}  # values below each finished anchor
     open_nodes: list[tuple[str | None, int]] = []  # anchor, and the count at the start
     count = 0
-    for event in events:
+    for event in yaml.parse(text, Loader=SAFE_LOADER):
         if isinstance(event, yaml.AliasEvent):
             contains_itself = event.anchor in [anchor for anchor, _ in open_nodes]
             count += MAX_VALUES + 1 if contains_itself else sizes.get(event.anchor or "", 0)
@@ -49,6 +69,6 @@ def _check_events(path: Path, events: Any) -> None:
             if anchor:
                 sizes[anchor] = count - start
         if count > MAX_VALUES:
-            raise ConfigError(f"{path}: stands for more than {MAX_VALUES} values")
+            raise LimitError(f"stands for more than {MAX_VALUES} values")
         if len(open_nodes) > MAX_DEPTH:
-            raise ConfigError(f"{path}: more than {MAX_DEPTH} sections inside each other")
+            raise LimitError(f"more than {MAX_DEPTH} sections inside each other")

@@ -23,6 +23,7 @@ from vggexp.runner.load import load_tested_checkpoint, test_only_config
 from vggexp.runs.directory import read_result
 from vggexp.runs.jsonl import write_json
 from vggexp.system import memory
+from vggexp.system.files import make_inner_dir
 from vggexp.training.checkpoint import select_eval_weights
 from vggexp.training.metrics import classification_metrics, confusion_matrix
 
@@ -262,7 +263,7 @@ def _save(folder: Path, result: EvaluationResult, console: Console) -> None:
     """Writes the JSON file, and beside it the events that TensorBoard shows."""
     path = result.file
     try:
-        path.parent.mkdir(exist_ok=True)
+        make_inner_dir(path.parent)
         write_json(path, result.to_dict())
     except OSError as error:
         raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error

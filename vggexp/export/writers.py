@@ -38,7 +38,7 @@ from vggexp.runner.load import LoadedRun, build_loaded_run, load_tested_checkpoi
 from vggexp.runs.directory import read_result
 from vggexp.runs.predictions import Predictions
 from vggexp.system import memory
-from vggexp.system.files import atomic_path
+from vggexp.system.files import atomic_path, make_inner_dir
 
 # protobuf's limit for one message, less 16 MiB for the graph
 MAX_ONNX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
@@ -129,7 +129,10 @@ def export_run(
     run = build_loaded_run(config, checkpoint)
     metadata = make_metadata(folder, run, preprocess)
     parity = None
-    with memory.oom_as_resource_error(f"in exporting {folder}"), _atomic_output(path) as part:
+    with (
+        memory.oom_as_resource_error(f"in exporting {folder}"),
+        _atomic_output(path, folder) as part,
+    ):
         _write(file_format, part, run, metadata)
         size = part.stat().st_size
         model = _load_back(file_format, part, run, metadata)
@@ -179,10 +182,15 @@ def _dataset_image_size(config: Config) -> int:
 
 
 @contextlib.contextmanager
-def _atomic_output(path: Path) -> Iterator[Path]:
-    """Yields a path as `atomic_path` does, and creates the folder first. Raises ResourceError."""
+def _atomic_output(path: Path, run: Path) -> Iterator[Path]:
+    """Yields a path as `atomic_path` does, and creates a folder inside the run directory first.
+
+    Raises:
+        ResourceError: the file cannot be written, or that folder is a link.
+    """
     try:
-        path.parent.mkdir(exist_ok=True)
+        if path.is_relative_to(run):
+            make_inner_dir(path.parent)
         with atomic_path(path) as part:
             yield part
     except OSError as error:

@@ -20,8 +20,9 @@ from pathlib import Path
 from time import monotonic
 from typing import Any, TextIO
 
-from vggexp.errors import WaitStoppedError
+from vggexp.errors import ResourceError, WaitStoppedError
 from vggexp.formatting import duration, printable
+from vggexp.system.files import open_no_follow
 from vggexp.system.signals import interruptible
 
 LOGGER = logging.getLogger("vggexp")
@@ -105,7 +106,13 @@ class RunLogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         try:
-            with open(self.path, "a", encoding="utf-8", errors="backslashreplace") as log:
+            with open(
+                self.path,
+                "a",
+                encoding="utf-8",
+                errors="backslashreplace",
+                opener=open_no_follow,
+            ) as log:
                 log.write(self.format(record) + "\n")
         except OSError as error:
             if not self._has_warned:
@@ -117,8 +124,33 @@ class RunLogHandler(logging.Handler):
 
 
 def print_text(text: str) -> None:
-    """Prints the result of a command on stdout, past the logger."""
-    StreamHandler(sys.stdout).write_line(printable(text, keep="\n\t"))
+    """Prints the result of a command on stdout, past the logger.
+
+    Raises:
+        ResourceError: the result is lost, on a full disk for example.
+    """
+    with _stdout_errors():
+        if sys.stdout is not None:
+            _write(sys.stdout, printable(text, keep="\n\t"))
+
+
+def flush_stdout() -> None:
+    """Flushes what was printed. Raises ResourceError as `print_text` does."""
+    with _stdout_errors():
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+@contextlib.contextmanager
+def _stdout_errors() -> Iterator[None]:
+    """Raises ResourceError for lost output. A reader that has exited (`| head`) is no error."""
+    try:
+        yield
+    except (BrokenPipeError, ValueError):  # ValueError: stdout is closed
+        _redirect_to_null(sys.stdout)
+    except OSError as error:
+        _redirect_to_null(sys.stdout)
+        raise ResourceError(f"stdout: cannot be written: {error.strerror}") from error
 
 
 class Console:

@@ -40,7 +40,9 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-PREFIX = "events.out.tfevents."
+from vggexp.runs.directory import EVENTS_PREFIX
+from vggexp.system.files import open_no_follow, read_file
+
 MAX_BYTES = 1 << 26  # of a file that is read; a run's event file has less than one MiB
 PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of a PNG image
 
@@ -54,10 +56,10 @@ def replace_event_files(folder: Path) -> Iterator[IO[bytes]]:
 
     After an error in the block the new file is removed, and the earlier ones stay.
     """
-    earlier = [path for path in folder.iterdir() if path.name.startswith(PREFIX)]
-    name = f"{PREFIX}{_next_timestamp(earlier):010d}.{socket.gethostname()}.{os.getpid()}"
+    earlier = [path for path in folder.iterdir() if path.name.startswith(EVENTS_PREFIX)]
+    name = f"{EVENTS_PREFIX}{_next_timestamp(earlier):010d}.{socket.gethostname()}.{os.getpid()}"
     path = folder / name
-    file = open(path, "xb")
+    file = open(path, "xb", opener=open_no_follow)
     try:
         yield file
     except BaseException:
@@ -77,7 +79,7 @@ def _next_timestamp(earlier: Iterable[Path]) -> int:
     """
     timestamp = int(time.time())
     for path in earlier:
-        text = path.name.removeprefix(PREFIX).split(".")[0]
+        text = path.name.removeprefix(EVENTS_PREFIX).split(".")[0]
         if text.isdecimal():
             timestamp = max(timestamp, int(text) + 1)
     return timestamp
@@ -224,11 +226,9 @@ def read_image_summary(folder: Path, tag: str) -> bytes | None:
         PNG; None if there is no such image, or no file can be read.
     """
     latest = None
-    for path in sorted(folder.glob(f"{PREFIX}*")):
+    for path in sorted(folder.glob(f"{EVENTS_PREFIX}*")):
         try:
-            if path.stat().st_size > MAX_BYTES:
-                continue
-            images = _read_images(path.read_bytes(), tag)
+            images = _read_images(read_file(path, MAX_BYTES), tag)
         except (OSError, DecodeError):
             continue
         if images:

@@ -5,6 +5,7 @@ The event file is a view of metrics.jsonl. The hyperparameters are one row of th
 
 import contextlib
 import io
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 
 from vggexp.loggers import event_files
 from vggexp.loggers.event_files import HParam
+from vggexp.system.files import make_inner_dir
 
 EpochRow = Mapping[str, Any]  # an object of metrics.jsonl
 
@@ -41,7 +43,7 @@ def write_evaluation(
         text: Markdown.
         confusion: an image, uint8 [H, W, 3].
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_inner_dir(folder)
     values = [event_files.scalar(tag, score) for tag, score in scores.items()]
     values.append(event_files.text("evaluation", text))
     values.append(event_files.image("test/confusion", confusion))
@@ -110,6 +112,12 @@ class TensorBoardLogger:
         """
         with self._guard():
             self._write([self._scalars(metrics, epoch, time.time())])
+
+    def sync(self) -> None:
+        """Waits until the events are on the disk."""
+        with self._guard():
+            if self._file is not None:
+                os.fsync(self._file.fileno())
 
     def close(self, ok: bool) -> None:
         """Writes the run's status of the HParams table, and closes the file."""

@@ -10,7 +10,7 @@ from pathlib import Path
 from vggexp import cli
 from vggexp.data.image_folder import expand_image_paths
 from vggexp.errors import CheckpointError, ConfigError, DataError
-from vggexp.loggers.console import Console
+from vggexp.loggers.console import print_text
 from vggexp.runs import directory
 from vggexp.runs.records import read_run
 
@@ -54,13 +54,12 @@ def _predict(argv: Sequence[str]) -> None:
     # Imports torch, so this import follows the checks of the command.
     from vggexp.predict.predict import Failed, ImagePrediction, predict_images
 
-    console = Console(None)
     predictions: Iterable[ImagePrediction | Failed]
     predictions = predict_images(arguments.run, paths, arguments.top)
     if arguments.json:
         predictions = list(predictions)
         objects = [prediction.to_dict() for prediction in predictions]
-        console.line(json.dumps({"run": str(arguments.run), "predictions": objects}))
+        print_text(json.dumps({"run": str(arguments.run), "predictions": objects}))
     reasons = []
     for prediction in predictions:
         match prediction:
@@ -68,7 +67,7 @@ def _predict(argv: Sequence[str]) -> None:
                 reasons.append(prediction.reason)
             case ImagePrediction() if not arguments.json:
                 guesses = [f"{guess.label} {guess.probability:.4f}" for guess in prediction.top]
-                console.line(f"{prediction.image}  {', '.join(guesses)}")
+                print_text(f"{prediction.image}  {', '.join(guesses)}")
     if reasons:
         raise DataError("; ".join(reasons))
 

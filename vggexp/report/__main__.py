@@ -1,26 +1,31 @@
 """Command `vggexp.report`: writes a table, curves and heat maps of runs."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vggexp import cli
-from vggexp.errors import CheckpointError, ConfigError, DataError, ResourceError
-from vggexp.formatting import printable
+from vggexp.errors import ConfigError, DataError, ResourceError, VggexpError
 from vggexp.report.page import render_page
 from vggexp.report.table import build_table, repeat_rows, to_csv, to_markdown
+from vggexp.runs.directory import is_searchable
 from vggexp.runs.records import RunRecord, find_runs, read_run
-from vggexp.system.files import atomic_write
+from vggexp.system.files import atomic_write, make_dir
 
 DESCRIPTION = """python -m vggexp.report DIR... [--out FOLDER] [--json]:
 shows runs side by side, as Markdown, CSV and one HTML page.
 
 DIR is a run directory, or a folder that holds run directories at any depth. Running, interrupted
-and failed runs are included. Prints the table and writes report.html, report.csv and report.md
-into FOLDER. FOLDER is by default the first DIR, or the current folder if the first DIR is itself a
-run. The page needs no network and no server.
+and failed runs are included. A link to a run is followed. Files among the DIRs are passed over, so
+`outputs/*` works again beside an earlier report. What cannot be read is named on stderr and left
+out. Prints the table and writes report.html, report.csv and report.md into FOLDER. FOLDER is by
+default the first DIR, or the current folder if the first DIR is itself a run. The page needs no
+network and no server.
 """
+
+NO_RUN = "holds no run (a run is a folder with config.yaml and result.json)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -47,18 +52,20 @@ def write_report(folders: Sequence[Path], out: Path | None, as_json: bool) -> st
 
     Raises:
         ConfigError: A folder does not exist, or `out` is a file.
-        DataError: There is no readable run.
+        DataError: There is no run.
+        CheckpointError, ResourceError: No run can be read; the reason of the first one.
         ResourceError: A file cannot be written.
     """
-    missing = [f"{folder}: no such directory" for folder in folders if not folder.is_dir()]
+    missing = []
+    for folder in folders:
+        if not os.path.lexists(folder) and is_searchable(folder):
+            missing.append(f"{folder}: no such directory")
     if missing:
         raise ConfigError(*missing)
+    folders = [folder for folder in folders if not os.path.isfile(folder)]
+    if not folders:
+        raise ConfigError("DIR: only files are given, and a run is a folder; see --help")
     runs = read_runs(folders)
-    if not runs:
-        names = ", ".join(map(str, folders))
-        raise DataError(
-            f"{names}: holds no run (a run is a folder with config.yaml and result.json)"
-        )
     table = build_table(runs)
     groups = repeat_rows(table)
     lines = to_markdown(table.columns, table.rows)
@@ -82,23 +89,28 @@ def write_report(folders: Sequence[Path], out: Path | None, as_json: bool) -> st
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
-    """Reads the runs, and warns on stderr about folders without runs and unreadable runs."""
-    for folder in folders:
-        if not find_runs([folder]):
-            _warn(f"{folder}: holds no run")
+    """Reads the runs. Warns on stderr about what is left out, if anything can be read.
+
+    Raises:
+        DataError: There is no run.
+        CheckpointError, ResourceError: No run can be read; the reason of the first one.
+    """
+    problems: list[VggexpError] = []
     runs = []
-    for folder in find_runs(folders):
+    for folder in find_runs(folders, problems.append):
         try:
             runs.append(read_run(folder))
-        except (CheckpointError, OSError) as error:
-            _warn(str(error))
-        except RecursionError:
-            _warn(f"{folder}: nested too deeply")
+        except VggexpError as error:
+            problems.append(error)
+    for folder in folders:
+        if is_searchable(folder) and not find_runs([folder]):
+            problems.append(DataError(f"{folder}: {NO_RUN}"))
+    if not runs:
+        unreadable = [error for error in problems if not isinstance(error, DataError)]
+        raise [*unreadable, *problems][0]
+    for problem in problems:
+        cli.warn_left_out(str(problem))
     return runs
-
-
-def _warn(text: str) -> None:
-    print(f"vggexp: warning: {printable(text)} (left out)", file=sys.stderr)
 
 
 def _default_target(folder: Path) -> Path:
@@ -110,7 +122,7 @@ def _default_target(folder: Path) -> Path:
 
 def _write(target: Path, files: dict[str, str]) -> None:
     try:
-        target.mkdir(parents=True, exist_ok=True)
+        make_dir(target)
         for name, text in files.items():
             # backslashreplace: file names may hold bytes that are not UTF-8
             atomic_write(target / name, text.encode("utf-8", "backslashreplace"))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from vggexp.data.catalog import DATASETS, folder_classes
-from vggexp.errors import CheckpointError, DataError
+from vggexp.errors import DataError, VggexpError
 from vggexp.report.heatmaps import confusion_grid
 from vggexp.report.sections import html_table
 from vggexp.report.table import Table
@@ -21,8 +21,8 @@ def best_run_section(table: Table) -> str:
     if run.state != "finished":
         return ""
     try:
-        stored = predictions.read(run.folder)
-    except CheckpointError as error:
+        stored = predictions.read(run.folder, run.config)
+    except VggexpError as error:
         note = f"its predictions are left out: {error}"
         content = ""
     else:

@@ -43,12 +43,13 @@ FORMATS = {  # format specification of each rounded column
     "test/accuracy": ".4f",
     "seconds": ".1f",
     "parameters": ",",
-    "train.init_sha256": ".8",
     "val/accuracy mean": ".4f",
     "val/accuracy deviation": ".4f",
     "test/accuracy mean": ".4f",
     "test/accuracy deviation": ".4f",
 }
+HASH_COLUMN = "train.init_sha256"
+HASH_CHARS = 8  # characters of a hash that are displayed
 MAX_CELL_CHARS = 80  # of a Markdown cell
 
 
@@ -155,7 +156,7 @@ def _summarize_network(flat_config: Mapping[str, Any]) -> NetworkSummary:
         config, _ = parse_config(unflatten(flat_config))
         if config is not None:
             return _summarize_parsed_network(config)
-    except (VggexpError, ValueError, TypeError, AttributeError, RecursionError):
+    except (VggexpError, ValueError, TypeError, AttributeError, LookupError, OverflowError):
         pass
     name = format_value(flat_config.get("arch.blocks") or flat_config.get("arch.name"))
     return NetworkSummary(name, None)
@@ -249,7 +250,8 @@ def display_cell(column: str, value: Any) -> str:
         return "-"
     if column in FORMATS:
         return format(value, FORMATS[column])
-    return format_value(value)
+    text = format_value(value)
+    return text[:HASH_CHARS] if column == HASH_COLUMN else text
 
 
 def to_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:

@@ -7,7 +7,6 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-import numpy
 from torch import Tensor, nn
 
 from vggexp import __version__
@@ -26,9 +25,8 @@ from vggexp.runner.build import train_settings
 from vggexp.runner.datasets import DataLoaders
 from vggexp.runner.hardware import DeviceSetup, machine_fingerprint
 from vggexp.runner.result import result_fields, tested_epoch, total_times
-from vggexp.runs import directory
+from vggexp.runs import directory, predictions
 from vggexp.runs.environment import collect_environment
-from vggexp.runs.predictions import PREDICTIONS
 from vggexp.system import memory
 from vggexp.system.signals import StopFlag
 from vggexp.training import checkpoint, checkpoint_manager
@@ -277,8 +275,7 @@ def _finish(
     weights = {}
     for key, tensor in test.model.state_dict().items():
         weights[key] = tensor.detach().cpu().contiguous()
-    path = job.folder / PREDICTIONS
-    numpy.savez_compressed(path, scores=probs.numpy(), labels=test.labels.numpy())
+    predictions.write(job.folder, probs.numpy(), test.labels.numpy())
     content = result_fields(
         job.config, state, test.epoch_metrics, test.logits, test.labels, weights
     )
@@ -293,6 +290,8 @@ def _finish(
     draw = partial(figures.log_test_images, logger, data, probs, test.labels, state.epoch)
     logger.best_effort("the images of the mistakes", draw)
     logger.best_effort("the graph", partial(figures.log_graph, logger, test.model, data))
+    # What result.json vouches for is on the disk before result.json is.
+    logger.tensorboard.sync()
     # All views are complete before the state is "finished": a finished run is never continued.
     content = directory.write_result(job.folder, "finished", **content)
     if job.config.train.keep == "weights":  # after this the run cannot be continued

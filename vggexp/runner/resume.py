@@ -63,6 +63,9 @@ def _open_run_dir(config: Config, stack: contextlib.ExitStack, console: Console)
     result = records.finished_result(config)
     if result is not None:  # another process finished the run after this command had checked
         return OpenedRun(folder, is_new=False, result=result)
+    lost = records.lost_files(folder, directory.read_result(folder))
+    if lost:
+        console.line(f"warning: the finished run lost {', '.join(lost)}: writing it again")
     newest = checkpoint_manager.load_latest(folder / "checkpoints", console.line)
     return OpenedRun(folder, is_new=False, checkpoint=newest)
 

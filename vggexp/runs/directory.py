@@ -1,25 +1,25 @@
 """Reads and writes the files of a run directory, except the metrics. Needs no torch."""
 
-import errno
-import json
 import os
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from vggexp.config import yaml_limits
 from vggexp.errors import CheckpointError, ConfigError, ResourceError
+from vggexp.runs import schema
 from vggexp.runs.jsonl import write_json
 from vggexp.system.files import atomic_write
 from vggexp.system.locks import lock_run_dir
 
-SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times faster
-MAX_CONFIG_BYTES = 1 << 20  # no configuration of a run is larger
 CONFIG = "config.yaml"
 RESULT = "result.json"
 ENVIRONMENT = "env.json"
 METRICS = "metrics.jsonl"
+PREDICTIONS = "predictions.npz"
+EVENTS_PREFIX = "events.out.tfevents."  # of the names that TensorBoard looks for
 
 
 def require_run(*folders: Path) -> None:
@@ -28,37 +28,58 @@ def require_run(*folders: Path) -> None:
     Raises:
         ConfigError: a folder does not exist.
         CheckpointError: a folder has no config.yaml.
+        ResourceError: a folder may not be read.
     """
+    closed = [str(folder) for folder in folders if not is_searchable(folder)]
     missing = [str(folder) for folder in folders if not os.path.isdir(folder)]
+    missing = [folder for folder in missing if folder not in closed]
     if missing:
         hint = "give the folder of a run, as outputs/NAME"
         raise ConfigError(f"{', '.join(missing)}: no such directory; {hint}")
     foreign = [str(folder) for folder in folders if not os.path.isfile(folder / CONFIG)]
+    foreign = [folder for folder in foreign if folder not in closed]
     if foreign:
         reason = "not the folder of a run, it has no config.yaml"
         raise CheckpointError(f"{', '.join(foreign)}: {reason}")
+    if closed:
+        raise ResourceError(f"{', '.join(closed)}: cannot be read: Permission denied")
+
+
+def is_searchable(folder: Path) -> bool:
+    """Returns False if a permission is missing to look into a folder; True if there is none."""
+    try:
+        os.stat(folder / CONFIG)
+    except PermissionError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def read_result(folder: Path) -> dict[str, Any]:
     """Returns result.json of a run; {} if there is none.
 
     Raises:
-        CheckpointError: The file is unreadable.
-        ResourceError: The process or the system has no file descriptor left.
+        CheckpointError: the file is not what a run writes.
+        ResourceError: a permission or a resource is missing.
     """
-    path = folder / RESULT
+    return _read_json(folder / RESULT, schema.check_result)
+
+
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Returns env.json of a run; {} if there is none. Raises what `read_result` raises."""
+    return _read_json(folder / ENVIRONMENT, schema.check_environment)
+
+
+def _read_json(path: Path, check: Callable[[dict[str, Any]], None]) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_bytes())
+        content = schema.parse_object(schema.read_bytes(path))
+        check(content)
+        return content
     except FileNotFoundError:
         return {}
-    except OSError as error:
-        kind = ResourceError if error.errno in (errno.EMFILE, errno.ENFILE) else CheckpointError
-        raise kind(f"{path}: cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not the result of a run")
-    return content
+    except ValueError as error:
+        raise schema.damaged(path, str(error)) from error
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -66,29 +87,21 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         CheckpointError: the file is missing or no run writes such a file.
+        ResourceError: a permission or a resource is missing.
     """
     path = folder / CONFIG
     try:
-        if path.stat().st_size > MAX_CONFIG_BYTES:
-            raise CheckpointError(f"{path}: larger than a configuration can be")
-        text = path.read_text("utf-8")
-        if _has_aliases(text):
-            reason = "holds aliases, which a run never writes: they can stand for endless values"
-            raise CheckpointError(f"{path}: {reason}")
-        content = yaml.load(text, Loader=SAFE_LOADER)
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        content = yaml_limits.load(schema.read_bytes(path).decode())
+        schema.check_plain(content)
+    except FileNotFoundError as error:
+        reason = "not the folder of a run, it has no config.yaml"
+        raise CheckpointError(f"{folder}: {reason}") from error
+    except (ValueError, OverflowError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
-        raise CheckpointError(f"{path}: not the folder of a run: {reason}") from error
+        raise schema.damaged(path, f"not a configuration: {reason}") from error
     if not isinstance(content, dict):
-        raise CheckpointError(f"{path}: not a configuration")
+        raise schema.damaged(path, "not a configuration")
     return content
-
-
-def _has_aliases(text: str) -> bool:
-    if "*" not in text:
-        return False
-    events = yaml.parse(text, Loader=SAFE_LOADER)
-    return any(isinstance(event, yaml.AliasEvent) for event in events)
 
 
 def unused_name(root: Path, name: str) -> str:
@@ -149,6 +162,6 @@ def mark_interrupted(
 def count_attempts(folder: Path) -> int:
     """Returns how many times the run has been started, including this time."""
     try:
-        return int(json.loads((folder / ENVIRONMENT).read_bytes())["attempts"]) + 1
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return read_environment(folder).get("attempts", 0) + 1
+    except CheckpointError:  # the file is about to be replaced
         return 1

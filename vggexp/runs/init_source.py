@@ -9,6 +9,7 @@ from pathlib import Path
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError, ConfigError, ResourceError, VggexpError
 from vggexp.runs.directory import CONFIG, RESULT, read_config, read_result, require_run
+from vggexp.system.files import open_regular
 
 
 def pin_init_weights(config: Config) -> Config:
@@ -65,7 +66,7 @@ def _file_sha256(
 ) -> str:
     """Hashes a file; its size and time make the cache hold one entry for each content."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             return hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ResourceError(f"train.init_from={path}: cannot be read: {error.strerror}") from error

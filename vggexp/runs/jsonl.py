@@ -1,5 +1,6 @@
 """Writes JSON that survives a crash: metrics.jsonl, and small files replaced in one step."""
 
+import contextlib
 import json
 import math
 import os
@@ -7,8 +8,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from vggexp.errors import CheckpointError
-from vggexp.system.files import atomic_write, fsync_dir
+from vggexp.runs import schema
+from vggexp.system.files import atomic_write, fsync_dir, open_no_follow, open_regular
 
 
 def append(path: Path, metrics: Mapping[str, Any]) -> None:
@@ -21,7 +22,7 @@ def append(path: Path, metrics: Mapping[str, Any]) -> None:
         rewrite(path, [*read(path), metrics])
         return
     is_new = not path.exists()
-    with open(path, "ab") as file:
+    with open(path, "ab", opener=open_no_follow) as file:
         file.write(_line(metrics))
         file.flush()
         os.fsync(file.fileno())
@@ -35,20 +36,22 @@ def read(path: Path) -> list[dict[str, Any]]:
     Returns [] if the file is missing.
 
     Raises:
-        CheckpointError: another line is not a JSON object.
+        CheckpointError: another line is not the metrics of an epoch.
+        ResourceError: a permission or a resource is missing.
     """
     try:
-        lines = path.read_bytes().split(b"\n")
+        *lines, last = schema.read_bytes(path, schema.MAX_METRICS_BYTES).split(b"\n")
     except FileNotFoundError:
         return []
     rows = []
     for number, line in enumerate(lines, 1):
-        row = _parse(line)
-        if row is not None:
-            rows.append(row)
-        elif line and number < len(lines):
-            hint = "restore the file or start a new run"
-            raise CheckpointError(f"{path}: line {number} is not a JSON object ({hint})")
+        try:
+            if line:
+                rows.append(_parse(line))
+        except ValueError as error:
+            raise schema.damaged(path, f"line {number}: {error}") from error
+    with contextlib.suppress(ValueError):  # cut short
+        rows.append(_parse(last))
     return rows
 
 
@@ -83,18 +86,16 @@ def _finite(value: Any) -> Any:
     return value
 
 
-def _parse(line: bytes) -> dict[str, Any] | None:
-    try:
-        row = json.loads(line)
-    except ValueError:  # not JSON, or not UTF-8
-        return None
-    return row if isinstance(row, dict) else None
+def _parse(line: bytes) -> dict[str, Any]:
+    row = schema.parse_object(line)
+    schema.check_epoch(row)
+    return row
 
 
 def _is_cut_short(path: Path) -> bool:
     """Returns whether the file ends without a line break."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             if file.seek(0, os.SEEK_END) == 0:
                 return False
             file.seek(-1, os.SEEK_END)

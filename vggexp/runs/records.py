@@ -3,9 +3,8 @@
 Needs no torch.
 """
 
-import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,21 +12,26 @@ from vggexp.config.keys import flatten, to_plain
 from vggexp.config.parse import parse_config
 from vggexp.config.run_id import differences, identity, run_name
 from vggexp.config.schema import Config
+from vggexp.config.validate import validate
 from vggexp.data.catalog import DATASETS
-from vggexp.errors import CheckpointError
+from vggexp.errors import CheckpointError, DataError, ResourceError, VggexpError
 from vggexp.runs import jsonl
 from vggexp.runs.directory import (
     CONFIG,
-    ENVIRONMENT,
+    EVENTS_PREFIX,
     METRICS,
+    PREDICTIONS,
     RESULT,
+    is_searchable,
     read_config,
+    read_environment,
     read_result,
     unused_name,
 )
+from vggexp.runs.schema import damaged
 from vggexp.system.locks import is_locked
 
-SKIPPED_FOLDERS = {"checkpoints"}  # never searched for runs
+PLACE_KEYS = ("run", "data.root")  # may name folders that a copied run does not have
 FINGERPRINT_PREFIX = "data."  # of the keys in env.json
 
 
@@ -47,19 +51,30 @@ class RunRecord(NamedTuple):
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Reads one run. Raises CheckpointError if the files are not what a run writes."""
+    """Reads one run.
+
+    Raises:
+        CheckpointError: the files are not what a run writes.
+        ResourceError: a permission or a resource is missing.
+    """
     config = flatten(read_config(folder))
     result = read_result(folder)
     state = run_state(folder, result)
     rows = jsonl.read(folder / METRICS)
-    return RunRecord(folder, state, config, result, rows, _read_environment(folder))
+    return RunRecord(folder, state, config, result, rows, read_environment(folder))
 
 
 def load_config(folder: Path) -> Config:
-    """Returns the configuration of a run. Raises CheckpointError."""
+    """Returns the configuration of a run.
+
+    Raises:
+        CheckpointError: this version does not accept the configuration.
+        ResourceError: a permission or a resource is missing.
+    """
     config, errors = parse_config(read_config(folder))
-    if config is None:
-        reason = f"not a configuration of this version ({errors[0]})"
+    problems = list(errors) if config is None else validate(config, invalid=PLACE_KEYS)
+    if config is None or problems:
+        reason = f"not a configuration of this version ({problems[0]})"
         raise CheckpointError(f"{folder / CONFIG}: {reason}")
     return config
 
@@ -75,35 +90,42 @@ def run_state(folder: Path, result: Mapping[str, Any]) -> str:
     return state
 
 
-def find_runs(folders: Iterable[Path]) -> list[Path]:
+def find_runs(
+    folders: Iterable[Path], skip: Callable[[VggexpError], None] = lambda _: None
+) -> list[Path]:
     """Returns the run directories at or below the folders, each once, sorted by name.
 
-    Links are not followed.
+    A link to a run directory is followed, a link to another folder is not: it may lead in a circle.
+
+    Args:
+        skip: receives the reason for each folder that is not searched.
     """
     runs: dict[Path, Path] = {}
     for folder in folders:
-        for path in _find_below(folder):
-            runs[path.resolve()] = path
+        for path in _find_below(folder, skip):
+            target = path.resolve()
+            if target not in runs or not path.is_symlink():  # the folder's own name is better
+                runs[target] = path
     return sorted(runs.values(), key=lambda path: (path.name, str(path)))
 
 
-def _find_below(folder: Path) -> Iterator[Path]:
-    for root, subfolders, files in os.walk(folder):
-        if CONFIG in files and RESULT in files:
+def _find_below(folder: Path, skip: Callable[[VggexpError], None]) -> Iterator[Path]:
+    def report(error: OSError) -> None:
+        skip(ResourceError(f"{error.filename}: cannot be read: {error.strerror}"))
+
+    for root, subfolders, files in os.walk(folder, onerror=report):
+        if {CONFIG, RESULT} <= {*files, *subfolders}:
             subfolders.clear()
             yield Path(root)
-        subfolders[:] = sorted(name for name in subfolders if name not in SKIPPED_FOLDERS)
-
-
-def _read_environment(folder: Path) -> dict[str, Any]:
-    path = folder / ENVIRONMENT
-    try:
-        content = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path}: cannot be read: {error}") from error
-    return content if isinstance(content, dict) else {}
+        for name in sorted(subfolders):
+            path = Path(root, name)
+            if not path.is_symlink():
+                continue
+            if os.path.exists(path / CONFIG) and os.path.exists(path / RESULT):
+                yield path
+            else:
+                skip(DataError(f"{path}: a link to a folder that is no run"))
+        subfolders.sort()
 
 
 def run_dir(config: Config) -> Path:
@@ -117,17 +139,28 @@ def run_dir(config: Config) -> Path:
 
 def finished_line(config: Config, result: Mapping[str, Any]) -> str:
     """Returns the line that a command prints for a run that is already finished."""
-    return f"already finished: test accuracy {result['test/accuracy']:.4f}  {run_dir(config)}"
+    folder = run_dir(config)
+    line = f"already finished: test accuracy {result['test/accuracy']:.4f}  {folder}"
+    lost = lost_files(folder, result)
+    if not lost:
+        return line
+    reason = "no checkpoint is left to write it again; resume=never trains another run"
+    return f"{line}  (missing or empty: {', '.join(lost)}; {reason})"
 
 
 def finished_result(config: Config) -> dict[str, Any] | None:
     """Returns the result of this configuration's run if the run is finished.
 
+    Returns None as well if the run has lost a file that its newest checkpoint can write again.
+
     Raises:
         CheckpointError: the folder holds a run of another configuration, or its files are not
             what a run writes.
+        ResourceError: a permission or a resource is missing.
     """
     folder = Path(config.run.root) / run_name(config)
+    if not is_searchable(folder):
+        raise ResourceError(f"{folder}: cannot be read: Permission denied")
     if config.resume == "never" or not folder.exists():
         return None
     current = identity(to_plain(config))
@@ -143,9 +176,48 @@ def finished_result(config: Config) -> dict[str, Any] | None:
         return None
     if list(folder.glob("checkpoints/*.tmp")):
         return None  # the run was killed while it wrote its last checkpoint
-    if "test/accuracy" not in result:
-        raise CheckpointError(f"{folder / RESULT}: not the result of a run that has finished")
+    if result.get("test/accuracy") is None:
+        raise damaged(folder / RESULT, "not the result of a run that has finished")
+    if lost_files(folder, result) and _can_repair(config, folder, result):
+        return None
     return result
+
+
+def _can_repair(config: Config, folder: Path, result: Mapping[str, Any]) -> bool:
+    """Returns whether a checkpoint is left from which the run can write its files again."""
+    if config.train.keep == "weights":
+        return False
+    if config.train.test_weights == "best":
+        return _has_content(folder / "checkpoints" / f"{result.get('weights_step', 0):08d}.pt")
+    return any(map(_has_content, _checkpoints(folder)))
+
+
+def lost_files(folder: Path, result: Mapping[str, Any]) -> list[str]:
+    """Returns which files of a finished run are missing or empty, as after a power failure.
+
+    Deleted checkpoints do not count: to delete them saves space.
+    """
+    if result.get("state") != "finished":
+        return []
+    names = [METRICS, PREDICTIONS]
+    lost = [name for name in names if not _has_content(folder / name)]
+    if not any(map(_has_content, folder.glob(f"{EVENTS_PREFIX}*"))):
+        lost.append(f"{EVENTS_PREFIX}*")
+    for path in _checkpoints(folder):
+        if not _has_content(path):
+            lost.append(str(path.relative_to(folder)))
+    return lost
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(folder.glob("checkpoints/*.pt"))
+
+
+def _has_content(path: Path) -> bool:
+    try:
+        return path.stat().st_size > 0
+    except OSError:
+        return False
 
 
 def settings(run: RunRecord) -> dict[str, Any]:

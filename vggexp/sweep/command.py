@@ -6,12 +6,14 @@ from pathlib import Path
 
 from vggexp.config import compose, run_id
 from vggexp.errors import ConfigError, ResourceError, SweepError
+from vggexp.loggers.console import print_text
 from vggexp.runs import jsonl, records
 from vggexp.runs.directory import METRICS
 from vggexp.sweep.expand import GridSweep
 from vggexp.sweep.results import repeat_folders, write_sweep_table
 from vggexp.sweep.search_space import SearchPlan
 from vggexp.sweep.task import HydraTask, run_hydra
+from vggexp.system.files import make_dir
 from vggexp.system.locks import lock_run_dir
 
 SWEEP_DIR = "hydra.sweep.dir="  # Hydra's key for the folder of a sweep
@@ -34,7 +36,7 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     if configs[0].sweep.dry_run:
         from vggexp.sweep.dry_run import dry_run_table
 
-        print("\n".join(dry_run_table(list(zip(overrides, configs, strict=True)))))
+        print_text("\n".join(dry_run_table(list(zip(overrides, configs, strict=True)))))
         return 0
     # Before the jobs run: with resume=never the next call would find other folders.
     run_dirs = [records.run_dir(config) for config in configs]
@@ -46,7 +48,7 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         folder = Path(configs[0].run.root) / "sweeps" / run_id.sweep_name(overrides)
         added = [_sweep_dir_override(folder)]
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_dir(folder)
     except OSError as error:
         raise ResourceError(
             f"{folder}: cannot be made: {error.strerror} (choose another run.root)"

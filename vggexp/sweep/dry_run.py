@@ -7,14 +7,13 @@ from statistics import median
 from typing import NamedTuple
 
 from vggexp.config.derived import layers, training_macs
-from vggexp.config.parse import parse_config
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
 from vggexp.errors import VggexpError
 from vggexp.formatting import duration, markdown_table
 from vggexp.models.shapes import macs, parameters
 from vggexp.runs import records
-from vggexp.runs.directory import read_config, read_result
+from vggexp.runs.directory import read_result
 from vggexp.sweep.results import parse_job, swept_keys
 
 # Only runs within this factor in multiply-adds an image predict the time of a job: the time for
@@ -103,12 +102,12 @@ def finished_costs(root: Path) -> list[RunCost]:
     for folder in records.find_runs([root]):
         try:
             run = records.read_run(folder)
-            config, _ = parse_config(read_config(folder))
+            config = records.load_config(folder)
         except VggexpError:
             continue
-        if config is None or run.environment.get("host") != socket.gethostname():
+        if run.environment.get("host") != socket.gethostname():
             continue
-        if run.state != "finished" or "seconds" not in run.result:
+        if run.state != "finished" or run.result.get("seconds") is None:
             continue
         billions = training_macs(config) / 1e9
         cost = RunCost(

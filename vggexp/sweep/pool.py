@@ -20,10 +20,12 @@ from vggexp.runs import directory, records
 from vggexp.sweep.progress import RunningJob, SweepProgress
 from vggexp.system import locks, processes
 from vggexp.system.cpu import default_threads
+from vggexp.system.files import make_inner_dir, open_regular, refuse_link
 from vggexp.system.signals import StopFlag, handle_stop_signals
 
 POLL_SECONDS = 0.05
 ELSEWHERE_SECONDS = 1.0  # between two checks of runs that other processes work on
+MAX_LOG_BYTES = 1 << 20  # of the end of a job's log that is searched for its error
 CORES_PER_JOB = 4  # jobs=auto: with more threads a job gains little
 
 
@@ -147,7 +149,7 @@ def run_pool(
     """
     logs = folder / "jobs"
     try:
-        logs.mkdir(parents=True, exist_ok=True)
+        make_inner_dir(logs)
     except OSError as error:
         raise ResourceError(
             f"{logs}: cannot be made: {error.strerror} (choose another run.root)"
@@ -274,6 +276,7 @@ class Pool:
     def start(self, job: PoolJob, slot: WorkerSlot) -> None:
         assert job.config is not None
         log = self.log(job)
+        refuse_link(log)
         slot.log_start = log.stat().st_size if log.exists() else 0
         slot.started_at = time.monotonic()
         slot.pid = processes.fork_call(lambda: self.perform(job), log, slot.variables)
@@ -416,9 +419,12 @@ def last_error_line(log: Path, start: int = 0) -> str:
         log: the job's output; the file need not exist.
         start: bytes that earlier attempts wrote.
     """
-    if not log.exists():
+    try:
+        with open(log, "rb", opener=open_regular) as file:
+            file.seek(max(start, os.fstat(file.fileno()).st_size - MAX_LOG_BYTES))
+            text = file.read(MAX_LOG_BYTES).decode("utf-8", "replace")
+    except OSError:
         return ""
-    text = log.read_bytes()[start:].decode("utf-8", "replace")
     lines = [line for line in text.splitlines() if line.strip()]
     error_lines = [line for line in lines if line.startswith("vggexp: ")]
     last = (error_lines or lines or [""])[-1]

@@ -13,6 +13,8 @@ from typing import Any
 from vggexp.formatting import duration
 from vggexp.loggers.console import Console
 from vggexp.runs.directory import METRICS
+from vggexp.runs.schema import MAX_METRICS_BYTES
+from vggexp.system.files import open_regular, read_file
 
 REFRESH_SECONDS = 1.0  # between two updates of the bars
 LINE_SECONDS = 60.0  # the longest time without a line, if there are no bars
@@ -167,15 +169,15 @@ def _make_bars(slots: int) -> list[Any]:
 
 
 def _finished_epochs(folder: Path) -> int:
-    path = folder / METRICS
-    if not path.exists():
+    try:
+        return read_file(folder / METRICS, MAX_METRICS_BYTES).count(b"\n")
+    except OSError:
         return 0
-    return path.read_bytes().count(b"\n")
 
 
 def _last_line(log: Path) -> str:
     try:
-        with open(log, "rb") as file:
+        with open(log, "rb", opener=open_regular) as file:
             file.seek(max(0, log.stat().st_size - TAIL_BYTES))
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:

@@ -12,7 +12,7 @@ from vggexp.formatting import csv_table, markdown_table, shorten
 from vggexp.runs.directory import read_result
 from vggexp.runs.records import run_state
 from vggexp.runs.repeats import Row, group_repeats, mean_rows, rank_key
-from vggexp.system.files import atomic_write
+from vggexp.system.files import atomic_write, make_dir
 
 Job = Sequence[str]  # the overrides of a job
 
@@ -204,7 +204,7 @@ def _format_cell(value: Any) -> str:
 def _write(path: Path, text: str) -> None:
     """Writes a file. Raises ResourceError."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_dir(path.parent)
         atomic_write(path, text.encode())
     except (FileExistsError, FileNotFoundError):
         return  # another controller of this sweep is writing the same file

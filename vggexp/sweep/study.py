@@ -10,8 +10,10 @@ from typing import Any
 from vggexp.errors import CheckpointError, ResourceError
 from vggexp.runs.repeats import higher_is_better
 from vggexp.sweep.search_space import SearchAxis, SearchSettings
+from vggexp.system.files import open_no_follow, read_file
 
 STUDY = "study.log"
+MAX_STUDY_BYTES = 1 << 28
 # The attribute of a trial that is set last: its run directory, or "" if its values do not fit
 # together.
 RUN = "run"
@@ -89,13 +91,10 @@ def _truncate_partial_line(path: Path) -> None:
 
     Optuna could not append to such a file.
     """
-    content = b""
-    if path.exists():
-        content = path.read_bytes()
-    if not content.endswith(b"\n"):
-        complete = content.rfind(b"\n") + 1
-        with open(path, "ab") as file:
-            file.truncate(complete)
+    with open(path, "ab", opener=open_no_follow) as file:  # Optuna would follow a link
+        content = read_file(path, MAX_STUDY_BYTES)
+        if not content.endswith(b"\n"):
+            file.truncate(content.rfind(b"\n") + 1)
 
 
 def proposed_trials(study: Study) -> list[Trial]:

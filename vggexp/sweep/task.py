@@ -20,6 +20,7 @@ from vggexp.config.schema import Config
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import VggexpError
 from vggexp.formatting import error_line
+from vggexp.loggers.console import print_text
 from vggexp.runs import records
 from vggexp.runs.directory import RESULT, read_result
 from vggexp.sweep.expand import validate_node
@@ -178,7 +179,7 @@ def report_if_finished(config: Config) -> bool:
     result = records.finished_result(config)
     if result is None:
         return False
-    print(records.finished_line(config, result))
+    print_text(records.finished_line(config, result))
     return True
 
 

@@ -1,4 +1,8 @@
-"""Writes files that exist completely or not at all."""
+"""Opens, writes and replaces files that other people may have prepared.
+
+Reading never waits and never ends in a device. Writing never follows a link, leaves a file that
+exists completely or not at all, and gives others no right that the folder does not give them.
+"""
 
 import contextlib
 import errno
@@ -6,6 +10,100 @@ import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+
+from vggexp.errors import ResourceError
+
+IS_LINK = "a link, and no file is written through links; remove it"
+SHARED_BITS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
+    """Opens a regular file to read it; also an `opener` for the builtin `open`.
+
+    Raises:
+        OSError: also for a FIFO, a device and a folder, which have no end or no content.
+    """
+    descriptor = os.open(path, flags | os.O_NONBLOCK)  # does not wait for a FIFO's writer
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
+    return descriptor
+
+
+def read_file(path: Path, max_bytes: int) -> bytes:
+    """Returns the content of a regular file.
+
+    Raises:
+        OSError: also if the file is larger than `max_bytes`; nothing is read then.
+    """
+    too_large = OSError(errno.EFBIG, f"larger than {max_bytes >> 20} MiB", str(path))
+    with open(path, "rb", opener=open_regular) as file:
+        if os.fstat(file.fileno()).st_size > max_bytes:
+            raise too_large
+        # Not st_size: a file of /proc has none, and perhaps no end, or nothing yet (None).
+        content = file.read(max_bytes + 1) or b""
+    if len(content) > max_bytes:
+        raise too_large
+    return content
+
+
+def open_no_follow(path: str | os.PathLike[str], flags: int) -> int:
+    """Opens a regular file to write it: an `opener` for the builtin `open`.
+
+    Group and others get the right to write only in a folder that is shared with them.
+
+    Raises:
+        OSError: also for a link, which could lead to any file of the user, a FIFO and a device.
+    """
+    mode = 0o644 | _shared_bits(os.path.dirname(path) or ".")
+    try:
+        descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, mode)
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise OSError(errno.ELOOP, IS_LINK, os.fspath(path)) from error
+        raise
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file; remove it", os.fspath(path))
+    return descriptor
+
+
+def _shared_bits(folder: str | os.PathLike[str]) -> int:
+    """Returns the rights to write that a folder gives to group and others on purpose.
+
+    A sticky folder, such as /tmp, shares only the names in it.
+    """
+    mode = os.stat(folder).st_mode
+    return 0 if mode & stat.S_ISVTX else mode & SHARED_BITS
+
+
+def make_dir(folder: Path) -> None:
+    """Creates a folder and its parents durably; see `open_no_follow` for their rights.
+
+    The folder may be a link to a folder.
+    """
+    if folder.is_dir():
+        return
+    if not folder.parent.exists():
+        make_dir(folder.parent)
+    try:
+        folder.mkdir(0o755 | _shared_bits(folder.parent))
+    except FileExistsError:  # perhaps by another process, a moment ago
+        if not folder.is_dir():
+            raise
+    fsync_dir(folder.parent)
+
+
+def make_inner_dir(folder: Path) -> None:
+    """Creates a folder inside a run directory. Raises ResourceError if the folder is a link."""
+    refuse_link(folder)
+    make_dir(folder)
+
+
+def refuse_link(path: Path) -> None:
+    """Raises ResourceError if a path is a link: files somewhere else would be changed."""
+    if path.is_symlink():
+        raise ResourceError(f"{path}: {IS_LINK}")
 
 
 def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
@@ -28,7 +126,7 @@ def atomic_write(path: Path, content: bytes) -> None:
     """
     part = path.with_name(path.name + ".tmp")
     part.unlink(missing_ok=True)  # left by a crash; may be a link, which must not be followed
-    with replace_when_done(path, part), open(part, "xb") as file:
+    with replace_when_done(path, part), open(part, "xb", opener=open_no_follow) as file:
         file.write(content)
         file.flush()
         os.fsync(file.fileno())
@@ -38,11 +136,13 @@ def atomic_write(path: Path, content: bytes) -> None:
 def atomic_path(path: Path) -> Iterator[Path]:
     """Yields a path to write to, for content that is too large for memory.
 
-    After the block `path` holds the new content, and after an error the old content.
+    After the block `path` holds the new content durably, and after an error the old content.
     """
     # The suffix stays the same, because libraries require their own suffix.
     part = path.with_name(f"{path.stem}.{os.getpid()}.tmp{path.suffix}")
+    part.unlink(missing_ok=True)
     with replace_when_done(path, part):
+        open(part, "xb", opener=open_no_follow).close()  # now no library can follow a link
         yield part
         with open(part, "rb") as file:
             os.fsync(file.fileno())

@@ -5,6 +5,7 @@ forked process, from any caller, so no single caller can register it: see `_rele
 """
 
 import contextlib
+import errno
 import fcntl
 import os
 import socket
@@ -14,7 +15,10 @@ from pathlib import Path
 from typing import IO
 
 from vggexp.errors import InUseError, ResourceError
+from vggexp.system.files import make_dir, open_no_follow, open_regular
 
+LOCK = ".lock"
+MAX_HOLDER_CHARS = 200
 LOCK_ATTEMPTS = 6
 RETRY_SECONDS = 0.02  # between two attempts
 
@@ -37,8 +41,8 @@ os.register_at_fork(after_in_child=_release_after_fork)
 @contextlib.contextmanager
 def lock_download(folder: Path) -> Iterator[None]:
     """Creates the folder, and waits until no other process downloads into it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".download.lock", "a") as lock:
+    make_dir(folder)
+    with open(folder / ".download.lock", "a", opener=open_no_follow) as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
@@ -52,12 +56,16 @@ def lock_run_dir(folder: Path) -> Iterator[Path]:
         ResourceError: the folder cannot be created or locked.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = open(folder / ".lock", "a+")
+        make_dir(folder)
     except OSError as error:
         raise ResourceError(
             f"{folder}: cannot be made: {error.strerror} (choose another run.root)"
         ) from error
+    path = folder / LOCK
+    try:
+        lock = open(path, "a+", opener=open_no_follow, errors="replace")
+    except OSError as error:
+        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
     with lock:
         try:
             _acquire(lock)
@@ -65,7 +73,7 @@ def lock_run_dir(folder: Path) -> Iterator[Path]:
             os.write(lock.fileno(), f"{socket.gethostname()} pid {os.getpid()}".encode())
         except BlockingIOError:
             lock.seek(0)
-            holder = lock.read().strip() or "another process"
+            holder = lock.read(MAX_HOLDER_CHARS).strip() or "another process"
             raise InUseError(
                 f"{folder}: in use by {holder}; wait for it or choose another run.name"
             ) from None
@@ -97,12 +105,13 @@ def _acquire(lock: IO[str]) -> None:
 
 
 def is_locked(folder: Path) -> bool:
-    """Returns whether a process holds the folder's lock."""
+    """Returns whether a process holds the folder's lock.
+
+    A lock that is no regular file is held by nobody: `lock_run_dir` refuses it.
+    """
     try:
-        with open(folder / ".lock") as lock:
+        with open(folder / LOCK, opener=open_regular) as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
             return False
-    except FileNotFoundError:
-        return False
-    except OSError:
-        return True
+    except OSError as error:
+        return error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.EINVAL, errno.ELOOP)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from vggexp.errors import ResourceError
+from vggexp.system.files import open_no_follow
 from vggexp.system.signals import STOP_SIGNALS
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
@@ -101,7 +102,7 @@ def _setup_child(
 
 def _redirect_output(log: Path) -> None:
     """Appends stdout and stderr to a file, one line at a time."""
-    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = open_no_follow(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     if descriptor > 2:

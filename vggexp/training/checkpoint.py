@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from vggexp.errors import CheckpointError, ResourceError
-from vggexp.system.files import replace_when_done
+from vggexp.system.files import open_no_follow, open_regular, replace_when_done
 
 MAGIC = b"VGGEXP01"
 TRAILER_BYTES = len(MAGIC) + 32
@@ -59,7 +59,7 @@ def save(path: Path, content: dict[str, Any]) -> None:
     try:
         with (
             replace_when_done(path, partial_path),
-            open(partial_path, "wb", buffering=0) as file,
+            open(partial_path, "wb", buffering=0, opener=open_no_follow) as file,
         ):
             hashing_file = _HashingFile(file)
             torch.save(content, cast(IO[bytes], hashing_file))
@@ -73,7 +73,7 @@ def verify(path: Path) -> None:
     """Raises CheckpointError unless every byte is as it was written."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             remaining = os.fstat(file.fileno()).st_size - TRAILER_BYTES
             while remaining > 0:
                 chunk = file.read(min(CHUNK_BYTES, remaining))
@@ -110,7 +110,7 @@ def load_foreign(path: Path) -> Any:
         CheckpointError: The file is unreadable or was not written by torch.save.
     """
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=open_regular) as file:
             is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error

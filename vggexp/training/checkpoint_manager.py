@@ -10,6 +10,7 @@ from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
 from vggexp.errors import CheckpointError, ResourceError
 from vggexp.models.costs import KEEP_NEWEST
+from vggexp.system.files import make_inner_dir, refuse_link
 from vggexp.training import checkpoint
 from vggexp.training.loop import EpochMetrics, TrainState
 
@@ -35,7 +36,7 @@ class CheckpointManager:
         self.keep = keep
         self.interval_seconds = minutes * 60
         self.metadata = metadata
-        self.folder.mkdir(exist_ok=True)
+        make_inner_dir(self.folder)
         for path in self.folder.glob("*.tmp"):  # left by a process that was killed while it wrote
             path.unlink()
         self.last_save = time.monotonic()
@@ -135,7 +136,9 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
 
     Raises:
         CheckpointError: There were checkpoints and none is good. A run never starts over silently.
+        ResourceError: The folder is a link.
     """
+    refuse_link(folder)
     paths = find_checkpoints(folder)
     for path in paths:
         try:

@@ -15,7 +15,6 @@ from vggexp.loggers.console import Console
 from vggexp.runner import build
 from vggexp.runner.job import evaluate_epoch
 from vggexp.runner.resume import build_run
-from vggexp.runs.directory import read_config
 from vggexp.runs.records import load_config
 from vggexp.system.signals import StopFlag
 from vggexp.training import checkpoint
@@ -82,7 +81,7 @@ def _last_two_checkpoints(folder: Path) -> list[Path]:
     paths = find_checkpoints(folder / "checkpoints")
     if len(paths) < 2:
         reason = "has it ended?"
-        if read_config(folder)["train"]["keep"] == "weights":
+        if load_config(folder).train.keep == "weights":
             reason = "it keeps only its weights"
         raise CheckpointError(f"{folder}: needs two checkpoints, has {len(paths)} ({reason})")
     return paths[:2]

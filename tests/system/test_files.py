@@ -1,0 +1,161 @@
+"""Files that others have prepared: no wait, no device, no link, no right given away."""
+
+import os
+import stat
+
+import pytest
+
+from vggexp.errors import ResourceError
+from vggexp.system import files
+
+READERS = {
+    "fifo": lambda path: os.mkfifo(path),
+    "folder": lambda path: path.mkdir(),
+    "device": lambda path: path.symlink_to("/dev/zero"),
+    "full": lambda path: path.symlink_to("/dev/full"),
+    "loop": lambda path: path.symlink_to(path.name),
+    "endless": lambda path: path.symlink_to("/proc/kcore"),
+}
+
+
+@pytest.fixture
+def no_umask():
+    before = os.umask(0)
+    yield
+    os.umask(before)
+
+
+def mode(path):
+    return stat.S_IMODE(path.stat().st_mode)
+
+
+@pytest.mark.parametrize("make", READERS.values(), ids=READERS)
+def test_only_regular_files_are_read(make, tmp_path):
+    make(tmp_path / "a")
+    with pytest.raises(OSError, match=str(tmp_path / "a")):
+        files.read_file(tmp_path / "a", 1 << 20)
+
+
+def test_a_link_to_a_file_is_read(tmp_path):
+    (tmp_path / "a").write_text("x")
+    (tmp_path / "b").symlink_to("a")
+    assert files.read_file(tmp_path / "b", 1) == b"x"
+
+
+def test_nothing_is_read_beyond_the_limit(tmp_path):
+    path = tmp_path / "a"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)
+    with pytest.raises(OSError, match="larger than 1 MiB"):
+        files.read_file(path, 1 << 20)
+
+
+@pytest.mark.parametrize("flags", ["ab", "wb", "a+b", "r+b"])
+def test_no_link_is_followed_on_writing(flags, tmp_path):
+    notes = tmp_path / "notes"
+    notes.write_text("mine")
+    (tmp_path / "a").symlink_to(notes)
+    with pytest.raises(OSError, match="a link, and no file is written through links; remove it"):
+        open(tmp_path / "a", flags, opener=files.open_no_follow)
+    assert notes.read_text() == "mine"
+
+
+def test_no_fifo_is_written(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    reader = os.open(tmp_path / "a", os.O_RDONLY | os.O_NONBLOCK)
+    with pytest.raises(OSError, match="not a regular file"):
+        open(tmp_path / "a", "ab", opener=files.open_no_follow)
+    os.close(reader)
+
+
+def test_a_library_cannot_follow_a_link_in_atomic_path(tmp_path):
+    notes = tmp_path / "notes"
+    notes.write_text("mine")
+    (tmp_path / f"a.{os.getpid()}.tmp.npz").symlink_to(notes)
+    (tmp_path / "a.npz").symlink_to(notes)
+    with files.atomic_path(tmp_path / "a.npz") as part:
+        part.write_text("new")
+    assert notes.read_text() == "mine"
+    assert (tmp_path / "a.npz").read_text() == "new"
+    assert not (tmp_path / "a.npz").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["a.npz", "notes"]
+
+
+def test_a_folder_inside_a_run_is_no_link(tmp_path):
+    (tmp_path / "models").mkdir()
+    (tmp_path / "checkpoints").symlink_to("models")
+    with pytest.raises(ResourceError, match="checkpoints: a link, "):
+        files.make_inner_dir(tmp_path / "checkpoints")
+    files.make_inner_dir(tmp_path / "exports")
+    files.make_inner_dir(tmp_path / "exports")
+    assert (tmp_path / "exports").is_dir()
+
+
+def test_a_file_is_no_folder(tmp_path):
+    (tmp_path / "a").touch()
+    with pytest.raises(FileExistsError):
+        files.make_dir(tmp_path / "a")
+    with pytest.raises(NotADirectoryError):
+        files.make_dir(tmp_path / "a" / "b")
+
+
+@pytest.mark.parametrize(
+    ("parent_mode", "folder_mode", "file_mode"),
+    [
+        (0o755, 0o755, 0o644),
+        (0o775, 0o775, 0o664),  # shared by a group
+        (0o777, 0o777, 0o666),  # shared by all
+        (0o1777, 0o755, 0o644),  # as /tmp
+    ],
+)
+def test_a_folder_gives_no_right_that_its_parent_does_not_give(
+    parent_mode, folder_mode, file_mode, tmp_path, no_umask
+):
+    tmp_path.chmod(parent_mode)
+    folder = tmp_path / "outputs" / "run"
+    files.make_dir(folder)
+    files.atomic_write(folder / "a", b"")
+    open(folder / "b", "a", opener=files.open_no_follow).close()
+    with files.atomic_path(folder / "c"):
+        pass
+    assert mode(folder.parent) == folder_mode
+    assert mode(folder) == folder_mode
+    assert {mode(folder / name) for name in "abc"} == {file_mode}
+
+
+def test_the_umask_takes_more_rights(tmp_path):
+    before = os.umask(0o077)
+    try:
+        files.make_dir(tmp_path / "a")
+        files.atomic_write(tmp_path / "b", b"")
+    finally:
+        os.umask(before)
+    assert mode(tmp_path / "a") == 0o700
+    assert mode(tmp_path / "b") == 0o600
+
+
+@pytest.mark.parametrize("name", ["atomic_write", "atomic_path"])
+def test_content_is_durable_before_its_name_and_the_name_before_the_return(
+    name, tmp_path, monkeypatch
+):
+    calls = []
+    fsync = os.fsync
+    replace = os.replace
+
+    def record_fsync(descriptor):
+        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
+        calls.append("sync folder" if is_folder else "sync file")
+        fsync(descriptor)
+
+    def record_replace(source, target):
+        calls.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
+    if name == "atomic_write":
+        files.atomic_write(tmp_path / "a", b"x")
+    else:
+        with files.atomic_path(tmp_path / "a") as part:
+            part.write_bytes(b"x")
+    assert calls == ["sync file", "rename", "sync folder"]
