@@ -147,9 +147,9 @@ def _stdout_errors() -> Iterator[None]:
     try:
         yield
     except (BrokenPipeError, ValueError):  # ValueError: stdout is closed
-        _redirect_to_null(sys.stdout)
+        redirect_to_null(sys.stdout)
     except OSError as error:
-        _redirect_to_null(sys.stdout)
+        redirect_to_null(sys.stdout)
         raise ResourceError(f"stdout: cannot be written: {error.strerror}") from error
 
 

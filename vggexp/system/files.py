@@ -106,19 +106,6 @@ def refuse_link(path: Path) -> None:
         raise ResourceError(f"{path}: {IS_LINK}")
 
 
-def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
-    """Opens a regular file to read it; also an `opener` for the builtin `open`.
-
-    Raises:
-        OSError: also for a FIFO, a device and a folder, which have no end or no content.
-    """
-    descriptor = os.open(path, flags | os.O_NONBLOCK)  # does not wait for a FIFO's writer
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file", os.fspath(path))
-    return descriptor
-
-
 def atomic_write(path: Path, content: bytes) -> None:
     """Replaces a file.
 
