@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from tests.system.conftest import record_disk_events
 from vggexp.errors import CheckpointError
 from vggexp.runs import jsonl
 
@@ -77,3 +78,12 @@ def test_a_replacement_ignores_the_rest_of_a_crash_and_never_follows_a_link(tmp_
     assert content == {"name": "猫", "best": [1.5, None], "error": None}
     assert outside.read_bytes() == b"mine"
     assert os.listdir(run) == ["result.json"]
+
+
+def test_a_row_and_a_new_file_are_on_the_disk_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    events = record_disk_events(monkeypatch)
+    jsonl.append(path, {"epoch": 1})
+    jsonl.append(path, {"epoch": 2})
+    row_bytes = path.stat().st_size // 2
+    assert events == [row_bytes, "folder", 2 * row_bytes]
