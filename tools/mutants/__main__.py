@@ -23,14 +23,14 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("vggexp", "hydra_plugins", "conf", "tests", "tools", "pyproject.toml")
-LEVELS = {  # the tests that look for a fault, one level after the other; markers of pytest
+LEVELS = {  # in this order, until a level notices the fault; the values are markers of pytest
     "quick": "not slow and not process",  # the tests of make quick
     "test": "process and not slow",  # the further tests of make test
-    "catalogs": "",  # no tests: tools.faults --small
+    "catalogs": "",  # tools.faults --small in place of tests
 }
 LEAST_NOTICED = 0.95  # share of the faults
-TIMEOUT_SECONDS = 300  # a fault is noticed as well if the tests do not end
-PRELOADED = ("torch", "scipy.stats", "torch.utils.tensorboard")  # each fork has them already
+TIMEOUT_SECONDS = 300  # of a test file; a fault that keeps the tests from ending is noticed
+PRELOADED = ("torch", "scipy.stats", "torch.utils.tensorboard")  # imported once, for all forks
 FAILURE = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", re.MULTILINE)
 
 
@@ -73,10 +73,14 @@ def read_faults() -> list[Fault]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="tools.mutants", description=__doc__)
-    parser.add_argument("--level", choices=LEVELS, default="test", help="the last tests to run")
+    parser.add_argument("--level", choices=LEVELS, default="test", help="the last level to run")
     parser.add_argument("ids", nargs="*", metavar="ID", help="faults to plant; all without one")
     arguments = parser.parse_args()
-    faults = [fault for fault in read_faults() if not arguments.ids or fault.id in arguments.ids]
+    faults = read_faults()
+    unknown = sorted(set(arguments.ids) - {fault.id for fault in faults})
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: not in faults.toml")
+    faults = [fault for fault in faults if not arguments.ids or fault.id in arguments.ids]
     effective = [fault for fault in faults if not fault.no_effect]
     levels = list(LEVELS)[: list(LEVELS).index(arguments.level) + 1]
     counts = dict.fromkeys(levels, 0)
@@ -107,12 +111,12 @@ class CopiedTree:
             else:
                 ignored = shutil.ignore_patterns("__pycache__")
                 shutil.copytree(source, folder / name, ignore=ignored)
-        # Python compares times and sizes, which a fault may leave as they are. It shall compare
-        # hashes of the source.
+        # Bytecode is checked by the hash of its source. The default, time and size, would miss a
+        # fault of the same length.
         compileall.compile_dir(
             folder / "vggexp", quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH
         )
-        for module in PRELOADED:  # not vggexp: each fault has a process of its own
+        for module in PRELOADED:  # vggexp itself is imported by each fork, with its fault
             importlib.import_module(module)
 
     def find_notice(self, fault: Fault, levels: Sequence[str]) -> tuple[str, str]:
