@@ -225,5 +225,5 @@ def test_a_run_that_another_process_holds_is_not_started(run_job, monkeypatch):
 
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock_run_dir(run_job.folder))
-        monkeypatch.setattr(SweepProgress, "refresh", lambda progress: stack.close())
+        monkeypatch.setattr(SweepProgress, "on_wait", lambda *_: stack.close())
         assert run_job(start).ok

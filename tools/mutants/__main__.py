@@ -21,6 +21,8 @@ from pathlib import Path
 from py_compile import PycInvalidationMode
 from typing import NamedTuple
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 COPIED = ("vggexp", "hydra_plugins", "conf", "tests", "tools", "pyproject.toml")
 LEVELS = {  # in this order, until a level notices the fault; the values are markers of pytest
@@ -174,8 +176,6 @@ class CopiedTree:
         return failure[1] if failure else f"pytest ended with {child.exitcode}"
 
     def _run_pytest(self, names: Sequence[str], markers: str, log: Path) -> None:
-        import pytest
-
         os.setpgid(0, 0)
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
