@@ -169,3 +169,16 @@ def test_a_run_without_a_fingerprint_is_noted(make_run, compare_json):
         "note: the code differs as well (torch, commit, dirty): "
         "it may be the cause of a difference",
     ]
+
+
+def test_as_many_other_seeds_are_not_paired(make_group, compare_json):
+    (pair,) = compare_json(*make_group("a", [0, 1]), *make_group("b", [2, 3]))["pairs"]
+    assert pair["test"] == "Welch t"
+    reference = stats.ttest_ind(accuracies("a", [0, 1]), accuracies("b", [2, 3]), equal_var=False)
+    check_t_test(pair, reference)
+
+
+def test_seeds_are_paired_in_any_order_of_the_arguments(make_group, compare_json):
+    (pair,) = compare_json(*make_group("a", range(4)), *make_group("b", [2, 0, 3, 1]))["pairs"]
+    seeds = range(4)
+    check_t_test(pair, stats.ttest_rel(accuracies("a", seeds), accuracies("b", seeds)))

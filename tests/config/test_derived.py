@@ -88,3 +88,16 @@ def test_triton_kernels_fit_a_vgg_in_bf16_on_cuda(overrides, expected):
     config = compose(overrides)
     precision = derived.expected_precision(config.device)
     assert derived.uses_triton(config, precision) is expected
+
+
+def test_each_rank_holds_its_part_of_a_micro_batch():
+    expected = memory("data.batch_size=128 train.accumulate=4")
+    assert memory("data.batch_size=128 device.processes=4") == expected
+    both = "device.processes=2 train.accumulate=2"
+    assert memory(f"data.batch_size=128 {both}") == expected
+    assert memory(f"data.batch_size=125 {both}") == expected  # the largest part has 32 images too
+    assert memory(f"data.batch_size=124 {both}") != expected
+
+
+def memory(overrides):
+    return derived.memory_bytes(compose(overrides))

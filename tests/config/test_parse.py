@@ -89,3 +89,10 @@ def test_at_most_two_similar_words_are_suggested():
     assert close_matches("vgg12", words) == ["vgg11", "vgg13"]
     assert close_matches("VGG16", words) == ["vgg16", "vgg11"]
     assert close_matches("transformer", words) == []
+
+
+def test_all_convolutions_of_a_block_may_be_1x1(values):
+    values["arch"]["blocks"] = [[1, 64, 1], [2, 64, 2]]
+    config, errors = parse_config(values)
+    assert errors == []
+    assert config.arch.blocks[1].pointwise == 2

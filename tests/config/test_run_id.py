@@ -222,3 +222,14 @@ def test_the_name_of_a_sweep_does_not_depend_on_its_order():
     assert name.startswith("arch-")
     assert sweep_name(jobs[::-1]) == name
     assert sweep_name(jobs[:1]) != name
+
+
+def test_the_name_of_a_sweep_does_not_depend_on_the_order_of_a_job():
+    jobs = [["arch=vgg11", "optimizer.lr=0.1"], ["arch=vgg13", "optimizer.lr=0.1"]]
+    assert sweep_name([job[::-1] for job in jobs]) == sweep_name(jobs)
+
+
+def test_the_name_of_a_sweep_does_not_depend_on_how_it_is_run():
+    jobs = [["arch=vgg11"], ["arch=vgg13"]]
+    options = ["sweep.on_error=stop", "hydra/launcher=basic", "+hydra.launcher.jobs=2"]
+    assert sweep_name([[*job, *options] for job in jobs]) == sweep_name(jobs)

@@ -7,6 +7,7 @@ import pytest
 from vggexp.config.compose import parse_command
 from vggexp.config.derived import INPUT_KEYS, input_spec
 from vggexp.config.validate import RULES, validate
+from vggexp.errors import ConfigError
 from vggexp.sweep.expand import compose_run
 
 OVERRIDES = [
@@ -100,3 +101,41 @@ BATCH_SIZE = "data.batch_size=128: more than the 90 training images"
 def test_rules_that_read_an_invalid_key_are_skipped(config, invalid, expected):
     problems = [problem for problem in validate(config, invalid) if "val_fraction" not in problem]
     assert problems == expected
+
+
+SYNTHETIC = "data=synthetic data.classes=5 data.size=32"
+TWELVE_BLOCKS = ",".join(["[1,8]"] * 12)
+
+
+@pytest.mark.parametrize(
+    ("key", "allowed", "beyond", "others"),
+    [
+        ("data.batch_size", 50, 51, f"{SYNTHETIC} data.images=50 data.val_fraction=0"),
+        ("data.val_fraction", 0.1, 0.08, f"{SYNTHETIC} data.images=50 data.batch_size=8"),
+        ("augment.crop", 31, 32, f"{SYNTHETIC} data.images=200"),
+        ("augment.scale", "[1.5,1.5]", "[1.5,1.4]", ""),
+        ("scheduler.warmup_epochs", 2, 2.5, "train.epochs=2"),
+        ("scheduler.milestones", "[3,4]", "[3,3]", "scheduler=step"),
+        ("train.accumulate", 32, 33, "data.batch_size=32"),
+        ("train.accumulate", 32, 33, "data.batch_size=128 device.processes=4"),
+        (
+            "arch.blocks",
+            f"[{TWELVE_BLOCKS}]",
+            f"[{TWELVE_BLOCKS},[1,8]]",
+            "data.resize=4096",
+        ),
+    ],
+)
+def test_the_last_value_that_a_rule_allows(key, allowed, beyond, others):
+    compose_run(parse_command(["device=cpu", *others.split(), f"{key}={allowed}"]))
+    with pytest.raises(ConfigError, match=key):
+        compose_run(parse_command(["device=cpu", *others.split(), f"{key}={beyond}"]))
+
+
+@pytest.mark.parametrize(("freeze", "count"), [(5, 0), (6, 1)])
+def test_every_block_may_be_frozen(freeze, count, configs):
+    config = configs[-1]
+    assert len(config.arch.blocks) == 5
+    train = dataclasses.replace(config.train, freeze=freeze)
+    problems = validate(dataclasses.replace(config, train=train))
+    assert sum("train.freeze" in problem for problem in problems) == count

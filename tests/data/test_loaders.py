@@ -5,7 +5,7 @@ import torch
 
 from tests.data.conftest import COUNT, CPU, SIZE, STRONG, assert_same_batches
 from vggexp.data.loaders import InMemoryLoader, epoch_permutation
-from vggexp.data.transforms import NO_AUGMENTATION, Preprocess
+from vggexp.data.transforms import NO_AUGMENTATION, Augment, Preprocess
 from vggexp.data.workers import decode_images
 from vggexp.rng import generator
 
@@ -148,3 +148,23 @@ def test_full_images_of_files_at_several_scales(workers, streaming_loader):
                 assert min(group.images.shape[2:]) == size
             assert sorted(indices) == list(range(len(labels)))
     assert seen == list(range(COUNT))
+
+
+def test_an_image_is_augmented_differently_in_each_epoch():
+    loader = in_memory_loader(Augment(erase=1))
+    loader.images[:] = loader.images[:1]  # the order of the epochs makes no difference
+    first, second = (next(loader.train(epoch))[0] for epoch in (0, 1))
+    assert not torch.equal(first, second)
+
+
+def test_images_that_need_a_quarter_of_the_free_memory_stay_in_ram(monkeypatch):
+    images = torch.zeros(2, 1, 5, 5, dtype=torch.uint8)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (200, 1000))
+    loader = InMemoryLoader(
+        images,
+        torch.arange(2),
+        Preprocess(SIZE, None, None),
+        batch_size=2,
+        device=torch.device("cuda"),
+    )
+    assert loader.images.device == CPU

@@ -312,3 +312,30 @@ def test_resize_matrices_give_the_pixels_of_torchs_kernel(height, width, size, l
     difference = (resized - resize_center_crop(images, size).float()).abs()
     assert difference.max() <= largest
     assert (difference > 0).float().mean() < 0.003
+
+
+def test_a_color_shift_is_added_before_normalization():
+    images = random_images(2, 3)
+    shift = torch.tensor([[0.1, 0.2, -0.3], [0, 0.4, 0]])
+    mean = torch.tensor([0.4, 0.5, 0.6])
+    std = torch.tensor([0.1, 0.2, 0.5])
+    result = Preprocess(28, mean, std)(images, AugmentParams(shift=shift))
+    expected = (images / 255 + shift[:, :, None, None] - mean[:, None, None]) / std[:, None, None]
+    torch.testing.assert_close(result, expected, atol=1e-5, rtol=0)
+
+
+def test_every_scale_is_equally_likely():
+    uniform = torch.linspace(0, 1, 101)[:, None].expand(-1, 11)
+    window = crop_windows(uniform, 100, 100, 100, Augment(scale=(1, 2)))
+    assert window.height.tolist() == list(range(100, 201))
+
+
+# The ends of what torch.rand returns.
+@pytest.mark.parametrize(("draw", "corner", "is_last"), [(0, 0, False), (1 - 2**-24, 60, True)])
+def test_windows_and_boxes_reach_both_ends_of_an_image(draw, corner, is_last):
+    draws = torch.full((1, 11), draw)
+    draws[:, 0] = 0.6
+    _, _, top, left, _ = crop_windows(draws, 100, 100, 100, Augment(scale=(1, 2)))
+    assert (top.item(), left.item()) == (corner, corner)
+    (box,) = erase_boxes(torch.tensor([[0, 0.5, 0.5, draw, draw]]), 64, 1).tolist()
+    assert (box[2:] if is_last else box[:2]) == ([64, 64] if is_last else [0, 0])

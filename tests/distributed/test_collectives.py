@@ -1,5 +1,6 @@
 """What each rank takes of a batch, and the collective operations of two real processes."""
 
+import contextlib
 import os
 import socket
 from pathlib import Path
@@ -19,8 +20,11 @@ from vggexp.errors import ConfigError, RankError
 from vggexp.models.layers import BatchNorm2d, synchronize
 from vggexp.system.signals import StopFlag
 from vggexp.training.checkpoint_manager import DistributedCheckpointManager
+from vggexp.training.ddp import DistributedStep
 from vggexp.training.loop import TrainState
 from vggexp.training.metrics import MetricSums
+from vggexp.training.precision import build_scaler
+from vggexp.training.step import NonFiniteGuard, StepSettings
 
 CPU = torch.device("cpu")
 
@@ -95,6 +99,8 @@ def run_rank(rank, port, folder):
         assert collectives.world_size() == 2
         check_results(rank)
         check_errors(rank)
+        check_saved_sums(rank)
+        check_micro_batches(rank)
         for counts in ((5, 3), (4, 0)):
             check_batch_norm(rank, counts)
         assert collectives.should_report_error("an error") is (rank == 0)
@@ -147,3 +153,41 @@ def check_batch_norm(rank, counts):
     for name, buffer in plain.named_buffers():
         actual = synchronized.get_buffer(name)
         torch.testing.assert_close(actual, buffer, atol=1e-5, rtol=1e-5)
+
+
+def check_saved_sums(rank):
+    """A checkpoint, which rank 0 writes, holds the sums of all ranks once."""
+    sums = MetricSums(CPU)
+    logits = torch.eye(2)[[0, 0, 1]]
+    sums.add(torch.tensor(3.0 + rank), logits[rank:], torch.tensor([0, 1, 1])[rank:])
+    state = TrainState(nn.Linear(1, 1).requires_grad_(False), None, None, None, None, sums)
+    for parameter in state.model.parameters():
+        parameter.zero_()
+    DistributedCheckpointManager(DistributedStop(StopFlag()), None).save(state)
+    assert sums.count == (5, 0)[rank]
+    assert sums.sums.tolist() == ([7, 3], [0, 0])[rank]
+    assert sums.read("train") == {"train/loss": 7 / 5, "train/accuracy": 3 / 5}
+
+
+def check_micro_batches(rank):
+    """The gradients are those of the whole batch, if each rank takes its part in two parts."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randn(8, 3, generator=generator)
+    labels = torch.arange(8) % 2
+    plain = nn.Linear(3, 2)
+    shared = nn.Linear(3, 2)
+    for model in (plain, shared):
+        nn.init.constant_(model.weight, 0.1)
+        nn.init.zeros_(model.bias)
+    functional.cross_entropy(plain(images), labels).backward()
+    settings = StepSettings(
+        batch_size=8,
+        label_smoothing=0.0,
+        clip_norm=None,
+        autocast=contextlib.nullcontext,
+        scaler=build_scaler("fp32", CPU),
+        guard=NonFiniteGuard(CPU),
+        micro_batches=2,
+    )
+    DistributedStep()(shared, (images[rank::2], labels[rank::2]), settings)
+    torch.testing.assert_close(shared.weight.grad, plain.weight.grad)

@@ -7,10 +7,10 @@ import numpy
 import pytest
 
 from tests.export.conftest import FORMATS, SMALL
+from vggexp.export.parity import ParityResult
 
-pytestmark = pytest.mark.process
 
-
+@pytest.mark.process
 @pytest.mark.parametrize("name", FORMATS)
 def test_parity_is_measured_on_the_whole_test_set(name, exports):
     parity = exports[1][name].parity
@@ -23,6 +23,7 @@ def test_parity_is_measured_on_the_whole_test_set(name, exports):
     assert parity.device == "cpu"
 
 
+@pytest.mark.process
 def test_the_tolerance_of_a_run_in_bf16(train_run, export):
     run = train_run("bf16", *SMALL, "device.precision=bf16", "train.ema=0.9")
     code, out, _ = export(run, "--format", "torch", "--json")
@@ -35,6 +36,7 @@ def test_the_tolerance_of_a_run_in_bf16(train_run, export):
     assert parity["max_difference_here"] < 1e-5
 
 
+@pytest.mark.process
 def test_a_file_that_does_not_predict_what_the_run_predicted_is_removed(exports, tmp_path, export):
     run = tmp_path / "a"
     shutil.copytree(exports[0], run)
@@ -52,6 +54,7 @@ def test_a_file_that_does_not_predict_what_the_run_predicted_is_removed(exports,
     assert sorted(path.name for path in (run / "exports").iterdir()) == sorted(FORMATS)
 
 
+@pytest.mark.process
 def test_predictions_of_another_test_set(exports, tmp_path, export):
     run = tmp_path / "a"
     shutil.copytree(exports[0], run)
@@ -87,3 +90,31 @@ def test_fashion_mnist(train_run, export):
             certain = margins > 2 * parity["max_difference"]  # rounding cannot change these
             assert parity["same_labels"] >= certain.sum()
             assert certain.mean() > 0.5
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    ("max_difference", "max_difference_here", "passed"),
+    [
+        (0.1, 1e-4, True),
+        (0.11, 1e-4, False),
+        (0.1, 1.1e-4, False),  # the tolerance of bf16 is for the run's own predictions only
+        (NAN, 0, False),
+        (0, NAN, False),
+    ],
+)
+def test_a_file_has_to_agree_with_the_run_and_with_its_network(
+    max_difference, max_difference_here, passed
+):
+    result = ParityResult(
+        images=19,
+        max_difference=max_difference,
+        same_labels=19,
+        max_difference_here=max_difference_here,
+        tolerance=0.1,
+        precision="bf16",
+        device="cpu",
+    )
+    assert result.passed == passed

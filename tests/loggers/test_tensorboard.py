@@ -218,3 +218,12 @@ def test_an_unusable_folder_is_one_warning(tmp_path, broken):
     logger.epoch(row(1))
     logger.close(ok=True)
     assert len(warnings) == 1
+
+
+def test_the_accuracies_of_all_splits_share_a_chart(open_logger, tmp_path):
+    open_logger(tmp_path)
+    (event,) = load(tmp_path).Tensors("custom_scalars__config__")
+    charts = Layout.FromString(event.tensor_proto.string_val[0]).category[0].chart
+    tags = {chart.title: set(chart.multiline.tag) for chart in charts}
+    for metric in ("loss", "accuracy"):
+        assert tags[metric] == {f"{split}/{metric}" for split in ("train", "val", "test")}

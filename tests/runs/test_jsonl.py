@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from tests.system.conftest import record_disk_events
 from vggexp.errors import CheckpointError
 from vggexp.runs import jsonl
 
@@ -85,3 +86,12 @@ def test_a_path_may_hold_bytes_that_are_not_utf8(tmp_path):
     jsonl.write_json(path, {"error": name})
     assert path.read_text("utf-8") == '{\n  "error": "caf\\udce9/café"\n}\n'
     assert json.loads(path.read_bytes()) == {"error": name}
+
+
+def test_a_row_and_a_new_file_are_on_the_disk_at_once(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    events = record_disk_events(monkeypatch)
+    jsonl.append(path, {"epoch": 1})
+    jsonl.append(path, {"epoch": 2})
+    row_bytes = path.stat().st_size // 2
+    assert events == [row_bytes, "folder", 2 * row_bytes]

@@ -60,6 +60,7 @@ def test_the_flag_or_a_file_makes_a_sweep(argv, is_sweep):
             [PAIRS, "sweep.repeats=2"],
             [[*job, f"seed={seed}"] for job in TWO_JOBS for seed in (0, 1)],
         ),
+        (["sweep.repeats=3", "sweep.repeats=2"], [["seed=0"], ["seed=1"]]),
         (["sweep.repeats=3", "seed=7"], [["seed=7", f"seed={seed}"] for seed in (7, 8, 9)]),
         (
             ["sweep.pairs=[{arch.blocks:[[1,8]],optimizer:{lr:0.1}}]"],

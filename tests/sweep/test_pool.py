@@ -1,17 +1,26 @@
 """Tests the local launcher: each job's share of the machine, and which jobs run again."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TINY
-from vggexp.errors import ResourceError
-from vggexp.sweep.pool import last_error_line, make_slots, run_pool
+from vggexp.config.compose import parse_command
+from vggexp.errors import InUseError, ResourceError, StoppedError
+from vggexp.runs.directory import read_result, write_result
+from vggexp.sweep import pool
+from vggexp.sweep.expand import compose_run
+from vggexp.sweep.pool import last_error_line, make_job, make_slots, run_pool
+from vggexp.sweep.progress import SweepProgress
 from vggexp.system.cpu import default_threads
+from vggexp.system.locks import lock_run_dir
 
 ROOT = Path(__file__).parents[2]
 SMALL = [*(override for override in TINY if override != "device.threads=1"), "train.epochs=1"]
@@ -142,3 +151,86 @@ def test_a_failure_has_a_line_a_log_and_a_row(tmp_path):
     table = (next(tmp_path.glob("outputs/sweeps/*")) / "results.csv").read_text().splitlines()
     assert f",failed,{reason}" in table[-1]
     assert ",finished,," in table[1]
+
+
+@pytest.fixture
+def run_job(tmp_path):
+    """run_job(perform) runs one job, whose process calls perform(run directory) -> result."""
+    config = compose_run(parse_command([*TINY, "device=cpu", f"run.root={tmp_path}"]))
+
+    def run(perform):
+        job = make_job(0, config)
+        slots = make_slots(1, 1, None, "cpu")
+        return run_pool([job], slots, lambda job: perform(job.folder), tmp_path / "sweep")[0]
+
+    run.folder = make_job(0, config).folder
+    return run
+
+
+def finish(folder):
+    folder.mkdir(exist_ok=True)
+    write_result(folder, "finished", **{"val/accuracy": 0.5})
+    return 0
+
+
+def finish_late(folder):
+    time.sleep(2)
+    return finish(folder)
+
+
+def test_a_killed_job_is_recorded_as_interrupted(run_job):
+    def die(folder):
+        folder.mkdir()
+        write_result(folder, "running")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    result = run_job(die)
+    assert (result.ok, result.error) == (False, "killed by SIGKILL")
+    recorded = read_result(run_job.folder)
+    assert (recorded["state"], recorded["exit_code"]) == ("interrupted", 137)
+
+
+def test_a_stop_signal_is_passed_on_to_the_jobs(run_job):
+    def stop_the_sweep(folder):
+        os.kill(os.getppid(), signal.SIGTERM)
+        return finish_late(folder)
+
+    with pytest.raises(StoppedError):
+        run_job(stop_the_sweep)
+    assert not run_job.folder.exists()
+
+
+def test_no_job_outlives_its_sweep(run_job, monkeypatch):
+    def interrupt(progress):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(SweepProgress, "refresh", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(finish_late)
+    assert not run_job.folder.exists()
+
+
+def test_a_job_that_another_process_has_begun_meanwhile_is_waited_for(run_job, monkeypatch):
+    monkeypatch.setattr(pool, "ELSEWHERE_SECONDS", 0)
+
+    def come_second(folder):
+        if folder.exists():
+            return finish(folder)
+        folder.mkdir()
+        return InUseError.exit_code
+
+    result = run_job(come_second)
+    assert (result.ok, result.objective) == (True, 0.5)
+
+
+def test_a_run_that_another_process_holds_is_not_started(run_job, monkeypatch):
+    monkeypatch.setattr(pool, "ELSEWHERE_SECONDS", 0)
+
+    def start(folder):
+        with lock_run_dir(folder):
+            return finish(folder)
+
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock_run_dir(run_job.folder))
+        monkeypatch.setattr(SweepProgress, "on_wait", lambda *_: stack.close())
+        assert run_job(start).ok

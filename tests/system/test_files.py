@@ -159,3 +159,15 @@ def test_content_is_durable_before_its_name_and_the_name_before_the_return(
         with files.atomic_path(tmp_path / "a") as part:
             part.write_bytes(b"x")
     assert calls == ["sync file", "rename", "sync folder"]
+
+
+def write_to_path(path, content):
+    with files.atomic_path(path) as part:
+        part.write_bytes(content)
+
+
+@pytest.mark.parametrize("write", [files.atomic_write, write_to_path])
+def test_content_then_name_then_folder_reach_the_disk(tmp_path, disk_events, write):
+    write(tmp_path / "a.json", b"12345")
+    assert disk_events == [5, "rename", "folder"]
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"12345"]

@@ -145,3 +145,28 @@ def test_ctrl_c_at_an_import_ends_with_the_exit_code(tmp_path, command, message)
     )
     assert process.returncode == 130
     assert process.stderr == f"{message}\n"
+
+
+def test_the_first_signal_stays():
+    with handle_stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.signal == signal.SIGTERM
+        assert not stop.at_once
+
+
+def test_a_second_ctrl_c_stops_at_once():
+    with handle_stop_signals() as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        assert stop.at_once
+
+
+def test_a_forked_process_does_not_handle_the_signals():
+    with handle_stop_signals() as stop:
+        pid = os.fork()
+        if not pid:
+            os.kill(os.getpid(), signal.SIGTERM)
+            os._exit(0 if stop.signal is None else 1)
+        assert os.waitpid(pid, 0)[1] == 0

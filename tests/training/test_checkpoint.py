@@ -12,6 +12,7 @@ import zipfile
 import pytest
 import torch
 
+from tests.system.conftest import record_disk_events
 from vggexp.errors import CheckpointError, ResourceError
 from vggexp.training import checkpoint
 from vggexp.training.checkpoint import TRAILER_BYTES
@@ -141,3 +142,23 @@ def test_hash_of_the_weights():
     assert checkpoint.weights_sha256(WEIGHTS) == digest.hexdigest()
     assert checkpoint.weights_sha256(reversed_weights) == digest.hexdigest()
     assert checkpoint.weights_sha256(changed_weights) != digest.hexdigest()
+
+
+def test_the_content_is_on_the_disk_before_its_name(tmp_path, monkeypatch):
+    events = record_disk_events(monkeypatch)
+    path = tmp_path / "00000001.pt"
+    checkpoint.save(path, VALUES)
+    assert events == [path.stat().st_size, "rename", "folder"]
+
+
+def test_a_pickle_larger_than_any_of_ours_is_not_read(path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "MAX_PICKLE_BYTES", 100)
+    with pytest.raises(CheckpointError, match="not a file that torch"):
+        checkpoint.load(path)
+
+
+def test_the_average_is_evaluated_if_there_is_one():
+    content = {"net": {"w": 1}, "ema": {"module": {"w": 2}, "updates": 5}}
+    assert checkpoint.select_eval_weights(content) == {"w": 2}
+    assert checkpoint.select_eval_weights({"net": {"w": 1}}) == {"w": 1}
+    assert checkpoint.select_eval_weights({"weights": {"w": 3}}) == {"w": 3}

@@ -1,7 +1,9 @@
 """The loop: the same weights every time, the same metrics, and its ways to stop."""
 
 import contextlib
+import signal
 import time
+from functools import partial
 
 import pytest
 import torch
@@ -19,10 +21,10 @@ from tests.factories import (
     make_state,
     run_training,
 )
-from vggexp.errors import DivergedError, ResourceError, WaitStoppedError
+from vggexp.errors import DivergedError, ResourceError, StoppedError, WaitStoppedError
 from vggexp.models.shapes import Block, vgg_layers
 from vggexp.training.dead_layers import DeadLayerCheck
-from vggexp.training.loop import Position, TrainState, train
+from vggexp.training.loop import Position, TrainState, double_micro_batches, train
 from vggexp.training.timer import PARTS, PhaseTimer
 
 METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
@@ -374,3 +376,95 @@ def test_a_sleep_is_booked_whole_and_nowhere_else(part):
     count = {"evaluation": 2, "checkpoint": 8}.get(part, 6)
     assert sum(sleeps) == pytest.approx(0.005 * count)
     assert sum(row["time/epoch_seconds"] for row in rows) == pytest.approx(sum(sleeps))
+
+
+def test_each_step_has_the_rate_of_its_schedule():
+    state = make_state(schedule=make_schedule("cosine", final_factor=0, warmup_epochs=1))
+    rates = []
+    state.optimizer.register_step_pre_hook(
+        lambda *_: rates.append(state.optimizer.param_groups[0]["lr"])
+    )
+    run_training(state)
+    assert rates == [state.schedule.at(step) for step in range(12)]
+
+
+def test_the_configured_arguments_of_the_optimizer_win_over_those_of_a_checkpoint():
+    saved = make_state()
+    run_training(saved, until=Position(1, 0))
+    nesterov = partial(torch.optim.SGD, momentum=0.5, nesterov=True, fused=True)
+    state = make_state(optimizer=nesterov)
+    state.restore(saved.capture())
+    (group,) = state.optimizer.param_groups
+    assert (group["momentum"], group["nesterov"]) == (0.5, True)
+    assert len(state.optimizer.state) == len(saved.optimizer.state)  # the momentum goes on
+
+
+def test_a_run_rests_the_configured_minutes_between_its_epochs(monkeypatch):
+    loop = make_loop(rest_minutes=2.0, epochs=3)
+    seconds = []
+    monkeypatch.setattr(loop.stop, "rest", seconds.append)
+    train(make_state(), Blobs(), loop, evaluate_blobs)
+    assert seconds == [120, 120, 0]
+
+
+def test_a_checkpoint_holds_the_times_of_an_open_epoch_only():
+    state = make_state()
+    checkpointer = RecordingCheckpointer(state, step=4)
+    run_training(state, checkpointer=checkpointer)
+    assert checkpointer.saved[4]["spent"]
+    assert [checkpointer.saved[step]["spent"] for step in (3, 6, 9, 12)] == [{}] * 4
+
+
+@pytest.mark.parametrize("due_step", [None, 5])  # the epoch's checkpoint, and one inside it
+def test_a_divergence_that_is_read_late_is_in_no_checkpoint(due_step):
+    state = make_state()
+    checkpointer = RecordingCheckpointer(state, due_step)
+    loop = make_loop(checkpointer=checkpointer)
+    loop.guard.on_cpu = False  # as on an accelerator
+    with pytest.raises(DivergedError, match="at epoch 2 batch 1 with"):
+        train(state, Blobs(nonfinite=(1, 0)), loop, evaluate_blobs)
+    assert list(checkpointer.saved) == [3]
+
+
+def test_a_signal_saves_and_stops_after_the_batch():
+    state = make_state()
+    checkpointer = RecordingCheckpointer()
+    loop = make_loop(checkpointer=checkpointer)
+
+    def stop(*_: object) -> None:
+        if state.step == 4:
+            loop.stop.signal = signal.SIGTERM
+
+    state.optimizer.register_step_post_hook(stop)
+    with pytest.raises(StoppedError, match="stopped by SIGTERM at epoch 2 batch 2"):
+        train(state, Blobs(), loop, evaluate_blobs)
+    assert list(checkpointer.saved) == [3, 5]
+
+
+def test_a_micro_batch_has_at_least_one_image():
+    state = make_state(make_model())
+    state.micro_batches = 4
+    double_micro_batches(state, batch_size=6)
+    assert state.micro_batches == 6
+    with pytest.raises(ResourceError, match="a single image"):
+        double_micro_batches(state, batch_size=6)
+
+
+def test_gradients_of_a_part_that_did_fit_are_not_counted_twice():
+    def trained(micro_batches: int, failing_call: int) -> TrainState:
+        state = make_state(make_model())
+        state.micro_batches = micro_batches
+        calls = []
+
+        def run_out_of_memory(*_: object) -> None:
+            calls.append(1)
+            if len(calls) == failing_call:
+                torch.empty(1 << 60)
+
+        state.model.register_forward_pre_hook(run_out_of_memory)
+        run_training(state)
+        return state
+
+    failed = trained(micro_batches=2, failing_call=2)
+    assert failed.micro_batches == 4
+    assert torch.equal(flat_weights(failed), flat_weights(trained(4, failing_call=0)))

@@ -11,8 +11,11 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from tests.factories import CPU, make_model
+from vggexp.distributed import collectives
+from vggexp.distributed.rank import RankInfo
 from vggexp.training.metrics import (
     MIN_PROB,
+    MetricSums,
     calibration_error,
     classification_metrics,
     confusion_matrix,
@@ -128,3 +131,20 @@ def test_calibration_error_by_hand(bins):
 def test_perfect_calibration():
     probs = torch.tensor([[0.75, 0.25]] * 4)
     assert calibration_error(probs, torch.tensor([0, 0, 0, 1])) == pytest.approx(0, abs=1e-7)
+
+
+def test_a_bin_of_confidence_holds_its_upper_edge():
+    probs = torch.tensor([[0.5, 0.5], [0.4, 0.6]])  # in the second and third of four bins
+    assert calibration_error(probs, torch.tensor([0, 0]), bins=4) == pytest.approx(0.55)
+
+
+@pytest.mark.parametrize(("rank", "images"), [(0, 8), (1, 0)])
+def test_only_rank_zero_takes_over_the_sums_of_a_checkpoint(rank, images, monkeypatch):
+    """They are those of all ranks."""
+    saved = {"sums": torch.tensor([4.0, 6.0]), "count": 8}
+    state = collectives.ProcessGroupState(RankInfo(rank, 2))
+    monkeypatch.setattr(collectives, "_STATE", state)
+    sums = MetricSums(CPU)
+    sums.load_state_dict(saved)
+    assert sums.count == images
+    assert bool(sums.sums.any()) == (rank == 0)

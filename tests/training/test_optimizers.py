@@ -98,3 +98,9 @@ def test_step_hooks_fire(name):
 def test_a_rejected_argument(name, arguments, message):
     with pytest.raises(ConfigError, match=rf"^optimizer\.name={name}: .*{message}"):
         build_optimizer(name, make_small_model(), 0.1, 0, arguments)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_optimizer_with_weight_decay_decays(name):
+    optimizer = build_optimizer(name, make_small_model(), 0.01, 3, {})
+    assert optimizer.param_groups[0].get("weight_decay", 3) == 3

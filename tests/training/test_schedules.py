@@ -170,3 +170,12 @@ def test_a_plateau_and_its_resumption(resumed_epoch):
         schedule.observe(accuracy)
         schedule.observe(None)  # an epoch without validation changes nothing
         assert schedule.at(epoch * STEPS) == pytest.approx(2 * factor)
+
+
+def test_a_plateau_waits_as_long_for_each_further_reduction():
+    plateau = Plateau(**PLATEAU)
+    factors_after = []
+    for _ in range(8):
+        plateau.observe(0.5)
+        factors_after.append(plateau(0))
+    assert factors_after == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])

@@ -10,6 +10,8 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from tests.factories import CPU, make_model
+from vggexp.distributed import collectives
+from vggexp.distributed.rank import RankInfo
 from vggexp.models.shapes import Block
 from vggexp.training.metrics import MetricSums
 from vggexp.training.precision import build_scaler
@@ -166,3 +168,66 @@ def test_a_guard_that_is_read_late(name, precision):
     assert setup.step(step=8)
     assert setup.guard.first_nonfinite_step() == 7
     assert torch.equal(flat_parameters(setup.model), before)
+
+
+@pytest.mark.parametrize("micro_batches", [3, 100])
+def test_there_are_not_more_micro_batches_than_asked_for(micro_batches):
+    setup = Setup(make_plain_model())
+    sizes = []
+    setup.model.register_forward_hook(lambda model, args, logits: sizes.append(len(logits)))
+    assert setup.step(micro_batches=micro_batches)
+    assert len(sizes) <= micro_batches
+    assert sum(sizes) == 128
+
+
+def test_an_overflow_of_fp16_is_skipped_and_no_divergence():
+    setup = Setup(SquareRoot(), precision="fp16")
+    scale = setup.scaler.get_scale()
+    assert setup.step(batch_with(0), step=7)
+    assert setup.guard.first_nonfinite_step() is None
+    assert flat_parameters(setup.model).tolist() == [0, 0, 0]
+    assert setup.scaler.get_scale() < scale
+
+
+def run_forward_backward(model: nn.Module, batch=FULL, autocast=contextlib.nullcontext):
+    settings = StepSettings(
+        batch_size=128,
+        label_smoothing=0.0,
+        clip_norm=None,
+        autocast=autocast,
+        scaler=build_scaler("fp32", CPU),
+        guard=NonFiniteGuard(CPU),
+    )
+    return forward_backward(model, batch, settings)
+
+
+def test_the_loss_of_bf16_logits_is_computed_in_fp32():
+    bf16 = partial(torch.autocast, "cpu", torch.bfloat16)
+    loss, logits = run_forward_backward(make_plain_model(), autocast=bf16)
+    assert logits.dtype == torch.bfloat16
+    assert loss.dtype == torch.float32
+    assert torch.equal(loss, cross_entropy(logits.float(), LABELS, reduction="sum"))
+
+
+class AddedWeight(nn.Module):
+    """The first three pixels are the logits."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(3))
+
+    def forward(self, images):
+        return images.flatten(1)[:, :3] + self.weight
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_all_ranks_learn_of_the_infinite_loss_of_one(ranks, monkeypatch):
+    """The ranks share gradients but no loss, and this loss has a finite gradient."""
+    state = collectives.ProcessGroupState(RankInfo(0, ranks))
+    monkeypatch.setattr(collectives, "_STATE", state)
+    images = IMAGES.clone()
+    images[77].view(-1)[LABELS[77]] = -math.inf  # the true class has the probability zero
+    model = AddedWeight()
+    loss, _ = run_forward_backward(model, (images, LABELS))
+    assert loss == math.inf
+    assert bool(model.weight.grad.isfinite().all()) == (ranks == 1)

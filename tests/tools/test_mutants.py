@@ -1,0 +1,49 @@
+"""Each planted fault fits the code. `python -m tools.mutants` runs the tests on all of them."""
+
+import ast
+import subprocess
+import sys
+
+import pytest
+
+from tools.mutants.__main__ import ROOT, read_faults
+
+FAULTS = {fault.id: fault for fault in read_faults()}
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_fault_is_planted_in_one_place_and_gives_other_code(fault):
+    source = (ROOT / fault.path).read_text("utf-8")
+    changed = fault.plant(source)
+    compile(changed, fault.file, "exec")
+    assert ast.dump(ast.parse(changed)) != ast.dump(ast.parse(source))
+
+
+@pytest.mark.parametrize("fault", FAULTS.values(), ids=FAULTS)
+def test_a_fault_has_tests_or_a_reason_to_have_none(fault):
+    paths = fault.test_paths()
+    assert [path for path in paths if not (ROOT / path).is_file()] == []
+    assert not (fault.tests and fault.no_effect)
+
+
+def test_code_that_is_not_there_once_is_an_error():
+    fault = FAULTS["train03"]
+    with pytest.raises(ValueError, match=r"train03: vggexp/training/loop\.py has the code 0 times"):
+        fault.plant("")
+    with pytest.raises(ValueError, match="2 times"):
+        fault.plant(2 * fault.code)
+
+
+@pytest.mark.process
+def test_a_fault_is_noticed_by_its_test():
+    command = [sys.executable, "-m", "tools.mutants", "--level", "quick", "rund04", "sched07"]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    lines = process.stdout.splitlines()
+    assert lines[0].startswith(
+        "rund04   quick        tests/runs/test_directory.py::test_mark_inter"
+    )
+    assert lines[1:] == [
+        "1 of 1 faults are noticed (quick 1)",
+        "1 faults without an effect are not planted",
+    ]
+    assert process.returncode == 0
