@@ -65,6 +65,8 @@ def test_other_kinds_of_files_are_refused_with_a_way_out(name, kind, run):
         ({"test/accuracy": "x"}, "test/accuracy is x, expected 0..1"),
         ({"test/accuracy": 1.5}, "test/accuracy is 1.5, expected 0..1"),
         ({"val/loss": []}, r"val/loss is \[\], expected a number"),
+        ({"val/loss": float("nan")}, "val/loss is nan, expected a number"),
+        ({"val/loss": 1e308}, r"val/loss is 1e\+308, expected a number"),
         ({"seconds": True}, "seconds is true, expected a number"),
         ({"epoch": -1}, "epoch is -1, expected a whole number"),
         ({"weights_step": 2.0}, r"weights_step is 2\.0, expected a whole number"),
