@@ -139,3 +139,15 @@ def test_every_command_ends_in_one_line(command, capfd, monkeypatch):
                 assert error.startswith("vggexp: error: outputs/a"), error
                 assert error.count("\n") == 1
         damage.revert(run, contents[damage.name])
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "report"])
+def test_a_closed_folder_is_code_6_for_every_command(name, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("outputs").mkdir(mode=0)
+    Image.new("L", (8, 8)).save("image.png")
+    module = importlib.import_module(f"vggexp.{name}.__main__")
+    with without_root_rights():
+        assert module.main(COMMANDS[name]) == 6
+    Path("outputs").chmod(0o700)
+    assert capfd.readouterr().err.endswith(": cannot be read: Permission denied\n")
