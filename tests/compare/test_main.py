@@ -46,7 +46,7 @@ def test_a_wrong_argument_is_one_line(argv, code, message, make_run, capfd):
         (lambda: Path("b/result.json").unlink(), "b is not started"),
         (
             lambda: change_result(**{"test/accuracy": None}),
-            "test/accuracy is null, expected 0..1",
+            "b/result.json: has no test/accuracy",
         ),
         (
             lambda: change_result(**{"val/accuracy": "x"}),

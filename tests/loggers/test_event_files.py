@@ -1,10 +1,13 @@
 """Images read back from event files."""
 
+import os
+
 import numpy as np
 import pytest
 
 from vggexp.loggers.event_files import PNG, read_image_summary
 from vggexp.loggers.tensorboard import TensorBoardLogger
+from vggexp.runs.directory import EVENTS_PREFIX
 
 
 @pytest.fixture
@@ -48,3 +51,8 @@ def test_a_file_of_another_format_has_no_images(content, folder):
     (path,) = folder.glob("events*")
     path.write_bytes(content)
     assert read_image_summary(folder, "a/b") is None
+
+
+def test_a_fifo_among_the_event_files_is_passed_over(tmp_path):
+    os.mkfifo(tmp_path / f"{EVENTS_PREFIX}1")
+    assert read_image_summary(tmp_path, "test/worst_mistakes") is None

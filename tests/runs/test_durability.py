@@ -63,7 +63,7 @@ def test_without_a_checkpoint_the_result_stays_and_the_loss_is_named(tmp_path, m
     (run / "predictions.npz").unlink()
     config = run_files.make_config()
     line = records.finished_line(config, records.finished_result(config))
-    assert "  (missing or empty: predictions.npz; no checkpoint is left to write it again; " in line
+    assert "  (missing or empty: predictions.npz: cannot be written again here; " in line
 
 
 @pytest.mark.process

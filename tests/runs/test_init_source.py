@@ -6,10 +6,11 @@ import json
 import pytest
 import yaml
 
+from tests.permissions import without_root_rights
 from vggexp.config.compose import parse_command
 from vggexp.config.keys import to_plain
 from vggexp.config.run_id import run_name
-from vggexp.errors import CheckpointError, ConfigError
+from vggexp.errors import CheckpointError, ConfigError, ResourceError
 from vggexp.sweep.expand import compose_run
 
 HASH = "5f" * 32
@@ -39,6 +40,16 @@ def write_started_run(folder, config):
 
 def load(*overrides):
     return compose_run(parse_command(["device=cpu", *overrides]))
+
+
+def test_a_closed_source_is_a_missing_permission(folder):
+    (folder / "outputs").chmod(0)
+    with (
+        without_root_rights(),
+        pytest.raises(ResourceError, match="=outputs/a: cannot be read: Permission denied"),
+    ):
+        load("train.init_from=outputs/a")
+    (folder / "outputs").chmod(0o700)
 
 
 def test_the_hash_of_a_run_and_of_a_file():

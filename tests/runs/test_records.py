@@ -5,9 +5,10 @@ import os
 import pytest
 import yaml
 
+from tools.faults.run_files import make_config, make_run
 from vggexp.errors import CheckpointError
 from vggexp.runs.directory import write_result
-from vggexp.runs.records import find_runs, read_run
+from vggexp.runs.records import find_runs, load_config, read_run
 from vggexp.system.locks import lock_run_dir
 
 
@@ -46,3 +47,24 @@ def test_files_that_no_run_writes_are_refused(tmp_path, name):
     with pytest.raises(CheckpointError, match=name):
         read_run(folder)
     assert os.listdir(tmp_path) == ["a"]
+
+
+def test_a_configuration_that_breaks_a_rule_is_refused(tmp_path):
+    make_run(tmp_path / "a")
+    path = tmp_path / "a" / "config.yaml"
+    assert load_config(tmp_path / "a") == make_config()
+    config = yaml.safe_load(path.read_text())
+    config["arch"]["blocks"] = []
+    path.write_text(yaml.safe_dump(config))
+    with pytest.raises(CheckpointError, match=r"\(arch\.blocks=\[\]: needs 1\.\.12 blocks\)"):
+        load_config(tmp_path / "a")
+
+
+def test_a_copied_run_may_name_folders_that_are_elsewhere(tmp_path):
+    make_run(tmp_path / "a")
+    path = tmp_path / "a" / "config.yaml"
+    (tmp_path / "file").touch()
+    config = yaml.safe_load(path.read_text())
+    config["data"]["root"] = config["run"]["root"] = str(tmp_path / "file")
+    path.write_text(yaml.safe_dump(config))
+    assert load_config(tmp_path / "a").run.root == str(tmp_path / "file")

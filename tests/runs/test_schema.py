@@ -65,6 +65,8 @@ def test_other_kinds_of_files_are_refused_with_a_way_out(name, kind, run):
         ({"test/accuracy": "x"}, "test/accuracy is x, expected 0..1"),
         ({"test/accuracy": 1.5}, "test/accuracy is 1.5, expected 0..1"),
         ({"val/loss": []}, r"val/loss is \[\], expected a number"),
+        ({"val/loss": float("nan")}, "val/loss is nan, expected a number"),
+        ({"val/loss": 1e308}, r"val/loss is 1e\+308, expected a number"),
         ({"seconds": True}, "seconds is true, expected a number"),
         ({"epoch": -1}, "epoch is -1, expected a whole number"),
         ({"weights_step": 2.0}, r"weights_step is 2\.0, expected a whole number"),
@@ -137,3 +139,15 @@ def test_every_command_ends_in_one_line(command, capfd, monkeypatch):
                 assert error.startswith("vggexp: error: outputs/a"), error
                 assert error.count("\n") == 1
         damage.revert(run, contents[damage.name])
+
+
+@pytest.mark.parametrize("name", [name for name in COMMANDS if name != "report"])
+def test_a_closed_folder_is_code_6_for_every_command(name, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    Path("outputs").mkdir(mode=0)
+    Image.new("L", (8, 8)).save("image.png")
+    module = importlib.import_module(f"vggexp.{name}.__main__")
+    with without_root_rights():
+        assert module.main(COMMANDS[name]) == 6
+    Path("outputs").chmod(0o700)
+    assert capfd.readouterr().err.endswith(": cannot be read: Permission denied\n")

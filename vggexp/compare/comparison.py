@@ -126,10 +126,10 @@ def _read_tested_run(run: RunRecord) -> TestedRun:
     if not isinstance(seed, int):
         path = run.folder / "config.yaml"
         raise CheckpointError(f"{path}: seed={format_value(seed)}: not a whole number")
-    test_accuracy = _read_accuracy(run, "test/accuracy")
-    val_accuracy = None
-    if run.result.get("val/accuracy") is not None:
-        val_accuracy = _read_accuracy(run, "val/accuracy")
+    test_accuracy = run.result.get("test/accuracy")
+    val_accuracy = run.result.get("val/accuracy")
+    if test_accuracy is None:
+        raise CheckpointError(f"{run.folder / 'result.json'}: has no test/accuracy")
     stored = predictions.read(run.folder, run.config)
     correct = stored.correct
     images = len(stored.labels)
@@ -141,14 +141,6 @@ def _read_tested_run(run: RunRecord) -> TestedRun:
             f"but test/accuracy in result.json is {test_accuracy:.4f}"
         )
     return TestedRun(run, seed, test_accuracy, val_accuracy, correct, stored.labels)
-
-
-def _read_accuracy(run: RunRecord, key: str) -> float:
-    value = run.result.get(key)
-    if not isinstance(value, float | int) or not 0 <= value <= 1:
-        path = run.folder / "result.json"
-        raise CheckpointError(f"{path}: {key} is {format_value(value)}, expected 0..1")
-    return float(value)
 
 
 def compare(runs: Sequence[TestedRun], different_data: bool = False) -> Comparison:

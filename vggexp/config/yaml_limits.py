@@ -27,7 +27,10 @@ def load(text: str) -> Any:
         ValueError, yaml.YAMLError: the text is no YAML of plain data.
     """
     _check_events(text)
-    return yaml.load(text, Loader=SAFE_LOADER)
+    try:
+        return yaml.load(text, Loader=SAFE_LOADER)
+    except (LookupError, AttributeError, TypeError, ArithmeticError) as error:  # as of !!bool x
+        raise ValueError(f"a value does not fit its tag ({error})") from error
 
 
 def check_file(path: Path) -> None:

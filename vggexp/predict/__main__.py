@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
@@ -80,7 +81,7 @@ def _parse_count(text: str) -> int:
 
 def _check_model(path: Path) -> None:
     """Raises ConfigError or CheckpointError for a path that is no exported file and no run."""
-    if path.is_file():
+    if os.path.isfile(path):
         if path.suffix not in SUFFIXES:
             raise ConfigError(
                 f"{path}: give a run directory, or a file of vggexp.export ending in .onnx or .pt2"
@@ -88,7 +89,7 @@ def _check_model(path: Path) -> None:
         if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
             raise ConfigError(f"{path}: needs onnxruntime; pip install 'vggexp[export]'")
         return
-    if not path.exists():
+    if directory.is_searchable(path) and not os.path.exists(path):
         raise ConfigError(f"{path}: no such run directory or exported file")
     directory.require_run(path)
     if not any((path / "checkpoints").glob("*.pt")):

@@ -17,7 +17,7 @@ from vggexp import __version__
 from vggexp.formatting import duration
 from vggexp.report import mistakes, sections
 from vggexp.report.heatmaps import heat_map
-from vggexp.report.table import Table, finite_number
+from vggexp.report.table import Table
 from vggexp.runs.repeats import Row
 
 ASSETS = Path(__file__).parent
@@ -114,5 +114,4 @@ def _curves(rows: Sequence[Row], keys: Sequence[str]) -> list[list[float | None]
 
 
 def _four_digits(value: Any) -> float | None:
-    value = finite_number(value)
     return None if value is None else float(f"{value:.4g}")

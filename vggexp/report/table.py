@@ -1,6 +1,5 @@
 """Tabulates runs: ranked, with the settings that differ, and with the means over seeds."""
 
-import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -211,27 +210,17 @@ def _metrics(run: RunRecord, parameters: int | None) -> Row:
             values[key] = value
     seconds = None
     if run.rows:
-        seconds = sum(finite_number(row.get("time/epoch_seconds")) or 0 for row in run.rows)
+        seconds = sum(row.get("time/epoch_seconds") or 0 for row in run.rows)
     error = run.result.get("error")
     return {
-        "val/accuracy": finite_number(values.get("val/accuracy")),
-        "val/loss": finite_number(values.get("val/loss")),
-        "test/accuracy": finite_number(values.get("test/accuracy")),
-        "epochs": finite_number(values.get("epoch")),
-        "seconds": finite_number(run.result.get("seconds", seconds)),
-        "parameters": finite_number(run.result.get("parameters", parameters)),
+        "val/accuracy": values.get("val/accuracy"),
+        "val/loss": values.get("val/loss"),
+        "test/accuracy": values.get("test/accuracy"),
+        "epochs": values.get("epoch"),
+        "seconds": run.result.get("seconds", seconds),
+        "parameters": run.result.get("parameters", parameters),
         "error": str(error) if error else None,
     }
-
-
-def finite_number(value: Any) -> int | float | None:
-    """Returns the value if it is a finite number, else None: files of a run may hold anything."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    try:
-        return value if math.isfinite(value) else None
-    except OverflowError:  # an int too large for a float
-        return None
 
 
 def repeat_rows(table: Table) -> list[Row]:

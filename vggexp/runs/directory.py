@@ -96,7 +96,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     except FileNotFoundError as error:
         reason = "not the folder of a run, it has no config.yaml"
         raise CheckpointError(f"{folder}: {reason}") from error
-    except (ValueError, OverflowError, yaml.YAMLError) as error:
+    except (ValueError, yaml.YAMLError) as error:
         reason = " ".join(str(error).split())
         raise schema.damaged(path, f"not a configuration: {reason}") from error
     if not isinstance(content, dict):

@@ -8,7 +8,14 @@ from pathlib import Path
 
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError, ConfigError, ResourceError, VggexpError
-from vggexp.runs.directory import CONFIG, RESULT, read_config, read_result, require_run
+from vggexp.runs.directory import (
+    CONFIG,
+    RESULT,
+    is_searchable,
+    read_config,
+    read_result,
+    require_run,
+)
 from vggexp.system.files import open_regular
 
 
@@ -22,11 +29,14 @@ def pin_init_weights(config: Config) -> Config:
         ConfigError: the path does not exist.
         CheckpointError: the source has other weights than `train.init_sha256`, or is a run that
             has not finished.
+        ResourceError: a permission is missing.
     """
     path = config.train.init_from
     expected = config.train.init_sha256
     if path is None:
         return config
+    if not is_searchable(Path(path)):
+        raise ResourceError(f"train.init_from={path}: cannot be read: Permission denied")
     actual: str | None
     if os.path.exists(path):
         actual = source_sha256(Path(path))

@@ -111,7 +111,8 @@ def find_runs(
 
 def _find_below(folder: Path, skip: Callable[[VggexpError], None]) -> Iterator[Path]:
     def report(error: OSError) -> None:
-        skip(ResourceError(f"{error.filename}: cannot be read: {error.strerror}"))
+        kind = ResourceError if isinstance(error, PermissionError) else DataError
+        skip(kind(f"{error.filename}: cannot be read: {error.strerror}"))
 
     for root, subfolders, files in os.walk(folder, onerror=report):
         if {CONFIG, RESULT} <= {*files, *subfolders}:
@@ -144,8 +145,8 @@ def finished_line(config: Config, result: Mapping[str, Any]) -> str:
     lost = lost_files(folder, result)
     if not lost:
         return line
-    reason = "no checkpoint is left to write it again; resume=never trains another run"
-    return f"{line}  (missing or empty: {', '.join(lost)}; {reason})"
+    reason = "cannot be written again here; resume=never trains another run"
+    return f"{line}  (missing or empty: {', '.join(lost)}: {reason})"
 
 
 def finished_result(config: Config) -> dict[str, Any] | None:
@@ -184,8 +185,8 @@ def finished_result(config: Config) -> dict[str, Any] | None:
 
 
 def _can_repair(config: Config, folder: Path, result: Mapping[str, Any]) -> bool:
-    """Returns whether a checkpoint is left from which the run can write its files again."""
-    if config.train.keep == "weights":
+    """Returns whether the run can write its files again from a checkpoint."""
+    if config.train.keep == "weights" or not os.access(folder, os.W_OK):
         return False
     if config.train.test_weights == "best":
         return _has_content(folder / "checkpoints" / f"{result.get('weights_step', 0):08d}.pt")

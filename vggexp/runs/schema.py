@@ -6,7 +6,6 @@ a regular file of a possible size, and its content is checked before any other c
 
 import errno
 import json
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from vggexp.system.files import read_file
 
 MAX_METRICS_BYTES = 1 << 26  # of metrics.jsonl: 100,000 epochs
 MAX_SHOWN_CHARS = 60  # of a wrong value in an error
+MAX_NUMBER = 1e100  # sums of such numbers stay finite
 MAX_WHOLE = 1 << 53  # floats hold all whole numbers up to this one
 WRITES = "which writes it"
 REPAIR = f"move it away and give the command of the run again, {WRITES}"
@@ -142,10 +142,8 @@ def _show(value: Any) -> str:
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_WHOLE
+    return type(value) is int and 0 <= value <= MAX_WHOLE
 
 
 def _is_number(value: Any) -> bool:
-    if isinstance(value, float):
-        return math.isfinite(value)
-    return isinstance(value, int) and not isinstance(value, bool) and abs(value) <= MAX_WHOLE
+    return type(value) in (int, float) and abs(value) <= MAX_NUMBER  # false for NaN
