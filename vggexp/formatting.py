@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+MAX_ERROR_CHARS = 200  # of another library's error text in ours
 PREFIXES = " kMGTPE"  # decimal prefixes, by powers of 1000
 
 
@@ -60,6 +61,12 @@ def shorten(text: str, max_chars: int) -> str:
     if len(text) <= max_chars:
         return text
     return text[: max_chars - 3] + "..."
+
+
+def one_line(error: object) -> str:
+    """Shortens the error text of another library to one line; an empty text to its class."""
+    text = " ".join(str(error).split())
+    return shorten(text or type(error).__name__, MAX_ERROR_CHARS)
 
 
 def error_line(message: str) -> str:

@@ -105,7 +105,8 @@ def test_other_data_is_refused(command):
 def test_resume_exact_refuses_another_machine(command, field):
     argv = [*TINY, "run.name=a"]
     command(*argv)
-    interrupt("a", **{field: 9 if field == "threads" else "other"})
+    other = {"threads": 9, "precision": "tf32"}
+    interrupt("a", **{field: other.get(field, "other")})
     code, _, err = command(*argv, "resume=exact", "device.threads=1")
     assert code == 4
     assert f"resume=exact: not the same machine ({field} " in err

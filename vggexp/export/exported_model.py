@@ -16,6 +16,7 @@ from torch import Tensor
 from vggexp.config.derived import input_spec
 from vggexp.data.transforms import Preprocess
 from vggexp.errors import CheckpointError
+from vggexp.formatting import one_line
 from vggexp.runner.load import LoadedRun, load_run
 
 KEY = "vggexp"  # metadata key in ONNX files and state dicts
@@ -93,7 +94,7 @@ def from_onnx(path: Path) -> ExportedModel:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many types
-        raise CheckpointError(f"{path}: onnxruntime cannot read it: {_one_line(error)}") from error
+        raise CheckpointError(f"{path}: onnxruntime cannot read it: {one_line(error)}") from error
     metadata = _parse_metadata(path, session.get_modelmeta().custom_metadata_map.get(KEY))
     name = session.get_inputs()[0].name
     return from_metadata(
@@ -110,7 +111,7 @@ def from_torch(path: Path) -> ExportedModel:
     try:
         program = torch.export.load(path)
     except Exception as error:  # torch raises many types
-        raise CheckpointError(f"{path}: torch.export cannot read it: {_one_line(error)}") from error
+        raise CheckpointError(f"{path}: torch.export cannot read it: {one_line(error)}") from error
     return from_metadata(metadata, program.module())
 
 
@@ -136,7 +137,7 @@ def _read_extra_file(path: Path) -> bytes | None:
             return None
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise CheckpointError(
-            f"{path}: not a program of torch.export: {_one_line(error)}"
+            f"{path}: not a program of torch.export: {one_line(error)}"
         ) from error
 
 
@@ -153,7 +154,3 @@ def _parse_metadata(path: Path, text: str | bytes | None) -> ModelMetadata:
         )
     values: dict[str, Any] = {name: content.get(name) for name in names}
     return ModelMetadata(**values)
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

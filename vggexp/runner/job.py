@@ -22,7 +22,7 @@ from vggexp.errors import RankError, ResourceError, StoppedError, VggexpError
 from vggexp.loggers.console import Console
 from vggexp.loggers.run_logger import RunLogger
 from vggexp.runner import banner, figures
-from vggexp.runner.build import train_settings
+from vggexp.runner.build import load_weights, train_settings
 from vggexp.runner.datasets import DataLoaders
 from vggexp.runner.hardware import DeviceSetup, machine_fingerprint
 from vggexp.runner.result import result_fields, tested_epoch, total_times
@@ -31,7 +31,7 @@ from vggexp.runs.environment import collect_environment
 from vggexp.runs.predictions import PREDICTIONS
 from vggexp.system import memory
 from vggexp.system.signals import StopFlag
-from vggexp.training import checkpoint, checkpoint_manager
+from vggexp.training import checkpoint, checkpoint_manager, checkpoint_schema
 from vggexp.training.checkpoint_manager import CheckpointManager, DistributedCheckpointManager
 from vggexp.training.loop import (
     Checkpointer,
@@ -255,7 +255,7 @@ def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
     if step != state.step:
         path = job.folder / "checkpoints" / checkpoint_manager.checkpoint_name(step)
         load = partial(_load_weights, path)
-        model.load_state_dict(collectives.run_on_rank_zero(load))
+        load_weights(model, collectives.run_on_rank_zero(load))
     collectives.broadcast_(model.buffers())
     batches = with_progress("test", job.data.test, job.console)
     logits, labels = predict(model, batches, job.device_setup.autocast)
@@ -263,7 +263,7 @@ def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
 
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
-    return checkpoint.select_eval_weights(checkpoint.load(path))
+    return checkpoint.select_eval_weights(checkpoint_schema.load(path))
 
 
 def _finish(

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 
 from torch import nn
 
+from vggexp.config.derived import input_spec
 from vggexp.config.schema import Config, ImageFolder
 from vggexp.data.transforms import Preprocess
 from vggexp.errors import CheckpointError
 from vggexp.runner import build, datasets
 from vggexp.runs.directory import read_result
 from vggexp.runs.records import load_config
-from vggexp.training import checkpoint
+from vggexp.training import checkpoint, checkpoint_schema
 from vggexp.training.checkpoint_manager import find_checkpoints
 
 
@@ -44,8 +45,30 @@ def load_tested_checkpoint(folder: Path) -> tuple[Config, dict[str, Any]]:
     Raises CheckpointError.
     """
     config = load_config(folder)
-    tested = checkpoint.load(_tested_path(folder))
-    return build.with_class_count(config, len(tested["classes"])), tested
+    path = _tested_path(folder)
+    tested = checkpoint_schema.load(path)
+    config = build.with_class_count(config, len(tested["classes"]))
+    try:
+        check_tested(config, tested)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: does not fit config.yaml: {error}") from error
+    return config, tested
+
+
+def check_tested(config: Config, tested: dict[str, Any]) -> None:
+    """Raises ValueError unless classes, mean and std belong to the configuration.
+
+    The classes of a folder decide the size of its network, so the weights must have as many.
+    """
+    spec = input_spec(config)
+    *_, bias = checkpoint.select_eval_weights(tested).values()
+    classes = len(tested["classes"])
+    if classes != spec.classes or bias.shape != (classes,):
+        raise ValueError(f"{classes} classes, but the weights are of {list(bias.shape)}")
+    for name in ("mean", "std"):
+        channels = 0 if tested[name] is None else len(tested[name])
+        if channels not in (0, 1, spec.channels):
+            raise ValueError(f"{name} of {channels} channels, but the images have {spec.channels}")
 
 
 def _tested_path(folder: Path) -> Path:
@@ -61,7 +84,7 @@ def _tested_path(folder: Path) -> Path:
 def build_loaded_run(config: Config, tested: dict[str, Any]) -> LoadedRun:
     """Builds a LoadedRun from the result of `load_tested_checkpoint`."""
     model = build.build_model(config)
-    model.load_state_dict(checkpoint.select_eval_weights(tested))
+    build.load_weights(model, checkpoint.select_eval_weights(tested))
     return LoadedRun(
         model=model.eval(),
         config=config,

@@ -10,10 +10,9 @@ from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
 from vggexp.errors import CheckpointError, ResourceError
 from vggexp.models.costs import KEEP_NEWEST
-from vggexp.training import checkpoint
+from vggexp.training import checkpoint, checkpoint_schema
 from vggexp.training.loop import EpochMetrics, TrainState
 
-FORMAT_VERSION = 1
 FREE_SPACE_FACTOR = 1.1  # free space that has to be there, relative to what is needed
 
 
@@ -59,7 +58,8 @@ class CheckpointManager:
             self._prune(best)
 
     def _write(self, step: int, content: dict[str, Any]) -> None:
-        checkpoint.save(self.path(step), {"format": FORMAT_VERSION, **self.metadata, **content})
+        version = checkpoint_schema.FORMAT_VERSION
+        checkpoint.save(self.path(step), {"format": version, **self.metadata, **content})
 
     def _prune(self, best: EpochMetrics | None) -> None:
         """Deletes old checkpoints once the newest is durable. The newest is never deleted."""
@@ -134,31 +134,20 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
     Damaged checkpoints are renamed to .corrupt.
 
     Raises:
-        CheckpointError: There were checkpoints and none is good. A run never starts over silently.
+        CheckpointError: There were checkpoints and none is good, or the newest is whole and no run
+            writes such content. A run never starts over silently.
     """
     paths = find_checkpoints(folder)
     for path in paths:
         try:
-            content = checkpoint.load(path)
+            return checkpoint_schema.load(path)
         except checkpoint.DamagedError as error:
             corrupt_path = path.with_suffix(".corrupt")
             path.rename(corrupt_path)
             warn(f"warning: {error}; set aside as {corrupt_path.name}")
-            continue
-        check_format(content, path)
-        return content
     if paths or list(folder.glob("*.corrupt")):
         raise CheckpointError(f"{folder}: no checkpoint verifies; start over with resume=never")
     return None
-
-
-def check_format(content: Any, path: Path) -> None:
-    """Raises CheckpointError if the format is unknown or newer than this version."""
-    version = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format {version}, this vggexp reads up to {FORMAT_VERSION}; update vggexp"
-        )
 
 
 def check_disk_space(folder: Path, run_bytes: int) -> None:

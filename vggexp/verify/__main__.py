@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 DESCRIPTION = """\
 python -m vggexp.verify RUN [--json]: runs the last stretch again and compares it bit by bit.
 
-Starts from the last checkpoint but one, trains to the last one, and compares weights, optimizer and
-moving average. Exit code 0: identical. Exit code 4: not identical; the first tensor that differs is
-printed. Nothing in RUN is changed.
+Starts from the last checkpoint but one, trains to the last one, and compares weights, optimizer,
+moving average and metrics. Exit code 0: identical. Exit code 4: not identical; the first tensor or
+number that differs is printed. Nothing in RUN is changed.
 """
 
 
