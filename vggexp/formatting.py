@@ -88,13 +88,14 @@ def duration(seconds: float) -> str:
 
 
 def aligned_table(rows: Sequence[Sequence[str]], left_columns: int) -> list[str]:
-    """Returns the lines of a plain table.
+    """Returns the lines of a plain table; control characters are escaped.
 
     Args:
         rows: cells; each row has the same number of cells.
         left_columns: number of columns that are aligned to the left. The columns after them hold
             numbers, and are aligned to the right.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -106,10 +107,10 @@ def aligned_table(rows: Sequence[Sequence[str]], left_columns: int) -> list[str]
 
 
 def markdown_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the lines of an aligned Markdown table; a `|` in a text is escaped."""
+    """Returns the lines of an aligned Markdown table; a `|` and control characters are escaped."""
     rows = []
     for row in [columns, *cells]:
-        rows.append([text.replace("|", "\\|") for text in row])
+        rows.append([printable(text).replace("|", "\\|") for text in row])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

@@ -187,7 +187,7 @@ def test_a_convolution_that_does_not_fit_is_refused(overrides, source_overrides,
 def test_weights_that_are_not_finite_are_refused(value):
     source = make_vgg()
     with torch.no_grad():
-        source[0][0][0].bias[3] = value
+        source[0][0][0].bias[1] = value
     with pytest.raises(CheckpointError, match=r"^block1\.conv1\.bias holds NaN or infinity$"):
         transfer(make_vgg(seed=1), source_layers(source))
 

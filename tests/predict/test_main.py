@@ -6,6 +6,7 @@ import pytest
 
 from tests.export.conftest import assert_refused
 from vggexp.runs.directory import write_result
+from vggexp.training import checkpoint
 
 pytestmark = pytest.mark.process
 
@@ -89,3 +90,14 @@ def test_refused_before_torch_is_imported(folder):
     (folder / "bad.png").write_text("not an image")
     (folder / "nothing").mkdir()
     assert_refused("predict", REFUSALS, folder, missing="onnxruntime")
+
+
+def test_class_names_do_not_reach_the_terminal_as_they_are(folder, predict):
+    shutil.copytree(folder / "outputs/gray", folder / "outputs/escapes")
+    for path in (folder / "outputs/escapes/checkpoints").iterdir():
+        content = checkpoint.load(path)
+        checkpoint.save(path, content | {"classes": ["\x1b[2J\n\udc80"] * 10})
+    code, out, error = predict("outputs/escapes", "digits/00.png")
+    assert (code, error) == (0, "")
+    assert out.startswith(r"digits/00.png  \x1b[2J\n\udc80 0.")
+    assert out.count("\n") == 1

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vggexp.config import compose
 from vggexp.errors import ConfigError, VggexpError
 from vggexp.formatting import error_line
+from vggexp.loggers.console import print_text
 from vggexp.sweep import expand
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         command = compose.parse_command(sys.argv[1:] if argv is None else argv, "--json")
         if command.arguments.help:
-            print(DESCRIPTION)
+            print_text(DESCRIPTION)
             return 0
         config = expand.compose_run(command)
         if config.device.processes not in (None, 1):
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VggexpError as error:
         print(error_line(str(error)), file=sys.stderr)
         return error.exit_code
-    print(json.dumps(asdict(result)) if command.arguments.json else format_result(result))
+    print_text(json.dumps(asdict(result)) if command.arguments.json else format_result(result))
     return 0
 
 

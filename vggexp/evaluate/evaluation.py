@@ -293,7 +293,7 @@ def format_report(result: EvaluationResult) -> str:
             "",
             *_class_table(result),
             "",
-            f"written to {result.file}",
+            f"written to {printable(str(result.file))}",
         ]
     )
 
@@ -313,7 +313,7 @@ def _join(scales: Sequence[int]) -> str:
 
 
 def _score_table(result: EvaluationResult) -> list[str]:
-    rows = [[printable(scores.run), *_metric_cells(scores.metrics)] for scores in result.runs]
+    rows = [[scores.run, *_metric_cells(scores.metrics)] for scores in result.runs]
     if len(result.runs) > 1:
         rows.append(["mean of their softmax", *_metric_cells(result.metrics)])
     return markdown_table(["run", *METRIC_NAMES.values()], rows)

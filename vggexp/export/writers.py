@@ -30,7 +30,7 @@ from vggexp.export.exported_model import (
     from_torch,
 )
 from vggexp.export.parity import ParityResult, check_parity, format_parity
-from vggexp.formatting import shorten
+from vggexp.formatting import printable, shorten
 from vggexp.loggers.console import Console
 from vggexp.models.torchvision import load_torchvision_weights, save_torchvision_weights
 from vggexp.runner import build
@@ -290,7 +290,7 @@ def format_report(result: ExportResult) -> str:
         ("parity", parity),
     ]
     rows += [("load", line) for line in result.load]
-    return "\n".join(f"{name:<8} {text}" for name, text in rows)
+    return "\n".join(f"{name:<8} {printable(text)}" for name, text in rows)
 
 
 def _describe_pixels(metadata: ModelMetadata) -> str:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vggexp.config import compose, run_id
 from vggexp.errors import ConfigError, ResourceError, SweepError
+from vggexp.loggers.console import print_text
 from vggexp.runs import jsonl, records
 from vggexp.runs.directory import METRICS
 from vggexp.sweep.expand import GridSweep
@@ -34,7 +35,7 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     if configs[0].sweep.dry_run:
         from vggexp.sweep.dry_run import dry_run_table
 
-        print("\n".join(dry_run_table(list(zip(overrides, configs, strict=True)))))
+        print_text("\n".join(dry_run_table(list(zip(overrides, configs, strict=True)))))
         return 0
     # Before the jobs run: with resume=never the next call would find other folders.
     run_dirs = [records.run_dir(config) for config in configs]

@@ -20,6 +20,7 @@ from vggexp.config.schema import Config
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import VggexpError
 from vggexp.formatting import error_line
+from vggexp.loggers.console import print_text
 from vggexp.runs import records
 from vggexp.runs.directory import RESULT, read_result
 from vggexp.sweep.expand import validate_node
@@ -127,7 +128,8 @@ def _train_sweep_job(
 def _already_failed(config: Config, folder: Path) -> bool:
     if config.sweep.retry_failed or read_result(folder).get("state") != "failed":
         return False
-    print(f"failed before: {folder} ({RESULT} has the reason; sweep.retry_failed=true tries again)")
+    reason = f"({RESULT} has the reason; sweep.retry_failed=true tries again)"
+    print_text(f"failed before: {folder} {reason}")
     return True
 
 
@@ -178,7 +180,7 @@ def report_if_finished(config: Config) -> bool:
     result = records.finished_result(config)
     if result is None:
         return False
-    print(records.finished_line(config, result))
+    print_text(records.finished_line(config, result))
     return True
 
 

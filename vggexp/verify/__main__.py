@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vggexp import cli
 from vggexp.errors import CheckpointError, VggexpError
 from vggexp.formatting import error_line
+from vggexp.loggers.console import Console
 
 if TYPE_CHECKING:
     from vggexp.verify.replay import VerifyResult
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except VggexpError as error:
         print(error_line(str(error)), file=sys.stderr)
         return error.exit_code
-    print(json.dumps(asdict(result)) if arguments.json else format_result(result))
+    Console(None).line(json.dumps(asdict(result)) if arguments.json else format_result(result))
     return 0 if result.identical else CheckpointError.exit_code
 
 
