@@ -12,7 +12,11 @@ from vggexp.report.heatmaps import confusion_grid
 from vggexp.report.sections import html_table
 from vggexp.report.table import Table
 from vggexp.runs import predictions
+from vggexp.runs.confusion import count_confusions
 from vggexp.runs.predictions import Predictions, worst_mistakes
+
+MAX_MATRIX_CLASSES = 24  # of a confusion matrix
+MAX_PAIRS = 24  # of classes, in the table of mistakes
 
 
 def best_run_section(table: Table) -> str:
@@ -29,10 +33,29 @@ def best_run_section(table: Table) -> str:
         names = class_names(run.config, stored.probs.shape[1])
         wrong = int((~stored.correct).sum())
         note = f"{wrong:,} of {len(stored.labels):,} test images wrong."
-        content = confusion_grid(stored, names) + _mistakes(stored, names, run.folder)
+        content = _confusions(stored, names) + _mistakes(stored, names, run.folder)
     name = escape(table.rows[0]["run"])
     text = f"<p><code>{name}</code>: {escape(note)}</p>"
     return f"<section><h2>The best run</h2>{text}{content}</section>"
+
+
+def _confusions(stored: Predictions, names: Sequence[str]) -> str:
+    """Returns the confusion matrix, or a table of the most frequent mistakes of many classes."""
+    confusions = count_confusions(stored.labels, stored.predicted, len(names))
+    if len(names) <= MAX_MATRIX_CLASSES:
+        return f"<h3>Confusion</h3>{confusion_grid(confusions, names)}"
+    rows = [
+        {
+            "true class": names[pair.label],
+            "predicted": names[pair.predicted],
+            "images": f"{pair.images:,}",
+        }
+        for pair in confusions.most_confused(MAX_PAIRS)
+    ]
+    if not rows:
+        return ""
+    note = f"The most frequent mistakes of {len(names):,} classes."
+    return f"<h3>Confusion</h3><p>{note}</p>{html_table(rows)}"
 
 
 def _mistakes(stored: Predictions, names: Sequence[str], folder: Path) -> str:
