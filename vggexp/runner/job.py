@@ -293,6 +293,8 @@ def _finish(
     draw = partial(figures.log_test_images, logger, data, probs, test.labels, state.epoch)
     logger.best_effort("the images of the mistakes", draw)
     logger.best_effort("the graph", partial(figures.log_graph, logger, test.model, data))
+    if job.is_resumed:
+        manager.update_metadata(test.epoch_metrics["step"])
     # All views are complete before the state is "finished": a finished run is never continued.
     content = directory.write_result(job.folder, "finished", **content)
     if job.config.train.keep == "weights":  # after this the run cannot be continued

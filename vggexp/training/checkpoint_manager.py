@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
 from vggexp.errors import CheckpointError, ResourceError
@@ -66,6 +68,18 @@ class CheckpointManager:
         for path in find_checkpoints(self.folder)[KEEP_NEWEST:]:
             if best is None or int(path.stem) != best["step"]:
                 path.unlink()
+
+    def update_metadata(self, step: int) -> None:
+        """Stores the present metadata with a checkpoint that has other values.
+
+        The weights are then tested on this machine and data, which may have changed since the
+        checkpoint was saved.
+        """
+        content = checkpoint_schema.load(self.path(step))
+        for key, value in self.metadata.items():
+            if not isinstance(value, Tensor) and content.get(key) != value:
+                checkpoint.save(self.path(step), content | self.metadata)
+                return
 
     def replace_all(self, step: int, content: dict[str, Any]) -> None:
         """Replaces all checkpoints with one file, which holds the final weights (keep=weights)."""
