@@ -9,15 +9,13 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import NoReturn
 
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, StoppedError, VggexpError
 from vggexp.formatting import error_line
 from vggexp.loggers.console import print_text
-from vggexp.runs.directory import require_run
 from vggexp.system.signals import clear_pending_interrupt
 
 NOTHING_WRITTEN = "stopped by Ctrl-C: nothing was written"
@@ -37,23 +35,6 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
 
 def _raise_config_error(message: str) -> NoReturn:
     raise ConfigError(f"{message}; see --help")
-
-
-def parse_run_command(prog: str, description: str, argv: Sequence[str]) -> argparse.Namespace:
-    """Parses a command that takes one run directory, and checks the directory.
-
-    Returns:
-        `run`, the Path of the run directory, and `json`.
-
-    Raises:
-        ConfigError: the command is wrong, or there is no such directory.
-        CheckpointError: the directory holds no run.
-    """
-    parser = make_parser(prog, description)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    arguments = parser.parse_intermixed_args(argv)
-    require_run(arguments.run)
-    return arguments
 
 
 def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None) -> int:

@@ -18,10 +18,11 @@ from vggexp.errors import CheckpointError, DivergedError, ResourceError
 from vggexp.evaluate.views import MultiViewPredictor, count_views
 from vggexp.formatting import markdown_table, printable, shorten
 from vggexp.loggers.console import Console
-from vggexp.runner import build, datasets
+from vggexp.runner import build
 from vggexp.runner.hardware import is_available, setup_device
-from vggexp.runner.load import load_tested_checkpoint, test_only_config
+from vggexp.runner.load import load_test_data, load_tested_checkpoint, test_only_config
 from vggexp.runs.confusion import MAX_MATRIX_CLASSES, Confusions, count_confusions
+from vggexp.runs.data_root import locate_data
 from vggexp.runs.directory import read_result
 from vggexp.runs.jsonl import write_json
 from vggexp.system import memory
@@ -42,11 +43,17 @@ METRIC_NAMES = {
 
 
 class EvalOptions(NamedTuple):
-    """Views of each image. scales: pixels of the shorter side; None: each run's training size."""
+    """Views of each image, and where the images are.
+
+    Args:
+        scales: pixels of the shorter side; None: each run's training size.
+        data: folder of the runs' data; None: data.root of each run.
+    """
 
     mode: str
     scales: tuple[int, ...] | None
     flip: bool
+    data: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -162,14 +169,10 @@ def evaluate_runs(folders: Sequence[Path], options: EvalOptions) -> EvaluationRe
 def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPredictions:
     """Evaluates a run on its test set, with the device and number format of its training."""
     config, checkpoint = load_tested_checkpoint(folder)
-    config = _eval_config(config, checkpoint, console)
+    config = locate_data(_eval_config(config, checkpoint, console), folder, options.data)
     device_setup = setup_device(config, checkpoint["threads"])
     with memory.oom_as_resource_error(f"in evaluating {folder}; smaller --scales need less"):
-        data = datasets.build_loaders(config, device_setup.device, console.line)
-        if changed := data.changed_files(checkpoint["data"]):
-            raise CheckpointError(
-                f"{folder}: the data has changed since this run began ({changed}); restore it"
-            )
+        data = load_test_data(config, folder, checkpoint, device_setup.device, console.line)
         predictor = MultiViewPredictor(
             model=build.build_tested_model(config, device_setup, select_eval_weights(checkpoint)),
             preprocess=data.test.preprocess,

@@ -1,15 +1,17 @@
 """Loads the network, configuration and preprocessing of a finished run."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
 from vggexp.config.derived import input_spec
 from vggexp.config.schema import Config, ImageFolder
 from vggexp.data.transforms import Preprocess
-from vggexp.errors import CheckpointError
+from vggexp.errors import CheckpointError, DataError
 from vggexp.runner import build, datasets
 from vggexp.runs.directory import read_result
 from vggexp.runs.records import load_config
@@ -91,6 +93,38 @@ def build_loaded_run(config: Config, tested: dict[str, Any]) -> LoadedRun:
         preprocess=datasets.make_preprocess(config, tested["mean"], tested["std"]),
         classes=tuple(tested["classes"]),
     )
+
+
+def load_test_data(
+    config: Config,
+    folder: Path,
+    tested: dict[str, Any],
+    device: torch.device,
+    warn: Callable[[str], None] = print,
+) -> datasets.DataLoaders:
+    """Builds the loaders of the data that a run was tested on.
+
+    Args:
+        config: of the run, as `test_only_config` returns it and with the data's present place.
+        folder: the run directory, for messages.
+        tested: the checkpoint that the run was tested with.
+        device: where the batches go.
+        warn: as in `build_loaders`.
+
+    Raises:
+        CheckpointError: the data is not what the run was tested on.
+        DataError: the data is missing or damaged.
+    """
+    try:
+        data = datasets.build_loaders(config, device, warn)
+    except DataError as error:
+        raise DataError(f"{error} (--data FOLDER gives the place of moved data)") from error
+    if changed := data.changed_files(tested["data"]):
+        raise CheckpointError(
+            f"{folder}: the data has changed since this run began ({changed}); restore it, "
+            "or give its place with --data FOLDER"
+        )
+    return data
 
 
 def test_only_config(config: Config) -> Config:

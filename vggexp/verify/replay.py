@@ -15,6 +15,7 @@ from vggexp.loggers.console import Console
 from vggexp.runner import build
 from vggexp.runner.job import evaluate_epoch
 from vggexp.runner.resume import build_run
+from vggexp.runs.data_root import locate_data
 from vggexp.runs.directory import read_config
 from vggexp.runs.records import load_config
 from vggexp.system.signals import StopFlag
@@ -39,8 +40,11 @@ class VerifyResult:
     first_difference: str | None  # name of the tensor or number
 
 
-def replay(folder: Path) -> VerifyResult:
+def replay(folder: Path, data: Path | None = None) -> VerifyResult:
     """Trains from the last checkpoint but one to the last one.
+
+    Args:
+        data: Folder of the run's data. None: data.root of the run.
 
     Raises:
         CheckpointError: The run has too few checkpoints, or several processes trained it.
@@ -54,16 +58,16 @@ def replay(folder: Path) -> VerifyResult:
             f"{folder}: trained by {ranks} processes, "
             "whose sums one process does not repeat bit by bit"
         )
-    config = load_config(folder)
+    config = locate_data(load_config(folder), folder, data)
     console = Console(None, sys.stderr)
-    device_setup, data, state = build_run(config, earlier, console)
+    device_setup, loaders, state = build_run(config, earlier, console)
     evaluate = partial(
-        evaluate_epoch, config=config, device_setup=device_setup, data=data, console=console
+        evaluate_epoch, config=config, device_setup=device_setup, data=loaders, console=console
     )
     settings = build.train_settings(config, device_setup)
     timer = PhaseTimer(device_setup.device)
     loop = TrainLoop(settings, timer, NullLogger(), NullCheckpointer(), StopFlag())
-    train(state, data.train, loop, evaluate, until=Position(later["epoch"], later["batch"]))
+    train(state, loaders.train, loop, evaluate, until=Position(later["epoch"], later["batch"]))
     actual = dict(named_values(state.capture()))
     expected = dict(named_values({key: later.get(key) for key in state.capture()}))
     first_difference = None
