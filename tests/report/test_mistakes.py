@@ -63,6 +63,8 @@ def test_classes_have_the_names_of_the_folders(tmp_path):
         (tmp_path / "train" / name).mkdir(parents=True)
     config = {"data.name": "image_folder", "data.root": str(tmp_path)}
     assert class_names(config, 2) == ("cat", "dog")
+    relative = {**config, "data.root": tmp_path.name}
+    assert class_names(relative, 2, {"working_directory": str(tmp_path.parent)}) == ("cat", "dog")
     assert class_names({**config, "data.root": "gone"}, 2) == ("0", "1")
     assert class_names({**config, "data.root": "\0"}, 2) == ("0", "1")
 

@@ -1,7 +1,9 @@
 """Finds the data of a run: moved, or used from another working directory. Needs no torch."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from vggexp.config.schema import Config
 from vggexp.errors import ConfigError
@@ -29,14 +31,22 @@ def locate_data(config: Config, folder: Path, data: Path | None) -> Config:
     if data is not None:
         _check(config, data)
         return replace(config, data=replace(config.data, root=str(data), download=False))
-    root = config.data.root
-    start = read_run(folder).environment.get(WORKING_DIRECTORY)
-    if root is None or not isinstance(start, str):
+    if config.data.root is None:
         return config
-    started_root = Path(start, root)  # `root` itself if it is absolute
-    if not started_root.is_dir():
-        return config
-    return replace(config, data=replace(config.data, root=str(started_root)))
+    root = resolve_root(config.data.root, read_run(folder).environment)
+    return replace(config, data=replace(config.data, root=str(root)))
+
+
+def resolve_root(root: str, environment: Mapping[str, Any]) -> Path:
+    """Returns data.root as the run meant it if it is still there, else as it stands.
+
+    Args:
+        root: data.root of the run.
+        environment: env.json of the run.
+    """
+    start = environment.get(WORKING_DIRECTORY)
+    started_root = Path(start if isinstance(start, str) else "", root)  # an absolute root stays
+    return started_root if started_root.is_dir() else Path(root)
 
 
 def _check(config: Config, data: Path) -> None:
