@@ -117,14 +117,14 @@ def load_foreign(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if is_zip:
         _check_archive(path)
-    # torch warns about content that it may not know. The result of the read decides instead.
-    with warnings.catch_warnings(action="ignore"):
-        return _read(path)
+    return _read(path)
 
 
 def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # torch warns about content that it may not know. The result of the read decides instead.
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many unrelated types
         reason = one_line(error)
         if "Weights only" in reason:  # torch's message advises to load the file unsafely
