@@ -1,6 +1,8 @@
 """The command: what it prints, and what it refuses."""
 
+import json
 import shutil
+import zipfile
 
 import pytest
 
@@ -49,6 +51,30 @@ def test_a_file_that_is_not_an_export(suffix, damage, predict, folder):
     assert code == 4
     assert out == ""
     assert error.startswith(f"vggexp: error: {path}: ")
+    assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("channels", "x", "channels is 'x', expected a whole number of 1..16"),
+        ("side", 10**9, "side is 1000000000, expected a whole number of 1..4096"),
+        ("std", [0], "std.0 is 0, expected a finite number of 1e-06 or more"),
+        ("mean", [0.0, 0.0], "fails on images: "),
+        ("classes", ["\n"] * 9, "gives float32 [1, 10], expected logits [1, 9]"),
+    ],
+)
+def test_an_export_with_forged_metadata(field, value, reason, predict, folder):
+    path = folder / "forged.pt2"
+    with zipfile.ZipFile(folder / "gray.pt2") as source, zipfile.ZipFile(path, "w") as forged:
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename.endswith("vggexp.json"):
+                content = json.dumps(json.loads(content) | {field: value}).encode()
+            forged.writestr(entry, content)
+    code, out, error = predict(path, "digits/00.png")
+    assert (code, out) == (4, "")
+    assert reason in error
     assert error.count("\n") == 1
 
 

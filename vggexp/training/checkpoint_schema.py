@@ -6,18 +6,16 @@ all that follows from the file alone: keys, types, ranges and the history. `chec
 ValueError with the name of the field, its value and what is expected.
 """
 
-import math
-import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from vggexp.errors import CheckpointError
-from vggexp.formatting import shorten
-from vggexp.training import checkpoint
+from vggexp.training import checkpoint, checks
+from vggexp.training.checks import Check
 from vggexp.training.loop import TrainState
 from vggexp.training.timer import PARTS
 
@@ -28,10 +26,6 @@ MAX_BATCH_SIZE = 65_536
 MAX_PROCESSES = 4096
 MAX_ITEMS = 100_000  # epochs, classes, or parameters
 MAX_CHANNELS = 16
-MAX_DEPTH = 6  # of lists and dictionaries inside the configuration
-MAX_VALUE_CHARS = 40  # of a value in an error text
-
-Check = Callable[[str, Any], None]  # takes the name of a field and its value; raises ValueError
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -51,23 +45,23 @@ def load(path: Path) -> dict[str, Any]:
 
 def check_content(content: Any) -> None:
     """Raises ValueError unless this can be the content of a checkpoint."""
-    _fields({"format": _whole(1, MAX_STEPS)})("", content)
+    checks.fields({"format": checks.whole(1, MAX_STEPS)})("", content)
     if content["format"] > FORMAT_VERSION:
         raise ValueError(
             f"format {content['format']}, this vggexp reads up to {FORMAT_VERSION}; update vggexp"
         )
-    _fields(FACTS)("", content)
+    checks.fields(FACTS)("", content)
     if "processes" in content:
-        _whole(1, MAX_PROCESSES)("processes", content["processes"])
+        checks.whole(1, MAX_PROCESSES)("processes", content["processes"])
     if "weights" in content:  # a run with train.keep=weights has ended
         _weights("weights", content["weights"])
         if "net" in content:
             raise ValueError("net and weights are in one file")
         return
-    _fields(STATE)("", content)
+    checks.fields(STATE)("", content)
     _check_history(content)
     if "ema" in content:
-        ema = _fields({"updates": _whole(0, content["step"]), "module": _weights})
+        ema = checks.fields({"updates": checks.whole(0, content["step"]), "module": _weights})
         ema("ema", content["ema"])
 
 
@@ -85,7 +79,7 @@ def check_weights(weights: Any, expected: Mapping[str, Tensor], name: str) -> No
         if key not in expected:
             raise ValueError(f"{name}.{key} is not a tensor of this network")
         _like(expected[key])(f"{name}.{key}", weights[key])
-        _check_finite(f"{name}.{key}", weights[key])
+        checks.finite(f"{name}.{key}", weights[key])
 
 
 def check_state(content: Mapping[str, Any], state: TrainState, epochs: int | None) -> None:
@@ -109,8 +103,8 @@ def check_state(content: Mapping[str, Any], state: TrainState, epochs: int | Non
     _like(state.scaler.state_dict())("scaler", content["scaler"])
     _check_optimizer(content["optimizer"], _stepped_state(state.optimizer))
     if epochs is not None:
-        _whole(0, epochs)("epoch", content["epoch"])
-        _whole(0, state.schedule.steps_per_epoch)("batch", content["batch"])
+        checks.whole(0, epochs)("epoch", content["epoch"])
+        checks.whole(0, state.schedule.steps_per_epoch)("batch", content["batch"])
 
 
 def _check_history(content: Mapping[str, Any]) -> None:
@@ -118,14 +112,14 @@ def _check_history(content: Mapping[str, Any]) -> None:
     history = content["history"]
     step = 0
     for index, row in enumerate(history):
-        _exactly(index + 1)(f"history.{index}.epoch", row["epoch"])
-        _whole(step + 1, MAX_STEPS)(f"history.{index}.step", row["step"])
+        checks.exactly(index + 1)(f"history.{index}.epoch", row["epoch"])
+        checks.whole(step + 1, MAX_STEPS)(f"history.{index}.step", row["step"])
         step = row["step"]
-    _exactly(len(history))("epoch", content["epoch"])
-    _exactly(step + content["batch"])("step", content["step"])
+    checks.exactly(len(history))("epoch", content["epoch"])
+    checks.exactly(step + content["batch"])("step", content["step"])
     count = content["sums"]["count"]
     if not content["batch"] <= count <= content["batch"] * MAX_BATCH_SIZE:
-        _refuse("sums.count", count, f"the images of {content['batch']} batches")
+        checks.refuse("sums.count", count, f"the images of {content['batch']} batches")
 
 
 def _check_optimizer(saved: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -164,141 +158,31 @@ def _like(expected: Any) -> Check:
     """Returns a check for the form of `expected`: dtype, shape, keys. More keys are allowed."""
 
     def check_tensor(name: str, value: Any) -> None:
-        _tensor(name, value)
+        checks.tensor(name, value)
         if value.dtype != expected.dtype or value.shape != expected.shape:
-            _refuse(name, value, _describe(expected))
+            checks.refuse(name, value, checks.describe(expected))
 
     if isinstance(expected, Tensor):
         return check_tensor
     if isinstance(expected, Mapping):
-        return _fields({key: _like(value) for key, value in expected.items()})
-    return _number()
-
-
-def _fields(checks: Mapping[Any, Check]) -> Check:
-    """Returns a check for a dictionary with these fields. More are allowed."""
-
-    def check(name: str, value: Any) -> None:
-        if not isinstance(value, dict):
-            _refuse(name, value, "a dictionary")
-        for key, check_value in checks.items():
-            path = f"{name}.{key}".lstrip(".")
-            if key not in value:
-                raise ValueError(f"{path} is missing")
-            check_value(path, value[key])
-
-    return check
-
-
-def _check_finite(name: str, tensor: Tensor) -> None:
-    if not tensor.isfinite().all():
-        raise ValueError(
-            f"{name} holds NaN or infinity: the run had diverged, or the file was changed"
-        )
-
-
-def _whole(low: int, high: int) -> Check:
-    def check(name: str, value: Any) -> None:
-        if type(value) is not int or not low <= value <= high:
-            _refuse(name, value, f"a whole number of {low}..{high}")
-
-    return check
-
-
-def _exactly(number: int) -> Check:
-    def check(name: str, value: Any) -> None:
-        if type(value) is not int or value != number:
-            _refuse(name, value, str(number))
-
-    return check
-
-
-def _number(low: float = -sys.float_info.max, high: float = sys.float_info.max) -> Check:
-    def check(name: str, value: Any) -> None:
-        if type(value) not in (int, float) or not low <= value <= high:
-            bounds = f"{low}..{high}" if high == 1 else "a finite number"
-            _refuse(name, value, bounds)
-
-    return check
-
-
-def _choice(*choices: str) -> Check:
-    def check(name: str, value: Any) -> None:
-        if type(value) is not str or value not in choices:
-            _refuse(name, value, f"one of {', '.join(choices)}")
-
-    return check
-
-
-def _list(check_item: Check, low: int, high: int) -> Check:
-    def check(name: str, value: Any) -> None:
-        if type(value) is not list or not low <= len(value) <= high:
-            _refuse(name, value, f"a list of {low}..{high} values")
-        for index, item in enumerate(value):
-            check_item(f"{name}.{index}", item)
-
-    return check
-
-
-def _dictionary(check_item: Check, check_key: Check | None = None) -> Check:
-    def check(name: str, value: Any) -> None:
-        if not isinstance(value, dict):
-            _refuse(name, value, "a dictionary")
-        for key, item in value.items():
-            (check_key or _text)(f"a key of {name}", key)
-            check_item(f"{name}.{key}", item)
-
-    return check
+        return checks.fields({key: _like(value) for key, value in expected.items()})
+    return checks.number()
 
 
 def _row(name: str, value: Any) -> None:
     """Checks a row of the history: the metrics of a finished epoch."""
-    _fields(EPOCH)(name, value)
+    checks.fields(EPOCH)(name, value)
     for key, metric in value.items():
-        _text(f"a key of {name}", key)
+        checks.text(f"a key of {name}", key)
         part, _, kind = key.partition("/")
         if kind == "accuracy":
-            _number(0, 1)(f"{name}.{key}", metric)
+            checks.number(0, 1)(f"{name}.{key}", metric)
         elif type(metric) is not float or kind != "loss" or part == "train":
-            _number()(f"{name}.{key}", metric)  # another loss may not be finite
-
-
-def _text(name: str, value: Any) -> None:
-    if type(value) is not str:
-        _refuse(name, value, "a text")
-
-
-def _plain(name: str, value: Any, depth: int = 0) -> None:
-    """Checks a value of the configuration."""
-    if depth > MAX_DEPTH:
-        raise ValueError(f"{name} is nested more than {MAX_DEPTH} deep")
-    if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            _plain(f"{name}.{index}", item, depth + 1)
-    elif isinstance(value, dict):
-        for key, item in value.items():
-            _text(f"a key of {name}", key)
-            _plain(f"{name}.{key}", item, depth + 1)
-    elif value is not None and type(value) not in (bool, str):
-        _number()(name, value)
-
-
-def _any_tensor(name: str, value: Any) -> None:
-    if not isinstance(value, Tensor):
-        _refuse(name, value, "a tensor")
-
-
-def _tensor(name: str, value: Any) -> None:
-    """Checks that a tensor is dense, in memory, and as large in the file as its shape says."""
-    _any_tensor(name, value)
-    if value.layout != torch.strided or value.device.type != "cpu" or value.is_quantized:
-        _refuse(name, value, "a dense tensor in memory")
-    if value.untyped_storage().nbytes() < value.nbytes:
-        raise ValueError(f"{name} has fewer values than its shape says")
+            checks.number()(f"{name}.{key}", metric)  # another loss may not be finite
 
 
 def _weights(name: str, value: Any) -> None:
-    _dictionary(_tensor)(name, value)
+    checks.dict_of(checks.tensor)(name, value)
     if not value:
         raise ValueError(f"{name} is empty")
 
@@ -307,10 +191,10 @@ def _statistic(name: str, value: Any) -> None:
     """Checks the mean or std of the training images by channel, [C]; None without them."""
     if value is None:
         return
-    _tensor(name, value)
+    checks.tensor(name, value)
     if value.dtype != torch.float32 or value.ndim != 1 or not 1 <= len(value) <= MAX_CHANNELS:
-        _refuse(name, value, f"float32 of 1..{MAX_CHANNELS} channels")
-    _check_finite(name, value)
+        checks.refuse(name, value, f"float32 of 1..{MAX_CHANNELS} channels")
+    checks.finite(name, value)
 
 
 def _std(name: str, value: Any) -> None:
@@ -320,104 +204,88 @@ def _std(name: str, value: Any) -> None:
 
 
 def _identity(name: str, value: Any) -> None:
-    _dictionary(_plain)(name, value)
-    _fields({"train.epochs": _whole(1, MAX_ITEMS)})(name, value)
+    checks.dict_of(checks.plain)(name, value)
+    checks.fields({"train.epochs": checks.whole(1, MAX_ITEMS)})(name, value)
 
 
 def _sums(name: str, value: Any) -> None:
     """Checks the sums of the epoch under way: loss and correct predictions [2], and images."""
-    _fields({"sums": _tensor, "count": _STEPS})(name, value)
+    checks.fields({"sums": checks.tensor, "count": _STEPS})(name, value)
     sums = value["sums"]
     if sums.shape != (2,) or sums.dtype not in (torch.float32, torch.float64):
-        _refuse(f"{name}.sums", sums, "float64 [2]")
-    _check_finite(f"{name}.sums", sums)
+        checks.refuse(f"{name}.sums", sums, "float64 [2]")
+    checks.finite(f"{name}.sums", sums)
     loss, correct = sums.tolist()
-    _number()(f"{name}.sums.0", loss)
-    _number(0, value["count"])(f"{name}.sums.1", correct)
+    checks.number()(f"{name}.sums.0", loss)
+    checks.number(0, value["count"])(f"{name}.sums.1", correct)
 
 
 def _schedule(name: str, value: Any) -> None:
     """Checks the state of the schedule `plateau`; all others have none."""
     if value == {}:
         return
-    fields = {"factor": _number(0, 1), "best": _number(-1, 1), "waited": _STEPS}
-    _fields(fields)(name, value)
+    fields = {"factor": checks.number(0, 1), "best": checks.number(-1, 1), "waited": _STEPS}
+    checks.fields(fields)(name, value)
 
 
 def _optimizer(name: str, value: Any) -> None:
     """Checks what holds for every optimizer. `_check_optimizer` compares it with the run's own."""
-    tensors = _dictionary(_optimizer_value)
+    tensors = checks.dict_of(_optimizer_value)
     fields = {
-        "state": _dictionary(tensors, _STEPS),
-        "param_groups": _list(_dictionary(_plain), 1, 1),
+        "state": checks.dict_of(tensors, _STEPS),
+        "param_groups": checks.list_of(checks.dict_of(checks.plain), 1, 1),
     }
-    _fields(fields)(name, value)
-    group = _fields({"params": _list(_STEPS, 1, MAX_ITEMS)})
+    checks.fields(fields)(name, value)
+    group = checks.fields({"params": checks.list_of(_STEPS, 1, MAX_ITEMS)})
     group(f"{name}.param_groups.0", value["param_groups"][0])
 
 
 def _optimizer_value(name: str, value: Any) -> None:
     if isinstance(value, Tensor):
-        _tensor(name, value)
+        checks.tensor(name, value)
     elif value is not None:
-        _number()(name, value)
+        checks.number()(name, value)
 
 
-def _refuse(name: str, value: Any, expected: str) -> NoReturn:
-    raise ValueError(f"{name} is {_describe(value)}, expected {expected}")
-
-
-def _describe(value: Any) -> str:
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')} {list(value.shape)}"
-    if isinstance(value, dict | list | tuple):
-        return f"a {type(value).__name__} of {len(value)}"
-    if isinstance(value, int) and abs(value) > MAX_STEPS**2:  # Python prints no number of any size
-        return "a whole number that is too large"
-    if isinstance(value, float) and not math.isfinite(value):
-        return "NaN or infinity"
-    return shorten(repr(value), MAX_VALUE_CHARS)
-
-
-_STEPS = _whole(0, MAX_STEPS)
-_TIME = _number(0)
+_STEPS = checks.whole(0, MAX_STEPS)
+_TIME = checks.number(0)
 _TIMES = {f"time/{part}_seconds": _TIME for part in ("epoch", *PARTS)}
 
 # Fields of every checkpoint: what it was trained with.
 FACTS: dict[str, Check] = {
     "identity": _identity,
-    "torch": _text,
-    "threads": _whole(1, MAX_PROCESSES),
-    "device": _choice("cpu", "cuda", "mps"),
-    "device_name": _text,
-    "cpu_capability": _text,
-    "precision": _choice("fp32", "tf32", "bf16", "fp16"),
-    "data": _dictionary(_text),
-    "classes": _list(_text, 2, MAX_ITEMS),
+    "torch": checks.text,
+    "threads": checks.whole(1, MAX_PROCESSES),
+    "device": checks.choice("cpu", "cuda", "mps"),
+    "device_name": checks.text,
+    "cpu_capability": checks.text,
+    "precision": checks.choice("fp32", "tf32", "bf16", "fp16"),
+    "data": checks.dict_of(checks.text),
+    "classes": checks.list_of(checks.text, 2, MAX_ITEMS),
     "mean": _statistic,
     "std": _std,
 }
 # Fields of a checkpoint that a run can continue from; `ema` stands beside them with train.ema.
 STATE: dict[str, Check] = {
     "net": _weights,
-    "epoch": _whole(0, MAX_ITEMS),
+    "epoch": checks.whole(0, MAX_ITEMS),
     "batch": _STEPS,
     "step": _STEPS,
-    "micro_batches": _whole(1, MAX_BATCH_SIZE),
-    "history": _list(_row, 0, MAX_ITEMS),
-    "spent": _dictionary(_TIME),
+    "micro_batches": checks.whole(1, MAX_BATCH_SIZE),
+    "history": checks.list_of(_row, 0, MAX_ITEMS),
+    "spent": checks.dict_of(_TIME),
     "sums": _sums,
     "optimizer": _optimizer,
     "schedule": _schedule,
-    "scaler": _dictionary(_number()),
+    "scaler": checks.dict_of(checks.number()),
 }
 # Fields of one row of the history; val/... and test/... stand beside them where they are measured.
 EPOCH: dict[str, Check] = {
-    "epoch": _whole(1, MAX_ITEMS),
-    "step": _whole(1, MAX_STEPS),
-    "lr": _number(0),
-    "train/loss": _number(),
-    "train/accuracy": _number(0, 1),
-    "images_per_second": _number(0),
+    "epoch": checks.whole(1, MAX_ITEMS),
+    "step": checks.whole(1, MAX_STEPS),
+    "lr": checks.number(0),
+    "train/loss": checks.number(),
+    "train/accuracy": checks.number(0, 1),
+    "images_per_second": checks.number(0),
     **_TIMES,
 }
