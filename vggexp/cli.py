@@ -14,7 +14,7 @@ from typing import NoReturn
 
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, StoppedError, VggexpError
-from vggexp.formatting import error_line
+from vggexp.formatting import error_line, printable
 from vggexp.loggers.console import print_text
 from vggexp.system.signals import clear_pending_interrupt
 
@@ -73,7 +73,7 @@ def report_error(error: VggexpError, should_report: Callable[[str], bool]) -> No
     if should_report(str(error)):
         rank = rank_info().rank
         message = f"rank {rank}: {error}" if rank else str(error)
-        line = f"vggexp: {message}" if isinstance(error, StoppedError) else error_line(message)
+        line = f"vggexp: {printable(message)}" if isinstance(error, StoppedError) else error_line(message)
         print(line, file=sys.stderr)
     if os.environ.get("VGGEXP_TRACEBACK"):
         raise error
