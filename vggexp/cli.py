@@ -73,7 +73,9 @@ def report_error(error: VggexpError, should_report: Callable[[str], bool]) -> No
     if should_report(str(error)):
         rank = rank_info().rank
         message = f"rank {rank}: {error}" if rank else str(error)
-        line = f"vggexp: {printable(message)}" if isinstance(error, StoppedError) else error_line(message)
+        line = error_line(message)
+        if isinstance(error, StoppedError):
+            line = f"vggexp: {printable(message)}"
         print(line, file=sys.stderr)
     if os.environ.get("VGGEXP_TRACEBACK"):
         raise error
