@@ -106,6 +106,14 @@ def test_a_decompression_bomb_is_not_unpacked(path, read):
         read(path)
 
 
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.load_foreign])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(path, read):
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=f"^{path}: not a regular file$"):
+        read(path)
+
+
 def test_a_warning_of_torch_about_a_file_is_not_printed(path):
     checkpoint.save(path, {"weights": torch.zeros(2, 2).to_sparse()})
     with warnings.catch_warnings(action="error"):

@@ -7,6 +7,7 @@ torch.load(path, weights_only=True) still opens the file.
 
 import hashlib
 import os
+import stat
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -74,7 +75,7 @@ def verify(path: Path) -> None:
     """Raises CheckpointError unless every byte is as it was written."""
     digest = hashlib.sha256()
     try:
-        with open(path, "rb") as file:
+        with _open(path) as file:
             remaining = os.fstat(file.fileno()).st_size - TRAILER_BYTES
             while remaining > 0:
                 chunk = file.read(min(CHUNK_BYTES, remaining))
@@ -89,6 +90,13 @@ def verify(path: Path) -> None:
         raise DamagedError(
             f"{path}: damaged, its content does not have the hash it was written with"
         )
+
+
+def _open(path: Path) -> BinaryIO:
+    """Opens a regular file. To open a pipe would wait for a writer that may never come."""
+    if not stat.S_ISREG(path.stat().st_mode):
+        raise CheckpointError(f"{path}: not a regular file")
+    return open(path, "rb")
 
 
 def load(path: Path) -> dict[str, Any]:
@@ -111,7 +119,7 @@ def load_foreign(path: Path) -> Any:
         CheckpointError: The file is unreadable or was not written by torch.save.
     """
     try:
-        with open(path, "rb") as file:
+        with _open(path) as file:
             is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     except OSError as error:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
