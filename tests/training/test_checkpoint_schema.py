@@ -130,6 +130,12 @@ REFUSALS = {
 }
 
 
+@pytest.mark.parametrize("content", [None, 1, [], torch.zeros(2)])
+def test_a_content_that_is_no_dictionary_is_refused(content):
+    with pytest.raises(ValueError, match=r"^the content is .*, expected a dictionary$"):
+        checkpoint_schema.check_content(content)
+
+
 @pytest.mark.parametrize("field", REFUSALS)
 def test_refusals(content, field):
     value, reason = REFUSALS[field]

@@ -130,7 +130,7 @@ def finite(name: str, tensor: Tensor) -> None:
 
 
 def refuse(name: str, value: Any, expected: str) -> NoReturn:
-    raise ValueError(f"{name} is {describe(value)}, expected {expected}")
+    raise ValueError(f"{name or 'the content'} is {describe(value)}, expected {expected}")
 
 
 def describe(value: Any) -> str:
