@@ -187,7 +187,11 @@ def test_on_a_machine_without_the_run_s_device(command, capfd):
     ("weight", "code", "reason"),
     [
         (1e38, 5, "at 32 px not all probabilities are finite in"),
-        (torch.nan, 4, "weights.0.0.0.weight holds NaN or infinity: the run had diverged"),
+        (
+            torch.nan,
+            4,
+            "outputs/a: does not fit its config.yaml: weights.0.0.0.weight holds NaN",
+        ),
     ],
 )
 def test_weights_that_are_not_finite(command, capfd, weight, code, reason):

@@ -74,7 +74,7 @@ def content_of(config) -> dict:
 def load(config, content):
     checkpoint_schema.check_content(content)
     check_tested(config, content)
-    run = build_loaded_run(config, content)
+    run = build_loaded_run(config, content, Path("a"))
     return run.model(run.preprocess(torch.zeros(1, 1, 32, 32, dtype=torch.uint8)))
 
 

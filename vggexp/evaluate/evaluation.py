@@ -173,8 +173,9 @@ def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPr
     device_setup = setup_device(config, checkpoint["threads"])
     with memory.oom_as_resource_error(f"in evaluating {folder}; smaller --scales need less"):
         data = load_test_data(config, folder, checkpoint, device_setup.device, console.line)
+        weights = select_eval_weights(checkpoint)
         predictor = MultiViewPredictor(
-            model=build.build_tested_model(config, device_setup, select_eval_weights(checkpoint)),
+            model=build.build_tested_model(config, device_setup, weights, folder),
             preprocess=data.test.preprocess,
             autocast=device_setup.autocast,
             batch_size=config.data.batch_size,

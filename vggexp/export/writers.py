@@ -134,7 +134,7 @@ def export_run(
     start = monotonic()
     config, checkpoint = load_tested_checkpoint(folder)
     config = locate_data(config, folder, data)
-    run = build_loaded_run(config, checkpoint)
+    run = build_loaded_run(config, checkpoint, folder)
     metadata = make_metadata(folder, run, preprocess)
     parity = None
     with memory.oom_as_resource_error(f"in exporting {folder}"), _atomic_output(path) as part:

@@ -1,6 +1,7 @@
 """Builds the objects of training from a configuration: model, state, settings."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -89,7 +90,7 @@ def _build_schedule(config: Config, steps_per_epoch: int) -> Schedule:
 
 
 def build_tested_model(
-    config: Config, device_setup: DeviceSetup, weights: dict[str, Tensor]
+    config: Config, device_setup: DeviceSetup, weights: dict[str, Tensor], folder: Path
 ) -> nn.Sequential:
     """Returns the network with the weights of a checkpoint, in eval mode, as a run tests it.
 
@@ -97,24 +98,26 @@ def build_tested_model(
         config: the configuration of the run.
         device_setup: the device.
         weights: the result of `checkpoint.select_eval_weights`.
+        folder: the run directory, for messages.
 
     Raises:
-        CheckpointError: the weights do not fit the network.
+        CheckpointError: the weights do not fit the network, or are not finite.
     """
     model = build_model(config)
-    load_weights(model, weights)
+    load_weights(model, weights, folder)
     model = _to_device(model, config, device_setup)
     if config.device.compile and config.train.ema is None:  # a run does not compile its average
         model.compile()
     return model.eval()
 
 
-def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
+def load_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
     """Takes over the weights of a checkpoint.
 
     Args:
         model: the network that config.yaml describes.
         weights: the result of `checkpoint.select_eval_weights`.
+        folder: the run directory, for messages.
 
     Raises:
         CheckpointError: the weights do not fit the network, or are not finite.
@@ -122,7 +125,7 @@ def load_weights(model: nn.Module, weights: dict[str, Tensor]) -> None:
     try:
         checkpoint_schema.check_weights(weights, model.state_dict(), "weights")
     except ValueError as error:
-        raise CheckpointError(f"checkpoints: do not fit config.yaml: {error}") from error
+        raise CheckpointError(f"{folder}: does not fit its config.yaml: {error}") from error
     model.load_state_dict(weights)
 
 

@@ -255,7 +255,7 @@ def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
     if step != state.step:
         path = job.folder / "checkpoints" / checkpoint_manager.checkpoint_name(step)
         load = partial(_load_weights, path)
-        load_weights(model, collectives.run_on_rank_zero(load))
+        load_weights(model, collectives.run_on_rank_zero(load), job.folder)
     collectives.broadcast_(model.buffers())
     batches = with_progress("test", job.data.test, job.console)
     logits, labels = predict(model, batches, job.device_setup.autocast)

@@ -38,7 +38,7 @@ def load_run(path: str | Path) -> LoadedRun:
     Raises CheckpointError.
     """
     config, tested = load_tested_checkpoint(Path(path))
-    return build_loaded_run(config, tested)
+    return build_loaded_run(config, tested, Path(path))
 
 
 def load_tested_checkpoint(folder: Path) -> tuple[Config, dict[str, Any]]:
@@ -83,10 +83,10 @@ def _tested_path(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: holds no checkpoint{suffix}")
 
 
-def build_loaded_run(config: Config, tested: dict[str, Any]) -> LoadedRun:
-    """Builds a LoadedRun from the result of `load_tested_checkpoint`."""
+def build_loaded_run(config: Config, tested: dict[str, Any], folder: Path) -> LoadedRun:
+    """Builds a LoadedRun from the result of `load_tested_checkpoint`. Raises CheckpointError."""
     model = build.build_model(config)
-    build.load_weights(model, checkpoint.select_eval_weights(tested))
+    build.load_weights(model, checkpoint.select_eval_weights(tested), folder)
     return LoadedRun(
         model=model.eval(),
         config=config,

@@ -125,7 +125,8 @@ def _restore(config: Config, state: TrainState, checkpoint: Checkpoint) -> None:
         state.restore(checkpoint)
     except (KeyError, RuntimeError, ValueError) as error:
         raise CheckpointError(
-            f"checkpoints: does not fit this configuration: {one_line(error)}"
+            f"checkpoints: does not fit this configuration: {one_line(error)}; "
+            "resume=never starts over"
         ) from error
 
 
