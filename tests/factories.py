@@ -15,6 +15,7 @@ from vggexp.models.shapes import Block
 from vggexp.models.vgg import vgg
 from vggexp.rng import generator
 from vggexp.system.signals import StopFlag
+from vggexp.training.checkpoint_schema import FORMAT_VERSION
 from vggexp.training.ema import EMA
 from vggexp.training.loop import (
     NullCheckpointer,
@@ -79,6 +80,26 @@ def make_state(
         ema=EMA(model, ema_decay) if ema_decay else None,
         sums=MetricSums(CPU),
     )
+
+
+def make_checkpoint(state: TrainState) -> dict[str, Any]:
+    """Returns the content of a checkpoint of a run on Blobs."""
+    facts = {
+        "format": FORMAT_VERSION,
+        "identity": {"train.epochs": 4, "arch.blocks": [[1, 8]], "optimizer.name": "SGD"},
+        "torch": str(torch.__version__),
+        "threads": 1,
+        "device": "cpu",
+        "device_name": "a processor",
+        "cpu_capability": "AVX2",
+        "precision": "fp32",
+        "processes": 1,
+        "data": {"train": "0" * 64, "test": "1" * 64},
+        "classes": list("abcd"),
+        "mean": torch.tensor([0.5]),
+        "std": torch.tensor([0.25]),
+    }
+    return facts | copy.deepcopy(state.capture())
 
 
 def make_settings(**overrides: Any) -> TrainSettings:

@@ -9,6 +9,7 @@ from vggexp.formatting import (
     error_line,
     format_value,
     markdown_table,
+    one_line,
     plural,
     shorten,
 )
@@ -39,6 +40,18 @@ def test_plural(count, text):
     assert plural(count, "run") == text
 
 
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (ValueError("a\n  b\x1b"), "a b\\x1b"),
+        (KeyError(), "KeyError"),
+        ("x" * 201, "x" * 197 + "..."),
+    ],
+)
+def test_the_error_text_of_another_library_is_one_short_line(error, line):
+    assert one_line(error) == line
+
+
 def test_a_long_text_is_shortened():
     assert shorten("a\nb", 4) == "a\\nb"
     assert shorten("abcdef", 5) == "ab..."
@@ -64,6 +77,11 @@ def test_markdown_is_aligned():
         "| a      | 0.25 |",
         "| longer | -    |",
     ]
+
+
+def test_no_cell_moves_the_cursor_or_starts_a_line():
+    assert aligned_table([["\x1b[2J\n"]], left_columns=1) == ["\\x1b[2J\\n"]
+    assert markdown_table(["\r"], [["\udc80"]])[::2] == ["| \\r     |", "| \\udc80 |"]
 
 
 def test_no_text_ends_its_cell():

@@ -9,15 +9,13 @@ import argparse
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import NoReturn
 
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, StoppedError, VggexpError
 from vggexp.formatting import error_line, printable
 from vggexp.loggers.console import print_text, redirect_to_null
-from vggexp.runs.directory import require_run
 from vggexp.system.signals import GRACE_SECONDS, clear_pending_interrupt, time_limit
 
 NOTHING_WRITTEN = "stopped by Ctrl-C: nothing was written"
@@ -42,23 +40,6 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
-
-
-def parse_run_command(prog: str, description: str, argv: Sequence[str]) -> argparse.Namespace:
-    """Parses a command that takes one run directory, and checks the directory.
-
-    Returns:
-        `run`, the Path of the run directory, and `json`.
-
-    Raises:
-        ConfigError: the command is wrong, or there is no such directory.
-        CheckpointError: the directory holds no run.
-    """
-    parser = make_parser(prog, description)
-    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-    arguments = parser.parse_intermixed_args(argv)
-    require_run(arguments.run)
-    return arguments
 
 
 def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None) -> int:
@@ -103,7 +84,7 @@ def report_error(error: VggexpError, should_report: Callable[[str], bool]) -> No
         rank = rank_info().rank
         message = f"rank {rank}: {error}" if rank else str(error)
         if isinstance(error, StoppedError):
-            print_stopped(f"vggexp: {message}")
+            print_stopped(f"vggexp: {printable(message)}")
         else:
             print(error_line(message), file=sys.stderr)
     if os.environ.get("VGGEXP_TRACEBACK"):

@@ -5,6 +5,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+MAX_ERROR_CHARS = 200  # of another library's error text in ours
 PREFIXES = " kMGTPE"  # decimal prefixes, by powers of 1000
 
 
@@ -62,6 +63,12 @@ def shorten(text: str, max_chars: int) -> str:
     return text[: max_chars - 3] + "..."
 
 
+def one_line(error: object) -> str:
+    """Shortens the error text of another library to one line; an empty text to its class."""
+    text = " ".join(str(error).split())
+    return shorten(text or type(error).__name__, MAX_ERROR_CHARS)
+
+
 def error_line(message: str) -> str:
     """Formats the line of an error."""
     return f"vggexp: error: {printable(message)}"
@@ -81,13 +88,14 @@ def duration(seconds: float) -> str:
 
 
 def aligned_table(rows: Sequence[Sequence[str]], left_columns: int) -> list[str]:
-    """Returns the lines of a plain table.
+    """Returns the lines of a plain table; control characters are escaped.
 
     Args:
         rows: cells; each row has the same number of cells.
         left_columns: number of columns that are aligned to the left. The columns after them hold
             numbers, and are aligned to the right.
     """
+    rows = [[printable(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:
@@ -99,10 +107,10 @@ def aligned_table(rows: Sequence[Sequence[str]], left_columns: int) -> list[str]
 
 
 def markdown_table(columns: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    """Returns the lines of an aligned Markdown table; a `|` in a text is escaped."""
+    """Returns the lines of an aligned Markdown table; a `|` and control characters are escaped."""
     rows = []
     for row in [columns, *cells]:
-        rows.append([text.replace("|", "\\|") for text in row])
+        rows.append([printable(text).replace("|", "\\|") for text in row])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = []
     for row in rows:

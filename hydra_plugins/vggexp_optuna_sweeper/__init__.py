@@ -67,6 +67,7 @@ class OptunaSweeper(Sweeper):
 
     def _search(self, arguments: list[str]) -> None:
         from vggexp.config.parse import ErrorList
+        from vggexp.loggers.console import print_text
         from vggexp.sweep.search_space import search_settings, search_space
         from vggexp.sweep.study import RUN, next_trials, open_study, tell, trial_line
         from vggexp.system.files import atomic_write
@@ -87,7 +88,7 @@ class OptunaSweeper(Sweeper):
             values = self._launch(study, trials, settings.n_trials)
             for trial in trials:
                 tell(study, trial, values.get(trial.user_attrs[RUN]))
-                print(trial_line(study, trial, axes, settings.n_trials), flush=True)
+                print_text(trial_line(study, trial, axes, settings.n_trials))
             trials = next_trials(study, axes, settings, self._run_dir)
 
     def _launch(self, study: Any, trials: list[Any], total: int) -> dict[str, Any]:
@@ -97,6 +98,7 @@ class OptunaSweeper(Sweeper):
             The objective of every run of the search so far, by run directory; None if it failed.
         """
         from hydra_plugins import vggexp_slurm
+        from vggexp.loggers.console import print_text
         from vggexp.sweep.study import RUN, finished_values, trial_line
 
         assert self.launcher is not None
@@ -107,7 +109,7 @@ class OptunaSweeper(Sweeper):
             if run and run not in values:
                 jobs[run] = trial
         for trial in jobs.values():
-            print(trial_line(study, trial, self.space.axes, total), flush=True)
+            print_text(trial_line(study, trial, self.space.axes, total))
         if not jobs:
             return values
         overrides = [self._overrides(trial.params) for trial in jobs.values()]

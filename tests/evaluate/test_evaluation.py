@@ -183,12 +183,23 @@ def test_on_a_machine_without_the_run_s_device(command, capfd):
     assert f"| outputs/a | {result('a')['test/accuracy']:.4f} " in out
 
 
-def test_weights_that_are_not_finite(command, capfd):
+@pytest.mark.parametrize(
+    ("weight", "code", "reason"),
+    [
+        (1e38, 5, "at 32 px not all probabilities are finite in"),
+        (
+            torch.nan,
+            4,
+            "outputs/a: does not fit its config.yaml: weights.0.0.0.weight holds NaN",
+        ),
+    ],
+)
+def test_weights_that_are_not_finite(command, capfd, weight, code, reason):
     command(*TINY, "run.name=a")
     path = max(Path("outputs/a/checkpoints").iterdir())
     content = checkpoint.load(path)
     for tensor in checkpoint.select_eval_weights(content).values():
-        tensor.fill_(torch.nan)
+        tensor.fill_(weight)
     checkpoint.save(path, content)
-    assert main(["outputs/a"]) == 5
-    assert "at 32 px not all probabilities are finite in" in capfd.readouterr().err
+    assert main(["outputs/a"]) == code
+    assert reason in capfd.readouterr().err

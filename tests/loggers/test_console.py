@@ -12,7 +12,7 @@ import sys
 import pytest
 
 from vggexp.loggers import console as console_module
-from vggexp.loggers.console import Console
+from vggexp.loggers.console import Console, print_text
 from vggexp.system import signals
 
 EPOCH = {
@@ -245,6 +245,20 @@ def test_a_run_log_is_not_written_through_a_link(tmp_path, capsys):
     assert first == "one"
     assert "run.log: a link, and no file is written through links; remove it" in warning
     assert notes.read_text() == "mine"
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_text_from_a_file_stays_one_line(encoding):
+    terminal = io.TextIOWrapper(io.BytesIO(), encoding, newline="\n")
+    Console(None, terminal).line("a\n\x1b[2J\u202e\udc80")
+    assert terminal.buffer.getvalue() == b"a\\n\\x1b[2J\\u202e\\udc80\n"
+
+
+def test_a_result_for_a_terminal_without_unicode_is_printed(monkeypatch):
+    terminal = io.TextIOWrapper(io.BytesIO(), "ascii", newline="\n")
+    monkeypatch.setattr("sys.stdout", terminal)
+    print_text("0.5 \xb1 0.1\n\udc80\x1b[2J")
+    assert terminal.buffer.getvalue() == b"0.5 \\xb1 0.1\n\\udc80\\x1b[2J\n"
 
 
 def test_a_terminal_without_unicode_gets_escapes(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 
 from vggexp.loggers import images as images_module
 from vggexp.loggers.images import confusion_image, image_grid, mistakes_image
+from vggexp.runs.confusion import count_confusions
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (7, 3, 28, 28), (10, 2, 300, 200), (4, 4, 64, 64)])
@@ -25,11 +26,11 @@ def test_grid_keeps_bytes_and_stretches_floats():
     assert (tile[-1, -1] == 255).all()
 
 
-@pytest.mark.parametrize("count", [2, 10, 30, 100, 1200])
+@pytest.mark.parametrize("count", [2, 10, 30, 100, 1000])
 def test_a_confusion_matrix_has_a_blue_diagonal_and_red_mistakes(count):
-    confusion = np.eye(count, dtype=int) * 20
-    confusion[0, 1] = 20
-    image = confusion_image(confusion, [f"class {i}" for i in range(count)])
+    labels = np.arange(count)
+    confusions = count_confusions(np.append(labels, 0), np.append(labels, 1), count)
+    image = confusion_image(confusions, [f"class {i}" for i in range(count)])
     assert image.dtype == np.uint8
     assert max(image.shape) < 1400
     pixels = image.reshape(-1, 3).astype(int)
@@ -37,6 +38,17 @@ def test_a_confusion_matrix_has_a_blue_diagonal_and_red_mistakes(count):
     red = ((pixels[:, 0] - pixels[:, 2]) > 60).sum()
     assert blue > red
     assert red > 0
+
+
+@pytest.mark.parametrize("mistakes", [0, 3, 100])
+def test_too_many_classes_for_a_matrix_are_a_list_of_mistakes(mistakes):
+    labels = np.arange(12_000)
+    predicted = labels.copy()
+    predicted[:mistakes] = 11_999
+    image = confusion_image(count_confusions(labels, predicted, 12_000), ["\x1b" * 99] * 12_000)
+    assert image.shape[0] == 20 * (1 + min(25, mistakes)) + 24
+    assert image.shape[1] < 600
+    assert (image < 100).any()
 
 
 def test_mistakes_are_the_most_confident_wrong_ones(monkeypatch):

@@ -76,6 +76,8 @@ def test_a_deeper_network_from_a_file_of_torchvision(depth):
         ({7: torch.zeros(1)}, "'7' is no tensor"),
         ({"features.0.bias": torch.zeros(1)}, "holds no weights in torchvision's naming"),
         ({"classifier.0.weight": torch.zeros(1)}, "holds no weights in torchvision's naming"),
+        ({"features.0.weight": torch.zeros(1).to_sparse()}, "is not stored value by value"),
+        ({"features.0.weight": torch.zeros(1).expand(10**12)}, "is not stored value by value"),
     ],
 )
 def test_a_file_of_something_else(weights, message):

@@ -183,6 +183,15 @@ def test_a_convolution_that_does_not_fit_is_refused(overrides, source_overrides,
         assert torch.equal(before[name], tensor), name
 
 
+@pytest.mark.parametrize("value", [torch.nan, -torch.inf])
+def test_weights_that_are_not_finite_are_refused(value):
+    source = make_vgg()
+    with torch.no_grad():
+        source[0][0][0].bias[1] = value
+    with pytest.raises(CheckpointError, match=r"^block1\.conv1\.bias holds NaN or infinity$"):
+        transfer(make_vgg(seed=1), source_layers(source))
+
+
 def test_frozen_blocks_do_not_move():
     """Neither the gradient nor weight decay, momentum or batch norm's statistics move them."""
     model = make_vgg("11", norm="batch")

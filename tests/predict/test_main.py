@@ -1,11 +1,14 @@
 """The command: what it prints, and what it refuses."""
 
+import json
 import shutil
+import zipfile
 
 import pytest
 
 from tests.export.conftest import assert_refused
 from vggexp.runs.directory import write_result
+from vggexp.training import checkpoint
 
 pytestmark = pytest.mark.process
 
@@ -51,6 +54,30 @@ def test_a_file_that_is_not_an_export(suffix, damage, predict, folder):
     assert error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("channels", "x", "channels is 'x', expected a whole number of 1..16"),
+        ("side", 10**9, "side is 1000000000, expected a whole number of 1..4096"),
+        ("std", [0], "std.0 is 0, expected a finite number of 1e-06 or more"),
+        ("mean", [0.0, 0.0], "fails on images: "),
+        ("classes", ["\n"] * 9, "gives float32 [1, 10], expected logits [1, 9]"),
+    ],
+)
+def test_an_export_with_forged_metadata(field, value, reason, predict, folder):
+    path = folder / "forged.pt2"
+    with zipfile.ZipFile(folder / "gray.pt2") as source, zipfile.ZipFile(path, "w") as forged:
+        for entry in source.infolist():
+            content = source.read(entry)
+            if entry.filename.endswith("vggexp.json"):
+                content = json.dumps(json.loads(content) | {field: value}).encode()
+            forged.writestr(entry, content)
+    code, out, error = predict(path, "digits/00.png")
+    assert (code, out) == (4, "")
+    assert reason in error
+    assert error.count("\n") == 1
+
+
 REFUSALS = [
     ([], 2, "the following arguments are required: RUN, IMAGE"),
     (["outputs/gray"], 2, "the following arguments are required: IMAGE"),
@@ -89,3 +116,14 @@ def test_refused_before_torch_is_imported(folder):
     (folder / "bad.png").write_text("not an image")
     (folder / "nothing").mkdir()
     assert_refused("predict", REFUSALS, folder, missing="onnxruntime")
+
+
+def test_class_names_do_not_reach_the_terminal_as_they_are(folder, predict):
+    shutil.copytree(folder / "outputs/gray", folder / "outputs/escapes")
+    for path in (folder / "outputs/escapes/checkpoints").iterdir():
+        content = checkpoint.load(path)
+        checkpoint.save(path, content | {"classes": ["\x1b[2J\n\udc80"] * 10})
+    code, out, error = predict("outputs/escapes", "digits/00.png")
+    assert (code, error) == (0, "")
+    assert out.startswith(r"digits/00.png  \x1b[2J\n\udc80 0.")
+    assert out.count("\n") == 1

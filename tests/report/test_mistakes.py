@@ -63,5 +63,18 @@ def test_classes_have_the_names_of_the_folders(tmp_path):
         (tmp_path / "train" / name).mkdir(parents=True)
     config = {"data.name": "image_folder", "data.root": str(tmp_path)}
     assert class_names(config, 2) == ("cat", "dog")
+    relative = {**config, "data.root": tmp_path.name}
+    assert class_names(relative, 2, {"working_directory": str(tmp_path.parent)}) == ("cat", "dog")
     assert class_names({**config, "data.root": "gone"}, 2) == ("0", "1")
     assert class_names({**config, "data.root": "\0"}, 2) == ("0", "1")
+
+
+def test_many_classes_have_a_table_of_mistakes_in_place_of_a_matrix(tmp_path):
+    probs = np.eye(300, dtype=np.float32)
+    labels = np.arange(300)
+    labels[:2] = 299
+    np.savez(tmp_path / "predictions.npz", scores=probs, labels=labels)
+    html = section_of(tmp_path)
+    assert "The most frequent mistakes of 300 classes." in html
+    assert html.count("<td>299</td>") == 4  # the two confused pairs, and the two worst mistakes
+    assert len(html) < 5000

@@ -5,9 +5,12 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 import vggexp
 from tests.conftest import TINY, result
+from vggexp.evaluate.__main__ import main as evaluate
+from vggexp.export.__main__ import main as export
 from vggexp.training import checkpoint
 
 pytestmark = pytest.mark.process
@@ -99,13 +102,24 @@ def test_other_data_is_refused(command):
     assert "warning: continuing, but the data has changed: test, train" in out
 
 
+@pytest.mark.parametrize("test_weights", ["last", "best"])
+def test_after_other_data_is_forced_all_commands_take_the_new_data(command, test_weights):
+    argv = [*TINY, "run.name=a", f"train.test_weights={test_weights}", "device.precision=fp32"]
+    command(*argv)
+    interrupt("a", data={"train": "0" * 64, "test": "1" * 64}, mean=torch.tensor([9.0]))
+    assert command(*argv, "resume=force")[0] == 0
+    assert evaluate(["outputs/a"]) == 0
+    assert export(["outputs/a", "--format", "torch"]) == 0
+
+
 @pytest.mark.parametrize(
     "field", ["torch", "threads", "device_name", "cpu_capability", "precision", "numerics"]
 )
 def test_resume_exact_refuses_another_machine(command, field):
     argv = [*TINY, "run.name=a"]
     command(*argv)
-    interrupt("a", **{field: 9 if field == "threads" else "other"})
+    other = {"threads": 9, "precision": "tf32"}
+    interrupt("a", **{field: other.get(field, "other")})
     code, _, err = command(*argv, "resume=exact", "device.threads=1")
     assert code == 4
     assert f"resume=exact: not the same machine ({field} " in err

@@ -8,7 +8,7 @@ import numpy
 import pytest
 
 from vggexp.errors import CheckpointError
-from vggexp.runs.predictions import Mistake, Predictions, confusion_matrix, read, worst_mistakes
+from vggexp.runs.predictions import Mistake, Predictions, read, worst_mistakes
 
 PROBS = numpy.array([[0.9, 0.1], [0.2, 0.8], [0.6, 0.4]], numpy.float32)
 LABELS = numpy.array([0, 1, 1])
@@ -110,11 +110,6 @@ def test_a_header_reserves_no_memory(tmp_path):
 def predictions():
     probs = [[0.7, 0.2, 0.1], [0.1, 0.9, 0.0], [0.3, 0.3, 0.4], [0.6, 0.3, 0.1]]
     return Predictions(numpy.array(probs, numpy.float32), numpy.array([0, 2, 2, 1]))
-
-
-def test_confusion_matrix_counts_by_true_class_and_predicted_class(predictions):
-    counts = confusion_matrix(predictions.labels, predictions.predicted, 3)
-    assert counts.tolist() == [[1, 0, 0], [1, 0, 0], [0, 1, 1]]
 
 
 def test_worst_mistakes_are_the_most_confident(predictions):

@@ -7,6 +7,7 @@ import os
 import random
 import resource
 import signal
+import warnings
 import zipfile
 
 import pytest
@@ -104,6 +105,20 @@ def test_a_decompression_bomb_is_not_unpacked(path, read):
     path.write_bytes(content + checkpoint.MAGIC + hashlib.sha256(content).digest())
     with pytest.raises(CheckpointError, match="not a file that torch"):
         read(path)
+
+
+@pytest.mark.parametrize("read", [checkpoint.load, checkpoint.load_foreign])
+def test_a_pipe_in_place_of_a_file_is_not_waited_for(path, read):
+    path.unlink()
+    os.mkfifo(path)
+    with pytest.raises(CheckpointError, match=f"^{path}: not a regular file$"):
+        read(path)
+
+
+def test_a_warning_of_torch_about_a_file_is_not_printed(path):
+    checkpoint.save(path, {"weights": torch.zeros(2, 2).to_sparse()})
+    with warnings.catch_warnings(action="error"):
+        assert checkpoint.load(path)["weights"].is_sparse
 
 
 def save_at_limits(path, limits) -> None:

@@ -18,7 +18,6 @@ from vggexp.training.metrics import (
     MetricSums,
     calibration_error,
     classification_metrics,
-    confusion_matrix,
     evaluate,
     predict,
     score_logits,
@@ -78,11 +77,6 @@ def test_the_model_stays_as_it_was(model, training):
     assert all(module.training == training for module in model.modules())
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
-
-
-def test_confusion_matrix():
-    counts = confusion_matrix(torch.tensor([0, 0, 1, 2, 2]), torch.tensor([0, 2, 1, 0, 0]), 4)
-    assert counts.tolist() == [[1, 0, 1, 0], [0, 1, 0, 0], [2, 0, 0, 0], [0, 0, 0, 0]]
 
 
 FOUR_PROBS = torch.tensor(

@@ -11,6 +11,7 @@ import torch
 from tests.factories import (
     Blobs,
     RecordingCheckpointer,
+    make_checkpoint,
     make_model,
     make_schedule,
     make_state,
@@ -20,7 +21,7 @@ from tools.faults.catalog import Catalog, replace_attribute
 from vggexp.training import checkpoint, checkpoint_manager
 from vggexp.training import loop as training_loop
 from vggexp.training.loop import TrainState
-from vggexp.verify.replay import bitwise_equal, named_tensors
+from vggexp.verify.replay import bitwise_equal, named_values
 
 # Exactness
 
@@ -94,8 +95,8 @@ def have_equal_bits(first: TrainState, second: TrainState) -> bool:
     """Compares all tensors, and the metrics and learning rates of all epochs."""
     if metrics_of(first) != metrics_of(second):
         return False
-    first_tensors = dict(named_tensors(first.capture()))
-    second_tensors = dict(named_tensors(second.capture()))
+    first_tensors = dict(named_values(first.capture()))
+    second_tensors = dict(named_values(second.capture()))
     return all(
         bitwise_equal(tensor, second_tensors.get(name)) for name, tensor in first_tensors.items()
     )
@@ -124,7 +125,10 @@ def check_damaged_checkpoint(case: tuple[str, int], folder: Path) -> str:
     draws = random.Random(repr(case))
     state = build_state(*CONTROL)
     for step in (1, 2):
-        checkpoint.save(folder / f"{step}.pt", {"format": 1, **state.capture(), "step": step})
+        state.step = step
+        state.batch = step
+        state.sums.count = step
+        checkpoint.save(folder / f"{step}.pt", make_checkpoint(state))
     content = bytearray((folder / "2.pt").read_bytes())
     if damage == "flip":
         content[draws.randrange(len(content))] ^= 1 << draws.randrange(8)

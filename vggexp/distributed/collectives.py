@@ -18,7 +18,7 @@ from torch import Tensor, distributed
 
 from vggexp.distributed.rank import RankInfo, export_torchrun_env, rank_info
 from vggexp.errors import ConfigError, RankError, VggexpError
-from vggexp.formatting import printable
+from vggexp.formatting import one_line, printable
 
 DEFAULT_TIMEOUT_MINUTES = 10.0  # longest wait for another rank, without device.timeout_minutes
 GRACE_SECONDS = 3  # head start of a rank that failed over the ranks that only lost it
@@ -107,7 +107,7 @@ def process_group(device_type: str, timeout_minutes: float | None) -> Iterator[N
             timeout=timeout,
         )
     except (RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise RankError(
             f"the {info.size} ranks have not met within {minutes:g} minutes: {reason}"
         ) from error

@@ -11,7 +11,7 @@ from vggexp.cli import NOTHING_WRITTEN
 from vggexp.config.derived import input_spec, spatial_ops
 from vggexp.errors import CheckpointError, ConfigError
 from vggexp.models import shapes
-from vggexp.runs import directory
+from vggexp.runs import data_root, directory
 from vggexp.runs.records import RunRecord, load_config, read_run, test_fingerprint
 
 DESCRIPTION = """python -m vggexp.evaluate RUN [options] [--json]:
@@ -27,7 +27,8 @@ The network computes a softmax for each view, and the prediction is the mean ove
 size S alone. The paper uses S-32, S and S+32 for S=256, and 256, 384 and 512 after training with
 scale jitter, with crops of 224. An image of exactly the crop size has only one crop. A smaller
 image gets a black border. --flip adds the mirror image of each view: use it for photographs, not
-for digits. --with RUN2 averages the softmax of several runs over the same test images.
+for digits. --with RUN2 averages the softmax of several runs over the same test images. --data gives
+the place of data that was moved; it has to be the data that the runs were tested on.
 
 Reports accuracy, top-5 accuracy, loss, calibration error (15 bins of confidence), per-class
 accuracy and the confusion matrix. Writes to RUN/evaluations a JSON file, and events that
@@ -69,14 +70,17 @@ def _evaluate(argv: Sequence[str]) -> str:
         metavar="RUN2",
         help="runs to average with RUN",
     )
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help=data_root.HELP)
     arguments = parser.parse_intermixed_args(argv)
     folders = [arguments.run, *arguments.others]
     directory.require_run(*folders)
     check_runs(folders, arguments.mode, arguments.scales)
+    for folder in folders:
+        data_root.locate_data(load_config(folder), folder, arguments.data)
     # Imports torch, so this import follows the checks of the command.
     from vggexp.evaluate.evaluation import EvalOptions, evaluate_runs, format_report
 
-    options = EvalOptions(arguments.mode, arguments.scales, arguments.flip)
+    options = EvalOptions(arguments.mode, arguments.scales, arguments.flip, arguments.data)
     result = evaluate_runs(folders, options)
     if arguments.json:
         return json.dumps({**result.to_dict(), "file": str(result.file)})

@@ -10,6 +10,7 @@ from time import monotonic
 from typing import Any, NamedTuple
 
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vggexp.config.schema import Config
@@ -17,15 +18,17 @@ from vggexp.errors import CheckpointError, DivergedError, ResourceError
 from vggexp.evaluate.views import MultiViewPredictor, count_views
 from vggexp.formatting import markdown_table, printable, shorten
 from vggexp.loggers.console import Console
-from vggexp.runner import build, datasets
+from vggexp.runner import build
 from vggexp.runner.hardware import is_available, setup_device
-from vggexp.runner.load import load_tested_checkpoint, test_only_config
+from vggexp.runner.load import load_test_data, load_tested_checkpoint, test_only_config
+from vggexp.runs.confusion import MAX_MATRIX_CLASSES, Confusions, count_confusions
+from vggexp.runs.data_root import locate_data
 from vggexp.runs.directory import read_result
 from vggexp.runs.jsonl import write_json
 from vggexp.system import memory
 from vggexp.system.files import make_inner_dir
 from vggexp.training.checkpoint import select_eval_weights
-from vggexp.training.metrics import classification_metrics, confusion_matrix
+from vggexp.training.metrics import classification_metrics
 
 FOLDER = "evaluations"  # in the run directory
 # A terminal has room for a confusion matrix of this many classes.
@@ -41,11 +44,17 @@ METRIC_NAMES = {
 
 
 class EvalOptions(NamedTuple):
-    """Views of each image. scales: pixels of the shorter side; None: each run's training size."""
+    """Views of each image, and where the images are.
+
+    Args:
+        scales: pixels of the shorter side; None: each run's training size.
+        data: folder of the runs' data; None: data.root of each run.
+    """
 
     mode: str
     scales: tuple[int, ...] | None
     flip: bool
+    data: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -102,7 +111,7 @@ class EvaluationResult:
         images: number of test images.
         metrics: of the averaged softmax, by tag, such as test/accuracy.
         class_accuracy: None for a class without images.
-        confusion: number of images by label (row) and predicted class (column).
+        confusions: test images by true and predicted class.
         runs: scores of each run alone; the first run is the one that the result is written to.
         file: the JSON file.
     """
@@ -115,13 +124,19 @@ class EvaluationResult:
     metrics: dict[str, float]
     classes: list[str]
     class_accuracy: list[float | None]
-    confusion: list[list[int]]
+    confusions: Confusions
     runs: list[RunScores]
     seconds: float
     file: Path
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the content of the JSON file: the metrics stand beside the other keys."""
+        """Returns the content of the JSON file: the metrics stand beside the other keys.
+
+        `confusion` is null for too many classes; `confusion_pairs` has the cells that are not 0.
+        """
+        confusion = None
+        if len(self.classes) <= MAX_MATRIX_CLASSES:
+            confusion = self.confusions.matrix().tolist()
         return {
             "run": self.runs[0].run,
             "with": [scores.run for scores in self.runs[1:]],
@@ -133,7 +148,8 @@ class EvaluationResult:
             **self.metrics,
             "classes": self.classes,
             "class_accuracy": self.class_accuracy,
-            "confusion": self.confusion,
+            "confusion": confusion,
+            "confusion_pairs": [list(pair) for pair in self.confusions.pairs()],
             "runs": [scores.to_dict() for scores in self.runs],
             "seconds": self.seconds,
         }
@@ -154,16 +170,13 @@ def evaluate_runs(folders: Sequence[Path], options: EvalOptions) -> EvaluationRe
 def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPredictions:
     """Evaluates a run on its test set, with the device and number format of its training."""
     config, checkpoint = load_tested_checkpoint(folder)
-    config = _eval_config(config, checkpoint, console)
+    config = locate_data(_eval_config(config, checkpoint, console), folder, options.data)
     device_setup = setup_device(config, checkpoint["threads"])
     with memory.oom_as_resource_error(f"in evaluating {folder}; smaller --scales need less"):
-        data = datasets.build_loaders(config, device_setup.device, console.line)
-        if changed := data.changed_files(checkpoint["data"]):
-            raise CheckpointError(
-                f"{folder}: the data has changed since this run began ({changed}); restore it"
-            )
+        data = load_test_data(config, folder, checkpoint, device_setup.device, console.line)
+        weights = select_eval_weights(checkpoint)
         predictor = MultiViewPredictor(
-            model=build.build_tested_model(config, device_setup, select_eval_weights(checkpoint)),
+            model=build.build_tested_model(config, device_setup, weights, folder),
             preprocess=data.test.preprocess,
             autocast=device_setup.autocast,
             batch_size=config.data.batch_size,
@@ -220,7 +233,8 @@ def _combine(
     probs = first.probs
     if len(predictions) > 1:
         probs = torch.stack([prediction.probs for prediction in predictions]).mean(0)
-    confusion = confusion_matrix(first.labels, probs.argmax(1), len(first.classes))
+    predicted = probs.argmax(1)
+    confusions = count_confusions(first.labels.numpy(), predicted.numpy(), len(first.classes))
     runs = [prediction.scores for prediction in predictions]
     return EvaluationResult(
         mode=options.mode,
@@ -230,19 +244,18 @@ def _combine(
         images=len(first.labels),
         metrics=classification_metrics(probs, first.labels, "test"),
         classes=list(first.classes),
-        class_accuracy=_class_accuracy(confusion),
-        confusion=confusion.tolist(),
+        class_accuracy=_class_accuracy(confusions),
+        confusions=confusions,
         runs=runs,
         seconds=monotonic() - start,
         file=folder / FOLDER / f"{_file_name(options, runs)}.json",
     )
 
 
-def _class_accuracy(confusion: Tensor) -> list[float | None]:
-    image_counts = confusion.sum(1).tolist()
-    correct_counts = confusion.diagonal().tolist()
+def _class_accuracy(confusions: Confusions) -> list[float | None]:
+    counts = zip(confusions.correct().tolist(), confusions.images().tolist(), strict=True)
     accuracies: list[float | None] = []
-    for images, correct in zip(image_counts, correct_counts, strict=True):
+    for correct, images in counts:
         accuracies.append(correct / images if images else None)
     return accuracies
 
@@ -277,8 +290,7 @@ def _write_events(folder: Path, result: EvaluationResult, epoch: int) -> None:
     from vggexp.loggers.images import confusion_image
     from vggexp.loggers.tensorboard import write_evaluation
 
-    confusion = torch.tensor(result.confusion).numpy()
-    image = confusion_image(confusion, result.classes)
+    image = confusion_image(result.confusions, result.classes)
     text = "\n".join([format_heading(result), "", *_score_table(result)])
     metrics = {tag: result.metrics[tag] for tag in METRIC_NAMES}
     write_evaluation(folder, metrics, epoch, text, image)
@@ -294,7 +306,7 @@ def format_report(result: EvaluationResult) -> str:
             "",
             *_class_table(result),
             "",
-            f"written to {result.file}",
+            f"written to {printable(str(result.file))}",
         ]
     )
 
@@ -314,7 +326,7 @@ def _join(scales: Sequence[int]) -> str:
 
 
 def _score_table(result: EvaluationResult) -> list[str]:
-    rows = [[printable(scores.run), *_metric_cells(scores.metrics)] for scores in result.runs]
+    rows = [[scores.run, *_metric_cells(scores.metrics)] for scores in result.runs]
     if len(result.runs) > 1:
         rows.append(["mean of their softmax", *_metric_cells(result.metrics)])
     return markdown_table(["run", *METRIC_NAMES.values()], rows)
@@ -329,28 +341,40 @@ def _class_table(result: EvaluationResult) -> list[str]:
     count = len(result.classes)
     labels = list(range(count))
     columns = ["class", "images", "accuracy"]
+    images = result.confusions.images()
     if count <= MAX_CLASSES_SHOWN:
         columns += map(str, labels)
-        rows = [_class_cells(result, label) + _confusion_cells(result, label) for label in labels]
+        matrix = result.confusions.matrix()
+        rows = [_class_cells(result, label, images) for label in labels]
+        for row, counts in zip(rows, matrix.tolist(), strict=True):
+            row += map(str, counts)
         note = "columns by number: how often it was taken for that class"
-    else:
-        labels.sort(key=lambda label: result.class_accuracy[label] or 0)
-        rows = [_class_cells(result, label) for label in labels[:MAX_CLASSES_SHOWN]]
-        note = f"of {count} classes, the worst"
-    return [*markdown_table(columns, rows), note]
+        return [*markdown_table(columns, rows), note]
+    tested = [label for label in labels if images[label]]
+    tested.sort(key=lambda label: result.class_accuracy[label] or 0)
+    rows = [_class_cells(result, label, images) for label in tested[:MAX_CLASSES_SHOWN]]
+    pairs = []
+    for pair in result.confusions.most_confused(MAX_CLASSES_SHOWN):
+        names = [_class_name(result, index) for index in (pair.label, pair.predicted)]
+        pairs.append([*names, f"{pair.images:,}"])
+    return [
+        *markdown_table(columns, rows),
+        f"of {count} classes, the worst",
+        "",
+        *markdown_table(["class", "taken for", "images"], pairs),
+        "the most frequent mistakes",
+    ]
 
 
-def _class_cells(result: EvaluationResult, label: int) -> list[str]:
-    name = shorten(result.classes[label], MAX_NAME_CHARS)
-    if result.classes[label] != str(label):
-        name = f"{label} {name}"
+def _class_cells(result: EvaluationResult, label: int, images: NDArray[Any]) -> list[str]:
     accuracy = result.class_accuracy[label]
     return [
-        name,
-        f"{sum(result.confusion[label]):,}",
+        _class_name(result, label),
+        f"{images[label]:,}",
         "-" if accuracy is None else f"{accuracy:.4f}",
     ]
 
 
-def _confusion_cells(result: EvaluationResult, label: int) -> list[str]:
-    return [str(count) for count in result.confusion[label]]
+def _class_name(result: EvaluationResult, label: int) -> str:
+    name = shorten(result.classes[label], MAX_NAME_CHARS)
+    return name if name == str(label) else f"{label} {name}"

@@ -12,7 +12,7 @@ from vggexp import cli
 from vggexp.cli import NOTHING_WRITTEN
 from vggexp.errors import CheckpointError, ConfigError, ResourceError
 from vggexp.export import torchvision_code
-from vggexp.runs import directory
+from vggexp.runs import data_root, directory
 from vggexp.runs.predictions import read
 from vggexp.runs.records import load_config, read_run
 
@@ -32,7 +32,8 @@ metadata; torch: vggexp.json; torchvision: the state dict's _metadata).
 The file is loaded again and evaluated on the whole test set. The probabilities are compared with
 the run's predictions.npz, and those of the first batch with the network on this machine. If
 rounding in the run's number format does not explain a difference, the command fails and leaves no
-file. --unchecked skips the comparison, which needs the data.
+file. --data gives the place of data that was moved. --unchecked skips the comparison, which needs
+the data.
 
 The file is written to RUN/exports, or to --out, whole or not at all. Exit code 0: done. 2: wrong
 usage, a missing package, or a network that torchvision does not have. 3: data missing. 4: the run
@@ -65,6 +66,7 @@ def _export(argv: Sequence[str]) -> str:
         "--unchecked", action="store_true", help="do not compare with the run's predictions"
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="the file to write")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help=data_root.HELP)
     arguments = parser.parse_intermixed_args(argv)
     directory.require_run(arguments.run)
     check_arguments(arguments)
@@ -73,7 +75,9 @@ def _export(argv: Sequence[str]) -> str:
     from vggexp.export.writers import export_run, format_report
 
     path = arguments.out or arguments.run / FOLDER / _file_name(arguments)
-    result = export_run(arguments.run, arguments.format, arguments.preprocess, path, expected)
+    result = export_run(
+        arguments.run, arguments.format, arguments.preprocess, path, expected, arguments.data
+    )
     if arguments.json:
         return json.dumps(result.to_dict())
     return format_report(result)
@@ -97,6 +101,7 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     state = read_run(arguments.run).state
     if state != "finished":
         raise CheckpointError(f"{arguments.run} is {state}; only finished runs can be exported")
+    data_root.locate_data(load_config(arguments.run), arguments.run, arguments.data)
     if arguments.format == "torchvision":
         _check_torchvision(arguments)
     if arguments.out is not None:

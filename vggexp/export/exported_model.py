@@ -16,11 +16,17 @@ from torch import Tensor
 from vggexp.config.derived import input_spec
 from vggexp.data.transforms import Preprocess
 from vggexp.errors import CheckpointError
+from vggexp.formatting import one_line
 from vggexp.runner.load import LoadedRun, load_run
+from vggexp.system import memory
+from vggexp.training import checks
+from vggexp.training.checkpoint_schema import MAX_CHANNELS, MAX_ITEMS
+from vggexp.training.checks import Check
 
 KEY = "vggexp"  # metadata key in ONNX files and state dicts
 EXTRA = "vggexp.json"  # the same metadata as an extra file in a .pt2 archive
 MAX_METADATA_BYTES = 1 << 26  # bytes
+MAX_SIDE = 4096  # pixels, the same as for data.resize
 OPTIONAL_METADATA = {
     "run",
     "vggexp",
@@ -93,12 +99,14 @@ def from_onnx(path: Path) -> ExportedModel:
     try:
         session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime raises many types
-        raise CheckpointError(f"{path}: onnxruntime cannot read it: {_one_line(error)}") from error
+        raise CheckpointError(f"{path}: onnxruntime cannot read it: {one_line(error)}") from error
     metadata = _parse_metadata(path, session.get_modelmeta().custom_metadata_map.get(KEY))
-    name = session.get_inputs()[0].name
-    return from_metadata(
-        metadata, lambda images: torch.from_numpy(session.run(None, {name: images.numpy()})[0])
-    )
+
+    def compute(images: Tensor) -> Tensor:
+        name = session.get_inputs()[0].name
+        return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
+
+    return _guarded(path, from_metadata(metadata, compute))
 
 
 def from_torch(path: Path) -> ExportedModel:
@@ -110,8 +118,28 @@ def from_torch(path: Path) -> ExportedModel:
     try:
         program = torch.export.load(path)
     except Exception as error:  # torch raises many types
-        raise CheckpointError(f"{path}: torch.export cannot read it: {_one_line(error)}") from error
-    return from_metadata(metadata, program.module())
+        raise CheckpointError(f"{path}: torch.export cannot read it: {one_line(error)}") from error
+    return _guarded(path, from_metadata(metadata, program.module()))
+
+
+def _guarded(path: Path, model: ExportedModel) -> ExportedModel:
+    """Returns the model with a `logits` that raises CheckpointError if the file computes none."""
+
+    def logits(images: Tensor) -> Tensor:
+        try:
+            outputs = model.logits(images)
+        except Exception as error:  # onnxruntime and torch raise many types
+            if memory.is_out_of_memory(error):
+                raise
+            raise CheckpointError(f"{path}: fails on images: {one_line(error)}") from error
+        shape = (len(images), len(model.classes))
+        if not isinstance(outputs, Tensor) or outputs.shape != shape:
+            raise CheckpointError(
+                f"{path}: gives {checks.describe(outputs)}, expected logits {list(shape)}"
+            )
+        return outputs
+
+    return model._replace(logits=logits)
 
 
 def from_metadata(metadata: ModelMetadata, model: Callable[[Tensor], Tensor]) -> ExportedModel:
@@ -136,7 +164,7 @@ def _read_extra_file(path: Path) -> bytes | None:
             return None
     except (OSError, ValueError, RuntimeError, zipfile.BadZipFile) as error:
         raise CheckpointError(
-            f"{path}: not a program of torch.export: {_one_line(error)}"
+            f"{path}: not a program of torch.export: {one_line(error)}"
         ) from error
 
 
@@ -152,8 +180,35 @@ def _parse_metadata(path: Path, text: str | bytes | None) -> ModelMetadata:
             f"{path}: no {KEY!r} entry in its metadata; give a file that vggexp.export wrote"
         )
     values: dict[str, Any] = {name: content.get(name) for name in names}
+    try:
+        checks.fields(METADATA)("", values)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not the metadata of an export: {error}") from error
     return ModelMetadata(**values)
 
 
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__
+def _flag(name: str, value: Any) -> None:
+    if type(value) is not bool:
+        checks.refuse(name, value, "true or false")
+
+
+def _statistics(lowest: float) -> Check:
+    """Returns a check for the mean or std of each channel, which may be null."""
+    by_channel = checks.list_of(checks.number(lowest), 1, MAX_CHANNELS)
+
+    def check(name: str, value: Any) -> None:
+        if value is not None:
+            by_channel(name, value)
+
+    return check
+
+
+METADATA: dict[str, Check] = {
+    "preprocess": _flag,
+    "channels": checks.whole(1, MAX_CHANNELS),
+    "side": checks.whole(1, MAX_SIDE),
+    "size": checks.whole(1, MAX_SIDE),
+    "mean": _statistics(-1e6),
+    "std": _statistics(1e-6),
+    "classes": checks.list_of(checks.text, 2, MAX_ITEMS),
+}

@@ -12,7 +12,7 @@ from vggexp.errors import CheckpointError, DataError
 from vggexp.export.exported_model import ExportedModel, from_run
 from vggexp.loggers.console import Console
 from vggexp.runner import datasets
-from vggexp.runner.load import LoadedRun, test_only_config
+from vggexp.runner.load import LoadedRun, load_test_data, test_only_config
 from vggexp.runs.predictions import Predictions
 
 BATCH_SIZE = 128  # images
@@ -122,13 +122,10 @@ def _load_test_set(
 ) -> datasets.DataLoaders:
     """Raises DataError, or CheckpointError if the run was tested on other data."""
     try:
-        data = datasets.build_loaders(test_only_config(run.config), torch.device("cpu"))
+        config = test_only_config(run.config)
+        data = load_test_data(config, folder, checkpoint, torch.device("cpu"))
     except DataError as error:
         raise DataError(f"{error} (--unchecked exports without it)") from error
-    if changed := data.changed_files(checkpoint["data"]):
-        raise CheckpointError(
-            f"{folder}: the data has changed since this run began ({changed}); restore it"
-        )
     same_labels = data.test.labels.tolist() == expected.labels.tolist()
     class_count = expected.probs.shape[1]
     if not same_labels or class_count != len(run.classes):

@@ -30,11 +30,12 @@ from vggexp.export.exported_model import (
     from_torch,
 )
 from vggexp.export.parity import ParityResult, check_parity, format_parity
-from vggexp.formatting import shorten
+from vggexp.formatting import printable, shorten
 from vggexp.loggers.console import Console
 from vggexp.models.torchvision import load_torchvision_weights, save_torchvision_weights
 from vggexp.runner import build
 from vggexp.runner.load import LoadedRun, build_loaded_run, load_tested_checkpoint
+from vggexp.runs.data_root import locate_data
 from vggexp.runs.directory import read_result
 from vggexp.runs.predictions import Predictions
 from vggexp.system import memory
@@ -110,7 +111,12 @@ class ModelWithPreprocessing(nn.Module):
 
 
 def export_run(
-    folder: Path, file_format: str, preprocess: bool, path: Path, expected: Predictions | None
+    folder: Path,
+    file_format: str,
+    preprocess: bool,
+    path: Path,
+    expected: Predictions | None,
+    data: Path | None = None,
 ) -> ExportResult:
     """Writes a finished run to one file, loads the file back and compares it with the run.
 
@@ -120,13 +126,15 @@ def export_run(
         preprocess: whether the file contains resizing, scaling and normalization.
         path: the file to write, whole or not at all.
         expected: predictions.npz of the run; None skips the comparison.
+        data: folder of the run's data; None: data.root of the run.
 
     Raises:
         VggexpError: of every kind.
     """
     start = monotonic()
     config, checkpoint = load_tested_checkpoint(folder)
-    run = build_loaded_run(config, checkpoint)
+    config = locate_data(config, folder, data)
+    run = build_loaded_run(config, checkpoint, folder)
     metadata = make_metadata(folder, run, preprocess)
     parity = None
     with (
@@ -298,7 +306,7 @@ def format_report(result: ExportResult) -> str:
         ("parity", parity),
     ]
     rows += [("load", line) for line in result.load]
-    return "\n".join(f"{name:<8} {text}" for name, text in rows)
+    return "\n".join(f"{name:<8} {printable(text)}" for name, text in rows)
 
 
 def _describe_pixels(metadata: ModelMetadata) -> str:

@@ -188,7 +188,7 @@ class Console:
         self._run_log = None if path is None else RunLogHandler(path, self._output)
 
     def line(self, text: str) -> None:
-        """Prints a line. Control characters other than newline and tab are escaped."""
+        """Prints a line. Control characters are escaped, so that it stays one line."""
         self._last_line = monotonic()
         self._attach_handlers()
         record = LOGGER.makeRecord(
@@ -196,7 +196,7 @@ class Console:
             logging.INFO,
             fn=__file__,
             lno=0,
-            msg=printable(text, keep="\n\t"),
+            msg=printable(text),
             args=(),
             exc_info=None,
             extra={"rank": self._rank},
@@ -306,7 +306,7 @@ def _make_bar(label: str, batches: int, done: int) -> Any:
     return tqdm(
         total=batches,
         initial=done,
-        desc=label,
+        desc=printable(label),
         leave=False,
         dynamic_ncols=True,
         bar_format="{desc}  {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} batches{postfix}",

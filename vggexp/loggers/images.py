@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vggexp.runs.confusion import MAX_MATRIX_CLASSES, Confusions
+
 ImageArray = NDArray[np.uint8]
 Array = NDArray[Any]
 
@@ -24,6 +26,7 @@ MAX_CELL = 52
 MAX_MATRIX = 1000
 MIN_CELL_OF_NAMES = 9  # smaller cells leave no room for the names of the classes
 MIN_CELL_OF_COUNTS = 24
+MAX_PAIRS = 25  # lines of the most frequent mistakes
 FONT_SIZE = 14
 CAPTION_SIZE = 12
 CAPTION_HEIGHT = 20
@@ -40,18 +43,38 @@ def image_grid(images: Array, size: int = 64) -> ImageArray:
     return _arrange(_to_tiles(np.asarray(images), size))
 
 
-def confusion_image(confusion: Array, classes: Sequence[str]) -> ImageArray:
-    """Draws a confusion matrix.
+def confusion_image(confusions: Confusions, classes: Sequence[str]) -> ImageArray:
+    """Draws a confusion matrix, or the most frequent mistakes of too many classes for one.
 
     The color is the share of the row: correct predictions are blue, and mistakes are red. A square
     root makes rare mistakes visible.
-
-    Args:
-        confusion: [K, K], counts by true class (rows) and predicted class (columns).
     """
+    if len(classes) > MAX_MATRIX_CLASSES:
+        return _confused_pairs_image(confusions, classes)
+    return _matrix_image(confusions.matrix(), classes)
+
+
+def _confused_pairs_image(confusions: Confusions, classes: Sequence[str]) -> ImageArray:
+    """Draws a line of text for each of the most frequent mistakes."""
     from PIL import Image, ImageDraw
 
-    confusion = np.asarray(confusion)
+    font = _font(FONT_SIZE)
+    lines = [f"most frequent mistakes of {len(classes):,} classes: true -> predicted, images"]
+    for label, predicted, images in confusions.most_confused(MAX_PAIRS):
+        names = [_shorten(classes[index], 150, font) for index in (label, predicted)]
+        lines.append(f"{' -> '.join(names)}  {images:,}")
+    width = math.ceil(max(font.getlength(line) for line in lines)) + 2 * MARGIN
+    canvas = Image.new("RGB", (width, CAPTION_HEIGHT * len(lines) + 2 * MARGIN), "white")
+    draw = ImageDraw.Draw(canvas)
+    for index, line in enumerate(lines):
+        draw.text((MARGIN, MARGIN + index * CAPTION_HEIGHT), line, TEXT_COLOR, font)
+    return np.asarray(canvas)
+
+
+def _matrix_image(confusion: Array, classes: Sequence[str]) -> ImageArray:
+    """Draws counts [K, K] by true class (rows) and predicted class (columns)."""
+    from PIL import Image, ImageDraw
+
     count = len(confusion)
     cell = max(1, min(MAX_CELL, MAX_MATRIX // count))
     font = _font(min(FONT_SIZE, cell))

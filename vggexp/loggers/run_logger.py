@@ -50,8 +50,9 @@ class RunLogger:
         self.console.epoch(row, self.epochs)
 
     def log(self, text: str) -> None:
-        """Prints a line."""
-        self.console.line(text)
+        """Prints one line or several."""
+        for line in text.splitlines():
+            self.console.line(line)
 
     def best_effort(self, name: str, draw: Callable[[], None]) -> None:
         """Draws images. An error is only a warning, because images are a view of the run."""

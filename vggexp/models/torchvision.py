@@ -99,6 +99,8 @@ def _split_by_number(weights: object) -> tuple[NumberedLayers, NumberedLayers]:
             raise CheckpointError(
                 f"{str(name)[:60]!r} is no tensor of torchvision's VGG, as features.0.weight is"
             )
+        if tensor.layout != torch.strided or tensor.untyped_storage().nbytes() < tensor.nbytes:
+            raise CheckpointError(f"{name} is not stored value by value")
         part, number, tensor_name = match.groups()
         layer = parts[part].setdefault(int(number), {})
         layer[tensor_name] = tensor

@@ -152,11 +152,19 @@ def format_shape(tensor: Tensor) -> str:
 
 
 def load_layers(model: nn.Module, transfers: Mapping[str, LayerTransfer]) -> None:
-    """Copies the transferred weights into the model; all other weights stay as they are."""
+    """Copies the transferred weights into the model; all other weights stay as they are.
+
+    Raises:
+        CheckpointError: A weight is not finite.
+    """
     for name, module in named_layers(model).items():
         source = transfers[name].source
-        if source is not None:
-            module.load_state_dict(dict(source.tensors))
+        if source is None:
+            continue
+        for tensor_name, tensor in source.tensors.items():
+            if not tensor.isfinite().all():
+                raise CheckpointError(f"{source.name}.{tensor_name} holds NaN or infinity")
+        module.load_state_dict(dict(source.tensors))
 
 
 def describe_transfer(transfers: Mapping[str, LayerTransfer]) -> Iterator[tuple[str, str]]:

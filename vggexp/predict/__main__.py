@@ -96,7 +96,8 @@ def _check_model(path: Path) -> None:
         raise CheckpointError(f"{path}: contains no checkpoint")
     state = read_run(path).state
     if state != "finished":
-        print(f"warning: {path} is {state}: using its newest checkpoint", file=sys.stderr)
+        console = Console(None, sys.stderr)
+        console.line(f"warning: {path} is {state}: using its newest checkpoint")
 
 
 if __name__ == "__main__":

@@ -9,11 +9,10 @@ import numpy as np
 
 from vggexp.formatting import format_value
 from vggexp.report.table import Table
-from vggexp.runs.predictions import Predictions, confusion_matrix
+from vggexp.runs.confusion import Confusions
 from vggexp.runs.repeats import Row
 
 MAX_AXIS_VALUES = 24  # a setting with more values is no axis of a heat map
-MAX_CLASSES = 24  # of a confusion matrix
 # From this strength on, white text is easier to read than black. Both have a contrast of 4.5 here.
 WHITE_TEXT_STRENGTH = 0.82
 MIN_STRENGTH = 0.06  # a cell with a value differs from an empty one
@@ -158,11 +157,9 @@ def _grid(
     return f'<div class="box fit"><table class="grid">{table}</table></div>'
 
 
-def confusion_grid(predictions: Predictions, names: Sequence[str]) -> str:
-    """Returns the confusion matrix as HTML; empty if there are more than MAX_CLASSES classes."""
-    if len(names) > MAX_CLASSES:
-        return ""
-    counts = confusion_matrix(predictions.labels, predictions.predicted, len(names))
+def confusion_grid(confusions: Confusions, names: Sequence[str]) -> str:
+    """Returns the confusion matrix as HTML."""
+    counts = confusions.matrix()
     images = np.maximum(1, counts.sum(axis=1, keepdims=True))  # of each true class
     strengths = np.sqrt(counts / images)  # the square root makes rare mistakes visible
 
@@ -180,4 +177,4 @@ def confusion_grid(predictions: Predictions, names: Sequence[str]) -> str:
         "correct predictions blue, mistakes red."
     )
     grid = _grid("true \\ predicted", names, names, cells)
-    return f"<h3>Confusion</h3><p>{note}</p>{grid}"
+    return f"<p>{note}</p>{grid}"

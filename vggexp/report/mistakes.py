@@ -12,7 +12,12 @@ from vggexp.report.heatmaps import confusion_grid
 from vggexp.report.sections import html_table
 from vggexp.report.table import Table
 from vggexp.runs import predictions
+from vggexp.runs.confusion import count_confusions
+from vggexp.runs.data_root import resolve_root
 from vggexp.runs.predictions import Predictions, worst_mistakes
+
+MAX_MATRIX_CLASSES = 24  # of a confusion matrix
+MAX_PAIRS = 24  # of classes, in the table of mistakes
 
 
 def best_run_section(table: Table) -> str:
@@ -26,13 +31,32 @@ def best_run_section(table: Table) -> str:
         note = f"its predictions are left out: {error}"
         content = ""
     else:
-        names = class_names(run.config, stored.probs.shape[1])
+        names = class_names(run.config, stored.probs.shape[1], run.environment)
         wrong = int((~stored.correct).sum())
         note = f"{wrong:,} of {len(stored.labels):,} test images wrong."
-        content = confusion_grid(stored, names) + _mistakes(stored, names, run.folder)
+        content = _confusions(stored, names) + _mistakes(stored, names, run.folder)
     name = escape(table.rows[0]["run"])
     text = f"<p><code>{name}</code>: {escape(note)}</p>"
     return f"<section><h2>The best run</h2>{text}{content}</section>"
+
+
+def _confusions(stored: Predictions, names: Sequence[str]) -> str:
+    """Returns the confusion matrix, or a table of the most frequent mistakes of many classes."""
+    confusions = count_confusions(stored.labels, stored.predicted, len(names))
+    if len(names) <= MAX_MATRIX_CLASSES:
+        return f"<h3>Confusion</h3>{confusion_grid(confusions, names)}"
+    rows = [
+        {
+            "true class": names[pair.label],
+            "predicted": names[pair.predicted],
+            "images": f"{pair.images:,}",
+        }
+        for pair in confusions.most_confused(MAX_PAIRS)
+    ]
+    if not rows:
+        return ""
+    note = f"The most frequent mistakes of {len(names):,} classes."
+    return f"<h3>Confusion</h3><p>{note}</p>{html_table(rows)}"
 
 
 def _mistakes(stored: Predictions, names: Sequence[str], folder: Path) -> str:
@@ -60,13 +84,16 @@ def _mistakes(stored: Predictions, names: Sequence[str], folder: Path) -> str:
     return f"<h3>Worst mistakes</h3><p>{note}</p>{pair}"
 
 
-def class_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
+def class_names(
+    config: Mapping[str, Any], count: int, environment: Mapping[str, Any] = {}
+) -> tuple[str, ...]:
     """Returns the names of the classes of a run's data.
 
     Args:
         config: The run's configuration with flat keys.
         count: Number of classes. If the number of known names is another one, the classes are
             named by their indices.
+        environment: env.json of the run, which has the folder that a relative data.root is of.
     """
     names: tuple[str, ...] = ()
     dataset = config.get("data.name")
@@ -75,7 +102,7 @@ def class_names(config: Mapping[str, Any], count: int) -> tuple[str, ...]:
         names = DATASETS[dataset].classes
     elif dataset == "image_folder" and isinstance(root, str):
         try:
-            names = folder_classes(Path(root))
+            names = folder_classes(resolve_root(root, environment))
         except (DataError, ValueError):  # the folder has moved or is on another machine
             names = ()
     if len(names) == count:

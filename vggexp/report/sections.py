@@ -9,6 +9,7 @@ from typing import Any
 from vggexp.config.keys import flatten
 from vggexp.formatting import format_value, plural
 from vggexp.report.table import Table, csv_cell, display_cell
+from vggexp.runs.environment import WORKING_DIRECTORY
 from vggexp.runs.records import RunRecord
 from vggexp.runs.repeats import Row
 
@@ -98,7 +99,8 @@ def environment_section(runs: Sequence[RunRecord]) -> str:
     environments = []
     for run in runs:
         values = {key: format_value(value) for key, value in flatten(run.environment).items()}
-        values.pop("attempts", None)  # differs between runs of one environment
+        for key in ("attempts", WORKING_DIRECTORY):  # differ between runs of one environment
+            values.pop(key, None)
         environments.append(values)
     rows = [
         {

@@ -1,6 +1,7 @@
 """Builds the objects of training from a configuration: model, state, settings."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +17,7 @@ from vggexp.models.layers import synchronize
 from vggexp.models.transfer import freeze
 from vggexp.models.vgg import fuse, vgg
 from vggexp.runner.hardware import DeviceSetup
-from vggexp.training import precision
+from vggexp.training import checkpoint_schema, precision
 from vggexp.training.cuda_graphs import CudaGraphStep
 from vggexp.training.ddp import DistributedStep
 from vggexp.training.dead_layers import DeadLayerCheck
@@ -26,8 +27,6 @@ from vggexp.training.metrics import MetricSums
 from vggexp.training.optimizers import build_optimizer
 from vggexp.training.schedules import Schedule, build_schedule
 from vggexp.training.step import ForwardBackward, forward_backward
-
-MAX_ERROR_CHARS = 200  # of torch's error text in ours
 
 
 def build_model(config: Config) -> nn.Sequential:
@@ -91,7 +90,7 @@ def _build_schedule(config: Config, steps_per_epoch: int) -> Schedule:
 
 
 def build_tested_model(
-    config: Config, device_setup: DeviceSetup, weights: dict[str, Tensor]
+    config: Config, device_setup: DeviceSetup, weights: dict[str, Tensor], folder: Path
 ) -> nn.Sequential:
     """Returns the network with the weights of a checkpoint, in eval mode, as a run tests it.
 
@@ -99,22 +98,35 @@ def build_tested_model(
         config: the configuration of the run.
         device_setup: the device.
         weights: the result of `checkpoint.select_eval_weights`.
+        folder: the run directory, for messages.
 
     Raises:
-        CheckpointError: the weights do not fit the network.
+        CheckpointError: the weights do not fit the network, or are not finite.
     """
     model = build_model(config)
-    try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
-        reason = " ".join(str(error).split())[:MAX_ERROR_CHARS]
-        raise CheckpointError(
-            f"checkpoints: the weights do not fit config.yaml: {reason}"
-        ) from error
+    load_weights(model, weights, folder)
     model = _to_device(model, config, device_setup)
     if config.device.compile and config.train.ema is None:  # a run does not compile its average
         model.compile()
     return model.eval()
+
+
+def load_weights(model: nn.Module, weights: dict[str, Tensor], folder: Path) -> None:
+    """Takes over the weights of a checkpoint.
+
+    Args:
+        model: the network that config.yaml describes.
+        weights: the result of `checkpoint.select_eval_weights`.
+        folder: the run directory, for messages.
+
+    Raises:
+        CheckpointError: the weights do not fit the network, or are not finite.
+    """
+    try:
+        checkpoint_schema.check_weights(weights, model.state_dict(), "weights")
+    except ValueError as error:
+        raise CheckpointError(f"{folder}: does not fit its config.yaml: {error}") from error
+    model.load_state_dict(weights)
 
 
 def _to_device(model: nn.Sequential, config: Config, device_setup: DeviceSetup) -> nn.Sequential:

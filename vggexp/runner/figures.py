@@ -11,7 +11,8 @@ from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
 from vggexp.loggers.run_logger import RunLogger
 from vggexp.runner.datasets import DataLoaders
-from vggexp.runs.predictions import Predictions, confusion_matrix, worst_mistakes
+from vggexp.runs.confusion import count_confusions
+from vggexp.runs.predictions import Predictions, worst_mistakes
 
 # Keys that distinguish most runs: columns of the HParams table.
 COLUMNS = (
@@ -68,8 +69,8 @@ def log_test_images(
     from vggexp.loggers.images import confusion_image, mistakes_image
 
     predictions = Predictions(probs.numpy(), labels.numpy())
-    counts = confusion_matrix(predictions.labels, predictions.predicted, len(data.classes))
-    image = confusion_image(counts, data.classes)
+    confusions = count_confusions(labels.numpy(), predictions.predicted, len(data.classes))
+    image = confusion_image(confusions, data.classes)
     logger.tensorboard.images("test/confusion", image, epoch)
     mistakes = worst_mistakes(predictions, WORST_MISTAKES)
     indices = torch.tensor([mistake.index for mistake in mistakes], dtype=torch.int64)

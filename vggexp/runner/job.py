@@ -21,7 +21,7 @@ from vggexp.errors import RankError, ResourceError, StoppedError, VggexpError
 from vggexp.loggers.console import Console
 from vggexp.loggers.run_logger import RunLogger
 from vggexp.runner import banner, figures
-from vggexp.runner.build import train_settings
+from vggexp.runner.build import load_weights, train_settings
 from vggexp.runner.datasets import DataLoaders
 from vggexp.runner.hardware import DeviceSetup, machine_fingerprint
 from vggexp.runner.result import result_fields, tested_epoch, total_times
@@ -29,7 +29,7 @@ from vggexp.runs import directory, predictions
 from vggexp.runs.environment import collect_environment
 from vggexp.system import memory
 from vggexp.system.signals import StopFlag
-from vggexp.training import checkpoint, checkpoint_manager
+from vggexp.training import checkpoint, checkpoint_manager, checkpoint_schema
 from vggexp.training.checkpoint_manager import CheckpointManager, DistributedCheckpointManager
 from vggexp.training.loop import (
     Checkpointer,
@@ -253,7 +253,7 @@ def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
     if step != state.step:
         path = job.folder / "checkpoints" / checkpoint_manager.checkpoint_name(step)
         load = partial(_load_weights, path)
-        model.load_state_dict(collectives.run_on_rank_zero(load))
+        load_weights(model, collectives.run_on_rank_zero(load), job.folder)
     collectives.broadcast_(model.buffers())
     batches = with_progress("test", job.data.test, job.console)
     logits, labels = predict(model, batches, job.device_setup.autocast)
@@ -261,7 +261,7 @@ def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
 
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
-    return checkpoint.select_eval_weights(checkpoint.load(path))
+    return checkpoint.select_eval_weights(checkpoint_schema.load(path))
 
 
 def _finish(
@@ -290,6 +290,8 @@ def _finish(
     draw = partial(figures.log_test_images, logger, data, probs, test.labels, state.epoch)
     logger.best_effort("the images of the mistakes", draw)
     logger.best_effort("the graph", partial(figures.log_graph, logger, test.model, data))
+    if job.is_resumed:
+        manager.update_metadata(test.epoch_metrics["step"])
     # What result.json vouches for is on the disk before result.json is.
     logger.tensorboard.sync()
     # All views are complete before the state is "finished": a finished run is never continued.

@@ -1,18 +1,21 @@
 """Loads the network, configuration and preprocessing of a finished run."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import nn
 
+from vggexp.config.derived import input_spec
 from vggexp.config.schema import Config, ImageFolder
 from vggexp.data.transforms import Preprocess
-from vggexp.errors import CheckpointError
+from vggexp.errors import CheckpointError, DataError
 from vggexp.runner import build, datasets
 from vggexp.runs.directory import read_result
 from vggexp.runs.records import load_config
-from vggexp.training import checkpoint
+from vggexp.training import checkpoint, checkpoint_schema
 from vggexp.training.checkpoint_manager import find_checkpoints
 
 
@@ -35,7 +38,7 @@ def load_run(path: str | Path) -> LoadedRun:
     Raises CheckpointError.
     """
     config, tested = load_tested_checkpoint(Path(path))
-    return build_loaded_run(config, tested)
+    return build_loaded_run(config, tested, Path(path))
 
 
 def load_tested_checkpoint(folder: Path) -> tuple[Config, dict[str, Any]]:
@@ -44,8 +47,30 @@ def load_tested_checkpoint(folder: Path) -> tuple[Config, dict[str, Any]]:
     Raises CheckpointError.
     """
     config = load_config(folder)
-    tested = checkpoint.load(_tested_path(folder))
-    return build.with_class_count(config, len(tested["classes"])), tested
+    path = _tested_path(folder)
+    tested = checkpoint_schema.load(path)
+    config = build.with_class_count(config, len(tested["classes"]))
+    try:
+        check_tested(config, tested)
+    except ValueError as error:
+        raise CheckpointError(f"{path}: does not fit config.yaml: {error}") from error
+    return config, tested
+
+
+def check_tested(config: Config, tested: dict[str, Any]) -> None:
+    """Raises ValueError unless classes, mean and std belong to the configuration.
+
+    The classes of a folder decide the size of its network, so the weights must have as many.
+    """
+    spec = input_spec(config)
+    *_, bias = checkpoint.select_eval_weights(tested).values()
+    classes = len(tested["classes"])
+    if classes != spec.classes or bias.shape != (classes,):
+        raise ValueError(f"{classes} classes, but the weights are of {list(bias.shape)}")
+    for name in ("mean", "std"):
+        channels = 0 if tested[name] is None else len(tested[name])
+        if channels not in (0, 1, spec.channels):
+            raise ValueError(f"{name} of {channels} channels, but the images have {spec.channels}")
 
 
 def _tested_path(folder: Path) -> Path:
@@ -58,16 +83,48 @@ def _tested_path(folder: Path) -> Path:
     raise CheckpointError(f"{folder}: holds no checkpoint{suffix}")
 
 
-def build_loaded_run(config: Config, tested: dict[str, Any]) -> LoadedRun:
-    """Builds a LoadedRun from the result of `load_tested_checkpoint`."""
+def build_loaded_run(config: Config, tested: dict[str, Any], folder: Path) -> LoadedRun:
+    """Builds a LoadedRun from the result of `load_tested_checkpoint`. Raises CheckpointError."""
     model = build.build_model(config)
-    model.load_state_dict(checkpoint.select_eval_weights(tested))
+    build.load_weights(model, checkpoint.select_eval_weights(tested), folder)
     return LoadedRun(
         model=model.eval(),
         config=config,
         preprocess=datasets.make_preprocess(config, tested["mean"], tested["std"]),
         classes=tuple(tested["classes"]),
     )
+
+
+def load_test_data(
+    config: Config,
+    folder: Path,
+    tested: dict[str, Any],
+    device: torch.device,
+    warn: Callable[[str], None] = print,
+) -> datasets.DataLoaders:
+    """Builds the loaders of the data that a run was tested on.
+
+    Args:
+        config: of the run, as `test_only_config` returns it and with the data's present place.
+        folder: the run directory, for messages.
+        tested: the checkpoint that the run was tested with.
+        device: where the batches go.
+        warn: as in `build_loaders`.
+
+    Raises:
+        CheckpointError: the data is not what the run was tested on.
+        DataError: the data is missing or damaged.
+    """
+    try:
+        data = datasets.build_loaders(config, device, warn)
+    except DataError as error:
+        raise DataError(f"{error} (--data FOLDER gives the place of moved data)") from error
+    if changed := data.changed_files(tested["data"]):
+        raise CheckpointError(
+            f"{folder}: the data has changed since this run began ({changed}); restore it, "
+            "or give its place with --data FOLDER"
+        )
+    return data
 
 
 def test_only_config(config: Config) -> Config:

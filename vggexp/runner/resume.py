@@ -10,17 +10,17 @@ from vggexp.config.run_id import differences, identity
 from vggexp.config.schema import Config
 from vggexp.distributed import collectives
 from vggexp.errors import CheckpointError, InUseError
+from vggexp.formatting import one_line
 from vggexp.loggers.console import Console
 from vggexp.runner.build import build_state
 from vggexp.runner.datasets import DataLoaders, build_loaders, check_image_counts
 from vggexp.runner.hardware import DeviceSetup, machine_fingerprint, setup_device
 from vggexp.runs import directory, records
 from vggexp.system import locks
-from vggexp.training import checkpoint_manager
+from vggexp.training import checkpoint_manager, checkpoint_schema
 from vggexp.training.loop import EpochMetrics, TrainState
 
 Checkpoint = dict[str, Any]
-MAX_ERROR_CHARS = 200  # of torch's error text in ours
 
 
 class OpenedRun(NamedTuple):
@@ -117,16 +117,20 @@ def build_run(config: Config, checkpoint: Checkpoint | None, console: Console) -
         _check_same_data(config, data, checkpoint, console)
     state = build_state(config, device_setup, data.train.batches_per_epoch)
     if checkpoint is not None:
-        _restore(state, checkpoint)
+        _restore(config, state, checkpoint)
     return RunSetup(device_setup, data, state)
 
 
-def _restore(state: TrainState, checkpoint: Checkpoint) -> None:
+def _restore(config: Config, state: TrainState, checkpoint: Checkpoint) -> None:
+    epochs = None if config.resume == "force" else config.train.epochs
     try:
+        checkpoint_schema.check_state(checkpoint, state, epochs)
         state.restore(checkpoint)
     except (KeyError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:MAX_ERROR_CHARS]
-        raise CheckpointError(f"checkpoints: does not fit this configuration: {reason}") from error
+        raise CheckpointError(
+            f"checkpoints: does not fit this configuration: {one_line(error)}; "
+            "resume=never starts over"
+        ) from error
 
 
 def _check_compatible(

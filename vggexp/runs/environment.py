@@ -33,6 +33,7 @@ VARIABLES = (
 )
 SOURCE_FOLDERS = ("vggexp", "conf", "hydra_plugins")
 GIT_TIMEOUT = 10  # seconds
+WORKING_DIRECTORY = "working_directory"  # key of the folder that a relative data.root is of
 
 
 def collect_environment() -> dict[str, Any]:
@@ -48,6 +49,7 @@ def collect_environment() -> dict[str, Any]:
         "system": platform.platform(),
         "processor": cpu.cpu_model(),
         "cores": os.cpu_count(),
+        WORKING_DIRECTORY: os.getcwd(),
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
     }
 

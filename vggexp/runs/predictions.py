@@ -175,24 +175,6 @@ def _array_problem(scores: Array, labels: Array) -> str:
     return ""
 
 
-def confusion_matrix(
-    labels: Array,
-    predicted: Array,
-    classes: int,
-) -> Array:
-    """Counts images by true class (rows) and predicted class (columns).
-
-    Args:
-        labels: integers [N], 0..classes-1.
-        predicted: integers [N], 0..classes-1.
-
-    Returns:
-        int64 [classes, classes].
-    """
-    cells = labels.astype(numpy.int64) * classes + predicted
-    return numpy.bincount(cells, minlength=classes**2).reshape(classes, classes)
-
-
 def worst_mistakes(predictions: Predictions, count: int = 12) -> list[Mistake]:
     """Returns the `count` wrong predictions of the highest probability, highest first."""
     predicted = predictions.predicted

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from vggexp.config import compose, run_id
 from vggexp.errors import ConfigError, ResourceError, SweepError
+from vggexp.formatting import printable
 from vggexp.loggers.console import print_text
 from vggexp.runs import jsonl, records
 from vggexp.runs.directory import METRICS
@@ -99,7 +100,7 @@ def write_repeats_events(folder: Path, run_dirs: Mapping[str, Sequence[Path]]) -
             histories[label] = [jsonl.read(run_dir / METRICS) for run_dir in folders]
         write_means(folder, histories)
     except Exception as error:
-        print(f"warning: TensorBoard: {error}", file=sys.stderr)
+        print(printable(f"warning: TensorBoard: {error}"), file=sys.stderr)
 
 
 def run_search(command: compose.Command, plan: SearchPlan) -> int:

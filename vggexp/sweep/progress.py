@@ -10,7 +10,7 @@ from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from vggexp.formatting import duration
+from vggexp.formatting import duration, printable
 from vggexp.loggers.console import Console
 from vggexp.runs.directory import METRICS
 from vggexp.runs.schema import MAX_METRICS_BYTES
@@ -182,4 +182,4 @@ def _last_line(log: Path) -> str:
             lines = file.read().decode("utf-8", "replace").splitlines()
     except OSError:
         return ""
-    return lines[-1] if lines else ""
+    return printable(lines[-1]) if lines else ""

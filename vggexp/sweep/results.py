@@ -9,6 +9,7 @@ from typing import Any
 
 from vggexp.errors import ResourceError
 from vggexp.formatting import csv_table, markdown_table, shorten
+from vggexp.loggers.console import print_text
 from vggexp.runs.directory import read_result
 from vggexp.runs.records import run_state
 from vggexp.runs.repeats import Row, group_repeats, mean_rows, rank_key
@@ -62,10 +63,10 @@ def write_sweep_table(
     lines = _jobs_table(rows, columns)
     repeats = repeats_table(rows, keys, metrics, objective)
     if repeats:
-        print("\n".join(repeats))
+        print_text("\n".join(repeats))
         lines = [*repeats, "", *lines]
     else:
-        print("\n".join(lines))
+        print_text("\n".join(lines))
     _write(target / "results.md", "\n".join(lines) + "\n")
     exact = []
     for row in rows:

@@ -128,7 +128,8 @@ def _train_sweep_job(
 def _already_failed(config: Config, folder: Path) -> bool:
     if config.sweep.retry_failed or read_result(folder).get("state") != "failed":
         return False
-    print(f"failed before: {folder} ({RESULT} has the reason; sweep.retry_failed=true tries again)")
+    reason = f"({RESULT} has the reason; sweep.retry_failed=true tries again)"
+    print_text(f"failed before: {folder} {reason}")
     return True
 
 

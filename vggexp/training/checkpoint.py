@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from vggexp.errors import CheckpointError, ResourceError
+from vggexp.formatting import one_line
 from vggexp.system.files import open_no_follow, open_regular, replace_when_done
 
 MAGIC = b"VGGEXP01"
@@ -116,16 +117,16 @@ def load_foreign(path: Path) -> Any:
         raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
     if is_zip:
         _check_archive(path)
-    # torch warns about content that it may not know. The result of the read decides instead.
-    with warnings.catch_warnings(action="ignore"):
-        return _read(path)
+    return _read(path)
 
 
 def _read(path: Path) -> Any:
     try:
-        return torch.load(path, map_location="cpu", weights_only=True)
+        # torch warns about content that it may not know. The result of the read decides instead.
+        with warnings.catch_warnings(action="ignore"):
+            return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises many unrelated types
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         if "Weights only" in reason:  # torch's message advises to load the file unsafely
             reason = "not tensors and plain values alone, as torch.save writes them"
         raise CheckpointError(f"{path}: cannot be read: {reason}") from error
@@ -155,10 +156,12 @@ def _check_archive(path: Path) -> None:
 
 
 def select_eval_weights(checkpoint: dict[str, Any]) -> dict[str, Tensor]:
-    """Returns the weights to evaluate: the moving average, the final weights, or the model's."""
+    """Returns the weights to evaluate: the final weights, the moving average, or the model's."""
+    if "weights" in checkpoint:
+        return checkpoint["weights"]
     if "ema" in checkpoint:
         return checkpoint["ema"]["module"]
-    return checkpoint.get("weights") or checkpoint["net"]
+    return checkpoint["net"]
 
 
 def weights_sha256(weights: Mapping[str, Tensor]) -> str:

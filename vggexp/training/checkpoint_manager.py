@@ -6,15 +6,16 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
 from vggexp.errors import CheckpointError, ResourceError
 from vggexp.models.costs import KEEP_NEWEST
 from vggexp.system.files import make_inner_dir, refuse_link
-from vggexp.training import checkpoint
+from vggexp.training import checkpoint, checkpoint_schema
 from vggexp.training.loop import EpochMetrics, TrainState
 
-FORMAT_VERSION = 1
 FREE_SPACE_FACTOR = 1.1  # free space that has to be there, relative to what is needed
 
 
@@ -60,13 +61,26 @@ class CheckpointManager:
             self._prune(best)
 
     def _write(self, step: int, content: dict[str, Any]) -> None:
-        checkpoint.save(self.path(step), {"format": FORMAT_VERSION, **self.metadata, **content})
+        version = checkpoint_schema.FORMAT_VERSION
+        checkpoint.save(self.path(step), {"format": version, **self.metadata, **content})
 
     def _prune(self, best: EpochMetrics | None) -> None:
         """Deletes old checkpoints once the newest is durable. The newest is never deleted."""
         for path in find_checkpoints(self.folder)[KEEP_NEWEST:]:
             if best is None or int(path.stem) != best["step"]:
                 path.unlink()
+
+    def update_metadata(self, step: int) -> None:
+        """Stores the present metadata with a checkpoint that has other values.
+
+        The weights are then tested on this machine and data, which may have changed since the
+        checkpoint was saved.
+        """
+        content = checkpoint_schema.load(self.path(step))
+        for key, value in self.metadata.items():
+            if not isinstance(value, Tensor) and content.get(key) != value:
+                checkpoint.save(self.path(step), content | self.metadata)
+                return
 
     def replace_all(self, step: int, content: dict[str, Any]) -> None:
         """Replaces all checkpoints with one file, which holds the final weights (keep=weights)."""
@@ -135,33 +149,22 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
     Damaged checkpoints are renamed to .corrupt.
 
     Raises:
-        CheckpointError: There were checkpoints and none is good. A run never starts over silently.
+        CheckpointError: There were checkpoints and none is good, or the newest is whole and no run
+            writes such content. A run never starts over silently.
         ResourceError: The folder is a link.
     """
     refuse_link(folder)
     paths = find_checkpoints(folder)
     for path in paths:
         try:
-            content = checkpoint.load(path)
+            return checkpoint_schema.load(path)
         except checkpoint.DamagedError as error:
             corrupt_path = path.with_suffix(".corrupt")
             path.rename(corrupt_path)
             warn(f"warning: {error}; set aside as {corrupt_path.name}")
-            continue
-        check_format(content, path)
-        return content
     if paths or list(folder.glob("*.corrupt")):
         raise CheckpointError(f"{folder}: no checkpoint verifies; start over with resume=never")
     return None
-
-
-def check_format(content: Any, path: Path) -> None:
-    """Raises CheckpointError if the format is unknown or newer than this version."""
-    version = content.get("format") if isinstance(content, dict) else None
-    if not isinstance(version, int) or version > FORMAT_VERSION:
-        raise CheckpointError(
-            f"{path}: format {version}, this vggexp reads up to {FORMAT_VERSION}; update vggexp"
-        )
 
 
 def check_disk_space(folder: Path, run_bytes: int) -> None:

@@ -182,9 +182,3 @@ def calibration_error(probs: Tensor, labels: Tensor, bins: int = CALIBRATION_BIN
     sums = torch.zeros(bins, dtype=torch.float64)
     sums.index_add_(0, indices, distance)
     return sums.abs().sum().item() / len(labels)
-
-
-def confusion_matrix(labels: Tensor, predictions: Tensor, classes: int) -> Tensor:
-    """Returns [classes, classes] counts: row = true class, column = predicted class."""
-    pairs = labels * classes + predictions
-    return torch.bincount(pairs, minlength=classes**2).view(classes, classes)

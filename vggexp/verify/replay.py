@@ -15,12 +15,16 @@ from vggexp.loggers.console import Console
 from vggexp.runner import build
 from vggexp.runner.job import evaluate_epoch
 from vggexp.runner.resume import build_run
+from vggexp.runs.data_root import locate_data
 from vggexp.runs.records import load_config
 from vggexp.system.signals import StopFlag
-from vggexp.training import checkpoint
+from vggexp.training import checkpoint_schema
 from vggexp.training.checkpoint_manager import find_checkpoints
 from vggexp.training.loop import NullCheckpointer, NullLogger, Position, TrainLoop, train
 from vggexp.training.timer import PhaseTimer
+
+# Fields of a checkpoint that a replay does not repeat: times, and what the configuration sets.
+NOT_COMPARED = ("spent", "images_per_second", "param_groups")
 
 
 @dataclass(frozen=True)
@@ -32,39 +36,42 @@ class VerifyResult:
     from_step: int
     to_step: int
     tensors: int  # compared
-    first_difference: str | None  # name of the tensor
+    first_difference: str | None  # name of the tensor or number
 
 
-def replay(folder: Path) -> VerifyResult:
+def replay(folder: Path, data: Path | None = None) -> VerifyResult:
     """Trains from the last checkpoint but one to the last one.
+
+    Args:
+        data: Folder of the run's data. None: data.root of the run.
 
     Raises:
         CheckpointError: The run has too few checkpoints, or several processes trained it.
     """
     later_path, earlier_path = _last_two_checkpoints(folder)
-    later = checkpoint.load(later_path)
-    earlier = checkpoint.load(earlier_path)
+    later = checkpoint_schema.load(later_path)
+    earlier = checkpoint_schema.load(earlier_path)
     ranks = later.get("processes", 1)
     if ranks > 1:
         raise CheckpointError(
             f"{folder}: trained by {ranks} processes, "
             "whose sums one process does not repeat bit by bit"
         )
-    config = load_config(folder)
+    config = locate_data(load_config(folder), folder, data)
     console = Console(None, sys.stderr)
-    device_setup, data, state = build_run(config, earlier, console)
+    device_setup, loaders, state = build_run(config, earlier, console)
     evaluate = partial(
-        evaluate_epoch, config=config, device_setup=device_setup, data=data, console=console
+        evaluate_epoch, config=config, device_setup=device_setup, data=loaders, console=console
     )
     settings = build.train_settings(config, device_setup)
     timer = PhaseTimer(device_setup.device)
     loop = TrainLoop(settings, timer, NullLogger(), NullCheckpointer(), StopFlag())
-    train(state, data.train, loop, evaluate, until=Position(later["epoch"], later["batch"]))
-    expected = dict(named_tensors({key: later.get(key) for key in state.components()}))
-    actual = dict(named_tensors(state.capture()))
+    train(state, loaders.train, loop, evaluate, until=Position(later["epoch"], later["batch"]))
+    actual = dict(named_values(state.capture()))
+    expected = dict(named_values({key: later.get(key) for key in state.capture()}))
     first_difference = None
-    for name, tensor in expected.items():
-        if not bitwise_equal(tensor, actual.get(name)):
+    for name in {**expected, **actual}:
+        if not bitwise_equal(expected.get(name), actual.get(name)):
             first_difference = name
             break
     return VerifyResult(
@@ -72,7 +79,7 @@ def replay(folder: Path) -> VerifyResult:
         identical=first_difference is None,
         from_step=earlier["step"],
         to_step=later["step"],
-        tensors=len(expected),
+        tensors=sum(isinstance(value, Tensor) for value in expected.values()),
         first_difference=first_difference,
     )
 
@@ -87,22 +94,29 @@ def _last_two_checkpoints(folder: Path) -> list[Path]:
     return paths[:2]
 
 
-def named_tensors(value: Any, name: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Yields every tensor inside nested mappings and lists, under its path."""
-    items: list[tuple[Any, Any]] = []
-    if isinstance(value, Tensor):
-        yield name, value
-    elif isinstance(value, Mapping):
+def named_values(value: Any, name: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields every tensor and plain value inside nested mappings and lists, under its path.
+
+    Fields of NOT_COMPARED and all times are left out.
+    """
+    if isinstance(value, Mapping):
         items = list(value.items())
-    elif isinstance(value, list):
+    elif isinstance(value, list | tuple):
         items = list(enumerate(value))
+    else:
+        yield name, value
+        return
     for key, item in items:
-        yield from named_tensors(item, f"{name}.{key}" if name else str(key))
+        path = f"{name}.{key}" if name else str(key)
+        if key not in NOT_COMPARED and not str(key).startswith("time/"):
+            yield from named_values(item, path)
 
 
-def bitwise_equal(first: Tensor, second: Tensor | None) -> bool:
-    """Compares bits, so that NaN is equal to itself."""
-    if second is None or first.shape != second.shape or first.dtype != second.dtype:
+def bitwise_equal(first: Any, second: Any) -> bool:
+    """Compares the bits of tensors and the digits of numbers, so that NaN is equal to itself."""
+    if not isinstance(first, Tensor) or not isinstance(second, Tensor):
+        return repr(first) == repr(second)
+    if first.shape != second.shape or first.dtype != second.dtype:
         return False
     return torch.equal(_bits(first), _bits(second))
 
