@@ -11,7 +11,7 @@ from pathlib import Path
 from vggexp import cli
 from vggexp.data.image_folder import expand_image_paths
 from vggexp.errors import CheckpointError, ConfigError, DataError
-from vggexp.loggers.console import print_text
+from vggexp.loggers.console import Console, print_text
 from vggexp.runs import directory
 from vggexp.runs.records import read_run
 
