@@ -111,7 +111,7 @@ def test_a_decompression_bomb_is_not_unpacked(path, read):
 def test_a_pipe_in_place_of_a_file_is_not_waited_for(path, read):
     path.unlink()
     os.mkfifo(path)
-    with pytest.raises(CheckpointError, match=f"^{path}: not a regular file$"):
+    with pytest.raises(CheckpointError, match=f"^{path}: cannot be read: not a regular file$"):
         read(path)
 
 
