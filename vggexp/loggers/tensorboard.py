@@ -53,7 +53,7 @@ def write_evaluation(
 
 
 class TensorBoardLogger:
-    """Writes one event file, and removes the folder's earlier ones.
+    """Writes one event file, and empties the folder's earlier ones.
 
     The new file begins with the history of the run, so that each (tag, step) exists once, also
     after a run was resumed. The first failure is reported to `warn`. A failure ends the writing,
