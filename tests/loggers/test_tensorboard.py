@@ -101,7 +101,7 @@ def test_a_resumed_run_exists_once_in_one_later_file(open_logger, tmp_path):
     second = open_logger(tmp_path, [row(1), row(2)])
     second.epoch(row(3))
     second.close(ok=True)
-    assert list(event_files(tmp_path))[0] == before
+    assert next(iter(event_files(tmp_path))) == before
     assert [size > 0 for size in event_files(tmp_path).values()] == [False, True]
     assert (tmp_path / "metrics.jsonl").exists()
     assert all([step for step, _ in series] == [1, 2, 3] for series in points(tmp_path).values())

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy
 from torch import Tensor, nn
@@ -71,7 +71,7 @@ class PredictedTestSet(NamedTuple):
     labels: Tensor  # [N], on the CPU
 
 
-def train_and_record(job: TrainingJob) -> EpochMetrics:
+def train_and_record(job: TrainingJob) -> dict[str, Any]:
     """Trains and tests. Rank 0 records the run, and in result.json also how it ends early.
 
     Returns:
@@ -268,7 +268,7 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
 
 def _finish(
     job: TrainingJob, logger: RunLogger, manager: CheckpointManager, timer: PhaseTimer
-) -> EpochMetrics:
+) -> dict[str, Any]:
     """Tests once; then writes the predictions, the figures and result.json."""
     state = job.state
     data = job.data

@@ -17,7 +17,7 @@ from vggexp.runner.hardware import DeviceSetup, machine_fingerprint, setup_devic
 from vggexp.runs import directory, records
 from vggexp.system import locks
 from vggexp.training import checkpoint_manager
-from vggexp.training.loop import EpochMetrics, TrainState
+from vggexp.training.loop import TrainState
 
 Checkpoint = dict[str, Any]
 MAX_ERROR_CHARS = 200  # of torch's error text in ours
@@ -29,7 +29,7 @@ class OpenedRun(NamedTuple):
     folder: Path
     is_new: bool  # the directory does not exist yet
     checkpoint: Checkpoint | None = None  # the newest one that verifies
-    result: EpochMetrics | None = None  # of a run that has finished
+    result: dict[str, Any] | None = None  # of a run that has finished
 
 
 class RunSetup(NamedTuple):

@@ -20,13 +20,12 @@ from vggexp.runs import records
 from vggexp.runs.environment import code_sha256
 from vggexp.system import memory
 from vggexp.system.signals import StopFlag, handle_stop_signals
-from vggexp.training.loop import EpochMetrics
 
 # Keys that may differ between the machines of one run.
 PER_MACHINE_KEYS = ("run.", "data.root", "data.workers", "data.cache", "data.download")
 
 
-def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) -> EpochMetrics:
+def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) -> dict[str, Any]:
     """Trains, tests and records a run. Every rank calls this; only rank 0 writes.
 
     Args:

@@ -60,18 +60,21 @@ class HydraTask:
         overrides = list(hydra_config.overrides.task)
         in_sweep = hydra_config.mode == RunMode.MULTIRUN
         launcher = hydra_config.runtime.choices.get("hydra/launcher")
+        code: int | None = None  # of a job that needs no training in this process
         try:
             config = validate_node(node)  # checks also the jobs that a search has just made
             folder = records.run_dir(config)  # before training: with resume=never it is a new one
-            if in_sweep:
-                code = _train_sweep_job(config, overrides, folder, launcher)
-            else:
-                code = train_job(config, overrides)
-            if code == 0:
-                return read_result(folder).get(config.sweep.objective)
+            if in_sweep and launcher != "local":
+                code = _code_without_training(config, overrides, folder, launcher)
         except VggexpError as error:
             report_error(error, should_report_error)
             code = error.exit_code
+        if code is None:
+            code = train_job(config, overrides, in_sweep)  # prints its own errors
+            if in_sweep and code == 128 + signal.SIGTERM:
+                requeue_if_preempted()
+        if code == 0:
+            return read_result(folder).get(config.sweep.objective)
         if in_sweep and launcher != "local" and code < 128:
             return None
         raise SystemExit(code)
@@ -105,23 +108,21 @@ def run_hydra(command: compose.Command, *overrides: str, task: HydraTask | None 
     return 0
 
 
-def _train_sweep_job(
+def _code_without_training(
     config: Config, overrides: Sequence[str], folder: Path, launcher: str | None
-) -> int:
-    """Trains a job of a sweep, unless it failed before.
+) -> int | None:
+    """Returns the exit code of a job that failed before, or that a child process has trained.
 
     Returns:
-        The exit code, or minus the signal that killed the job.
+        The exit code, or minus the signal that killed the child; None for a job that this
+        process has to train.
     """
-    if launcher != "local" and _already_failed(config, folder):
+    if _already_failed(config, folder):
         return 1
     shares_process = launcher in SHARED_PROCESS_LAUNCHERS
     if shares_process and records.finished_result(config) is None:
         return _train_in_child(config, overrides)
-    code = train_job(config, overrides, in_sweep=True)
-    if code == 128 + signal.SIGTERM:
-        requeue_if_preempted()
-    return code
+    return None
 
 
 def _already_failed(config: Config, folder: Path) -> bool:
