@@ -16,7 +16,16 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from tests.conftest import TINY
 from vggexp.runs.directory import read_result
 from vggexp.sweep.search_space import SearchAxis, SearchSettings
-from vggexp.sweep.study import RUN, _distribution, next_trials, open_study, proposed_trials, tell
+from vggexp.sweep.study import (
+    RUN,
+    TrialResult,
+    _distribution,
+    next_trials,
+    open_study,
+    proposed_trials,
+    repeat_failed_trials,
+    tell,
+)
 from vggexp.system.locks import lock_run_dir
 
 SEARCH = ["-m", "hydra/sweeper=optuna", *TINY, "train.epochs=1"]
@@ -81,7 +90,8 @@ def propose(folder: Path, settings: SearchSettings, *kills: int) -> list[dict]:
         trials = next_trials(study, axes, settings, repr)
         while trials and trials[-1].number + 1 < kill:
             for trial in trials:
-                tell(study, trial, trial.params["x"] - (trial.params["y"] == "a"))
+                value = trial.params["x"] - (trial.params["y"] == "a")
+                tell(study, trial, TrialResult(value))
             trials = next_trials(study, axes, settings, repr)
     return [trial.params for trial in proposed_trials(study)]
 
@@ -154,14 +164,15 @@ def test_a_failed_trial_does_not_end_the_search(command):
     assert diverged
     assert len(failed) < 8
     assert code == 7
-    reason = "trials failed; their folders hold the reason in result.json\n"
-    assert err.endswith(f"{len(failed)} of 8 {reason}")
-    assert err.count("more than data.batch_size=4") == len(invalid)
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    rows = [line for line in table[2:] if "| finished |" not in line]
+    assert f"{len(rows)} of {len(table) - 2} runs have no val/accuracy" in err
+    assert err.count("\n") == 1
+    assert out.count("  failed: train.accumulate=") == len(invalid)
+    assert sum("more than data.batch_size=4" in line for line in rows) == len(invalid)
     assert out.count("\nfailed   ") == len(diverged)
     for trial in trials:
         assert (trial.state.name == "FAIL") == (trial in failed)
-    table = [line for line in out.splitlines() if line.startswith("|")]
-    assert sum("not started" in line for line in table) == len(invalid)
     assert command(*search(9, *axes))[1].count("trial 9 of 9") == 2
 
 

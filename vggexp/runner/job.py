@@ -149,8 +149,9 @@ def _write_metadata(job: TrainingJob) -> None:
     environment["attempts"] = directory.count_attempts(job.folder)
     environment["data"] = job.data.fingerprint
     environment["versions"]["vggexp"] = __version__
-    directory.write_metadata(job.folder, to_plain(job.config), job.overrides, environment)
+    # The result first: that of fewer epochs must never stand beside the new configuration.
     directory.write_result(job.folder, "running")
+    directory.write_metadata(job.folder, to_plain(job.config), job.overrides, environment)
 
 
 def _print_start(job: TrainingJob) -> None:
@@ -183,7 +184,7 @@ def _make_checkpoint_manager(job: TrainingJob) -> CheckpointManager:
 
 
 def _make_logger(job: TrainingJob) -> RunLogger:
-    hparams = figures.hyperparameters(job.config, job.overrides)
+    hparams = figures.hyperparameters(job.config)
     epochs = job.config.train.epochs
     logger = RunLogger(job.folder, job.console, epochs, hparams, job.state.history)
     draw = partial(figures.log_first_images, logger, job.data)

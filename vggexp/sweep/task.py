@@ -44,16 +44,17 @@ class HydraTask:
       unchanged, and the local launcher reads the exit code of each of its processes.
 
     Hydra gives the task to its sweeper and its launcher. They read the jobs of a checked grid
-    from it.
+    from it, and leave the errors of the jobs in `errors`.
     """
 
     def __init__(self, configs: Mapping[tuple[str, ...], Config] | None = None):
         """Takes the checked configurations of a grid by overrides (`GridSweep.configs`)."""
         self.configs = configs or {}
+        self.errors: dict[tuple[str, ...], str] = {}  # of failed jobs, by overrides
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves out the configurations: a launcher may pickle the task once for each job."""
-        return {"configs": {}}
+        return {"configs": {}, "errors": {}}
 
     def __call__(self, node: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
@@ -67,6 +68,7 @@ class HydraTask:
             if in_sweep and launcher != "local":
                 code = _code_without_training(config, overrides, folder, launcher)
         except VggexpError as error:
+            self.errors[tuple(overrides)] = str(error)
             report_error(error, should_report_error)
             code = error.exit_code
         if code is None:
@@ -126,7 +128,7 @@ def _code_without_training(
 
 
 def _already_failed(config: Config, folder: Path) -> bool:
-    if config.sweep.retry_failed or read_result(folder).get("state") != "failed":
+    if config.sweep.retry_failed or records.own_result(config, folder).get("state") != "failed":
         return False
     print(f"failed before: {folder} ({RESULT} has the reason; sweep.retry_failed=true tries again)")
     return True
