@@ -8,6 +8,7 @@ from vggexp.cli import report_error
 from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
+from vggexp.runs.data_source import pin_data
 from vggexp.sweep import expand
 from vggexp.sweep.command import run_grid, run_search
 from vggexp.sweep.search_space import SearchPlan
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
                 f"device.processes={config.device.processes}: "
                 f"{ranks} have been started; leave it out"
             )
-        if ranks == 1 and report_if_finished(config):
+        if ranks == 1 and report_if_finished(pin_data(config)):
             return 0
         return run_hydra(command)
     except VggexpError as error:

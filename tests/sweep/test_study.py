@@ -23,7 +23,6 @@ from vggexp.sweep.study import (
     next_trials,
     open_study,
     proposed_trials,
-    repeat_failed_trials,
     tell,
 )
 from vggexp.system.locks import lock_run_dir

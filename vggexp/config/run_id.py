@@ -12,8 +12,8 @@ from vggexp.formatting import format_value
 from vggexp.models import shapes
 
 # Keys that do not change a result. A key that is null is left out as well, so that names survive
-# a new option. The weights that `train.init_from` names enter by their hash,
-# `train.init_sha256`, and not by their path.
+# a new option. An image folder, and the weights that `train.init_from` names, enter by their
+# hashes, `data.sha256` and `train.init_sha256`, and not by their paths.
 NON_IDENTITY_KEYS = (
     "run.",
     "sweep.",
@@ -38,6 +38,8 @@ MAX_SWEPT_CHARS = 80  # of the swept keys in the name of a sweep
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of a plain configuration that determine the result of a run."""
     keys = flatten(values)
+    if keys.get("data.name") == "image_folder":  # follows from the contents, data.sha256
+        keys["data.classes"] = None
     if keys.get("device.processes") == 1:  # the same run as without the key
         keys["device.processes"] = None
     result = {}
@@ -75,8 +77,15 @@ def differences(
         now = current.get(key)
         if before == now or (key == "train.epochs" and more_epochs):
             continue
-        lines.append(f"{key}: run has {format_value(before)}, command says {format_value(now)}")
+        if key == "data.sha256" and before is None:
+            continue  # version 0.1.0 recorded no contents; resuming compares names and sizes
+        lines.append(f"{key}: run has {_shown(key, before)}, command says {_shown(key, now)}")
     return lines
+
+
+def _shown(key: str, value: Any) -> str:
+    text = format_value(value)
+    return text[:8] if key.endswith("sha256") else text  # as many digits as a run's name has
 
 
 def only_more_epochs(

@@ -44,6 +44,7 @@ FORMATS = {  # format specification of each rounded column
     "seconds": ".1f",
     "parameters": ",",
     "train.init_sha256": ".8",
+    "data.sha256": ".8",
     "val/accuracy mean": ".4f",
     "val/accuracy deviation": ".4f",
     "test/accuracy mean": ".4f",

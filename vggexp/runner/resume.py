@@ -15,6 +15,7 @@ from vggexp.runner.build import build_state
 from vggexp.runner.datasets import DataLoaders, build_loaders, check_image_counts
 from vggexp.runner.hardware import DeviceSetup, machine_fingerprint, setup_device
 from vggexp.runs import directory, records
+from vggexp.runs.data_source import check_pinned_data
 from vggexp.system import locks
 from vggexp.training import checkpoint_manager
 from vggexp.training.loop import TrainState
@@ -109,6 +110,7 @@ def build_run(config: Config, checkpoint: Checkpoint | None, console: Console) -
     shared = {"precision": device_setup.precision}
     shared |= {name: sha256[:8] for name, sha256 in data.fingerprint.items()}
     collectives.assert_same_on_all_ranks(shared, "give all the same data and processors")
+    check_pinned_data(config, data.fingerprint)
     check_image_counts(config, data)
     if checkpoint is not None:
         _check_same_data(config, data, checkpoint, console)

@@ -154,10 +154,13 @@ def own_result(config: Config, folder: Path) -> dict[str, Any]:
     if not (folder / CONFIG).exists():
         return {}
     current = identity(to_plain(config))
-    recorded = identity(read_config(folder))
+    recorded_config = read_config(folder)
+    recorded = identity(recorded_config)
     lines = differences(recorded, current)
     if lines and config.resume != "force":
         reason = f"another configuration ({'; '.join(lines)})"
+        if recorded.get("data.sha256") != current.get("data.sha256"):
+            reason += f"; its images were those of data.root={recorded_config['data']['root']}"
         raise CheckpointError(f"{folder}: {reason}; choose another run.name or resume=force")
     if recorded != current:
         return {"state": "interrupted"}
