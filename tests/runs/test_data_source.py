@@ -42,7 +42,6 @@ def test_the_images_make_the_name(folders):
     assert run_name(config("a")) != run_name(config("b"))
     assert run_name(config("a")) == run_name(config("c"))
     assert run_name(config("a")) == run_name(config(Path("a").resolve()))
-    assert run_name(config("a", "data.classes=2")) == run_name(config("a"))
 
 
 def test_a_hash_in_the_configuration_is_checked(folders):

@@ -30,7 +30,6 @@ UNSWEEPABLE_KEYS = (
     "resume",
     "data.download",
     "data.workers",
-    "data.cache",
     "train.checkpoint_minutes",
     "train.rest_minutes",
     "train.keep",
