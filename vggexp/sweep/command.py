@@ -129,7 +129,7 @@ def run_search(command: compose.Command, plan: SearchPlan) -> int:
     failed = sum(row[objective] is None for row in rows)
     if failed:
         raise SweepError(
-            f"{failed} of {len(rows)} runs have no {objective}; the table above has the reasons "
-            "(after mending them, sweep.retry_failed=true tries again)"
+            f"{failed} of {len(rows)} runs have no {objective}; "
+            f"the lines above and {folder} hold the reasons"
         )
     return 0
