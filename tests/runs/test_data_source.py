@@ -12,7 +12,7 @@ from vggexp.config.run_id import run_name
 from vggexp.data import image_folder
 from vggexp.errors import DataError
 from vggexp.runs.data_source import check_pinned_data, pin_data
-from vggexp.sweep.expand import compose_run
+from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep
 
 FOLDER = ["data=image_folder", "data.resize=32", "data.batch_size=4", "data.workers=0"]
 FOLDER += ["arch=lenet", "device.threads=1", "train.epochs=1", "data.val_fraction=0.25"]
@@ -132,3 +132,15 @@ def test_a_sweep_trains_on_each_folder(folders, command):
     code, _, err = command("-m", *FOLDER, "data.root=a,c")
     assert code == 2
     assert "they are the same run" in err
+
+
+def test_a_search_over_folders_is_named_after_their_contents(folders):
+    def name():
+        axis = ["-m", "hydra/sweeper=optuna", "data.root=a,b"]
+        search = parse_command([*FOLDER, *axis])
+        return expand_sweep(search, compose_outline(search)).name
+
+    before = name()
+    assert name() == before
+    Path("b/train/cat/1.bmp").write_bytes(Path("b/train/cat/2.bmp").read_bytes())
+    assert name() != before
