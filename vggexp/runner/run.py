@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vggexp.config.keys import flatten, to_plain
+from vggexp.config.run_id import identity
 from vggexp.config.schema import Config
 from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
@@ -21,8 +22,15 @@ from vggexp.runs.environment import code_sha256
 from vggexp.system import memory
 from vggexp.system.signals import StopFlag, handle_stop_signals
 
-# Keys that may differ between the machines of one run.
-PER_MACHINE_KEYS = ("run.", "data.root", "data.workers", "data.cache", "data.download")
+# Keys that may differ between the machines of one run. `build_run` compares the data themselves.
+PER_MACHINE_KEYS = (
+    "run.",
+    "data.root",
+    "data.sha256",
+    "data.workers",
+    "data.cache",
+    "data.download",
+)
 
 
 def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) -> dict[str, Any]:
@@ -91,6 +99,7 @@ def _launch_fingerprint(config: Config) -> dict[str, Any]:
     for key, value in flatten(to_plain(config)).items():
         if not key.startswith(PER_MACHINE_KEYS):
             shared[key] = value
+    shared["data.cache"] = identity(to_plain(config)).get("data.cache")  # as far as it counts
     shared["torch"] = str(torch.__version__)
     shared["Python"] = platform.python_version()
     shared["code"] = code_sha256()[:8] if collectives.world_size() > 1 else ""
