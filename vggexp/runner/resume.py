@@ -110,9 +110,10 @@ def build_run(config: Config, checkpoint: Checkpoint | None, console: Console) -
     shared = {"precision": device_setup.precision}
     shared |= {name: sha256[:8] for name, sha256 in data.fingerprint.items()}
     collectives.assert_same_on_all_ranks(shared, "give all the same data and processors")
-    check_pinned_data(config, data.fingerprint)
     check_image_counts(config, data)
-    if checkpoint is not None:
+    if checkpoint is None:
+        check_pinned_data(config, data.fingerprint)
+    else:
         _check_same_data(config, data, checkpoint, console)
     state = build_state(config, device_setup, data.train.batches_per_epoch)
     if checkpoint is not None:
