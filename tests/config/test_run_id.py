@@ -287,6 +287,15 @@ def test_differences_name_each_key_with_both_values():
     ]
 
 
+def test_contents_differ_by_their_first_digits_and_only_if_they_were_recorded():
+    base = {"scheduler.name": "constant", "train.epochs": 5}
+    current = {**base, "data.sha256": "a" * 64, "data.cache": "ram"}
+    assert differences(base, current) == []
+    assert differences({**current, "data.sha256": "b" * 64}, current) == [
+        "data.sha256: run has bbbbbbbb, command says aaaaaaaa"
+    ]
+
+
 @pytest.mark.parametrize(
     ("schedule", "epochs", "expected"),
     [
