@@ -12,6 +12,7 @@ from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
 from vggexp.formatting import error_line
 from vggexp.loggers.console import flush_stdout, print_text
+from vggexp.runs.data_source import pin_data
 from vggexp.sweep import expand
 from vggexp.sweep.command import run_grid, run_search
 from vggexp.sweep.search_space import SearchPlan
@@ -61,7 +62,7 @@ def _run(command: Command) -> int:
         raise ConfigError(
             f"device.processes={config.device.processes}: {ranks} have been started; leave it out"
         )
-    if ranks == 1 and report_if_finished(config):
+    if ranks == 1 and report_if_finished(pin_data(config)):
         return 0
     return run_hydra(command)
 

@@ -66,6 +66,8 @@ class LocalLauncher(Launcher):
             raise SystemExit(error) from error
         job_returns = []
         for overrides, result in zip(job_overrides, results, strict=True):
+            if not result.ok:
+                self.task_function.errors[tuple(overrides)] = result.error
             job_returns.append(_job_return(overrides, result))
         return job_returns
 

@@ -38,12 +38,14 @@ class OptunaSweeper(Sweeper):
     def __init__(self, **_: Any):
         self.launcher: Launcher | None = None
         self.hydra_context: HydraContext | None = None
+        self.task: Any = None  # vggexp.sweep.task.HydraTask
         self.config: DictConfig | None = None
 
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
         self.hydra_context = hydra_context
+        self.task = task_function
         self.config = config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
@@ -69,7 +71,16 @@ class OptunaSweeper(Sweeper):
         from vggexp.config.parse import ErrorList
         from vggexp.loggers.console import print_text
         from vggexp.sweep.search_space import search_settings, search_space
-        from vggexp.sweep.study import RUN, next_trials, open_study, tell, trial_line
+        from vggexp.sweep.study import (
+            ERROR,
+            RUN,
+            TrialResult,
+            next_trials,
+            open_study,
+            repeat_failed_trials,
+            tell,
+            trial_line,
+        )
         from vggexp.system.files import atomic_write
 
         assert self.hydra_context is not None
@@ -83,11 +94,15 @@ class OptunaSweeper(Sweeper):
         axes = self.space.axes
         settings = search_settings(hydra.sweeper, ErrorList(), hydra.launcher)
         study = open_study(folder)
+        sweep = self.config.sweep
+        repeat_failed_trials(study, sweep.objective, sweep.retry_failed)
         trials = next_trials(study, axes, settings, self._run_dir)
         while trials:
-            values = self._launch(study, trials, settings.n_trials)
+            results = self._launch(study, trials, settings.n_trials)
             for trial in trials:
-                tell(study, trial, values.get(trial.user_attrs[RUN]))
+                error = trial.user_attrs.get(ERROR, "")  # of values that do not fit together
+                result = results.get(trial.user_attrs[RUN], TrialResult(None, error))
+                tell(study, trial, result)
                 print_text(trial_line(study, trial, axes, settings.n_trials))
             trials = next_trials(study, axes, settings, self._run_dir)
 
@@ -95,29 +110,41 @@ class OptunaSweeper(Sweeper):
         """Launches the runs of trials; a run that several trials share is launched only once.
 
         Returns:
-            The objective of every run of the search so far, by run directory; None if it failed.
+            The result of every run of the search so far, by run directory.
         """
         from hydra_plugins import vggexp_slurm
         from vggexp.loggers.console import print_text
-        from vggexp.sweep.study import RUN, finished_values, trial_line
+        from vggexp.sweep.study import (
+            RUN,
+            TrialResult,
+            run_error,
+            trial_line,
+            trial_results,
+        )
 
         assert self.launcher is not None
-        values = finished_values(study)
+        assert self.config is not None
+        objective = self.config.sweep.objective
+        results = trial_results(study)
         jobs = {}
         for trial in trials:
             run = trial.user_attrs[RUN]
-            if run and run not in values:
+            if run and run not in results:
                 jobs[run] = trial
         for trial in jobs.values():
             print_text(trial_line(study, trial, self.space.axes, total))
         if not jobs:
-            return values
+            return results
         overrides = [self._overrides(trial.params) for trial in jobs.values()]
-        job_returns = vggexp_slurm.launch(self.launcher, overrides, len(values))
-        for run, job_return in zip(jobs, job_returns, strict=True):
+        job_returns = vggexp_slurm.launch(self.launcher, overrides, len(results))
+        for run, job, job_return in zip(jobs, overrides, job_returns, strict=True):
             completed = job_return.status == JobStatus.COMPLETED
-            values[run] = job_return.return_value if completed else None
-        return values
+            value = job_return.return_value if completed else None
+            error = ""
+            if value is None:
+                error = self.task.errors.get(tuple(job)) or run_error(run, objective)
+            results[run] = TrialResult(value, error)
+        return results
 
     def _overrides(self, params: Mapping[str, Any]) -> list[str]:
         from vggexp.sweep.study import trial_overrides
@@ -125,10 +152,10 @@ class OptunaSweeper(Sweeper):
         return [*self.space.fixed, *trial_overrides(self.space.axes, params)]
 
     def _run_dir(self, params: Mapping[str, Any]) -> str:
-        """Returns the run directory for values, or prints why they do not fit and returns ""."""
+        """Returns the run directory for values. Raises ConfigError if they do not fit together."""
         from vggexp.config import run_id
+        from vggexp.config.diagnostics import one_line
         from vggexp.errors import ConfigError
-        from vggexp.formatting import error_line
         from vggexp.sweep.expand import validate_node
 
         assert self.hydra_context is not None
@@ -137,7 +164,6 @@ class OptunaSweeper(Sweeper):
         try:
             node = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
             config = validate_node(node)
-        except (ConfigError, HydraException, OmegaConfBaseException) as error:
-            print(error_line(str(error)), file=sys.stderr, flush=True)
-            return ""
+        except (HydraException, OmegaConfBaseException) as error:
+            raise ConfigError(one_line(error)) from error
         return str(Path(config.run.root) / run_id.run_name(config))

@@ -1,34 +1,53 @@
 """The same command has the same run name; every key that changes a result changes the name."""
 
+import contextlib
+import re
+import shutil
 from copy import deepcopy
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.conftest import TINY, write_images
 from vggexp.config.compose import parse_command
 from vggexp.config.keys import flatten, to_plain
 from vggexp.config.parse import parse_config, schema_keys
 from vggexp.config.run_id import differences, identity, run_name, sweep_name
+from vggexp.runner.run import run
 from vggexp.sweep.expand import compose_run
 
-SWEEP_KEYS = {key for key in schema_keys() if key.startswith("sweep.")}
-NON_IDENTITY_KEYS = SWEEP_KEYS | {
-    "run.root",
-    "run.name",
-    "resume",
-    "data.root",
-    "data.download",
-    "data.workers",
-    "data.cache",
-    "device.timeout_minutes",
-    "train.rest_minutes",
-    "train.checkpoint_minutes",
-    "train.keep",
-    "train.init_from",
-    "train.probe_steps",
-    "train.stop_if_dead",
-}
+PAGE = Path(__file__).parents[2] / "docs/concepts/identity.md"
+
+
+def read_decisions(title):
+    """Returns the keys of a table of the page, each with the one data set that the row is about."""
+    section = PAGE.read_text().partition(f"## {title}\n")[2].partition("\n## ")[0]
+    keys = set()
+    for line in section.splitlines():
+        if not line.startswith("| `"):
+            continue
+        names = re.findall("`([^`]+)`", line.split("|")[1])
+        data = [name.removeprefix("data=") for name in names if name.startswith("data=")]
+        for name in names[len(data) :]:
+            keys.add((*data, name))
+    return keys
+
+
+ANOTHER_RUN = read_decisions("What makes another run")
+SAME_RUN = read_decisions("What leaves it the same run")
+
+
+def is_same_run(key, data):
+    """Returns what the page decides for a key of a configuration with this data set."""
+    for decision in ((data, key), (key,)):
+        if decision in ANOTHER_RUN:
+            return False
+        if decision in SAME_RUN:
+            return True
+    raise AssertionError(f"{PAGE.name} does not decide {key}")
+
+
 OVERRIDES = [
     "arch=alexnet",
     "arch=lenet",
@@ -60,6 +79,7 @@ OTHER_VALUES = {
     "data.cache": "ram",
     "data.classes": 4,
     "data.limit": 5000,
+    "data.sha256": "0" * 64,
     "data.root": "/elsewhere",
     "device.precision": "fp32",
     "device.threads": 3,
@@ -116,7 +136,12 @@ def parse_changed(values, key, value):
     return parse(values)
 
 
-def test_each_key_that_changes_a_result_changes_the_name(configs):
+def test_the_page_decides_each_key_once():
+    decided = [decision[0] for decision in ANOTHER_RUN | SAME_RUN if len(decision) == 1]
+    assert sorted(decided) == sorted(schema_keys())
+
+
+def test_each_key_is_decided_as_on_the_page(configs):
     seen = set()
     for values in configs:
         name = run_name(parse(values))
@@ -125,11 +150,70 @@ def test_each_key_that_changes_a_result_changes_the_name(configs):
                 continue
             seen.add(key)
             changed = parse_changed(values, key, other_value(key, value))
+            known = key if key in schema_keys() else "optimizer.arguments"
+            is_same = is_same_run(known, values["data"]["name"])
             same_identity = identity(to_plain(changed)) == identity(values)
-            assert same_identity == (key in NON_IDENTITY_KEYS), key
+            assert same_identity == is_same, key
             if key != "run.name":
-                assert (run_name(changed) == name) == (key in NON_IDENTITY_KEYS), key
+                assert (run_name(changed) == name) == is_same, key
     assert set(schema_keys()) - SELECTORS - seen == set()
+
+
+TINY_RUN = [*TINY, "seed=1"]
+SAME_BITS = [
+    "data.cache=ram",
+    "data.workers=3",
+    "data.download=false",
+    "device.timeout_minutes=3",
+    "train.checkpoint_minutes=0.0001",
+    "train.keep=weights",
+    "train.rest_minutes=0.0001",
+    "train.probe_steps=1",
+    "train.probe_steps=null",
+    "train.stop_if_dead=true",
+    "run.root=elsewhere",
+    "resume=exact",
+    "sweep.objective=val/loss",
+]
+
+
+@pytest.fixture(scope="module")
+def tiny_sha256(tmp_path_factory):
+    return train(tmp_path_factory.mktemp("base"))
+
+
+def train(folder, *overrides):
+    """Trains a tiny run and returns the hash of its weights."""
+    root = folder / "outputs"
+    command = [*TINY_RUN, f"run.root={root}", *overrides, "run.name=tiny"]
+    with contextlib.chdir(folder):
+        fields = run(load(*command), command)
+    return fields["weights_sha256"]
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("override", SAME_BITS)
+def test_a_key_of_the_same_run_changes_no_bit(override, tmp_path, tiny_sha256):
+    assert is_same_run(override.partition("=")[0], "synthetic")
+    assert train(tmp_path, override) == tiny_sha256
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("augment", ["none", "strong"])
+def test_how_a_folder_is_decoded_changes_bits_only_as_decided(augment, tmp_path):
+    write_images(tmp_path / "a", {"train": 8, "test": 2}, lambda index: (40 + index, 36), "png")
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    folder = ["data=image_folder", "data.resize=32", "data.batch_size=8", "arch=lenet"]
+    folder += ["device.threads=1", "device=cpu", "train.epochs=1", f"augment={augment}"]
+    digests = {}
+    for change in ("data.root=a", "data.root=b", "data.workers=0", "data.cache=ram"):
+        name = change.replace("=", "-")
+        command = [*folder, "data.root=a", change, f"run.name={name}"]
+        with contextlib.chdir(tmp_path):
+            digests[change] = run(load(*command), command)["weights_sha256"]
+    decoded_once = digests.pop("data.cache=ram")
+    assert len(set(digests.values())) == 1
+    assert (decoded_once in digests.values()) == (augment == "none")
 
 
 def test_files_with_other_keys_have_another_name(configs):
@@ -200,6 +284,15 @@ def test_differences_name_each_key_with_both_values():
         "optimizer.lr: run has 0.1, command says null",
         "train.ema: run has null, command says 0.9",
         "train.epochs: run has 5, command says 6",
+    ]
+
+
+def test_contents_differ_by_their_first_digits_and_only_if_they_were_recorded():
+    base = {"scheduler.name": "constant", "train.epochs": 5}
+    current = {**base, "data.sha256": "a" * 64, "data.cache": "ram"}
+    assert differences(base, current) == []
+    assert differences({**current, "data.sha256": "b" * 64}, current) == [
+        "data.sha256: run has bbbbbbbb, command says aaaaaaaa"
     ]
 
 

@@ -86,32 +86,78 @@ def test_a_run_is_one_file_with_the_keys_of_metrics_as_tags(open_logger, tmp_pat
     assert list(runs) == ["run"]
 
 
+def event_files(folder):
+    """Returns the sizes of the event files by name, in the order in which loaders read them."""
+    return {path.name: path.stat().st_size for path in sorted(folder.glob("events*"))}
+
+
 def test_a_resumed_run_exists_once_in_one_later_file(open_logger, tmp_path):
     first = open_logger(tmp_path)
     for epoch in (1, 2, 3):
         first.epoch(row(epoch))
-    (before,) = os.listdir(tmp_path)
+    first.close(ok=False)
+    (before,) = event_files(tmp_path)
     (tmp_path / "metrics.jsonl").touch()
     second = open_logger(tmp_path, [row(1), row(2)])
-    first.close(ok=False)
-    (after,) = set(os.listdir(tmp_path)) - {"metrics.jsonl"}
-    assert after > before
     second.epoch(row(3))
     second.close(ok=True)
+    assert next(iter(event_files(tmp_path))) == before
+    assert [size > 0 for size in event_files(tmp_path).values()] == [False, True]
+    assert (tmp_path / "metrics.jsonl").exists()
     assert all([step for step, _ in series] == [1, 2, 3] for series in points(tmp_path).values())
     one, two, _ = load(tmp_path).Scalars("train/loss")
     assert two.wall_time - one.wall_time == pytest.approx(100)
     assert abs(two.wall_time - time.time()) < 60
 
 
+def test_open_loaders_show_the_epochs_of_a_resumed_run(open_logger, tmp_path):
+    first = open_logger(tmp_path / "run")
+    for epoch in (1, 2, 3):
+        first.epoch(row(epoch))
+    first.close(ok=False)
+    loader = load(tmp_path / "run")
+    server = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload()
+    for last in (4, 5):  # two attempts between two polls of the server
+        attempt = open_logger(tmp_path / "run", [row(1), row(2)])
+        for epoch in range(3, last + 1):
+            attempt.epoch(row(epoch))
+        attempt.close(ok=True)
+        steps = [point.step for point in loader.Reload().Scalars("val/loss")]
+        assert steps == list(range(1, last + 1))
+    steps = [point.step for point in server.Reload().Scalars("run", "val/loss")]
+    assert steps == [1, 2, 3, 4, 5]
+
+
+def test_an_emptied_file_is_removed_in_the_end(open_logger, tmp_path):
+    for _ in range(3):
+        open_logger(tmp_path).close(ok=True)
+    sizes = event_files(tmp_path)
+    assert [size > 0 for size in sizes.values()] == [False, False, True]
+    oldest = next(iter(sizes))
+    os.utime(tmp_path / oldest, (0, 0))
+    open_logger(tmp_path)
+    assert oldest not in event_files(tmp_path)
+    assert len(event_files(tmp_path)) == 3
+
+
+def test_a_link_among_the_event_files_is_not_followed(open_logger, tmp_path):
+    notes = tmp_path / "notes"
+    notes.write_text("mine")
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "events.out.tfevents.0000000001.host.1").symlink_to(notes)
+    open_logger(folder)
+    assert notes.read_text() == "mine"
+    assert len(event_files(folder)) == 1
+
+
 def test_each_point_is_shown_once_while_both_files_exist(open_logger, tmp_path, monkeypatch):
     open_logger(tmp_path).epoch(row(1))
     warnings = []
-    monkeypatch.setattr(
-        "pathlib.Path.unlink", lambda *_, **__: (_ for _ in ()).throw(OSError("no"))
-    )
+    monkeypatch.setattr("os.open", lambda *_, **__: (_ for _ in ()).throw(OSError("no")))
     open_logger(tmp_path, [row(1)], warnings.append)
-    assert len(os.listdir(tmp_path)) == 2
+    assert all(event_files(tmp_path).values())
+    assert len(event_files(tmp_path)) == 2
     assert len(warnings) == 1
     assert [step for step, _ in points(tmp_path)["train/loss"]] == [1]
 
@@ -205,8 +251,8 @@ def test_a_full_disk_is_one_warning_and_leaves_a_readable_file(
         resource.setrlimit(resource.RLIMIT_FSIZE, limit)
     assert len(warnings) == 1
     assert "File too large" in warnings[0]
-    assert earlier.exists() == (epochs == [1])
-    assert len(os.listdir(tmp_path)) == 1
+    assert (earlier.stat().st_size > 0) == (epochs == [1])
+    assert sum(size > 0 for size in event_files(tmp_path).values()) == 1
     assert [step for step, _ in points(tmp_path)["train/loss"]] == epochs
 
 

@@ -50,7 +50,7 @@ def ask(request, tmp_path):
     record(tmp_path / "b", {"lr": 0.2, "compile": False}, [], ok=True)
     # Resumed, then failed.
     record(tmp_path / "b", {"lr": 0.2, "compile": False}, [row(1)], ok=False)
-    with serve(tmp_path, f"--load_fast={request.param}") as server:
+    with serve(tmp_path, f"--load_fast={request.param}", "--reload_interval=1") as server:
         yield client(
             server,
             lambda ask: sorted(statuses(ask).values()) == ["STATUS_FAILURE", "STATUS_SUCCESS"],
@@ -153,6 +153,16 @@ def test_both_loaders_show_each_run_and_each_point_once(ask):
 
     (category,) = ask("plugin/custom_scalars/layout")["category"]
     assert category["chart"][0]["multiline"]["tag"] == ["train/loss", "val/loss", "test/loss"]
+
+
+def test_both_loaders_show_the_epochs_of_a_run_that_continues(ask, tmp_path):
+    def steps():
+        points = ask("plugin/scalars/scalars?run=a&tag=train/loss")
+        return [step for _, step, _ in points]
+
+    record(tmp_path / "a", {"lr": 0.1, "compile": True}, [row(1), row(2)], ok=True)
+    wait(lambda: len(steps()) == 3)
+    assert steps() == [1, 2, 3]
 
 
 @pytest.fixture(scope="module")

@@ -59,6 +59,34 @@ def test_a_grid_runs_every_job_and_ends_with_a_table(command, launcher):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_a_job_under_the_name_of_another_run_is_a_failed_row(command, launcher):
+    assert command(*TINY, "run.name=p")[0] == 0
+    pairs = "sweep.pairs=[{run.name:p,optimizer.lr:0.1},{run.name:q,optimizer.lr:0.2}]"
+    code, _, err = command("-m", *TINY, pairs, f"hydra/launcher={launcher}")
+    assert code == 7
+    assert "1 of 2 jobs did not finish" in err
+    with open(next(Path("outputs/sweeps").glob("*/results.csv"))) as file:
+        rows = {row["run"]: row for row in csv.DictReader(file)}
+    assert rows["p"]["state"] == "failed"
+    assert rows["p"]["val/accuracy"] == ""
+    assert "optimizer.lr: run has 0.01, command says 0.1" in rows["p"]["error"]
+    assert float(rows["q"]["val/accuracy"]) == result("q")["val/accuracy"]
+
+
+@pytest.mark.process
+def test_a_job_that_ends_before_its_run_begins_is_a_failed_row(command):
+    missing = ["data=mnist", "data.root=empty", "data.download=false", "data.batch_size=32"]
+    Path("empty").mkdir()
+    code, out, _ = command("-m", *missing, "arch=lenet", "optimizer.lr=1,2", "device.threads=1")
+    assert code == 7
+    rows = [line for line in out.splitlines() if line.startswith(("| 1 ", "| 2 "))]
+    assert ["| failed | " in row for row in rows] == [True, True]
+    assert ["empty" in row for row in rows] == [True, True]
+    assert not Path("outputs").joinpath(rows[0].split("|")[-2].strip()).exists()
+
+
+@pytest.mark.process
 def test_repeats_have_a_mean_and_are_one_run_in_tensorboard(tmp_path):
     argv = ["-m", *TINY, "train.epochs=1", "optimizer.lr=0.01,0.02", "sweep.repeats=2"]
     process = subprocess.run(

@@ -7,7 +7,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vggexp.config.compose import hydra_session, parse_command
 from vggexp.sweep.expand import compose_run
-from vggexp.sweep.grid import expand_grid, format_override
+from vggexp.sweep.grid import cached_compose, expand_grid, format_override
 
 
 @pytest.mark.parametrize(
@@ -56,3 +56,19 @@ def test_a_grid_has_the_jobs_of_hydras_own_sweeper(arguments):
 def test_hydra_reads_an_override_back(value):
     override = format_override("a.b", value)
     assert OverridesParser.create().parse_override(override).value() == value
+
+
+def test_the_files_of_a_sweep_are_composed_once():
+    with hydra_session(parse_command(["-m"])) as compose_fn:
+        composed = []
+
+        def compose(overrides):
+            composed.append(list(overrides))
+            return compose_fn(overrides)
+
+        compose_job = cached_compose(compose)
+        fixed = ["data=digits", "hydra.launcher.jobs=2"]
+        nodes = [compose_job([*fixed, f"seed={seed}"]) for seed in range(3)]
+    assert composed == [fixed]
+    assert [node.seed for node in nodes] == [0, 1, 2]
+    assert "hydra" not in nodes[0]

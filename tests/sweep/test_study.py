@@ -14,10 +14,23 @@ import pytest
 from optuna.distributions import CategoricalDistribution, FloatDistribution, IntDistribution
 
 from tests.conftest import TINY
+from vggexp.config.compose import parse_command
+from vggexp.config.run_id import run_name
 from vggexp.errors import ResourceError
 from vggexp.runs.directory import read_result
+from vggexp.sweep.expand import compose_run
 from vggexp.sweep.search_space import SearchAxis, SearchSettings
-from vggexp.sweep.study import RUN, _distribution, next_trials, open_study, proposed_trials, tell
+from vggexp.sweep.study import (
+    RUN,
+    TrialResult,
+    _distribution,
+    next_trials,
+    open_study,
+    proposed_trials,
+    repeat_failed_trials,
+    tell,
+    trial_line,
+)
 from vggexp.system.locks import lock_run_dir
 
 SEARCH = ["-m", "hydra/sweeper=optuna", *TINY, "train.epochs=1"]
@@ -82,7 +95,8 @@ def propose(folder: Path, settings: SearchSettings, *kills: int) -> list[dict]:
         trials = next_trials(study, axes, settings, repr)
         while trials and trials[-1].number + 1 < kill:
             for trial in trials:
-                tell(study, trial, trial.params["x"] - (trial.params["y"] == "a"))
+                value = trial.params["x"] - (trial.params["y"] == "a")
+                tell(study, trial, TrialResult(value))
             trials = next_trials(study, axes, settings, repr)
     return [trial.params for trial in proposed_trials(study)]
 
@@ -155,14 +169,15 @@ def test_a_failed_trial_does_not_end_the_search(command):
     assert diverged
     assert len(failed) < 8
     assert code == 7
-    reason = "trials failed; their folders hold the reason in result.json\n"
-    assert err.endswith(f"{len(failed)} of 8 {reason}")
-    assert err.count("more than data.batch_size=4") == len(invalid)
+    table = [line for line in out.splitlines() if line.startswith("|")]
+    rows = [line for line in table[2:] if "| finished |" not in line]
+    assert f"{len(rows)} of {len(table) - 2} runs have no val/accuracy" in err
+    assert err.count("\n") == 1
+    assert out.count("  failed: train.accumulate=") == len(invalid)
+    assert sum("more than data.batch_size=4" in line for line in rows) == len(invalid)
     assert out.count("\nfailed   ") == len(diverged)
     for trial in trials:
         assert (trial.state.name == "FAIL") == (trial in failed)
-    table = [line for line in out.splitlines() if line.startswith("|")]
-    assert sum("not started" in line for line in table) == len(invalid)
     assert command(*search(9, *axes))[1].count("trial 9 of 9") == 2
 
 
@@ -206,6 +221,83 @@ def test_a_trial_whose_proposal_a_kill_cut_never_counts(command):
     trials = open_study(sweep_folder()).get_trials()
     assert [trial.state.name for trial in trials] == ["COMPLETE", "FAIL", "COMPLETE"]
     assert states() == ["COMPLETE"] * 2
+
+
+def block(name: str) -> Path:
+    """Makes a run fail until the returned file is removed: it stands where a folder belongs."""
+    obstacle = Path("outputs", name, "checkpoints")
+    obstacle.parent.mkdir(parents=True)
+    obstacle.touch()
+    return obstacle
+
+
+@pytest.mark.process
+def test_failed_trials_are_repeated_on_request_as_in_a_grid(command):
+    axis = "optimizer.lr=0.01,0.02"
+    argv = [*TINY, "train.epochs=1"]
+    obstacles = []
+    for lr in ("0.01", "0.02"):
+        obstacles.append(block(run_name(compose_run(parse_command([*argv, f"optimizer.lr={lr}"])))))
+    code, out, err = command(*search(4, axis))
+    assert code == 7
+    assert "2 of 2 runs have no val/accuracy" in err  # two of the trials have never run
+    lines = [line for line in out.splitlines() if line.startswith("trial ")]
+    assert sum("  failed: outputs/" in line for line in lines) == 4
+    assert out.count("| failed |") == 2
+    for obstacle in obstacles:
+        obstacle.unlink()
+    code, out, _ = command(*search(4, axis))
+    assert (code, "\nstarted" in out) == (7, False)
+    assert command(*argv, "optimizer.lr=0.01")[0] == 0  # by hand
+    code, out, err = command(*search(4, axis))
+    assert "1 of 2 runs have no val/accuracy" in err
+    code, out, err = command(*search(5, axis, "sweep.retry_failed=true"))
+    assert (code, err) == (0, "")
+    assert out.count("\nstarted ") == 1
+    assert out.count("| finished |") == 2
+    assert "trial 5 of 5" in out
+    trials = stored_trials()
+    assert states() == ["COMPLETE"] * 5
+    for trial in trials:
+        assert trial.value == read_result(run_dir(trial))["val/accuracy"]
+
+
+def test_a_repetition_that_a_kill_interrupted_is_not_lost(tmp_path):
+    axes = {"x": SearchAxis(low=0.0, high=1.0)}
+    settings = SearchSettings(3, "random", 0, 2)
+    study = open_study(tmp_path, "name", "val/loss")
+    for _ in range(2):
+        for trial in next_trials(study, axes, settings, repr):
+            tell(study, trial, TrialResult(None, "no disk"))
+    params = [trial.params for trial in proposed_trials(study)]
+    repeat_failed_trials(study, "val/loss", retry_failed=True)
+    repeat_failed_trials(study, "val/loss", retry_failed=True)  # they already wait
+    study = open_study(tmp_path)
+    started = next_trials(study, axes, settings, repr)
+    assert [trial.params for trial in started] == params[:2]
+    assert [trial.params for trial in next_trials(study, axes, settings, repr)] == params[:2]
+    for trial in started:
+        tell(study, trial, TrialResult(trial.params["x"]))
+    (last,) = next_trials(study, axes, settings, repr)
+    assert trial_line(study, last, axes, 3) == f"trial 3 of 3  x={params[2]['x']}"
+    tell(study, last, TrialResult(9.0))
+    assert next_trials(study, axes, settings, repr) == []
+    assert [trial.params for trial in proposed_trials(study)] == params
+    assert study.best_value == min(trial.params["x"] for trial in started)
+
+
+@pytest.mark.process
+def test_an_objective_that_is_not_a_number_is_named(command):
+    # The only step makes weights so large that the loss of the validation images overflows.
+    overrides = ["sweep.objective=val/loss", "optimizer=adam", "optimizer.lr=90,100"]
+    overrides += ["data.batch_size=86", "arch.hidden=[16,16,16,16,16,16,16,16,16,16,16,16]"]
+    code, out, err = command(*search(2, *overrides))
+    assert code == 7
+    assert out.count("  failed: val/loss is not a number") == 2
+    assert "2 of 2 runs have no val/loss" in err
+    with open(sweep_folder() / "results.csv") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["error"] for row in rows} == {"val/loss is not a number"}
 
 
 @pytest.mark.process

@@ -33,6 +33,15 @@ def test_the_exit_code_of_a_single_run(command, overrides, code):
     assert command(*TINY, "arch.init=paper", *overrides)[0] == code
 
 
+@pytest.mark.process
+def test_an_expected_error_is_printed_once_with_its_traceback(command, monkeypatch):
+    monkeypatch.setenv("VGGEXP_TRACEBACK", "1")
+    code, _, err = command(*TINY, "arch.init=paper", "optimizer.lr=100")
+    assert code == 1
+    assert err.count("vggexp: error: the loss or its gradient is not finite") == 1
+    assert "DivergedError" in err
+
+
 SCONTROL = """\
 #!/bin/sh
 echo "$@" >> {log}

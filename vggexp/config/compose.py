@@ -231,14 +231,23 @@ def with_typed_values(problems: Sequence[str], overrides: Sequence[str]) -> Iter
             yield f"{key}={typed_value}: {text}"
 
 
+def own_keys(node: DictConfig) -> DictConfig:
+    """Returns a node without Hydra's own keys. Setting an unknown key raises, as before."""
+    if "hydra" not in node:
+        return node
+    own = OmegaConf.masked_copy(node, [str(key) for key in node if key != "hydra"])
+    OmegaConf.set_struct(own, True)
+    return own
+
+
 def _container(node: DictConfig, problems: Sequence[str]) -> Any:
     """Returns vggexp's keys as plain containers. Raises ConfigError for unresolvable values."""
-    own_keys = [str(key) for key in node if key != "hydra"]
-    own = OmegaConf.masked_copy(node, own_keys)
+    own = own_keys(node)
     try:
         missing = []
-        for key in sorted(OmegaConf.missing_keys(own)):
-            missing.append(f"{key}=???: give a value")
+        if "???" in str(OmegaConf.to_container(own)):  # to find the keys takes three times as long
+            for key in sorted(OmegaConf.missing_keys(own)):
+                missing.append(f"{key}=???: give a value")
         if missing:
             raise ConfigError(*problems, *missing)
         return OmegaConf.to_container(own, resolve=True)

@@ -12,8 +12,8 @@ from vggexp.formatting import format_value
 from vggexp.models import shapes
 
 # Keys that do not change a result. A key that is null is left out as well, so that names survive
-# a new option. The weights that `train.init_from` names enter by their hash,
-# `train.init_sha256`, and not by their path.
+# a new option. An image folder, and the weights that `train.init_from` names, enter by their
+# hashes, `data.sha256` and `train.init_sha256`, and not by their paths.
 NON_IDENTITY_KEYS = (
     "run.",
     "sweep.",
@@ -21,7 +21,6 @@ NON_IDENTITY_KEYS = (
     "data.root",
     "data.download",
     "data.workers",
-    "data.cache",
     "train.checkpoint_minutes",
     "train.rest_minutes",
     "train.keep",
@@ -30,6 +29,7 @@ NON_IDENTITY_KEYS = (
     "train.stop_if_dead",
     "device.timeout_minutes",
 )
+ADDED_KEYS = ("data.sha256", "data.cache")  # that version 0.1.0 did not count
 # Schedules that do not depend on the number of epochs.
 OPEN_ENDED_SCHEDULES = ("constant", "step", "plateau")
 MAX_SWEPT_CHARS = 80  # of the swept keys in the name of a sweep
@@ -38,6 +38,7 @@ MAX_SWEPT_CHARS = 80  # of the swept keys in the name of a sweep
 def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of a plain configuration that determine the result of a run."""
     keys = flatten(values)
+    keys["data.cache"] = _cache_kind(keys)
     if keys.get("device.processes") == 1:  # the same run as without the key
         keys["device.processes"] = None
     result = {}
@@ -45,6 +46,17 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
         if value is not None and not key.startswith(NON_IDENTITY_KEYS):
             result[key] = _canonical(value)
     return result
+
+
+def _cache_kind(keys: Mapping[str, Any]) -> str | None:
+    """Returns "ram" for an image folder that is decoded once, into any memory; else None.
+
+    Images that stay in memory have the size of the network's input, and are augmented from it.
+    Images that are decoded in each epoch are augmented from their own size: other bits.
+    """
+    if keys.get("data.name") != "image_folder" or keys.get("data.cache") == "none":
+        return None
+    return "ram"
 
 
 def _canonical(value: Any) -> Any:
@@ -75,8 +87,15 @@ def differences(
         now = current.get(key)
         if before == now or (key == "train.epochs" and more_epochs):
             continue
-        lines.append(f"{key}: run has {format_value(before)}, command says {format_value(now)}")
+        if key in ADDED_KEYS and before is None:
+            continue  # resuming compares at least the names and sizes of the files
+        lines.append(f"{key}: run has {_shown(key, before)}, command says {_shown(key, now)}")
     return lines
+
+
+def _shown(key: str, value: Any) -> str:
+    text = format_value(value)
+    return text[:8] if key.endswith("sha256") else text  # as many digits as a run's name has
 
 
 def only_more_epochs(

@@ -113,6 +113,7 @@ class Synthetic(Data):
 class ImageFolder(Data):
     name: Literal["image_folder"]  # type: ignore[assignment]
     classes: Classes | None
+    sha256: str | None
     cache: Literal["none", "ram", "device"]  # type: ignore[assignment]
 
 

@@ -272,6 +272,14 @@ def _check_test_weights(config: Config) -> Problems:
         yield "train.test_weights=best: needs a validation split, but data.val_fraction=0"
 
 
+@rule("data.name", "data.sha256")
+def _check_data_sha256(config: Config) -> Problems:
+    if isinstance(config.data, ImageFolder):
+        digest = config.data.sha256
+        if digest is not None and not SHA256.fullmatch(digest):
+            yield f"data.sha256={digest}: must be 64 digits 0..9 a..f or null"
+
+
 @rule("train.init_sha256")
 def _check_init_sha256(config: Config) -> Problems:
     digest = config.train.init_sha256

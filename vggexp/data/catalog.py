@@ -208,3 +208,5 @@ class DatasetSplits(Generic[Part]):
     # File name -> SHA-256 of the uncompressed bytes. See image_folder.index_folder for a folder.
     fingerprint: dict[str, str]
     origin: str  # for people: the folder that was read, or what generated the data
+    # The fingerprint that version 0.1.0 recorded of a folder: of the names and sizes of the files.
+    earlier_fingerprint: dict[str, str] = field(default_factory=dict)

@@ -1,7 +1,6 @@
 """Finds and reads image files. Finding them needs no torch and decodes nothing."""
 
 import contextlib
-import hashlib
 import os
 import stat
 import warnings
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from vggexp.data.catalog import DatasetSplits, folder_classes, subfolders
+from vggexp.data.fingerprint import contents_sha256, list_files
 from vggexp.errors import DataError, VggexpError
 from vggexp.system.files import open_regular
 
@@ -55,8 +55,8 @@ def index_folder(root: Path) -> DatasetSplits[FolderIndex]:
 
     The origin also says what was left out, such as hidden files and files that are no images.
 
-    The fingerprint covers the sorted relative paths and the file sizes, because reading all bytes
-    of a large folder takes too long.
+    The fingerprint covers the sorted relative paths and the contents of the files; see
+    `fingerprint.contents_sha256`.
 
     Raises:
         DataError: a folder or a class is missing, or a file cannot be read.
@@ -69,16 +69,17 @@ def index_folder(root: Path) -> DatasetSplits[FolderIndex]:
             f"{test_folder}: class {differences[0]!r} is not in both this folder "
             f"and {root / 'train'}"
         )
-    train, train_hash = _index_part(root / "train", classes)
-    test, test_hash = _index_part(test_folder, classes)
-    fingerprint = {"train": train_hash, test_folder.name: test_hash}
+    train, train_hashes = _index_part(root / "train", classes)
+    test, test_hashes = _index_part(test_folder, classes)
+    fingerprint = {"train": train_hashes.contents, test_folder.name: test_hashes.contents}
+    earlier = {"train": train_hashes.names_and_sizes, test_folder.name: test_hashes.names_and_sizes}
     origin = str(root)
     left_out = [f"{count:,} {kind}" for kind, count in (train.left_out + test.left_out).items()]
     if test_folder.name == "test" and (root / "val").is_dir():
         left_out.append("val")
     if left_out:
         origin += f"; left out: {', '.join(left_out)}"
-    return DatasetSplits(train, test, fingerprint, origin)
+    return DatasetSplits(train, test, fingerprint, origin, earlier)
 
 
 def _find_test_folder(root: Path) -> Path:
@@ -88,26 +89,32 @@ def _find_test_folder(root: Path) -> Path:
     raise DataError(f"{root}: holds neither test nor val (expected: {root}/test/CLASS/*.jpg)")
 
 
-def _index_part(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, str]:
-    """Returns the images of all classes, and the SHA-256 of their paths and sizes."""
-    paths: list[Path] = []
+class PartHashes(NamedTuple):
+    """SHA-256s of one part of an image folder."""
+
+    contents: str
+    names_and_sizes: str
+
+
+def _index_part(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, PartHashes]:
+    """Returns the images of all classes, and their hashes."""
+    images: list[str] = []
     labels: list[int] = []
-    digest = hashlib.sha256()
-    prefix = len(str(folder))
     try:
         beside = set(os.listdir(folder)) - set(classes)  # hidden folders, and files of no class
         left_out = Counter(map(_kind, beside))
         for label, name in enumerate(classes):
             files, others = list_folder(folder / name)
             left_out += others
-            for file, size in files.items():
-                digest.update(b"%s\0%d\n" % (os.fsencode(file[prefix:]), size))
-            paths += map(Path, files)
+            images += files
             labels += [label] * len(files)
+        listing = list_files(folder, images)
+        contents = contents_sha256(folder, images, listing)
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
     names = tuple(map(_as_text, classes))
-    return FolderIndex(paths, labels, names, left_out), digest.hexdigest()
+    index = FolderIndex([Path(image) for image in images], labels, names, left_out)
+    return index, PartHashes(contents, listing.names_and_sizes)
 
 
 def _as_text(name: str) -> str:

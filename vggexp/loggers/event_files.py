@@ -8,6 +8,7 @@ import contextlib
 import io
 import os
 import socket
+import stat
 import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -44,6 +45,7 @@ from vggexp.runs.directory import EVENTS_PREFIX
 from vggexp.system.files import open_no_follow, read_file
 
 MAX_BYTES = 1 << 26  # of a file that is read; a run's event file has less than one MiB
+EMPTY_SECONDS = 3600  # that a replaced file stays, empty; a loader polls far more often
 PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of a PNG image
 
 HParam = bool | int | float | str
@@ -52,7 +54,7 @@ Value: TypeAlias = Summary.Value
 
 @contextlib.contextmanager
 def replace_event_files(folder: Path) -> Iterator[IO[bytes]]:
-    """Yields a new event file, which stays open, and removes the folder's earlier ones.
+    """Yields a new event file, which stays open, and empties the folder's earlier ones.
 
     After an error in the block the new file is removed, and the earlier ones stay.
     """
@@ -69,7 +71,21 @@ def replace_event_files(folder: Path) -> Iterator[IO[bytes]]:
             file.close()
         raise
     for old in earlier:
-        old.unlink()
+        _empty_or_remove(old)
+
+
+def _empty_or_remove(path: Path) -> None:
+    """Empties a replaced file, or removes one that an earlier call emptied long ago.
+
+    TensorBoard's Python loader opens the file that it reads by name at each poll. It would wait
+    forever for a file that is gone, but it goes on to the next file from one that is empty. The
+    file is emptied in place, because a loader would also read a temporary file beside it.
+    """
+    status = path.lstat()
+    if stat.S_ISREG(status.st_mode) and status.st_size:
+        os.close(os.open(path, os.O_WRONLY | os.O_TRUNC | os.O_NOFOLLOW))
+    elif not stat.S_ISREG(status.st_mode) or time.time() - status.st_mtime > EMPTY_SECONDS:
+        path.unlink()
 
 
 def _next_timestamp(earlier: Iterable[Path]) -> int:

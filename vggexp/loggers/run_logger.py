@@ -12,8 +12,7 @@ from vggexp.loggers.console import Console, Progress
 from vggexp.loggers.tensorboard import TensorBoardLogger
 from vggexp.runs import jsonl
 from vggexp.runs.directory import METRICS
-
-EpochRow = dict[str, Any]  # an object of metrics.jsonl
+from vggexp.training.loop import EpochMetrics
 
 
 class RunLogger:
@@ -31,7 +30,7 @@ class RunLogger:
         console: Console,
         epochs: int,
         hparams: Mapping[str, Any],
-        history: Sequence[EpochRow],
+        history: Sequence[EpochMetrics],
     ):
         self.folder = folder
         self.console = console
@@ -43,11 +42,11 @@ class RunLogger:
         """Counts the batches of an epoch in the block."""
         return self.console.progress(f"epoch {epoch}/{self.epochs}", batches, done)
 
-    def epoch(self, row: EpochRow) -> None:
+    def epoch(self, metrics: EpochMetrics) -> None:
         """Reports a finished epoch."""
-        jsonl.append(self.folder / METRICS, row)
-        self.tensorboard.epoch(row)
-        self.console.epoch(row, self.epochs)
+        jsonl.append(self.folder / METRICS, metrics)
+        self.tensorboard.epoch(metrics)
+        self.console.epoch(metrics, self.epochs)
 
     def log(self, text: str) -> None:
         """Prints one line or several."""

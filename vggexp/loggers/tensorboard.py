@@ -18,8 +18,7 @@ from numpy.typing import NDArray
 from vggexp.loggers import event_files
 from vggexp.loggers.event_files import HParam
 from vggexp.system.files import make_inner_dir
-
-EpochRow = Mapping[str, Any]  # an object of metrics.jsonl
+from vggexp.training.loop import EpochMetrics
 
 CHARTS = {  # title -> tags; training and validation share a chart
     "loss": ["train/loss", "val/loss", "test/loss"],
@@ -55,7 +54,7 @@ def write_evaluation(
 
 
 class TensorBoardLogger:
-    """Writes one event file, and removes the folder's earlier ones.
+    """Writes one event file, and empties the folder's earlier ones.
 
     The new file begins with the history of the run, so that each (tag, step) exists once, also
     after a run was resumed. The first failure is reported to `warn`. A failure ends the writing,
@@ -70,7 +69,7 @@ class TensorBoardLogger:
         self,
         folder: Path,
         hparams: Mapping[str, HParam],
-        rows: Sequence[EpochRow],
+        rows: Sequence[EpochMetrics],
         warn: Callable[[str], None],
     ):
         self._folder = folder
@@ -81,7 +80,7 @@ class TensorBoardLogger:
             with event_files.replace_event_files(folder) as self._file:
                 self._write_history(hparams, rows)
 
-    def epoch(self, metrics: EpochRow) -> None:
+    def epoch(self, metrics: EpochMetrics) -> None:
         """Writes every key of an epoch as a scalar."""
         with self._guard():
             self._write([self._scalars(metrics, metrics["epoch"], time.time())])
@@ -105,7 +104,7 @@ class TensorBoardLogger:
                 return True
         return False
 
-    def final(self, metrics: EpochRow, epoch: int) -> None:
+    def final(self, metrics: Mapping[str, float], epoch: int) -> None:
         """Writes the final metrics at the epoch of the evaluated weights.
 
         Tags that exist at this epoch are left out.
@@ -127,7 +126,7 @@ class TensorBoardLogger:
             self._write([event_files.summary_event([status], 0, now)])
         self._close_file()
 
-    def _write_history(self, hparams: Mapping[str, HParam], rows: Sequence[EpochRow]) -> None:
+    def _write_history(self, hparams: Mapping[str, HParam], rows: Sequence[EpochMetrics]) -> None:
         """Writes the epochs with times as if they had followed each other up to now."""
         wall_time = time.time() - sum(map(_epoch_seconds, rows))
         charts = [event_files.line_chart(title, tags) for title, tags in CHARTS.items()]
@@ -142,7 +141,7 @@ class TensorBoardLogger:
             events.append(self._scalars(row, row["epoch"], wall_time))
         self._write(events)
 
-    def _scalars(self, metrics: EpochRow, epoch: int, wall_time: float) -> Any:
+    def _scalars(self, metrics: Mapping[str, Any], epoch: int, wall_time: float) -> Any:
         """Returns an event of the scalars that have not been written at this epoch.
 
         A null of metrics.jsonl is a number that was not finite; its scalar is NaN.
@@ -178,7 +177,7 @@ class TensorBoardLogger:
                 file.close()
 
 
-def _epoch_seconds(row: EpochRow) -> float:
+def _epoch_seconds(row: EpochMetrics) -> float:
     return row.get("time/epoch_seconds") or 0.0
 
 

@@ -47,7 +47,7 @@ FORMATS = {  # format specification of each rounded column
     "test/accuracy mean": ".4f",
     "test/accuracy deviation": ".4f",
 }
-HASH_COLUMN = "train.init_sha256"
+HASH_COLUMNS = ("train.init_sha256", "data.sha256")
 HASH_CHARS = 8  # characters of a hash that are displayed
 MAX_CELL_CHARS = 80  # of a Markdown cell
 
@@ -240,7 +240,7 @@ def display_cell(column: str, value: Any) -> str:
     if column in FORMATS:
         return format(value, FORMATS[column])
     text = format_value(value)
-    return text[:HASH_CHARS] if column == HASH_COLUMN else text
+    return text[:HASH_CHARS] if column in HASH_COLUMNS else text
 
 
 def to_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:

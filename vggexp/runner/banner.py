@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -14,7 +15,6 @@ from vggexp.formatting import duration
 from vggexp.models.shapes import macs, parameters
 from vggexp.runner.datasets import DataLoaders
 from vggexp.runner.hardware import DeviceSetup
-from vggexp.training.loop import EpochMetrics
 from vggexp.training.timer import PARTS
 
 # For some parts of the time: the share above which it is out of proportion, and what reduces it.
@@ -65,7 +65,7 @@ def _gpu_bytes(device: torch.device) -> int | None:
     return torch.cuda.get_device_properties(device).total_memory
 
 
-def end_banner(result: EpochMetrics, folder: Path) -> list[str]:
+def end_banner(result: Mapping[str, Any], folder: Path) -> list[str]:
     """Returns the test metrics, where the time went, and the run directory.
 
     Args:

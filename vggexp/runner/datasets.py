@@ -39,9 +39,12 @@ class DataLoaders:
     test_images: Callable[[Tensor], Tensor]  # indices into the test set -> uint8 [N, C, H, W]
     fingerprint: dict[str, str]  # SHA-256 by file name
     origin: str  # a folder, or what made the images
+    earlier_fingerprint: dict[str, str]  # as in DatasetSplits
 
     def changed_files(self, recorded: Mapping[str, str]) -> str:
         """Returns the names of the files that differ from a recorded fingerprint, or ""."""
+        if recorded and recorded == self.earlier_fingerprint:
+            return ""
         names = []
         for name in sorted({*recorded, *self.fingerprint}):
             if recorded.get(name) != self.fingerprint.get(name):
@@ -132,6 +135,7 @@ def _in_memory_loaders(
         test_images=lambda indices: splits.test.images[indices],
         fingerprint=splits.fingerprint,
         origin=splits.origin,
+        earlier_fingerprint=splits.earlier_fingerprint,
     )
 
 
@@ -147,7 +151,7 @@ def _decode_folder(
         labels = torch.tensor(part.labels)
         datasets.append(TensorDataset(images, labels, part.classes))
     train, test = datasets
-    return DatasetSplits(train, test, index.fingerprint, index.origin)
+    return DatasetSplits(train, test, index.fingerprint, index.origin, index.earlier_fingerprint)
 
 
 def _streaming_loaders(
@@ -195,6 +199,7 @@ def _streaming_loaders(
         ),
         fingerprint=index.fingerprint,
         origin=index.origin,
+        earlier_fingerprint=index.earlier_fingerprint,
     )
 
 

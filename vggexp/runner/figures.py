@@ -1,47 +1,31 @@
 """Writes what TensorBoard shows of a run besides scalars: hyperparameters, images, the graph."""
 
-from collections.abc import Sequence
-
 import numpy
 import torch
 from torch import Tensor, nn
 
-from vggexp.config.keys import flatten, to_plain
-from vggexp.config.run_id import network_name
+from vggexp.config.keys import to_plain
+from vggexp.config.run_id import identity, network_name
 from vggexp.config.schema import Config
+from vggexp.formatting import format_value
 from vggexp.loggers.run_logger import RunLogger
 from vggexp.runner.datasets import DataLoaders
 from vggexp.runs.confusion import count_confusions
 from vggexp.runs.predictions import Predictions, worst_mistakes
 
-# Keys that distinguish most runs: columns of the HParams table.
-COLUMNS = (
-    "data.name",
-    "data.resize",
-    "data.batch_size",
-    "optimizer.name",
-    "optimizer.lr",
-    "optimizer.weight_decay",
-    "scheduler.name",
-    "train.epochs",
-    "seed",
-)
 FIRST_IMAGES = 32  # of the first batch
 WORST_MISTAKES = 25
 
 
-def hyperparameters(
-    config: Config, overrides: Sequence[str]
-) -> dict[str, bool | int | float | str]:
-    """Returns the columns of the HParams table: the network, `COLUMNS`, and the typed keys."""
-    typed = [override.lstrip("+").partition("=")[0] for override in overrides]
-    values = flatten(to_plain(config))
+def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
+    """Returns the columns of the HParams table: the network, and each key of the run's identity.
+
+    So runs that differ show it, whether a command or a file set the key. TensorBoard lists the
+    columns with several values first.
+    """
     columns: dict[str, bool | int | float | str] = {"network": network_name(config)}
-    for key in (*COLUMNS, *typed):
-        value = values.get(key)
-        if value is None or key.startswith(("run.", "sweep.")):
-            continue
-        columns[key] = value if isinstance(value, bool | int | float) else str(value)
+    for key, value in identity(to_plain(config)).items():
+        columns[key] = value if isinstance(value, bool | int | float) else format_value(value)
     return columns
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
@@ -69,7 +69,7 @@ class PredictedTestSet(NamedTuple):
     labels: Tensor  # [N], on the CPU
 
 
-def train_and_record(job: TrainingJob) -> EpochMetrics:
+def train_and_record(job: TrainingJob) -> dict[str, Any]:
     """Trains and tests. Rank 0 records the run, and in result.json also how it ends early.
 
     Returns:
@@ -147,8 +147,9 @@ def _write_metadata(job: TrainingJob) -> None:
     environment["attempts"] = directory.count_attempts(job.folder)
     environment["data"] = job.data.fingerprint
     environment["versions"]["vggexp"] = __version__
-    directory.write_metadata(job.folder, to_plain(job.config), job.overrides, environment)
+    # The result first: that of fewer epochs must never stand beside the new configuration.
     directory.write_result(job.folder, "running")
+    directory.write_metadata(job.folder, to_plain(job.config), job.overrides, environment)
 
 
 def _print_start(job: TrainingJob) -> None:
@@ -181,7 +182,7 @@ def _make_checkpoint_manager(job: TrainingJob) -> CheckpointManager:
 
 
 def _make_logger(job: TrainingJob) -> RunLogger:
-    hparams = figures.hyperparameters(job.config, job.overrides)
+    hparams = figures.hyperparameters(job.config)
     epochs = job.config.train.epochs
     logger = RunLogger(job.folder, job.console, epochs, hparams, job.state.history)
     draw = partial(figures.log_first_images, logger, job.data)
@@ -266,7 +267,7 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
 
 def _finish(
     job: TrainingJob, logger: RunLogger, manager: CheckpointManager, timer: PhaseTimer
-) -> EpochMetrics:
+) -> dict[str, Any]:
     """Tests once; then writes the predictions, the figures and result.json."""
     state = job.state
     data = job.data

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from torch import Tensor
 
@@ -33,7 +34,7 @@ def result_fields(
     logits: Tensor,
     labels: Tensor,
     weights: dict[str, Tensor],
-) -> EpochMetrics:
+) -> dict[str, Any]:
     """Returns the fields of result.json, without times and memory.
 
     Args:
@@ -44,7 +45,7 @@ def result_fields(
         labels: [N] of the test set.
         weights: the tested weights.
     """
-    fields: EpochMetrics = {
+    fields: dict[str, Any] = {
         "epoch": state.epoch,
         "step": state.step,
         "micro_batches": state.micro_batches,
@@ -65,14 +66,14 @@ def result_fields(
     return fields
 
 
-def total_times(history: Sequence[EpochMetrics], end: Mapping[str, float]) -> EpochMetrics:
+def total_times(history: Sequence[EpochMetrics], end: Mapping[str, float]) -> dict[str, float]:
     """Returns the seconds of a run, as a whole and by part.
 
     Args:
         history: the metrics of all epochs, with their times.
         end: the times after the last epoch, of the last checkpoint and the test.
     """
-    total: EpochMetrics = {}
+    total: dict[str, float] = {}
     for key, seconds in end.items():
         total[key] = seconds + sum(row[key] for row in history)
     return {"seconds": total.pop("time/epoch_seconds"), **total}

@@ -16,9 +16,10 @@ from vggexp.runner.build import build_state
 from vggexp.runner.datasets import DataLoaders, build_loaders, check_image_counts
 from vggexp.runner.hardware import DeviceSetup, machine_fingerprint, setup_device
 from vggexp.runs import directory, records
+from vggexp.runs.data_source import check_pinned_data
 from vggexp.system import locks
 from vggexp.training import checkpoint_manager, checkpoint_schema
-from vggexp.training.loop import EpochMetrics, TrainState
+from vggexp.training.loop import TrainState
 
 Checkpoint = dict[str, Any]
 
@@ -29,7 +30,7 @@ class OpenedRun(NamedTuple):
     folder: Path
     is_new: bool  # the directory does not exist yet
     checkpoint: Checkpoint | None = None  # the newest one that verifies
-    result: EpochMetrics | None = None  # of a run that has finished
+    result: dict[str, Any] | None = None  # of a run that has finished
 
 
 class RunSetup(NamedTuple):
@@ -113,7 +114,9 @@ def build_run(config: Config, checkpoint: Checkpoint | None, console: Console) -
     shared |= {name: sha256[:8] for name, sha256 in data.fingerprint.items()}
     collectives.assert_same_on_all_ranks(shared, "give all the same data and processors")
     check_image_counts(config, data)
-    if checkpoint is not None:
+    if checkpoint is None:
+        check_pinned_data(config, data.fingerprint)
+    else:
         _check_same_data(config, data, checkpoint, console)
     state = build_state(config, device_setup, data.train.batches_per_epoch)
     if checkpoint is not None:

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from vggexp.config.keys import flatten, to_plain
+from vggexp.config.run_id import identity
 from vggexp.config.schema import Config
 from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
@@ -20,13 +21,19 @@ from vggexp.runs import records
 from vggexp.runs.environment import code_sha256
 from vggexp.system import memory
 from vggexp.system.signals import StopFlag, handle_stop_signals
-from vggexp.training.loop import EpochMetrics
 
-# Keys that may differ between the machines of one run.
-PER_MACHINE_KEYS = ("run.", "data.root", "data.workers", "data.cache", "data.download")
+# Keys that may differ between the machines of one run. `build_run` compares the data themselves.
+PER_MACHINE_KEYS = (
+    "run.",
+    "data.root",
+    "data.sha256",
+    "data.workers",
+    "data.cache",
+    "data.download",
+)
 
 
-def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) -> EpochMetrics:
+def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) -> dict[str, Any]:
     """Trains, tests and records a run. Every rank calls this; only rank 0 writes.
 
     Args:
@@ -92,6 +99,7 @@ def _launch_fingerprint(config: Config) -> dict[str, Any]:
     for key, value in flatten(to_plain(config)).items():
         if not key.startswith(PER_MACHINE_KEYS):
             shared[key] = value
+    shared["data.cache"] = identity(to_plain(config)).get("data.cache")  # as far as it counts
     shared["torch"] = str(torch.__version__)
     shared["Python"] = platform.python_version()
     shared["code"] = code_sha256()[:8] if collectives.world_size() > 1 else ""

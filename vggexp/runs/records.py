@@ -164,16 +164,8 @@ def finished_result(config: Config) -> dict[str, Any] | None:
         raise ResourceError(f"{folder}: cannot be read: Permission denied")
     if config.resume == "never" or not folder.exists():
         return None
-    current = identity(to_plain(config))
-    recorded: dict[str, Any] = {}
-    if (folder / CONFIG).exists():
-        recorded = identity(read_config(folder))
-        lines = differences(recorded, current)
-        if lines and config.resume != "force":
-            reason = f"another configuration ({'; '.join(lines)})"
-            raise CheckpointError(f"{folder}: {reason}; choose another run.name or resume=force")
-    result = read_result(folder)
-    if result.get("state") != "finished" or recorded != current:
+    result = own_result(config, folder)
+    if result.get("state") != "finished":
         return None
     if list(folder.glob("checkpoints/*.tmp")):
         return None  # the run was killed while it wrote its last checkpoint
@@ -219,6 +211,33 @@ def _has_content(path: Path) -> bool:
         return path.stat().st_size > 0
     except OSError:
         return False
+
+
+def own_result(config: Config, folder: Path) -> dict[str, Any]:
+    """Returns result.json of a folder as far as it speaks of this configuration's run.
+
+    Returns:
+        {} without a run. Only the state `interrupted` for a run that this configuration
+        continues, with more epochs or by resume=force: that run has another score.
+
+    Raises:
+        CheckpointError: the folder holds a run of another configuration, or its files are not
+            what a run writes.
+    """
+    if not (folder / CONFIG).exists():
+        return {}
+    current = identity(to_plain(config))
+    recorded_config = read_config(folder)
+    recorded = identity(recorded_config)
+    lines = differences(recorded, current)
+    if lines and config.resume != "force":
+        reason = f"another configuration ({'; '.join(lines)})"
+        if recorded.get("data.sha256") != current.get("data.sha256"):
+            reason += f"; its images were those of data.root={recorded_config['data']['root']}"
+        raise CheckpointError(f"{folder}: {reason}; choose another run.name or resume=force")
+    if recorded != current:
+        return {"state": "interrupted"}
+    return read_result(folder)
 
 
 def settings(run: RunRecord) -> dict[str, Any]:

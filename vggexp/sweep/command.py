@@ -11,7 +11,7 @@ from vggexp.loggers.console import print_text
 from vggexp.runs import jsonl, records
 from vggexp.runs.directory import METRICS
 from vggexp.sweep.expand import GridSweep
-from vggexp.sweep.results import repeat_folders, write_sweep_table
+from vggexp.sweep.results import SweepJob, repeat_folders, write_sweep_table
 from vggexp.sweep.search_space import SearchPlan
 from vggexp.sweep.task import HydraTask, run_hydra
 from vggexp.system.files import make_dir
@@ -54,11 +54,17 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         raise ResourceError(
             f"{folder}: cannot be made: {error.strerror} (choose another run.root)"
         ) from error
-    code = run_hydra(command, *added, task=HydraTask(grid.configs()))
+    task = HydraTask(grid.configs())
+    code = run_hydra(command, *added, task=task)
     if code:
         return code
-    unfinished = write_sweep_table(run_dirs, overrides, configs[0].sweep.objective, folder)
-    write_repeats_events(folder, repeat_folders(run_dirs, overrides))
+    jobs = []
+    for (job_overrides, config), run_dir in zip(grid.jobs, run_dirs, strict=True):
+        reason = task.errors.get(tuple(job_overrides), "")
+        jobs.append(SweepJob(job_overrides, run_dir, config, reason))
+    rows = write_sweep_table(jobs, configs[0].sweep.objective, folder)
+    write_repeats_events(folder, repeat_folders(jobs))
+    unfinished = sum(row["state"] != "finished" for row in rows)
     if unfinished:
         raise SweepError(
             f"{unfinished} of {len(configs)} jobs did not finish; "
@@ -112,7 +118,7 @@ def run_search(command: compose.Command, plan: SearchPlan) -> int:
     Raises:
         SweepError: a trial failed.
     """
-    from vggexp.sweep.study import open_study, proposed_trials, trial_runs
+    from vggexp.sweep.study import open_study, trial_jobs
 
     folder = plan.folder
     objective = plan.config.sweep.objective
@@ -122,12 +128,11 @@ def run_search(command: compose.Command, plan: SearchPlan) -> int:
         if code:
             return code
         study = open_study(folder)
-    runs = trial_runs(study, plan.axes)
-    write_sweep_table([Path(run) for run in runs], list(runs.values()), objective, folder)
-    trials = proposed_trials(study)
-    failed = sum(trial.value is None for trial in trials)
+    rows = write_sweep_table(trial_jobs(study, plan.axes), objective, folder)
+    failed = sum(row[objective] is None for row in rows)
     if failed:
         raise SweepError(
-            f"{failed} of {len(trials)} trials failed; their folders hold the reason in result.json"
+            f"{failed} of {len(rows)} runs have no {objective}; "
+            f"the lines above and {folder} hold the reasons"
         )
     return 0

@@ -13,8 +13,7 @@ from vggexp.errors import VggexpError
 from vggexp.formatting import duration, markdown_table
 from vggexp.models.shapes import macs, parameters
 from vggexp.runs import records
-from vggexp.runs.directory import read_result
-from vggexp.sweep.results import parse_job, swept_keys
+from vggexp.sweep.results import setting_columns
 
 # Only runs within this factor in multiply-adds an image predict the time of a job: the time for
 # one multiply-add depends on the size of the network.
@@ -43,10 +42,13 @@ def dry_run_table(jobs: Sequence[tuple[Sequence[str], Config]]) -> list[str]:
     """
     _, first = jobs[0]
     costs = finished_costs(Path(first.run.root))
-    keys = swept_keys([overrides for overrides, _ in jobs])
+    keys, job_values = setting_columns(
+        [overrides for overrides, _ in jobs],
+        [config for _, config in jobs],
+    )
     cells = []
     remaining: list[float | None] = []  # expected seconds of the jobs that have not finished
-    for overrides, config in jobs:
+    for (_, config), values in zip(jobs, job_values, strict=True):
         job_state = state(config)
         seconds = expected_seconds(config, costs)
         expected = "-"
@@ -54,7 +56,6 @@ def dry_run_table(jobs: Sequence[tuple[Sequence[str], Config]]) -> list[str]:
             remaining.append(seconds)
             expected = "-" if seconds is None else duration(seconds)
         table = layers(config)
-        values = parse_job(overrides)
         cells.append(
             [
                 *(values.get(key, "-") for key in keys),
@@ -91,9 +92,8 @@ def state(config: Config) -> str:
     """Returns the state of a job's run. Raises CheckpointError for another configuration's run."""
     if config.resume == "never":
         return "not started"
-    records.finished_result(config)
     folder = records.run_dir(config)
-    return records.run_state(folder, read_result(folder))
+    return records.run_state(folder, records.own_result(config, folder))
 
 
 def finished_costs(root: Path) -> list[RunCost]:

@@ -6,6 +6,7 @@ Every job is checked before the first job starts. Needs no torch.
 import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import NamedTuple
 
 from hydra.core.global_hydra import GlobalHydra
@@ -28,6 +29,7 @@ from vggexp.config.parse import ErrorList, parse_section
 from vggexp.config.schema import Config, Sweep
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
+from vggexp.runs.data_source import folder_sha256, pin_data
 from vggexp.runs.init_source import pin_init_weights
 from vggexp.sweep.filter import matches
 from vggexp.sweep.grid import (
@@ -185,7 +187,7 @@ def _check_shown(node: DictConfig | None, arguments: argparse.Namespace) -> None
 
 def validate_node(node: DictConfig) -> Config:
     """Parses and validates a job as Hydra passes it to its task. Raises ConfigError."""
-    return pin_init_weights(build_config(Composition(node), []))
+    return pin_data(pin_init_weights(build_config(Composition(node), [])))
 
 
 def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan | None:
@@ -262,11 +264,13 @@ def _check_jobs(
     Raises:
         ConfigError: with the problems of all jobs.
     """
+    sha256_of = cache(folder_sha256)
     jobs: list[ComposedJob] = []
     jobs_by_problem: dict[str, list[int]] = {}
     for number, overrides in enumerate(combinations, 1):
         try:
-            jobs.append(ComposedJob(overrides, _job_config(overrides, compose_fn)))
+            config = pin_data(_job_config(overrides, compose_fn), sha256_of)
+            jobs.append(ComposedJob(overrides, config))
         except ConfigError as error:
             for problem in error.problems:
                 jobs_by_problem.setdefault(problem, []).append(number)

@@ -4,6 +4,7 @@ import copy
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from itertools import chain, islice, product
 from math import prod
 from typing import Any
@@ -14,6 +15,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
+from vggexp.config.compose import own_keys
 from vggexp.config.diagnostics import ComposeFn, parse_overrides
 from vggexp.config.keys import flatten
 from vggexp.config.schema import Sweep
@@ -28,7 +30,6 @@ UNSWEEPABLE_KEYS = (
     "resume",
     "data.download",
     "data.workers",
-    "data.cache",
     "train.checkpoint_minutes",
     "train.rest_minutes",
     "train.keep",
@@ -239,26 +240,37 @@ def format_override(key: str, value: Any) -> str:
 
 
 def cached_compose(compose_fn: ComposeFn) -> ComposeFn:
-    """Returns a function like `compose_fn` that reads each choice of files only once.
+    """Returns a function that composes vggexp's keys, and reads each choice of files only once.
 
-    The jobs of a sweep differ mostly in single values, which are set on a copy.
+    The jobs of a sweep differ mostly in single values, which are set on a copy. Hydra's own keys
+    are left out, because a job's configuration has none (measured: 20 of 25 ms for each job).
     """
     parser = OverridesParser.create()
     loader: Any = GlobalHydra.instance().config_loader()
     composed_files: dict[tuple[str, ...], DictConfig] = {}
 
+    @cache
+    def parse(text: str) -> Override:
+        return parser.parse_override(text)
+
+    @cache
+    def needs_files(key: str) -> bool:
+        """Returns whether Hydra itself has to compose a key."""
+        return key.startswith("hydra.") or bool(loader.get_group_options(key))
+
     def compose_job(overrides: Sequence[str]) -> DictConfig:
-        files = []
+        texts = []
         values = []
-        for override in parser.parse_overrides(list(overrides)):
-            if loader.get_group_options(override.key_or_group):
-                files.append(override)
+        for text in overrides:
+            override = parse(text)
+            if needs_files(override.key_or_group):
+                texts.append(text)
             else:
                 values.append(override)
-        texts = tuple(override.input_line or "" for override in files)
-        if texts not in composed_files:
-            composed_files[texts] = compose_fn(texts)
-        node = copy.deepcopy(composed_files[texts])
+        files = tuple(texts)
+        if files not in composed_files:
+            composed_files[files] = own_keys(compose_fn(files))
+        node = copy.deepcopy(composed_files[files])
         loader._apply_overrides_to_config(values, node)
         return node
 

@@ -169,7 +169,7 @@ def run_pool(
         raise StoppedError(
             stop.signal, f"with {done} of {len(jobs)} jobs done", "run the same command to continue"
         )
-    not_started = JobResult(False, None, "not started: sweep.on_error=stop")
+    not_started = JobResult(False, None, "")  # sweep.on_error=stop
     return [result or not_started for result in pool.results]
 
 
@@ -376,19 +376,23 @@ def _job_status(job: PoolJob, config: Config) -> str:
         return "finished"
     if locks.is_locked(job.folder):
         return "running"
-    failed = directory.read_result(job.folder).get("state") == "failed"
+    failed = records.own_result(config, job.folder).get("state") == "failed"
     return "failed" if failed and not config.sweep.retry_failed else "missing"
 
 
 def _recorded_result(job: PoolJob) -> JobResult:
-    """Reads the result of a job from its run directory."""
+    """Reads the result of a job from its run directory.
+
+    Raises CheckpointError if the directory belongs to another configuration.
+    """
     assert job.config is not None
-    result = directory.read_result(job.folder)
-    return JobResult(
-        ok=result.get("state") == "finished",
-        objective=result.get(job.config.sweep.objective),
-        error=result.get("error") or "",
-    )
+    result = records.own_result(job.config, job.folder)
+    is_finished = result.get("state") == "finished"
+    objective = result.get(job.config.sweep.objective)
+    error = result.get("error") or ""
+    if is_finished and objective is None:
+        error = f"{job.config.sweep.objective} is not a number"
+    return JobResult(is_finished, objective if is_finished else None, error)
 
 
 def _result_of(job: PoolJob, code: int, error_line: str) -> JobResult:
@@ -400,16 +404,17 @@ def _result_of(job: PoolJob, code: int, error_line: str) -> JobResult:
         error_line: the last line of the job's output.
 
     Raises:
+        CheckpointError: the run directory belongs to another configuration.
         InUseError: the job was killed, and another process already continues the run.
     """
-    if code < 0:
-        error = f"killed by {processes.signal_name(code)}"
-        directory.mark_interrupted(job.folder, error, 128 - code)
-        return JobResult(False, None, error)
+    killed = f"killed by {processes.signal_name(code)}" if code < 0 else ""
+    if killed:
+        directory.mark_interrupted(job.folder, killed, 128 - code)
     result = _recorded_result(job)
-    if code == 0:
+    if code == 0 or result.ok:  # what happens after the end of a run does not undo it
         return result
-    return JobResult(False, None, result.error or error_line or f"exit {code}")
+    # result.json may hold the error of an earlier attempt.
+    return JobResult(False, None, killed or error_line or result.error or f"exit {code}")
 
 
 def last_error_line(log: Path, start: int = 0) -> str:

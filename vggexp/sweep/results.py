@@ -4,48 +4,66 @@ The best job is first, jobs that did not finish are last. Repeats have their mea
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vggexp.errors import ResourceError
-from vggexp.formatting import csv_table, markdown_table, shorten
+from vggexp.config.keys import flatten, to_plain
+from vggexp.config.run_id import network_name
+from vggexp.config.schema import Config
+from vggexp.errors import ResourceError, VggexpError
+from vggexp.formatting import csv_table, format_value, markdown_table, shorten
 from vggexp.loggers.console import print_text
-from vggexp.runs.directory import read_result
-from vggexp.runs.records import run_state
+from vggexp.runs.records import own_result, run_state
 from vggexp.runs.repeats import Row, group_repeats, mean_rows, rank_key
 from vggexp.system.files import atomic_write, make_dir
 
-Job = Sequence[str]  # the overrides of a job
-
 METRICS = ("val/accuracy", "val/loss", "test/accuracy")
 MAX_ERROR_CHARS = 60  # of an error in a Markdown table; the CSV file has the complete error
+NETWORK_KEYS = ("arch.name", "arch.blocks", "arch.norm", "arch.width")  # of a network's name
+# Keys without a column of their own: a hash follows from the path that stands beside it.
+HIDDEN_KEYS = ("run.", "sweep.", "resume", "data.sha256", "train.init_sha256")
 
 
-def write_sweep_table(
-    folders: Sequence[Path],
-    overrides: Sequence[Job],
-    objective: str,
-    target: Path,
-) -> int:
+@dataclass(frozen=True)
+class SweepJob:
+    """A job of a sweep, and where its run is."""
+
+    overrides: Sequence[str]
+    folder: Path  # the run directory
+    config: Config | None  # None for a trial whose values do not fit together
+    error: str = ""  # why the launcher reports the job as failed
+
+
+class SettingColumns(NamedTuple):
+    """The settings in which the jobs of a sweep differ."""
+
+    keys: list[str]
+    values: list[dict[str, str]]  # of each job, by key
+
+
+def write_sweep_table(jobs: Sequence[SweepJob], objective: str, target: Path) -> list[Row]:
     """Prints the table and writes results.csv and results.md.
 
     Args:
-        folders: the run directory of each job.
-        overrides: the overrides of each job. Jobs that differ only in their seed are one line
-            of the printed table.
+        jobs: the jobs. Jobs that differ only in their seed are one line of the printed table.
         objective: the metric of the ranking.
         target: the folder of the sweep.
 
     Returns:
-        How many jobs did not finish.
+        The rows, one for each job. A row has a score only if the job's run has finished.
 
     Raises:
         ResourceError: a file cannot be written.
     """
+    settings = setting_columns(
+        [job.overrides for job in jobs],
+        [job.config for job in jobs],
+    )
     finished = []
     unfinished = []
-    for folder, job in zip(folders, overrides, strict=True):
-        row = _job_row(folder, job, objective)
+    for job, values in zip(jobs, settings.values, strict=True):
+        row = {**values, **_job_row(job, objective)}
         if row["state"] == "finished":
             finished.append(row)
         else:
@@ -54,14 +72,13 @@ def write_sweep_table(
         *_rank(finished, objective),
         *_rank(unfinished, objective),
     ]
-    keys = swept_keys(overrides)
     metrics = list(dict.fromkeys((objective, *METRICS)))
-    columns = [*keys, *metrics, "seconds", "state"]
+    columns = [*settings.keys, *metrics, "seconds", "state"]
     if any(row["error"] for row in rows):
         columns.append("error")
     columns.append("run")
     lines = _jobs_table(rows, columns)
-    repeats = repeats_table(rows, keys, metrics, objective)
+    repeats = repeats_table(rows, settings.keys, metrics, objective)
     if repeats:
         print_text("\n".join(repeats))
         lines = [*repeats, "", *lines]
@@ -72,7 +89,7 @@ def write_sweep_table(
     for row in rows:
         exact.append([row.get(column) for column in columns])
     _write(target / "results.csv", csv_table(columns, exact))
-    return len(unfinished)
+    return rows
 
 
 def _rank(rows: Sequence[Row], objective: str) -> list[Row]:
@@ -83,18 +100,33 @@ def _rank(rows: Sequence[Row], objective: str) -> list[Row]:
     )
 
 
-def _job_row(folder: Path, job: Job, objective: str) -> Row:
-    result = read_result(folder)
-    row: Row = dict(parse_job(job))
-    is_finished = result.get("state") == "finished"
+def _job_row(job: SweepJob, objective: str) -> Row:
+    """Returns the metrics, state and error of a job."""
+    error = job.error
+    try:
+        result = _read_result(job)
+        state = run_state(job.folder, result)
+    except VggexpError as problem:
+        result = {}
+        state = "failed"
+        error = str(problem)
+    is_finished = state == "finished"
+    if is_finished:
+        error = "" if result.get(objective) is not None else f"{objective} is not a number"
+    elif error and state == "not started":  # the job ended before its run began
+        state = "failed"
+    row: Row = {}
     for name in (objective, *METRICS, "seconds"):
-        row[name] = None
-        if is_finished:
-            row[name] = result.get(name)
-    row["state"] = run_state(folder, result)
-    row["error"] = result.get("error") or ""
-    row["run"] = folder.name
+        row[name] = result.get(name) if is_finished else None
+    row["state"] = state
+    row["error"] = error or result.get("error") or ""
+    row["run"] = job.folder.name
     return row
+
+
+def _read_result(job: SweepJob) -> dict[str, Any]:
+    """Returns `own_result` of a job; {} if the job has no run. Raises CheckpointError."""
+    return {} if job.config is None else own_result(job.config, job.folder)
 
 
 def _jobs_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
@@ -149,45 +181,92 @@ def _mean_and_std(row: Row, metric: str) -> str:
     return f"{mean} ± {std:.4f}"
 
 
-def repeat_folders(
-    folders: Sequence[Path],
-    overrides: Sequence[Job],
-) -> dict[str, list[Path]]:
+def repeat_folders(jobs: Sequence[SweepJob]) -> dict[str, list[Path]]:
     """Returns the run directories of each setting, by a label of the swept keys except `seed`.
 
-    Empty if no setting is repeated.
+    Empty if no setting is repeated. A directory that holds another run is left out.
     """
-    keys = swept_keys(overrides)
-    if "seed" in keys:
-        keys.remove("seed")
+    keys, values = setting_columns(
+        [job.overrides for job in jobs],
+        [job.config for job in jobs],
+    )
+    keys = [key for key in keys if key != "seed"]
     rows = []
-    for folder, job in zip(folders, overrides, strict=True):
-        row: Row = dict(parse_job(job))
-        row["folder"] = folder
-        rows.append(row)
+    for job, row in zip(jobs, values, strict=True):
+        rows.append({**row, "job": job})
     by_label = {}
     for members in group_repeats(rows, keys):
         first = members[0]
         label = ",".join(f"{key}={first.get(key)}" for key in keys)
-        by_label[label or "all"] = [row["folder"] for row in members]
+        folders = [row["job"].folder for row in members if _has_run(row["job"])]
+        by_label[label or "all"] = folders
     return by_label
 
 
-def swept_keys(overrides: Sequence[Job]) -> list[str]:
-    """Returns the keys that differ between jobs, in the order of the command."""
-    jobs = [parse_job(job) for job in overrides]
+def _has_run(job: SweepJob) -> bool:
+    try:
+        return bool(_read_result(job))
+    except VggexpError:
+        return False
+
+
+def setting_columns(
+    overrides: Sequence[Sequence[str]], configs: Sequence[Config | None]
+) -> SettingColumns:
+    """Finds the settings in which the jobs of a sweep differ.
+
+    The keys of the command come first, with their values as typed. Then come the other keys in
+    which the configurations differ, such as those that only the swept experiment files set.
+
+    Args:
+        overrides: the overrides of each job.
+        configs: the configuration of each job; None if it is unknown.
+    """
+    values = [parse_job(job) for job in overrides]
+    typed = _varying_keys(values)
+    settings = [{} if config is None else _settings(config) for config in configs]
+    known = [row for row in settings if row]
+    # The column of a group, as arch=vgg16, stands for all keys of the group.
+    groups = tuple(f"{key}." for key in typed)
+    added = []
+    for key in _varying_keys(known):
+        is_network = key == "network" and any(f"{name}.".startswith("arch.") for name in typed)
+        if key not in typed and not key.startswith(groups) and not is_network:
+            added.append(key)
+    if "network" in added:
+        networks = [row["network"] for row in known]
+        added = [key for key in added if not _names_the_key(networks, known, key)]
+    for row, chosen in zip(values, settings, strict=True):
+        for key in added:
+            if key in chosen:
+                row[key] = chosen[key]
+    return SettingColumns([*typed, *added], values)
+
+
+def _names_the_key(networks: Sequence[str], settings: Sequence[dict[str, str]], key: str) -> bool:
+    """Returns whether the network's name determines the value of a key of NETWORK_KEYS."""
+    pairs = {(name, row.get(key)) for name, row in zip(networks, settings, strict=True)}
+    return key in NETWORK_KEYS and len(pairs) == len(set(networks))
+
+
+def _settings(config: Config) -> dict[str, str]:
+    """Returns the values of a configuration that may have a column, and its network."""
+    values = {"network": network_name(config)}
+    for key, value in flatten(to_plain(config)).items():
+        if not key.startswith(HIDDEN_KEYS):
+            values[key] = format_value(value)
+    return values
+
+
+def _varying_keys(rows: Sequence[dict[str, str]]) -> list[str]:
+    """Returns the keys with more than one value, in the order of the command."""
     keys: dict[str, None] = {}  # an ordered set
-    for job in jobs:
-        keys |= dict.fromkeys(job)
-    swept = []
-    for key in keys:
-        values = {job.get(key) for job in jobs}
-        if len(values) > 1:
-            swept.append(key)
-    return swept
+    for row in rows:
+        keys |= dict.fromkeys(row)
+    return [key for key in keys if len({row.get(key) for row in rows}) > 1]
 
 
-def parse_job(overrides: Job) -> dict[str, str]:
+def parse_job(overrides: Sequence[str]) -> dict[str, str]:
     """Returns the values of a job by key, as typed."""
     values = {}
     for override in overrides:

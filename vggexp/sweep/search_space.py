@@ -223,19 +223,27 @@ def plan_search(
                 f"search: {names.count(name)} of its settings share the folder {name}; "
                 "they are one run"
             )
-    name = search_name(node.hydra.sweeper, axes, configs[0])
+    name = search_name(node.hydra.sweeper, axes, configs)
     folder = Path(configs[0].run.root) / "sweeps" / name
     if has_folder:
         folder = Path(node.hydra.sweep.dir)
     return SearchPlan(name, folder, axes, configs[0])
 
 
-def search_name(sweeper: Mapping[str, Any], axes: Mapping[str, SearchAxis], config: Config) -> str:
+def search_name(
+    sweeper: Mapping[str, Any], axes: Mapping[str, SearchAxis], configs: Sequence[Config]
+) -> str:
     """Returns the searched keys and 8 hexadecimal digits that identify the search.
 
     Neither the number of trials nor the number of trials at a time belongs to the identity:
     the same search continues with other numbers.
+
+    Args:
+        sweeper: the node hydra.sweeper.
+        axes: the axes by key.
+        configs: the configurations of `grid.endpoint_jobs`.
     """
+    config = configs[0]
     parts = [
         sorted(axes.items()),
         identity(to_plain(config)),
@@ -243,7 +251,16 @@ def search_name(sweeper: Mapping[str, Any], axes: Mapping[str, SearchAxis], conf
         sweeper["sampler"],
         sweeper["seed"],
     ]
+    contents = {_content_hashes(config) for config in configs}
+    if len(contents) > 1:  # a folder or file that is searched is part of the search by its contents
+        parts.append(sorted(contents))
     text = json.dumps(parts)
     digest = hashlib.sha256(text.encode()).hexdigest()
     keys = "-".join(key.lstrip("+").replace("/", ".") for key in axes)
     return f"search-{keys[:MAX_NAME_CHARS]}-{digest[:8]}"
+
+
+def _content_hashes(config: Config) -> tuple[str, str]:
+    """Returns the hashes of the images and of the initial weights, "" where there is none."""
+    keys = identity(to_plain(config))
+    return keys.get("data.sha256", ""), keys.get("train.init_sha256", "")

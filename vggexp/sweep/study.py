@@ -5,10 +5,13 @@ import random
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-from vggexp.errors import CheckpointError, ResourceError
+from vggexp.errors import CheckpointError, ConfigError, ResourceError, VggexpError
+from vggexp.runs.directory import CONFIG, read_result
+from vggexp.runs.records import load_config
 from vggexp.runs.repeats import higher_is_better
+from vggexp.sweep.results import SweepJob
 from vggexp.sweep.search_space import SearchAxis, SearchSettings
 from vggexp.system.files import open_no_follow, read_file
 
@@ -17,11 +20,20 @@ MAX_STUDY_BYTES = 1 << 28
 # The attribute of a trial that is set last: its run directory, or "" if its values do not fit
 # together.
 RUN = "run"
+ERROR = "error"  # the attribute of a failed trial: why it has no value
+ORIGINAL = "original"  # the attribute of a trial that repeats a failed one: the number of that one
 
 Study = Any  # optuna.Study; Optuna is imported only for a search
 Trial = Any  # optuna.Trial or optuna.trial.FrozenTrial
 Axes = Mapping[str, SearchAxis]  # by key
 Params = Mapping[str, Any]  # the values of a trial by key
+
+
+class TrialResult(NamedTuple):
+    """The result of a trial that has ended."""
+
+    value: float | None  # of the objective; None if the trial failed
+    error: str = ""  # why it failed
 
 
 class NoOpLock:
@@ -98,9 +110,33 @@ def _truncate_partial_line(path: Path) -> None:
 
 
 def proposed_trials(study: Study) -> list[Trial]:
-    """Returns the trials that have all their values; they may be running, or have ended."""
-    trials = study.get_trials(deepcopy=False)
-    return [trial for trial in trials if RUN in trial.user_attrs]
+    """Returns the trials that have all their values; they may be running, or have ended.
+
+    Of a trial that was repeated only the last attempt is returned, in the place of the first.
+    """
+    latest: dict[int, Trial] = {}
+    for trial in study.get_trials(deepcopy=False):
+        if RUN in trial.user_attrs:
+            latest[trial.user_attrs.get(ORIGINAL, trial.number)] = trial
+    return [latest[number] for number in sorted(latest)]
+
+
+def repeat_failed_trials(study: Study, objective: str, retry_failed: bool) -> None:
+    """Queues the failed trials that may have a value now: `next_trials` runs them again.
+
+    Args:
+        study: the study, in which a trial that has failed can no longer change.
+        objective: the metric of the search.
+        retry_failed: whether to repeat all of them; otherwise only those whose run has finished
+            in the meantime.
+    """
+    for trial in proposed_trials(study):
+        run = trial.user_attrs[RUN]
+        if not run or not trial.state.is_finished() or trial.value is not None:
+            continue
+        if retry_failed or _read_result(run).get(objective) is not None:
+            original = trial.user_attrs.get(ORIGINAL, trial.number)
+            study.enqueue_trial(trial.params, user_attrs={RUN: run, ORIGINAL: original})
 
 
 def next_trials(
@@ -111,41 +147,51 @@ def next_trials(
 ) -> list[Trial]:
     """Returns the trials to run next, at most `settings.parallel`; empty at the end of the search.
 
-    Trials that a kill interrupted come first. Each new trial has a new sampler, seeded by the
-    trial's number, so a search that was interrupted proposes what it would have proposed.
+    Trials that a kill interrupted come first, then the repeated ones. Each new trial has a new
+    sampler, seeded by the trial's number, so a search that was interrupted proposes what it would
+    have proposed.
 
     Args:
         study: the study.
         axes: the axes by key.
         settings: the settings of the search.
-        run_of: returns the run directory for the values of a trial, or "".
+        run_of: returns the run directory for the values of a trial. Raises ConfigError if they
+            do not fit together: the trial has then failed.
     """
     _fail_incomplete(study)
     distributions = {}
     for key, axis in axes.items():
         distributions[key] = _distribution(axis)
-    count = len(proposed_trials(study))
-    free = (settings.parallel or 1) - len(_running_trials(study))
-    end = min(settings.n_trials, count + free)
-    for index in range(count, end):
-        study.sampler = _make_sampler(settings, index)
-        trial = study.ask(distributions)
-        run = run_of(trial.params)
-        trial.set_user_attr(RUN, run)
+    for _ in range((settings.parallel or 1) - len(_running_trials(study))):
+        trials = proposed_trials(study)
+        study.sampler = _make_sampler(settings, len(trials))
+        if any(trial.state.name == "WAITING" for trial in trials):
+            study.ask(distributions)  # the first that waits
+        elif len(trials) < settings.n_trials:
+            _propose(study.ask(distributions), run_of)
     return _running_trials(study)
 
 
+def _propose(trial: Trial, run_of: Callable[[Params], str]) -> None:
+    """Sets the run of a new trial."""
+    run = ""
+    try:
+        run = run_of(trial.params)
+    except ConfigError as error:
+        trial.set_user_attr(ERROR, str(error))
+    trial.set_user_attr(RUN, run)
+
+
 def _running_trials(study: Study) -> list[Trial]:
-    """Returns the proposed trials that have no result."""
-    trials = proposed_trials(study)
-    return [trial for trial in trials if not trial.state.is_finished()]
+    """Returns the trials that have been started and have no result."""
+    return [trial for trial in proposed_trials(study) if trial.state.name == "RUNNING"]
 
 
 def _fail_incomplete(study: Study) -> None:
     """Fails each trial without a run: a kill interrupted its proposal, and it never ran."""
     for trial in study.get_trials(deepcopy=False):
         if not trial.state.is_finished() and RUN not in trial.user_attrs:
-            tell(study, trial, None)
+            tell(study, trial, TrialResult(None))
 
 
 def _distribution(axis: SearchAxis) -> Any:
@@ -173,35 +219,54 @@ def _make_sampler(settings: SearchSettings, index: int) -> Any:
         return optuna.samplers.TPESampler(seed=seed, constant_liar=True)
 
 
-def finished_values(study: Study) -> dict[str, float | None]:
-    """Returns the objective of each run whose trial has ended; None if the trial failed."""
-    values = {}
+def trial_results(study: Study) -> dict[str, TrialResult]:
+    """Returns the result of each run whose trial has ended, by run directory."""
+    results = {}
     for trial in proposed_trials(study):
-        if trial.state.is_finished():
-            run = trial.user_attrs[RUN]
-            values[run] = trial.value
-    return values
+        run = trial.user_attrs[RUN]
+        if run and trial.state.is_finished():
+            results[run] = TrialResult(trial.value, trial.user_attrs.get(ERROR, ""))
+    return results
 
 
-def tell(study: Study, trial: Trial, value: Any) -> None:
+def run_error(run: str, objective: str) -> str:
+    """Returns why a run that has ended has no value of the objective."""
+    result = _read_result(run)
+    if result.get("state") == "finished":
+        return f"{objective} is not a number"
+    return result.get("error") or "the run did not finish"
+
+
+def _read_result(run: str) -> dict[str, Any]:
+    """Returns result.json of a run; {} if there is none or it cannot be read."""
+    try:
+        return read_result(Path(run))
+    except VggexpError:
+        return {}
+
+
+def tell(study: Study, trial: Trial, result: TrialResult) -> None:
     """Records the result of a trial. A value that is no finite number makes the trial a failure."""
     from optuna.trial import TrialState
 
-    if isinstance(value, int | float) and math.isfinite(value):
-        study.tell(trial.number, float(value))
-    else:
-        study.tell(trial.number, state=TrialState.FAIL)
+    if isinstance(result.value, int | float) and math.isfinite(result.value):
+        study.tell(trial.number, float(result.value))
+        return
+    if result.error:
+        # A stored trial has no method for it.
+        study._storage.set_trial_user_attr(trial._trial_id, ERROR, result.error)
+    study.tell(trial.number, state=TrialState.FAIL)
 
 
-def trial_runs(study: Study, axes: Axes) -> dict[str, list[str]]:
-    """Returns the overrides of each trial by run directory; `trial-7` if there was no run."""
-    runs = {}
-    for trial in proposed_trials(study):
-        run = trial.user_attrs[RUN]
-        if not run:
-            run = f"trial-{trial.number + 1}"
-        runs[run] = trial_overrides(axes, trial.params)
-    return runs
+def trial_jobs(study: Study, axes: Axes) -> list[SweepJob]:
+    """Returns one job for each run of the search; a trial without a run is named `trial-7`."""
+    jobs = {}
+    for position, trial in enumerate(proposed_trials(study), 1):
+        folder = Path(trial.user_attrs[RUN] or f"trial-{position}")
+        config = load_config(folder) if (folder / CONFIG).exists() else None
+        overrides = trial_overrides(axes, trial.params)
+        jobs[folder] = SweepJob(overrides, folder, config, trial.user_attrs.get(ERROR, ""))
+    return list(jobs.values())
 
 
 def trial_overrides(axes: Axes, params: Params) -> list[str]:
@@ -215,18 +280,20 @@ def trial_overrides(axes: Axes, params: Params) -> list[str]:
 
 def trial_line(study: Study, trial: Trial, axes: Axes, total: int) -> str:
     """Returns the line of a trial; once the trial has ended, with its value and the best value."""
-    number = trial.number + 1
-    overrides = "  ".join(trial_overrides(axes, trial.params))
-    line = f"trial {number} of {total}  {overrides}"
     trials = proposed_trials(study)
-    stored = next(other for other in trials if other.number == trial.number)
+    numbers = {}  # as printed: a repeated trial keeps its number
+    for position, other in enumerate(trials, 1):
+        numbers[other.number] = position
+    stored = trials[numbers[trial.number] - 1]
+    overrides = "  ".join(trial_overrides(axes, trial.params))
+    line = f"trial {numbers[trial.number]} of {total}  {overrides}"
     if not stored.state.is_finished():
         return line
     if stored.value is None:
-        line += "  failed"
+        line += f"  failed: {stored.user_attrs.get(ERROR, 'no value')}"
     else:
         line += f"  {stored.value:.4f}"
     if any(other.value is not None for other in trials):
         best = study.best_trial
-        line += f"  best {best.value:.4f} (trial {best.number + 1})"
+        line += f"  best {best.value:.4f} (trial {numbers[best.number]})"
     return line

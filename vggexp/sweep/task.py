@@ -45,34 +45,39 @@ class HydraTask:
       unchanged, and the local launcher reads the exit code of each of its processes.
 
     Hydra gives the task to its sweeper and its launcher. They read the jobs of a checked grid
-    from it.
+    from it, and leave the errors of the jobs in `errors`.
     """
 
     def __init__(self, configs: Mapping[tuple[str, ...], Config] | None = None):
         """Takes the checked configurations of a grid by overrides (`GridSweep.configs`)."""
         self.configs = configs or {}
+        self.errors: dict[tuple[str, ...], str] = {}  # of failed jobs, by overrides
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves out the configurations: a launcher may pickle the task once for each job."""
-        return {"configs": {}}
+        return {"configs": {}, "errors": {}}
 
     def __call__(self, node: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
         overrides = list(hydra_config.overrides.task)
         in_sweep = hydra_config.mode == RunMode.MULTIRUN
         launcher = hydra_config.runtime.choices.get("hydra/launcher")
+        code: int | None = None  # of a job that needs no training in this process
         try:
             config = validate_node(node)  # checks also the jobs that a search has just made
             folder = records.run_dir(config)  # before training: with resume=never it is a new one
-            if in_sweep:
-                code = _train_sweep_job(config, overrides, folder, launcher)
-            else:
-                code = train_job(config, overrides)
-            if code == 0:
-                return read_result(folder).get(config.sweep.objective)
+            if in_sweep and launcher != "local":
+                code = _code_without_training(config, overrides, folder, launcher)
         except VggexpError as error:
+            self.errors[tuple(overrides)] = str(error)
             report_error(error, should_report_error)
             code = error.exit_code
+        if code is None:
+            code = train_job(config, overrides, in_sweep)  # prints its own errors
+            if in_sweep and code == 128 + signal.SIGTERM:
+                requeue_if_preempted()
+        if code == 0:
+            return read_result(folder).get(config.sweep.objective)
         if in_sweep and launcher != "local" and code < 128:
             return None
         raise SystemExit(code)
@@ -106,27 +111,25 @@ def run_hydra(command: compose.Command, *overrides: str, task: HydraTask | None 
     return 0
 
 
-def _train_sweep_job(
+def _code_without_training(
     config: Config, overrides: Sequence[str], folder: Path, launcher: str | None
-) -> int:
-    """Trains a job of a sweep, unless it failed before.
+) -> int | None:
+    """Returns the exit code of a job that failed before, or that a child process has trained.
 
     Returns:
-        The exit code, or minus the signal that killed the job.
+        The exit code, or minus the signal that killed the child; None for a job that this
+        process has to train.
     """
-    if launcher != "local" and _already_failed(config, folder):
+    if _already_failed(config, folder):
         return 1
     shares_process = launcher in SHARED_PROCESS_LAUNCHERS
     if shares_process and records.finished_result(config) is None:
         return _train_in_child(config, overrides)
-    code = train_job(config, overrides, in_sweep=True)
-    if code == 128 + signal.SIGTERM:
-        requeue_if_preempted()
-    return code
+    return None
 
 
 def _already_failed(config: Config, folder: Path) -> bool:
-    if config.sweep.retry_failed or read_result(folder).get("state") != "failed":
+    if config.sweep.retry_failed or records.own_result(config, folder).get("state") != "failed":
         return False
     reason = f"({RESULT} has the reason; sweep.retry_failed=true tries again)"
     print_text(f"failed before: {folder} {reason}")

@@ -1,0 +1,146 @@
+"""Tests that the images of a folder, and not its path, are part of which run it is."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import TINY, write_images
+from vggexp.config.compose import parse_command
+from vggexp.config.run_id import run_name
+from vggexp.data import image_folder
+from vggexp.errors import DataError
+from vggexp.runs.data_source import check_pinned_data, pin_data
+from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep
+
+FOLDER = ["data=image_folder", "data.resize=32", "data.batch_size=4", "data.workers=0"]
+FOLDER += ["arch=lenet", "device.threads=1", "train.epochs=1", "data.val_fraction=0.25"]
+
+
+@pytest.fixture
+def folders(tmp_path, monkeypatch):
+    """Folder a; b with other images under the same names; c, a copy of a."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    counts = {"train": 8, "test": 4}
+    write_images(tmp_path / "a", counts, lambda _: (32, 32), "bmp")
+    shutil.copytree("a", "c")
+    shutil.copytree("a", "b")
+    image = tmp_path / "b/train/cat/0.bmp"
+    content = bytearray(image.read_bytes())
+    content[-1] ^= 1  # one bit of one pixel
+    image.write_bytes(content)
+
+
+def config(root, *overrides):
+    argv = [*FOLDER, f"data.root={root}", "device=cpu", *overrides]
+    return pin_data(compose_run(parse_command(argv)))
+
+
+def test_the_images_make_the_name(folders):
+    assert run_name(config("a")) != run_name(config("b"))
+    assert run_name(config("a")) == run_name(config("c"))
+    assert run_name(config("a")) == run_name(config(Path("a").resolve()))
+
+
+def test_a_hash_in_the_configuration_is_checked(folders):
+    digest = config("a").data.sha256
+    assert config("c", f"data.sha256={digest}").data.sha256 == digest
+    with pytest.raises(DataError, match=f"data.root=b: .* not data.sha256={digest}"):
+        config("b", f"data.sha256={digest}")
+
+
+def test_images_that_change_while_a_run_starts_are_refused(folders):
+    pinned = config("a")
+    check_pinned_data(pinned, image_folder.index_folder(Path("a")).fingerprint)
+    with pytest.raises(DataError, match=r"data\.root=a: has changed while the run started"):
+        check_pinned_data(pinned, image_folder.index_folder(Path("b")).fingerprint)
+
+
+def test_other_data_sets_stay_as_they_are():
+    synthetic = compose_run(parse_command(TINY))
+    assert pin_data(synthetic) is synthetic
+
+
+@pytest.mark.process
+def test_other_images_are_another_run(folders, command):
+    for root, is_finished in (("a", False), ("b", False), ("a", True), ("c", True)):
+        code, out, err = command(*FOLDER, f"data.root={root}")
+        assert (code, err) == (0, "")
+        assert out.startswith("already finished: ") == is_finished
+    assert len(list(Path("outputs").iterdir())) == 2
+
+
+@pytest.mark.process
+def test_a_name_that_belongs_to_other_images_is_refused(folders, command):
+    assert command(*FOLDER, "data.root=a", "run.name=mine")[0] == 0
+    code, out, err = command(*FOLDER, "data.root=b", "run.name=mine")
+    assert (code, out) == (4, "")
+    assert "(data.sha256: run has " in err
+    assert "its images were those of data.root=a; choose another run.name or resume=force" in err
+    assert err.count("\n") == 1
+    code, out, _ = command(*FOLDER, "data.root=b", "run.name=mine", "resume=force")
+    assert code == 0
+    assert "warning: continuing, but data.sha256: run has " in out
+    assert command(*FOLDER, "data.root=b", "run.name=mine")[1].startswith("already finished")
+
+
+@pytest.mark.process
+def test_a_run_of_version_0_1_0_is_compared_by_names_and_sizes(folders, command):
+    assert command(*FOLDER, "data.root=a", "run.name=mine")[0] == 0
+    forget_contents(Path("outputs/mine"))
+    code, out, err = command(*FOLDER, "data.root=c", "run.name=mine")
+    assert (code, err) == (0, "")
+    assert "continued after step " in out
+    forget_contents(Path("outputs/mine"))
+    Path("b/train/cat/9.bmp").write_bytes(Path("a/train/cat/1.bmp").read_bytes())
+    code, _, err = command(*FOLDER, "data.root=b", "run.name=mine")
+    assert code == 4
+    assert "the data has changed since this run began (test, train)" in err
+
+
+def forget_contents(run_dir):
+    """Makes a run directory one of version 0.1.0, which hashed names and sizes."""
+    import yaml
+
+    from vggexp.training import checkpoint
+
+    index = image_folder.index_folder(Path("a"))
+    text = yaml.safe_load((run_dir / "config.yaml").read_text())
+    del text["data"]["sha256"]
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(text))
+    environment = json.loads((run_dir / "env.json").read_text())
+    environment["data"] = index.earlier_fingerprint
+    (run_dir / "env.json").write_text(json.dumps(environment))
+    for path in (run_dir / "checkpoints").glob("*.pt"):
+        saved = checkpoint.load(path)
+        saved["data"] = index.earlier_fingerprint
+        saved["identity"].pop("data.sha256", None)
+        checkpoint.save(path, saved)
+
+
+@pytest.mark.process
+def test_a_sweep_trains_on_each_folder(folders, command):
+    code, out, _ = command("-m", *FOLDER, "data.root=a,b")
+    assert code == 0
+    assert out.count("\nstarted ") + out.startswith("started ") == 2
+    rows = [line.split() for line in out.splitlines() if line.startswith("|")]
+    assert rows[0][1] == "data.root"
+    assert {row[1] for row in rows[2:]} == {"a", "b"}
+    assert len(list(Path("outputs").glob("*/result.json"))) == 2
+    code, _, err = command("-m", *FOLDER, "data.root=a,c")
+    assert code == 2
+    assert "they are the same run" in err
+
+
+def test_a_search_over_folders_is_named_after_their_contents(folders):
+    def name():
+        axis = ["-m", "hydra/sweeper=optuna", "data.root=a,b"]
+        search = parse_command([*FOLDER, *axis])
+        return expand_sweep(search, compose_outline(search)).name
+
+    before = name()
+    assert name() == before
+    Path("b/train/cat/1.bmp").write_bytes(Path("b/train/cat/2.bmp").read_bytes())
+    assert name() != before
