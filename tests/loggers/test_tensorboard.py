@@ -154,8 +154,9 @@ def test_a_link_among_the_event_files_is_not_followed(open_logger, tmp_path):
 def test_each_point_is_shown_once_while_both_files_exist(open_logger, tmp_path, monkeypatch):
     open_logger(tmp_path).epoch(row(1))
     warnings = []
-    monkeypatch.setattr("os.open", lambda *_, **__: (_ for _ in ()).throw(OSError("no")))
+    monkeypatch.setattr("pathlib.Path.lstat", lambda _: (_ for _ in ()).throw(OSError("no")))
     open_logger(tmp_path, [row(1)], warnings.append)
+    monkeypatch.undo()
     assert all(event_files(tmp_path).values())
     assert len(event_files(tmp_path)) == 2
     assert len(warnings) == 1

@@ -74,9 +74,7 @@ def test_many_classes_have_a_table_of_mistakes_in_place_of_a_matrix(tmp_path):
     labels = np.arange(300)
     labels[:2] = 299
     np.savez(tmp_path / "predictions.npz", scores=probs, labels=labels)
-    html = section_of(
-        tmp_path, "data=synthetic", "data.classes=300", "data.images=1500", "data.batch_size=128"
-    )
+    html = section_of(tmp_path, "data=synthetic", "data.classes=300", "data.images=3000")
     assert "The most frequent mistakes of 300 classes." in html
     assert html.count("<td>299</td>") == 4  # the two confused pairs, and the two worst mistakes
     assert len(html) < 5000

@@ -13,8 +13,9 @@ import pytest
 
 from tests.conftest import TINY
 from vggexp.config.compose import parse_command
+from vggexp.config.keys import to_plain
 from vggexp.errors import InUseError, ResourceError, StoppedError
-from vggexp.runs.directory import read_result, write_result
+from vggexp.runs.directory import read_result, write_metadata, write_result
 from vggexp.sweep import pool
 from vggexp.sweep.expand import compose_run
 from vggexp.sweep.pool import last_error_line, make_job, make_slots, run_pool
@@ -156,7 +157,7 @@ def test_a_failure_has_a_line_a_log_and_a_row(tmp_path):
 @pytest.fixture
 def run_job(tmp_path):
     """run_job(perform) runs one job, whose process calls perform(run directory) -> result."""
-    config = compose_run(parse_command([*TINY, "device=cpu", f"run.root={tmp_path}"]))
+    config = job_config(tmp_path)
 
     def run(perform):
         job = make_job(0, config)
@@ -167,8 +168,13 @@ def run_job(tmp_path):
     return run
 
 
+def job_config(root):
+    return compose_run(parse_command([*TINY, "device=cpu", f"run.root={root}"]))
+
+
 def finish(folder):
     folder.mkdir(exist_ok=True)
+    write_metadata(folder, to_plain(job_config(folder.parent)), [], {})
     write_result(folder, "finished", **{"val/accuracy": 0.5})
     return 0
 

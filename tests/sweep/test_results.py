@@ -133,7 +133,7 @@ def test_a_run_that_cannot_be_read_is_a_failed_row(tmp_path):
     (tmp_path / "a/result.json").write_text("{")
     (row,) = write_sweep_table([job], "val/accuracy", tmp_path)
     assert row["state"] == "failed"
-    assert "result.json: cannot be read" in row["error"]
+    assert "result.json: not JSON" in row["error"]
 
 
 @pytest.mark.parametrize(
