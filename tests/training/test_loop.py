@@ -203,7 +203,7 @@ def test_divergence_names_its_epoch_and_batch(epoch, batch, lr):
 def test_divergence_at_rate_zero_suggests_a_rate_above_zero():
     cycle = {"peak_fraction": 0.3, "initial_factor": 0.1, "final_factor": 0}
     state = make_state(schedule=make_schedule("onecycle", lr=0.04, epochs=1, **cycle))
-    with pytest.raises(DivergedError, match="with lr 0; try optimizer.lr=0.004 or"):
+    with pytest.raises(DivergedError, match=r"with lr 0; try optimizer\.lr=0\.004 or"):
         run_training(state, batches=Blobs(nonfinite=(0, 2)), epochs=1)
 
 
