@@ -1,5 +1,7 @@
 """Resizing agrees with torchvision. Each augmentation keeps its range and draws for each image."""
 
+import math
+
 import pytest
 import torch
 from torchvision.transforms.v2 import functional as torchvision
@@ -253,6 +255,50 @@ def test_a_color_shift_has_the_standard_deviation_of_the_pixels():
     shift = sample_augmentation(generator(0), 500, 28, 28, 28, Augment(color=0.1), basis).shift
     torch.testing.assert_close(shift[:, 0], shift[:, 1], atol=1e-5, rtol=0)
     torch.testing.assert_close(shift.std(0), 0.1 * pixels.std(1).float(), atol=0, rtol=0.1)
+
+
+def test_a_color_shift_is_drawn_along_each_principal_component():
+    """As cuda-convnet2: 0.1 standard deviations of each component, and not of its variance."""
+    images = random_images(50, 3)
+    images[:, 1] = images[:, 0] // 2 + images[:, 1] // 2
+    images[:, 2] = images[:, 2] // 8
+    pixels = images.double().transpose(0, 1).flatten(1) / 255
+    variances, components = torch.linalg.eigh(pixels.cov())
+    basis = color_basis(images)
+    changes = sample_augmentation(generator(0), 20_000, 28, 28, 28, Augment(color=0.1), basis)
+    drawn = changes.shift.double() @ components
+    torch.testing.assert_close(drawn.std(0), 0.1 * variances.sqrt(), atol=0, rtol=0.02)
+    assert (drawn.T.corrcoef() - torch.eye(3)).abs().max() < 0.03
+    assert drawn.std(0).max() / drawn.std(0).min() > 5
+
+
+def assert_uniform(draws, low, high):
+    """Compares the quantiles with those of a uniform distribution."""
+    shares = torch.linspace(0.05, 0.95, 19, dtype=torch.float64)
+    expected = low + (high - low) * shares
+    actual = draws.double().quantile(shares)
+    torch.testing.assert_close(actual, expected, atol=0.02 * (high - low), rtol=0)
+
+
+def test_windows_are_drawn_uniformly():
+    uniform = torch.rand(20_000, 11, generator=generator(0, "windows"))
+    window = crop_windows(uniform, 300, 300, 224, Augment(scale=(1.143, 2.286)))
+    assert_uniform(window.height, 256, 512)
+    assert_uniform(window.top / (window.height - 224), 0, 1)
+    assert_uniform(window.left / (window.width - 224), 0, 1)
+    shifts = crop_windows(uniform, 32, 32, 32, Augment(crop=4)).left
+    torch.testing.assert_close(
+        (shifts + 4).bincount() / 20_000, torch.full((9,), 1 / 9), atol=0.01, rtol=0
+    )
+
+
+def test_erased_boxes_are_drawn_as_by_torchvision():
+    box = erase_boxes(torch.rand(20_000, 5, generator=generator(0, "boxes")), 1000, 1)
+    height, width = (box[:, 2:] - box[:, :2]).double().unbind(1)
+    assert_uniform(height * width / 1000**2, 0.02, 0.4)
+    assert_uniform((height / width).log(), -math.log(1 / 0.3), math.log(1 / 0.3))
+    assert_uniform(box[:, 0] / (1001 - height), 0, 1)
+    assert_uniform(box[:, 1] / (1001 - width), 0, 1)
 
 
 def test_a_color_shift_needs_a_basis():

@@ -126,7 +126,7 @@ def test_batch_norm_of_large_batches_is_exact_on_a_cpu():
     images = make_images((128, 8, 48, 48))
     exact = batch_norm_results(nn.BatchNorm2d(8).double(), images.double())
     assert largest_error(batch_norm_results(BatchNorm2d(8), images), exact) < 2e-6
-    # torch's own kernel: if this fails, torch is mended and ours may go.
+    # torch's own kernel: if this fails, torch has changed and ours may go.
     assert largest_error(batch_norm_results(nn.BatchNorm2d(8), images), exact) > 1e-4
 
 

@@ -233,13 +233,20 @@ def test_it_learns():
 @pytest.mark.parametrize(("epoch", "batch", "lr"), [(0, 0, 0.04), (1, 2, 0.04), (2, 1, 0.02)])
 def test_divergence_names_its_epoch_and_batch(epoch, batch, lr):
     state = make_state(schedule=make_schedule("step", lr=0.04, milestones=[2], gamma=0.5))
-    message = rf"at epoch {epoch + 1} batch {batch + 1} with lr {lr}; .*lr={lr / 10} or"
+    message = rf"at epoch {epoch + 1} batch {batch + 1} with lr {lr}; try optimizer.lr=0.004 or"
     with pytest.raises(DivergedError, match=message):
         run_training(state, batches=Blobs(nonfinite=(epoch, batch)))
     assert state.epoch == epoch
     assert state.step == 3 * epoch + batch
     assert len(state.history) == epoch
     assert all(weight.isfinite().all() for weight in state.model.parameters())
+
+
+def test_divergence_at_rate_zero_suggests_a_rate_above_zero():
+    cycle = {"peak_fraction": 0.3, "initial_factor": 0.1, "final_factor": 0}
+    state = make_state(schedule=make_schedule("onecycle", lr=0.04, epochs=1, **cycle))
+    with pytest.raises(DivergedError, match=r"with lr 0; try optimizer\.lr=0\.004 or"):
+        run_training(state, batches=Blobs(nonfinite=(0, 2)), epochs=1)
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(None, 7), (1, 3), (2, 6), (3, 7)])

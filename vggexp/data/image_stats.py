@@ -24,8 +24,13 @@ def color_basis(images: Tensor) -> Tensor:
     """Returns the square root [C, C] of the colors' covariance.
 
     Normal draws times the basis vary as the pixels of 0..1 do. They are shifts along the principal
-    components (Krizhevsky et al. 2012, section 4.1), each in units of its standard deviation. With
-    one channel they change the brightness.
+    components, each in units of its standard deviation. With one channel they change the
+    brightness.
+
+    Source: Krizhevsky et al. 2012, section 4.1. Its text multiplies by the eigenvalue, a variance,
+    whose size depends on the unit of the pixels: for pixels of 0..255, a tenth of the first one is
+    1,000 to 2,000. The author's program cuda-convnet2 (convdata.py, `pca_stdevs`) multiplies by the
+    standard deviation, as here. It then divides the image by 1.1, which is not done here.
     """
     _, covariance = _mean_and_covariance(images)
     values, vectors = torch.linalg.eigh(covariance)

@@ -19,7 +19,9 @@ from torch.nn import functional
 # Uniform draws for each image, used or not: enabling one operation leaves the draws of the
 # others as they are. Column 0: scale. 1, 2: position. 3, 4: shift. 5: flip. 6 to 10: erasing.
 DRAWS_PER_IMAGE = 11
-ERASED_AREA = (0.02, 0.4)  # share of the image; Zhong et al. 2020 (arXiv:1708.04896), table 2
+# Ranges of Zhong et al. 2020 (arXiv:1708.04896), table 2. The draws are those of torchvision's
+# RandomErasing: uniform in the area and in the logarithm of the aspect.
+ERASED_AREA = (0.02, 0.4)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height over width
 
 
@@ -28,7 +30,8 @@ class Augment(NamedTuple):
 
     Sources: He et al. 2016 (arXiv:1512.03385), section 4.2, for `crop`; Simonyan and Zisserman
     2015 (arXiv:1409.1556), section 3.1, for `scale`; Krizhevsky et al. 2012, section 4.1, for
-    `color`; Zhong et al. 2020 (arXiv:1708.04896) for `erase`.
+    `color`, in standard deviations as in its author's program (see `image_stats.color_basis`);
+    Zhong et al. 2020 (arXiv:1708.04896) for `erase`, in torchvision's form (see `erase_boxes`).
     """
 
     flip: float = 0  # probability
@@ -393,7 +396,10 @@ def _filters(
 def erase_boxes(uniform: Tensor, size: int, probability: float) -> Tensor:
     """Computes boxes as in AugmentParams from uniform draws [B, 5]; a box may be empty.
 
-    The paper draws again until a box fits. Here the aspect is limited to values that fit.
+    Area and aspect are drawn as by torchvision's RandomErasing: the mean area is 0.21 of the image.
+    The paper draws the aspect uniformly, and a corner anywhere, again and again until the box lies
+    in the image: its mean area is 0.14. Here the corner is drawn where the box fits, and the aspect
+    is limited to values that fit.
     """
     chosen, area, aspect, *corner = uniform.unbind(1)
     smallest, largest = ERASED_AREA

@@ -366,7 +366,7 @@ def raise_if_diverged(state: TrainState, guard: NonFiniteGuard) -> None:
     lr = state.schedule.at(step)
     raise DivergedError(
         f"the loss or its gradient is not finite at epoch {epoch + 1} batch {batch + 1} "
-        f"with lr {lr:g}; try optimizer.lr={lr / 10:g} or train.clip_norm=1"
+        f"with lr {lr:g}; try optimizer.lr={state.schedule.lr / 10:g} or train.clip_norm=1"
     )
 
 
