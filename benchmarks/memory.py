@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from vggexp import plan
 from vggexp.config import compose
-from vggexp.config.derived import input_spec
+from vggexp.config.derived import input_spec, tensor_bytes
 from vggexp.config.schema import Config
 from vggexp.runner import build
 from vggexp.runner.hardware import setup_device
@@ -131,7 +131,7 @@ def make_step(config: Config) -> tuple[Callable[[], None], Callable[[], int]]:
 def measure(config: Config) -> PeakMemory:
     step, allocated_bytes = make_step(config)
     step()  # creates the optimizer's state
-    estimate = plan.plan_costs(config).memory_bytes["total"] or 0
+    estimate = tensor_bytes(config)["total"] or 0
     tensors = tensor_peak(step, allocated_bytes())
     allocator = allocated_bytes() + allocator_peak(step)
     return PeakMemory(estimate, tensors, allocator)
