@@ -31,9 +31,9 @@ DESCRIPTION = """Prints shapes, parameters, multiply-adds, memory and disk of a 
 Takes the overrides of a run. Builds and writes nothing, and reads no image. Of the hardware only
 the processor and its memory count. The memory is an estimate for one process. On a GPU it is that
 of the tensors of a training step; CUDA itself and workspaces come in addition. On a CPU it is all
-that is resident: also what convolutions need beside the tensors (at most as much as the
-activations), the images and the workers, and the libraries. It was 0 to 12 % above what was
-measured. The disk is that of the checkpoints; predictions, logs and images come in addition.
+that is resident: also scratch memory and holes in the heap (0.3 of the tensors), the images and the
+workers, and the libraries. It was between 3 % below and 13 % above what was measured. The disk is
+that of the checkpoints; predictions, logs and images for TensorBoard come in addition.
 """
 
 Row = tuple[str, ...]  # the cells of a table

@@ -153,9 +153,8 @@ def memory_bytes(config: Config) -> dict[str, int | None]:
     memory = tensor_bytes(config)
     if config.device.name == "cuda":
         return memory
-    del memory["total"]
-    activations = memory["activations"] or 0
-    memory["workspaces"] = int(costs.WORKSPACE_SHARE * activations)
+    tensors = memory.pop("total") or 0
+    memory["workspaces"] = int(costs.WORKSPACE_SHARE * tensors)
     memory["data"] = _data_bytes(config)
     memory["libraries"] = costs.LIBRARY_BYTES
     memory["total"] = sum(size or 0 for size in memory.values())

@@ -12,13 +12,14 @@ Layers = Sequence[Layer]
 FLOAT_BYTES = 4
 INDEX_BYTES = 8  # of torch's pooling
 FUSED_INDEX_BYTES = 1  # of the kernels of vggexp.models.triton_ops
-# What a process holds besides tensors on a CPU, measured (benchmarks/memory.md). LIBRARY_BYTES is
-# Python with torch and all other libraries. WORKER_BYTES is what a worker does not share.
-LIBRARY_BYTES = 600_000_000
+# What a process on a CPU holds besides tensors, measured on Linux with torch 2.14, as
+# tests/test_plan.py does. LIBRARY_BYTES is Python with all libraries, WORKER_BYTES what a worker
+# does not share.
+LIBRARY_BYTES = 640_000_000
 WORKER_BYTES = 60_000_000
-# Reordered copies and scratch memory of a convolution, and holes in the heap, relative to the
-# activations: 0.4 to 0.95 was measured.
-WORKSPACE_SHARE = 1
+# Scratch memory of convolutions, and holes in the heap, relative to the tensors of a step.
+# In 14 runs the share was 0 to 0.32.
+WORKSPACE_SHARE = 0.3
 BATCH_COPIES = 3  # of a batch in fp32, while it is resized and normalized
 KEEP_NEWEST = 2  # checkpoints that are kept besides the best one
 # Largest number of bytes of a checkpoint file besides the values of its tensors.
