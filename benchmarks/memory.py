@@ -1,10 +1,10 @@
 """python -m benchmarks.memory [--out FILE]: the memory of a training step, estimated and measured.
 
-The estimate is that of `vggexp.plan`. The second step of each configuration is measured twice on
-the CPU: the tensors that torch's operators create, which the plan counts, and everything that
-torch's allocator hands out, with the workspaces that libraries take inside an operator. Neither is
-resident memory: the libraries of a process take several hundred MB of it, and it keeps freed
-pages. Prints a table; --out writes the table. About two minutes on two cores, and at most 6 GB.
+The estimate is that of `vggexp.plan` for the tensors. The second step of each configuration is
+measured twice on the CPU: the tensors that torch's operators create, and everything that torch's
+allocator hands out, with the workspaces that it gives to libraries. Neither is resident memory,
+which `vggexp.plan` also estimates and tests/test_plan.py measures. Prints a table; --out writes
+the table. About two minutes on two cores, and at most 6 GB.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 
 from vggexp import plan
 from vggexp.config import compose
-from vggexp.config.derived import input_spec
+from vggexp.config.derived import input_spec, tensor_bytes
 from vggexp.config.schema import Config
 from vggexp.runner import build
 from vggexp.runner.hardware import setup_device
@@ -131,7 +131,7 @@ def make_step(config: Config) -> tuple[Callable[[], None], Callable[[], int]]:
 def measure(config: Config) -> PeakMemory:
     step, allocated_bytes = make_step(config)
     step()  # creates the optimizer's state
-    estimate = plan.plan_costs(config).memory_bytes["total"] or 0
+    estimate = tensor_bytes(config)["total"] or 0
     tensors = tensor_peak(step, allocated_bytes())
     allocator = allocated_bytes() + allocator_peak(step)
     return PeakMemory(estimate, tensors, allocator)
@@ -181,9 +181,9 @@ def format_page(rows: Iterator[str]) -> str:
     table = "\n".join(rows)
     return f"""# The memory of a training step
 
-MB at the peak of the second step on a CPU. "Estimate" is the value of `vggexp.plan`. "Tensors" is
-the output of torch's operators. "With workspaces" is all that torch's allocator hands out, also
-inside an operator. "Off by" is the error of the estimate.
+MB at the peak of the second step on a CPU. "Estimate" is the value of `vggexp.plan` for the
+tensors. "Tensors" is the output of torch's operators. "With workspaces" is all that torch's
+allocator hands out, also inside an operator. "Off by" is the error of the estimate.
 
 | configuration | format | estimate | tensors | off by | with workspaces | off by |
 |---|---|---:|---:|---:|---:|---:|

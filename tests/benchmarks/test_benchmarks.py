@@ -12,7 +12,7 @@ from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.rows import Setting
 from benchmarks.peers.contender import contenders
-from vggexp import plan
+from vggexp.config.derived import expected_precision, tensor_bytes
 from vggexp.system.cpu import supports_bf16
 
 
@@ -70,10 +70,10 @@ def test_a_contender_uses_bf16_if_the_cpu_supports_it(bf16, count, bf16_count):
 def test_the_memory_of_a_step(tmp_path):
     overrides = "data=synthetic arch=lenet data.batch_size=32"
     (row,) = run_benchmark(tmp_path, "memory", f"--case={overrides}")
-    costs = plan.plan_costs(memory.compose_config(overrides))
+    config = memory.compose_config(overrides)
     assert row[0] == overrides
-    assert row[1] == costs.precision
-    assert row[2] == f"{costs.memory_bytes['total'] / 1e6:,.0f}"
+    assert row[1] == expected_precision(config.device)
+    assert row[2] == f"{tensor_bytes(config)['total'] / 1e6:,.0f}"
 
 
 SMALL = "data=synthetic data.batch_size=16 arch.width=0.25 arch.hidden=[64]"
@@ -110,7 +110,7 @@ def estimate_over_measured(config):
     """Returns the ratio without the workspaces of libraries."""
     step, allocated_bytes = memory.make_step(config)
     step()  # creates the optimizer's state
-    estimate = plan.plan_costs(config).memory_bytes["total"]
+    estimate = tensor_bytes(config)["total"]
     return estimate / memory.tensor_peak(step, allocated_bytes())
 
 

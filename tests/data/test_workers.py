@@ -66,7 +66,7 @@ def test_workers_ignore_the_stop_signals(streaming_loader, new_workers):
 
 
 EXIT_IN_AN_EPOCH = """
-import multiprocessing, pathlib, sys, torch
+import multiprocessing, os, pathlib, signal, sys, torch
 from vggexp.data.loaders import StreamingLoader
 from vggexp.data.transforms import Preprocess
 paths = sorted(pathlib.Path(sys.argv[1]).iterdir())
@@ -76,18 +76,22 @@ cpu = torch.device("cpu")
 loader = StreamingLoader(paths, labels, preprocess, batch_size=2, device=cpu, workers=2)
 for images, labels in loader.train(0):
     print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-    raise SystemExit(3)
+    if sys.argv[2] == "exit":
+        raise SystemExit(3)
+    os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def test_no_worker_outlives_its_parent(paths):
-    command = [sys.executable, "-c", EXIT_IN_AN_EPOCH, str(paths[0].parent)]
+@pytest.mark.parametrize(("end", "code"), [("exit", 3), ("kill", -signal.SIGKILL)])
+def test_no_worker_outlives_its_parent(end, code, paths):
+    command = [sys.executable, "-c", EXIT_IN_AN_EPOCH, str(paths[0].parent), end]
     process = subprocess.run(command, capture_output=True, text=True, timeout=60)
-    assert process.returncode == 3
+    assert process.returncode == code
     assert process.stderr == ""
     pids = [int(pid) for pid in process.stdout.split()]
     assert len(pids) == 2
-    assert not any(map(is_alive, pids))
+    if end == "exit":  # after a kill, `run` has waited until each worker has closed its output
+        assert not any(map(is_alive, pids))
 
 
 @pytest.mark.parametrize("received", [0, 1])

@@ -3,8 +3,10 @@
 import pytest
 import torch
 
+from tests.factories import make_model, make_state, run_training
 from vggexp.models.costs import disk_bytes, memory_bytes, optimizer_states
 from vggexp.models.shapes import Block, vgg_layers
+from vggexp.training.checkpoint_manager import CheckpointManager
 
 
 def make_layers(*hidden, norm="none", convs=1):
@@ -95,11 +97,24 @@ def test_unknown_optimizer_states_are_left_out():
     assert total == sum(size for size in memory.values() if size is not None)
 
 
-def test_disk():
-    assert disk_bytes(make_layers(4096), optimizer_states=2, ema=True) == {
-        "checkpoint": 16 * WEIGHTS,
-        "weights": 4 * WEIGHTS,
-    }
+@pytest.mark.parametrize("norm", ["none", "batch"])
+@pytest.mark.parametrize("ema", [None, 0.9])
+@pytest.mark.parametrize(("optimizer", "states"), [("SGD", 0), ("AdamW", 2), ("Adagrad", 1)])
+def test_a_checkpoint_is_not_larger_than_its_estimate(tmp_path, norm, ema, optimizer, states):
+    model = make_model(norm=norm, hidden=(512,))
+    state = make_state(model, getattr(torch.optim, optimizer), ema_decay=ema)
+    run_training(state, epochs=3)
+    facts = {"classes": ["a class with a name"] * 4, "mean": None, "std": None}
+    manager = CheckpointManager(tmp_path / "checkpoints", "all", 5, facts)
+    manager.save(state)
+    manager._write(0, {"weights": model.state_dict()})
+    layers = vgg_layers([Block(1, 8)], norm, (512,), 1.0, in_channels=1, size=4, classes=4)
+    bytes_at_most = disk_bytes(
+        layers, optimizer_states=states, ema=ema is not None, classes=4, epochs=3
+    )
+    checkpoint = manager.path(state.step).stat().st_size
+    assert 0.6 * bytes_at_most["checkpoint"] < checkpoint <= bytes_at_most["checkpoint"]
+    assert manager.path(0).stat().st_size <= bytes_at_most["weights"]
 
 
 @pytest.mark.parametrize(

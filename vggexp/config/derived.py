@@ -111,13 +111,20 @@ def training_macs(config: Config) -> int:
 
 
 def disk_bytes(config: Config) -> dict[str, int]:
-    """Returns the bytes of one `checkpoint`, of the `weights` alone, and of the whole `run`.
+    """Returns the most bytes of a `checkpoint`, of the `weights` alone, and of a `run`.
 
-    The run's figure is the largest that the run needs at any time.
+    The run's figure is that of all its checkpoints at any time, with train.keep=all without those
+    inside an epoch, whose number depends on the speed. What else a run writes, such as predictions
+    and images for TensorBoard, comes in addition.
     """
     train = config.train
-    states = costs.optimizer_states(config.optimizer.name, config.optimizer.arguments)
-    sizes = costs.disk_bytes(layers(config), optimizer_states=states, ema=train.ema is not None)
+    sizes = costs.disk_bytes(
+        layers(config),
+        optimizer_states=costs.optimizer_states(config.optimizer.name, config.optimizer.arguments),
+        ema=train.ema is not None,
+        classes=input_spec(config).classes,
+        epochs=train.epochs,
+    )
     if train.keep == "all":
         checkpoints = train.epochs
     else:
@@ -128,8 +135,57 @@ def disk_bytes(config: Config) -> dict[str, int]:
     return {**sizes, "run": checkpoints * sizes["checkpoint"]}
 
 
+def disk_limit(config: Config, run_size: str) -> str:
+    """Returns how the size of a run's checkpoints is limited, as text after `run_size`."""
+    if config.train.keep == "all":
+        minutes = f"{config.train.checkpoint_minutes:g} minutes"
+        return f"{run_size}, and one more every {minutes} within an epoch"
+    return f"{run_size} at most"
+
+
 def memory_bytes(config: Config) -> dict[str, int | None]:
-    """Returns the bytes of a training step on one device, by part and in `total`.
+    """Returns the memory of a training process of one rank at its peak, by part and in `total`.
+
+    On CUDA this is the memory of the device, of which only tensors are counted. Otherwise it is
+    the resident memory of the process, with that of its workers. A part is None if it is unknown;
+    the total then leaves it out.
+    """
+    memory = tensor_bytes(config)
+    if config.device.name == "cuda":
+        return memory
+    tensors = memory.pop("total") or 0
+    memory["workspaces"] = int(costs.WORKSPACE_SHARE * tensors)
+    memory["data"] = _data_bytes(config)
+    memory["libraries"] = costs.LIBRARY_BYTES
+    memory["total"] = sum(size or 0 for size in memory.values())
+    return memory
+
+
+def _data_bytes(config: Config) -> int | None:
+    """Returns the bytes of the images in memory, of a batch, and of the workers."""
+    data = config.data
+    spec = input_spec(config)
+    batch_size = ceil(data.batch_size / (config.device.processes or 1))
+    batch = batch_size * spec.channels * spec.size**2
+    batches = costs.BATCH_COPIES * costs.FLOAT_BYTES * batch
+    if isinstance(data, ImageFolder):
+        if data.cache != "none":
+            return None
+        # Each of the three parts (training, validation, test) has workers; a worker holds a batch.
+        return batches + 3 * data.workers * (costs.WORKER_BYTES + 2 * batch)
+    if isinstance(data, Synthetic):
+        image = data.channels * data.size**2
+        loaded = data.images + data.images // 5
+    else:
+        info = DATASETS[data.name]
+        image = info.channels * info.size**2
+        loaded = info.train_images + info.test_images
+    selected = (spec.train_images or 0) + (spec.val_images or 0)  # a copy
+    return batches + image * (loaded + selected)
+
+
+def tensor_bytes(config: Config) -> dict[str, int | None]:
+    """Returns the bytes of the tensors of a training step on one device, by part and in `total`.
 
     See vggexp.models.costs.memory_bytes.
     """

@@ -7,7 +7,7 @@ from vggexp.config.derived import input_spec, layers, memory_bytes, spatial_ops
 from vggexp.config.schema import Config, ImageFolder, Optimizer, Synthetic, Vgg
 from vggexp.data.catalog import DATASETS
 from vggexp.models import shapes
-from vggexp.system.cpu import ram_bytes
+from vggexp.system.cpu import available_bytes
 
 MAX_UPSCALE = 2  # times the sufficient size; a larger resize is mostly cost
 # Times the usual learning rate, from which a VGG without batch norm seldom learns.
@@ -37,11 +37,11 @@ def hints(
 
     Args:
         gpu_bytes: memory of the CUDA device; None if unknown.
-        host_bytes: memory of this machine; None: measured.
+        host_bytes: memory of this machine that the process may hold; None: measured.
     """
     available = gpu_bytes
     if config.device.name != "cuda":
-        available = ram_bytes() if host_bytes is None else host_bytes
+        available = available_bytes() if host_bytes is None else host_bytes
     return [
         *_learning_rate_hints(config),
         *_resize_hints(config),
@@ -105,16 +105,22 @@ def _memory_hints(
     config: Config,
     available: int | None,
 ) -> Iterator[Hint]:
-    needed = memory_bytes(config)["total"] or 0
+    needed = _needed_bytes(config)
     if available is None or needed <= available:
         return
     advice = "choose a smaller network"
     for override, smaller in _smaller_steps(config):
-        if (memory_bytes(smaller)["total"] or 0) <= available:
+        if _needed_bytes(smaller) <= available:
             advice = override
             break
-    gigabytes = f"{needed / 1e9:.1f} GB, there are {available / 1e9:.1f} GB"
-    yield Hint("memory", f"a step holds {gigabytes}; {advice}", "arithmetic")
+    gigabytes = f"{needed / 1e9:.1f} GB, and {available / 1e9:.1f} GB are free"
+    yield Hint("memory", f"training takes {gigabytes}; {advice}", "estimate of vggexp.plan")
+
+
+def _needed_bytes(config: Config) -> int:
+    """Returns the memory of a device: each rank has a GPU of its own, but shares the RAM."""
+    ranks = 1 if config.device.name == "cuda" else config.device.processes or 1
+    return ranks * (memory_bytes(config)["total"] or 0)
 
 
 def _smaller_steps(config: Config) -> Iterator[tuple[str, Config]]:

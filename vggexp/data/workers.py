@@ -124,7 +124,7 @@ class WorkerKilledError(Exception):
     """A worker process has ended."""
 
 
-# The ends of the pipes that this process holds.
+# The parent's ends of the pipes.
 _PIPES: weakref.WeakSet[Connection] = weakref.WeakSet()
 
 
@@ -142,10 +142,10 @@ class Worker:
 
     def __init__(self, decoder: Decoder):
         self._pipe, end = Pipe()
+        _PIPES.add(self._pipe)
         self.process = Process(target=_serve, args=(decoder, end), daemon=True)
         self.process.start()
         end.close()
-        _PIPES.add(self._pipe)
         self.request: DecodeRequest | None = None  # not answered yet
 
     def send(self, request: DecodeRequest) -> None:

@@ -12,7 +12,22 @@ Layers = Sequence[Layer]
 FLOAT_BYTES = 4
 INDEX_BYTES = 8  # of torch's pooling
 FUSED_INDEX_BYTES = 1  # of the kernels of vggexp.models.triton_ops
+# What a process on a CPU holds besides tensors, measured on Linux with torch 2.14, as
+# tests/test_plan.py does. LIBRARY_BYTES is Python with all libraries, WORKER_BYTES what a worker
+# does not share.
+LIBRARY_BYTES = 640_000_000
+WORKER_BYTES = 60_000_000
+# Scratch memory of convolutions, and holes in the heap, relative to the tensors of a step.
+# In 14 runs the share was 0 to 0.32.
+WORKSPACE_SHARE = 0.3
+BATCH_COPIES = 3  # of a batch in fp32, while it is resized and normalized
 KEEP_NEWEST = 2  # checkpoints that are kept besides the best one
+# Largest number of bytes of a checkpoint file besides the values of its tensors.
+FILE_BYTES = 16 << 10  # facts about the run, and counters
+TENSOR_BYTES = 512  # name, shape, and entry of the archive
+EPOCH_BYTES = 1 << 10  # metrics of an epoch
+CLASS_BYTES = 1 << 10  # the name of a class is up to 255 bytes, which may be escaped
+STATISTICS = 2  # of batch norm for each channel: mean and variance
 
 
 class MemoryAtLayer(NamedTuple):
@@ -222,14 +237,32 @@ def _frozen_memory(layer: Layer, precision_bytes: int, fused: bool) -> LayerMemo
 
 
 def disk_bytes(
-    layers: Iterable[Layer], *, optimizer_states: int | None, ema: bool
+    layers: Iterable[Layer],
+    *,
+    optimizer_states: int | None,
+    ema: bool,
+    classes: int = 0,
+    epochs: int = 0,
 ) -> dict[str, int]:
-    """Returns the fp32 bytes of a checkpoint (weights, optimizer, average) and of the weights."""
-    weights = parameters(layers) * FLOAT_BYTES
-    copies = 1 + (optimizer_states or 0)
-    if ema:
-        copies += 1
-    return {"checkpoint": weights * copies, "weights": weights}
+    """Returns the most bytes of a `checkpoint` (weights, optimizer, average) and of `weights`."""
+    rows = list(layers)
+    weights = parameters(rows) * FLOAT_BYTES
+    weight_tensors = 2 * sum(layer.parameters > 0 for layer in rows)
+    norms = [layer for layer in rows if layer.kind == "batch"]
+    buffers = sum(STATISTICS * layer.out_channels * FLOAT_BYTES for layer in norms)
+    buffer_tensors = (STATISTICS + 1) * len(norms)  # and the number of batches
+    models = 2 if ema else 1
+    states = optimizer_states or 0
+    step_counts = 1 if states else 0
+    tensors = models * (weight_tensors + buffer_tensors) + (states + step_counts) * weight_tensors
+    facts = FILE_BYTES + CLASS_BYTES * classes + EPOCH_BYTES * epochs
+    return {
+        "checkpoint": models * (weights + buffers)
+        + states * weights
+        + TENSOR_BYTES * tensors
+        + facts,
+        "weights": weights + buffers + TENSOR_BYTES * (weight_tensors + buffer_tensors) + facts,
+    }
 
 
 # Copies of the parameters that torch.optim's classes keep, and the arguments that add one copy.

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vggexp.config.derived import disk_bytes, layers
+from vggexp.config.derived import disk_bytes, disk_limit, layers
 from vggexp.config.hints import hints
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
@@ -39,6 +39,7 @@ def start_banner(
     optimizer = config.optimizer
     table = layers(config)
     disk = disk_bytes(config)
+    limit = disk_limit(config, f"{disk['run'] / 1e6:,.0f} MB")
     held_out = f", {data.val.count:,} for validation" if data.val else ""
     ranks = collectives.world_size()
     in_ranks = f" in each of {ranks} processes" if ranks > 1 else ""
@@ -51,8 +52,7 @@ def start_banner(
         f"batch {config.data.batch_size}, {optimizer.name} lr {optimizer.lr:g}",
         f"device   {config.device.name}  {device_setup.precision}  "
         f"{device_setup.threads} threads{in_ranks}",
-        f"folder   {folder}  (checkpoints of {disk['checkpoint'] / 1e6:,.0f} MB, "
-        f"{disk['run'] / 1e6:,.0f} MB at most)",
+        f"folder   {folder}  (checkpoints of {disk['checkpoint'] / 1e6:,.0f} MB, {limit})",
     ]
     for hint in hints(config, _gpu_bytes(device_setup.device)):
         lines.append(f"hint     {hint}")

@@ -5,7 +5,14 @@ import platform
 from pathlib import Path
 
 CPUINFO = Path("/proc/cpuinfo")
-CGROUP_LIMIT = Path("/sys/fs/cgroup/memory.max")  # memory limit of a container
+MEMINFO = Path("/proc/meminfo")
+STATM = Path("/proc/self/statm")  # the second number: resident pages
+CGROUPS = Path("/sys/fs/cgroup")  # control groups, such as that of a container
+OWN_CGROUPS = Path("/proc/self/cgroup")
+LIMIT_FILES = (  # limit and usage in bytes, of version 2 and of version 1
+    ("memory.max", "memory.current"),
+    ("memory.limit_in_bytes", "memory.usage_in_bytes"),
+)
 TOPOLOGY = "/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list"
 
 
@@ -26,16 +33,49 @@ def supports_bf16() -> bool:
     return not flags.isdisjoint({"avx512_bf16", "amx_bf16", "bf16"})
 
 
-def ram_bytes() -> int | None:
-    """Returns the memory that this process may use; None if the system does not report it."""
+def available_bytes() -> int | None:
+    """Returns the memory that this process may hold; None if the system does not report it.
+
+    This is what the machine and the process's control groups, such as a container's, still have,
+    and what this process holds already.
+    """
     try:
-        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-        limit = CGROUP_LIMIT.read_text().strip() if CGROUP_LIMIT.is_file() else ""
-    except (OSError, ValueError):
+        rows = dict(line.split(":") for line in MEMINFO.read_text().splitlines())
+        free = [int(rows["MemAvailable"].split()[0]) * 1024]
+        for folder in _control_groups():
+            free += _group_free_bytes(folder)
+        resident_pages = int(STATM.read_text().split()[1])
+    except (OSError, ValueError, KeyError):
         return None
-    if limit.isdecimal():
-        return min(installed, int(limit))
-    return installed
+    return max(0, min(free)) + resident_pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def _control_groups() -> list[Path]:
+    """Returns the folders of this process's control group and of the groups around it."""
+    folders = [CGROUPS, CGROUPS / "memory"]  # of version 2; of version 1
+    for line in OWN_CGROUPS.read_text().splitlines():
+        _, controllers, group = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        path = CGROUPS / controllers / group.strip("/")
+        folders += [path, *path.parents]
+    return folders
+
+
+def _group_free_bytes(folder: Path) -> list[int]:
+    """Returns the bytes below the limit of a control group; an empty list without a limit.
+
+    Pages of files do not count, because the kernel drops them when memory is short.
+    """
+    for limit_name, usage_name in LIMIT_FILES:
+        if not (folder / limit_name).is_file():
+            continue
+        limit = (folder / limit_name).read_text().strip()
+        if limit.isdecimal():
+            usage = int((folder / usage_name).read_text())
+            rows = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+            return [int(limit) - usage + int(rows.get("inactive_file", 0))]
+    return []
 
 
 def physical_cores() -> int:

@@ -142,9 +142,10 @@ def handle_stop_signals() -> Iterator[StopFlag]:
         if signum == signal.SIGINT and signum in received:
             stop.at_once = True
             raise KeyboardInterrupt
-        stop.signal = stop.signal or signal.Signals(signum)
         received.append(signum)
-        stop.start_timer()
+        if stop.signal is None:
+            stop.signal = signal.Signals(signum)
+            stop.start_timer()
 
     for name in STOP_SIGNALS:
         if not hasattr(signal, name):
