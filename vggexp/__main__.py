@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vggexp.cli import report_error
+from vggexp.cli import report_error, translate_os_errors
 from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
@@ -18,24 +18,8 @@ from vggexp.system.signals import clear_pending_interrupt
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code. Prints an expected error as one line on stderr."""
     try:
-        command = parse_command(sys.argv[1:] if argv is None else argv)
-        if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
-            if not (command.arguments.shell_completion or command.arguments.hydra_help):
-                expand.check_composes(command)
-            return run_hydra(command)
-        outline = expand.compose_outline(command)
-        if outline.is_sweep:
-            return _run_sweep(command, outline)
-        config = expand.run_config(command, outline)
-        ranks = rank_info().size
-        if ranks > 1 and config.device.processes not in (None, ranks):
-            raise ConfigError(
-                f"device.processes={config.device.processes}: "
-                f"{ranks} have been started; leave it out"
-            )
-        if ranks == 1 and report_if_finished(config):
-            return 0
-        return run_hydra(command)
+        with translate_os_errors():
+            return _run_command(parse_command(sys.argv[1:] if argv is None else argv))
     except VggexpError as error:
         report_error(error, should_report_error)
         return error.exit_code
@@ -48,6 +32,25 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
 
 
+def _run_command(command: Command) -> int:
+    if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
+        if not (command.arguments.shell_completion or command.arguments.hydra_help):
+            expand.check_composes(command)
+        return run_hydra(command)
+    outline = expand.compose_outline(command)
+    if outline.is_sweep:
+        return _run_sweep(command, outline)
+    config = expand.run_config(command, outline)
+    ranks = rank_info().size
+    if ranks > 1 and config.device.processes not in (None, ranks):
+        raise ConfigError(
+            f"device.processes={config.device.processes}: {ranks} have been started; leave it out"
+        )
+    if ranks == 1 and report_if_finished(config):
+        return 0
+    return run_hydra(command)
+
+
 def _run_sweep(command: Command, outline: expand.Outline) -> int:
     """Checks every job of a sweep, then runs the sweep."""
     sweep = expand.expand_sweep(command, outline)
@@ -57,13 +60,9 @@ def _run_sweep(command: Command, outline: expand.Outline) -> int:
             f"-m: each of the {ranks} ranks would run the whole sweep; "
             f"start it once, without torchrun or srun, with device.processes={ranks}"
         )
-    match sweep:
-        case expand.GridSweep():
-            return run_grid(command, sweep)
-        case SearchPlan():
-            return run_search(command, sweep)
-        case None:  # a sweeper of another package makes its own jobs
-            return run_hydra(command)
+    if isinstance(sweep, SearchPlan):
+        return run_search(command, sweep)
+    return run_grid(command, sweep)
 
 
 if __name__ == "__main__":

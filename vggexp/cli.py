@@ -6,15 +6,16 @@ traceback of an error of `python -m vggexp` too, for a maintainer who looks for 
 """
 
 import argparse
+import contextlib
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NoReturn
 
 from vggexp.distributed.rank import rank_info
-from vggexp.errors import ConfigError, StoppedError, VggexpError
+from vggexp.errors import ConfigError, ResourceError, StoppedError, VggexpError
 from vggexp.formatting import error_line
 from vggexp.loggers.console import print_text
 from vggexp.runs.directory import require_run
@@ -64,7 +65,8 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
         interrupt_message: error to print after Ctrl-C. None leaves KeyboardInterrupt to Python.
     """
     try:
-        text = main_fn()
+        with translate_os_errors():
+            text = main_fn()
     except VggexpError as error:
         print(error_line(str(error)), file=sys.stderr)
         return error.exit_code
@@ -77,6 +79,18 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
     if text is not None:
         print_text(text)
     return 0
+
+
+@contextlib.contextmanager
+def translate_os_errors() -> Iterator[None]:
+    """Raises ResourceError for what the machine refuses: a path without permission, or too long."""
+    try:
+        yield
+    except BrokenPipeError:  # nothing is wrong; the reader of the output has exited
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise ResourceError(f"{place}{error.strerror or error}") from error
 
 
 def report_error(error: VggexpError, should_report: Callable[[str], bool]) -> None:

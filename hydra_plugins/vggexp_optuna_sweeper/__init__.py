@@ -66,7 +66,9 @@ class OptunaSweeper(Sweeper):
             raise SystemExit(ResourceError.exit_code) from error
 
     def _search(self, arguments: list[str]) -> None:
+        from vggexp.config.overrides import parse_overrides
         from vggexp.config.parse import ErrorList
+        from vggexp.sweep.grid import job_overrides
         from vggexp.sweep.search_space import search_settings, search_space
         from vggexp.sweep.study import RUN, next_trials, open_study, tell, trial_line
 
@@ -75,8 +77,8 @@ class OptunaSweeper(Sweeper):
         hydra = self.config.hydra
         folder = Path(hydra.sweep.dir)
         OmegaConf.save(self.config, folder / "multirun.yaml")  # as Hydra's own sweeper does
-        loader = self.hydra_context.config_loader
-        self.space = search_space(loader, arguments, dict(hydra.sweeper.params))
+        overrides, _ = parse_overrides(arguments)
+        self.space = search_space(job_overrides(overrides, hydra.sweeper.params))
         axes = self.space.axes
         settings = search_settings(hydra.sweeper, ErrorList(), hydra.launcher)
         study = open_study(folder)

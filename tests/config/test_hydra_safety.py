@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 TOUCH = {"_target_": "pathlib.Path.write_text", "_args_": [{"_target_": "pathlib.Path"}, "x"]}
 IMPORT = {"_target_": "canary.f"}
 FACTORY = {"version": 1, "root": {}, "handlers": {"a": {"()": "os.mkdir", "path": "written"}}}
-SLURM = {"_target_": hydra_safety.LAUNCHERS[-1]}
+SLURM = {"_target_": hydra_safety.LAUNCHERS["slurm"]}
 CREATE = "${oc.create:{_target_:canary.f}}"
 
 

@@ -1,5 +1,7 @@
 """Tests the expansion of commands: what is a sweep, the jobs of a grid, and sweep files."""
 
+from pathlib import Path
+
 import pytest
 
 from vggexp.config.compose import parse_command
@@ -112,7 +114,7 @@ def test_a_job_is_composed_as_it_is_alone():
 
 def test_a_grid_has_its_configurations_by_overrides():
     jobs = grid_jobs("-m", "seed=1,2")
-    configs = GridSweep(jobs).configs()
+    configs = GridSweep(jobs, Path("outputs")).configs()
     assert list(configs) == [("seed=1",), ("seed=2",)]
     assert list(configs.values()) == [job.config for job in jobs]
 

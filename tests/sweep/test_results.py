@@ -16,7 +16,8 @@ RUNS = {  # state, val/accuracy, val/loss; the loss ranks the runs otherwise
     "f": ("finished", None, None),
 }
 OVERRIDES = [
-    ["arch=vgg11", f"+optimizer.lr={index / 10}", "data.root=a=b"] for index in range(len(RUNS) + 1)
+    ["arch=vgg11", f"+optimizer.lr={number / 10}", "run.name='='"]
+    for number in range(len(RUNS) + 1)
 ]
 
 

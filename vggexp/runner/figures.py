@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vggexp.config.keys import flatten, to_plain
+from vggexp.config.overrides import parse_override
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
 from vggexp.loggers.run_logger import RunLogger
@@ -33,7 +34,7 @@ def hyperparameters(
     config: Config, overrides: Sequence[str]
 ) -> dict[str, bool | int | float | str]:
     """Returns the columns of the HParams table: the network, `COLUMNS`, and the typed keys."""
-    typed = [override.lstrip("+").partition("=")[0] for override in overrides]
+    typed = [parse_override(text).key for text in overrides]
     values = flatten(to_plain(config))
     columns: dict[str, bool | int | float | str] = {"network": network_name(config)}
     for key in (*COLUMNS, *typed):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from vggexp.config.overrides import parse_override, typed_values
 from vggexp.errors import ResourceError
 from vggexp.formatting import csv_table, markdown_table, shorten
 from vggexp.runs.directory import read_result
@@ -60,17 +61,15 @@ def write_sweep_table(
         columns.append("error")
     columns.append("run")
     lines = _jobs_table(rows, columns)
-    repeats = repeats_table(rows, keys, metrics, objective)
-    if repeats:
-        print("\n".join(repeats))
-        lines = [*repeats, "", *lines]
-    else:
-        print("\n".join(lines))
-    _write(target / "results.md", "\n".join(lines) + "\n")
     exact = []
     for row in rows:
         exact.append([row.get(column) for column in columns])
+    repeats = repeats_table(rows, keys, metrics, objective)
+    all_lines = [*repeats, "", *lines] if repeats else lines
+    # The files come first: the terminal may be gone.
     _write(target / "results.csv", csv_table(columns, exact))
+    _write(target / "results.md", "\n".join(all_lines) + "\n")
+    print("\n".join(repeats or lines))
     return len(unfinished)
 
 
@@ -188,11 +187,7 @@ def swept_keys(overrides: Sequence[Job]) -> list[str]:
 
 def parse_job(overrides: Job) -> dict[str, str]:
     """Returns the values of a job by key, as typed."""
-    values = {}
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        values[key] = value
-    return values
+    return typed_values(map(parse_override, overrides))
 
 
 def _format_cell(value: Any) -> str:

@@ -59,7 +59,7 @@ class HydraTask:
         hydra_config = HydraConfig.get()
         overrides = list(hydra_config.overrides.task)
         in_sweep = hydra_config.mode == RunMode.MULTIRUN
-        launcher = hydra_config.runtime.choices.get("hydra/launcher")
+        launcher = hydra_safety.plugin_name(hydra_config, "launcher")
         try:
             config = validate_node(node)  # checks also the jobs that a search has just made
             folder = records.run_dir(config)  # before training: with resume=never it is a new one
