@@ -20,7 +20,7 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vggexp import __version__
@@ -228,16 +228,24 @@ def with_typed_values(problems: Sequence[str], overrides: Sequence[Override]) ->
             yield f"{key}={typed_value}: {advice}"
 
 
+def own_keys(node: DictConfig) -> DictConfig:
+    """Returns a copy of vggexp's keys, to which no key can be added, as Hydra composes them."""
+    own = OmegaConf.masked_copy(node, [str(key) for key in node if key != "hydra"])
+    OmegaConf.set_struct(own, True)
+    return own
+
+
 def _container(node: DictConfig, problems: Sequence[str]) -> Any:
     """Returns vggexp's keys as plain containers. Raises ConfigError for unresolvable values."""
-    own_keys = [str(key) for key in node if key != "hydra"]
-    own = OmegaConf.masked_copy(node, own_keys)
+    own = own_keys(node) if "hydra" in node else node
     try:
+        values = OmegaConf.to_container(own, resolve=True)
         missing = []
-        for key in sorted(OmegaConf.missing_keys(own)):
-            missing.append(f"{key}=???: give a value")
+        if MISSING in str(values):  # a quick test: to look for the keys takes far longer
+            for key in sorted(OmegaConf.missing_keys(own)):
+                missing.append(f"{key}={MISSING}: give a value")
         if missing:
             raise ConfigError(*problems, *missing)
-        return OmegaConf.to_container(own, resolve=True)
+        return values
     except OmegaConfBaseException as error:
         raise ConfigError(*problems, one_line(error)) from error

@@ -251,7 +251,14 @@ def group_options(group: str) -> list[str]:
     """Returns the files of a group; [] if `group` is not a group."""
     if group == "hydra":
         return []
-    return GlobalHydra.instance().config_loader().get_group_options(group)
+    return _read_group_options(GlobalHydra.instance().config_loader(), group)
+
+
+@cache
+def _read_group_options(config_loader: Any, group: str) -> list[str]:
+    """Lists a group once for each loader: Hydra copies all files that it has read each time."""
+    options: list[str] = config_loader.get_group_options(group)
+    return options
 
 
 def _forbidden(override: Override) -> str | None:

@@ -21,6 +21,7 @@ from vggexp.config.compose import (
     build_config,
     compose_or_diagnose,
     hydra_session,
+    own_keys,
     with_typed_values,
 )
 from vggexp.config.diagnostics import ComposeFn, one_line
@@ -111,7 +112,7 @@ def compose_outline(command: Command) -> Outline:
 
 def _sets_multirun(composition: Composition) -> bool:
     node = composition.node
-    return node is not None and node.hydra.mode == RunMode.MULTIRUN
+    return node is not None and resolved(node, "hydra.mode") == RunMode.MULTIRUN
 
 
 def _sweep_defining(overrides: Sequence[Override]) -> list[Override]:
@@ -167,7 +168,7 @@ def _check_shown(node: DictConfig | None, arguments: argparse.Namespace) -> None
     """Checks the part of a configuration that --cfg shows, and its values if it resolves them."""
     assert node is not None
     if arguments.cfg in (None, "job"):
-        node = OmegaConf.masked_copy(node, [str(key) for key in node if key != "hydra"])
+        node = own_keys(node)
     package = arguments.package
     try:
         shown = node if package in (None, "_global_") else OmegaConf.select(node, package)
@@ -207,9 +208,10 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
             seed = _first_seed(node, outline.overrides) if sweep.repeats > 1 else 0
             combinations = expand_grid(overrides, sweep, seed)
         of_hydra = [override for override in outline.overrides if override.is_hydra]
-        jobs = _check_jobs(combinations, of_hydra, cached_compose(compose_fn), not axes)
-    if outline.composition.problems:  # of Hydra's own keys; the other ones are those of the jobs
-        raise ConfigError(*outline.composition.problems)
+        if outline.composition.problems:  # perhaps of these keys; the others are still checked
+            of_hydra = []
+        compose_job = cached_compose(compose_fn, of_hydra)
+        jobs = _check_jobs(combinations, compose_job, outline.composition.problems, not axes)
     if sweep.where is not None:
         jobs = [job for job in jobs if matches(sweep.where, job.config)]
         if not jobs:
@@ -260,30 +262,32 @@ def _first_seed(node: DictConfig, overrides: Sequence[Override]) -> int:
 
 def _check_jobs(
     combinations: Sequence[list[str]],
-    of_hydra: Sequence[Override],
-    compose_fn: ComposeFn,
+    compose_job: ComposeFn,
+    known_problems: Sequence[str],
     name_jobs: bool,
 ) -> list[ComposedJob]:
     """Composes and checks every job.
 
     Args:
         combinations: the overrides of each job.
-        of_hydra: the overrides of Hydra's own keys, which all jobs have.
-        compose_fn: composes the overrides of one job.
+        compose_job: composes the overrides of one job.
+        known_problems: the problems of the whole sweep; those of Hydra's keys are of no job.
         name_jobs: whether a problem names the first job that has it.
 
     Raises:
-        ConfigError: with the problems of all jobs.
+        ConfigError: with the problems of the sweep and of all jobs.
     """
     jobs: list[ComposedJob] = []
-    jobs_by_problem: dict[str, list[int]] = {}
+    every_job = list(range(1, len(combinations) + 1))
+    jobs_by_problem = {problem: every_job for problem in known_problems}
     for number, texts in enumerate(combinations, 1):
-        overrides = [*of_hydra, *map(parse_override, texts)]
         try:
-            jobs.append(ComposedJob(texts, _job_config(overrides, compose_fn)))
+            overrides = [*map(parse_override, texts)]
+            jobs.append(ComposedJob(texts, _job_config(overrides, compose_job)))
         except ConfigError as error:
             for problem in error.problems:
-                jobs_by_problem.setdefault(problem, []).append(number)
+                if problem not in known_problems:
+                    jobs_by_problem.setdefault(problem, []).append(number)
     if jobs_by_problem and name_jobs:
         raise ConfigError(*_named_problems(jobs_by_problem, len(combinations)))
     if jobs_by_problem:

@@ -9,10 +9,11 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import IntervalSweep
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from vggexp.config.compose import own_keys
 from vggexp.config.diagnostics import ComposeFn
-from vggexp.config.hydra_safety import plugin_name
+from vggexp.config.hydra_safety import plugin_name, resolved
 from vggexp.config.keys import flatten
 from vggexp.config.overrides import (
     Override,
@@ -189,12 +190,18 @@ def _repeat_axis(sweep: Sweep, seed: int, is_swept: bool) -> list[GridAxis]:
     return [[[f"seed={seed + index}"] for index in range(sweep.repeats)]]
 
 
-def cached_compose(compose_fn: ComposeFn) -> ComposeFn:
-    """Returns a function like `compose_fn` that reads each choice of files only once.
+def cached_compose(compose_fn: ComposeFn, of_hydra: Sequence[Override]) -> ComposeFn:
+    """Returns a function that composes a job, without the section `hydra`.
 
-    The jobs of a sweep differ mostly in single values, which are set on a copy.
+    It reads each choice of files only once. The jobs of a sweep differ mostly in single values,
+    which are set on a copy.
+
+    Args:
+        compose_fn: composes a list of overrides with Hydra.
+        of_hydra: the overrides of Hydra's own keys, which all jobs have.
     """
     loader: Any = GlobalHydra.instance().config_loader()
+    shared = [override.text for override in of_hydra]
     composed_files: dict[tuple[str, ...], DictConfig] = {}
 
     def compose_job(overrides: Sequence[str]) -> DictConfig:
@@ -207,7 +214,7 @@ def cached_compose(compose_fn: ComposeFn) -> ComposeFn:
                 values.append(override.parsed)
         texts = tuple(files)
         if texts not in composed_files:
-            composed_files[texts] = compose_fn(texts)
+            composed_files[texts] = own_keys(compose_fn([*shared, *texts]))
         node = copy.deepcopy(composed_files[texts])
         loader._apply_overrides_to_config(values, node)
         return node
@@ -220,39 +227,41 @@ def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
     sweeper = plugin_name(node.hydra, "sweeper")
     launcher = plugin_name(node.hydra, "launcher")
     is_local = launcher == "local"
+    settings = resolved(node, "hydra.launcher")
     if sweeper == "basic":
         yield "hydra/sweeper=basic: not allowed; hydra/sweeper=grid makes the same jobs and more"
-    if node.hydra.job.chdir:
+    if resolved(node, "hydra.job.chdir"):
         yield "hydra.job.chdir=true: not allowed, a run has a folder of its own under run.root"
     if sweep.on_error == "stop" and not (is_local and sweeper == "grid"):
         yield "sweep.on_error=stop: needs hydra/sweeper=grid and hydra/launcher=local"
     if is_local:
-        yield from _local_problems(node.hydra.launcher)
+        yield from _local_problems(settings)
     if launcher == "joblib":
-        yield from _joblib_problems(node.hydra.launcher)
-    if node.resume == "never" and "array_parallelism" in node.hydra.launcher:  # only Slurm's
+        yield from _joblib_problems(settings)
+    if launcher == "slurm" and resolved(node, "resume") == "never":
         yield (
             "resume=never: a job that Slurm starts again continues its run; "
             "choose auto, exact or force"
         )
 
 
-def _joblib_problems(launcher: DictConfig) -> Iterator[str]:
+def _joblib_problems(launcher: Mapping[str, Any]) -> Iterator[str]:
     """Yields a problem for each key that would end the whole sweep."""
-    count = launcher.n_jobs
-    if isinstance(count, bool) or not isinstance(count, int) or count == 0:
+    count = launcher["n_jobs"]
+    timeout = launcher["timeout"]
+    if not isinstance(count, int) or count == 0:
         yield (
             f"hydra.launcher.n_jobs={format_value(count)}: must be a number of jobs at a time, "
             "or -1 for every core"
         )
-    if launcher.timeout is not None:
+    if timeout is not None:
         yield (
-            f"hydra.launcher.timeout={format_value(launcher.timeout)}: must be null; "
+            f"hydra.launcher.timeout={format_value(timeout)}: must be null; "
             "it would end the whole sweep with the first job that takes longer"
         )
 
 
-def _local_problems(launcher: DictConfig) -> Iterator[str]:
+def _local_problems(launcher: Mapping[str, Any]) -> Iterator[str]:
     """Yields a problem for each invalid key of the local launcher."""
     jobs = launcher.get("jobs")
     if jobs != "auto" and not _is_count(jobs):
@@ -263,7 +272,7 @@ def _local_problems(launcher: DictConfig) -> Iterator[str]:
             f"hydra.launcher.slots_per_gpu={format_value(slots)}: must be 1..{MAX_LAUNCHER_COUNT}"
         )
     gpus = launcher.get("gpus")
-    is_unique_list = OmegaConf.is_list(gpus) and len(gpus) and len(set(gpus)) == len(gpus)
+    is_unique_list = isinstance(gpus, list) and len(gpus) == len({str(gpu) for gpu in gpus}) > 0
     if gpus is not None and not is_unique_list:
         yield (
             f"hydra.launcher.gpus={format_value(gpus)}: "

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vggexp.config.diagnostics import one_line
-from vggexp.config.hydra_safety import plugin_name
+from vggexp.config.hydra_safety import plugin_name, resolved
 from vggexp.config.keys import to_plain
 from vggexp.config.overrides import NumberRange, Override
 from vggexp.config.parse import ErrorList, parse_section
@@ -140,27 +140,25 @@ def _distinct(override: Override, values: Sequence[str]) -> tuple[str, ...]:
 
 
 def search_settings(
-    sweeper: DictConfig,
+    sweeper: Mapping[str, Any],
     problems: ErrorList,
-    launcher: DictConfig | None = None,
+    launcher: Mapping[str, Any] | None = None,
 ) -> SearchSettings:
     """Parses hydra.sweeper.
 
     Args:
-        sweeper: the node hydra.sweeper.
+        sweeper: the section hydra.sweeper.
         problems: receives the problems.
-        launcher: the node hydra.launcher; its number of jobs at a time replaces a `parallel`
+        launcher: the section hydra.launcher; its number of jobs at a time replaces a `parallel`
             that is null.
     """
-    node = OmegaConf.to_container(sweeper)
-    assert isinstance(node, dict)
-    values = {field.name: node[field.name] for field in fields(SearchSettings)}
+    values = {field.name: sweeper.get(field.name) for field in fields(SearchSettings)}
     if values["parallel"] is None and launcher is not None:
         values["parallel"] = _jobs_at_a_time(launcher)
     return parse_section(SearchSettings, values, "hydra.sweeper", problems)
 
 
-def _jobs_at_a_time(launcher: DictConfig) -> int:
+def _jobs_at_a_time(launcher: Mapping[str, Any]) -> int:
     """Returns joblib's `n_jobs`, in which -1 stands for every core, or the local `jobs`."""
     count = launcher.get("n_jobs", launcher.get("jobs"))
     if count == -1:
@@ -177,11 +175,11 @@ def search_problems(node: DictConfig) -> Iterator[str]:
     if not is_search(node):
         return
     problems = ErrorList()
-    search_settings(node.hydra.sweeper, problems)
+    search_settings(resolved(node, "hydra.sweeper"), problems)
     yield from problems
-    if node.resume == "never":
+    if resolved(node, "resume") == "never":
         yield "resume=never: a search continues its own runs; choose auto, exact or force"
-    if node.sweep.dry_run:
+    if resolved(node, "sweep.dry_run"):
         yield "sweep.dry_run=true: belongs to a grid; a search makes its jobs as it goes"
     if find_spec("optuna") is None:
         yield "hydra/sweeper=optuna: Optuna is not installed; pip install 'vggexp[search]'"
