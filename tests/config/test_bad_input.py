@@ -1,21 +1,29 @@
 """Every wrong command is refused in one line: the key, the value as typed, what is allowed."""
 
 import os
+import random
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import yaml
 
-from vggexp.config.compose import parse_command
+from vggexp.config.compose import (
+    build_config,
+    compose_or_diagnose,
+    hydra_session,
+    parse_command,
+)
 from vggexp.config.keys import flatten, to_plain
+from vggexp.config.overrides import parse_overrides
 from vggexp.config.parse import schema_keys
-from vggexp.errors import ConfigError
+from vggexp.errors import ConfigError, VggexpError
 from vggexp.formatting import error_line
 from vggexp.sweep.expand import check_command, compose_run
+from vggexp.sweep.grid import cached_compose
 
 # command line -> the whole error line, or its beginning if the row ends in "..."
 TABLE = r"""
@@ -108,6 +116,8 @@ hydra/launcher=nope -> hydra/launcher=nope: unknown; allowed basic...
 -m train.epochs=1,x -> sweep job 2 of 2: train.epochs=x: not a whole number; must be 1..100000
 -m seed=1, -> seed=1,: ends in a comma
 -m seed=range(a) -> seed=range(a): TypeError while evaluating 'range(a)': mismatch type argument start: str is ...
+-m seed=choice(1,range(3)) -> seed=choice(1,range(3)): several values inside another value
+arch.blocks=[range(3)] -> arch.blocks=[range(3)]: several values inside another value
 -m seed=range(0,9,0) -> seed=range(0,9,0): the step of a range may not be 0
 -m optimizer.lr=range(0,inf) -> optimizer.lr=range(0,inf): the numbers of a range must be finite
 -m seed=x sweep.repeats=2 -> seed=x: not a whole number; must be 0..9223372036854775807
@@ -258,29 +268,159 @@ def test_a_search_is_checked_at_its_ends(command, expected, empty_folder):
     assert_refused(command, expected)
 
 
-VALUES = (
-    "|null|-1|1.5|1e400|[]|[[1,2]]|{a:1}|é|\u202e|a b|1,2|range(2)|glob(*)|'|((1))|[1|==|\x00|\n"
-    "|vgg11|step"
-).split("|")
-GROUP_KEYS = ["arch", "data", "experiment", "arch.blocks.0", "hydra.mode", "hydra/launcher"]
+SIGNS = ["", "", "+", "++", "~", "+~", "-"]
+KEYS = [
+    *schema_keys(),
+    *("arch", "data", "optimizer", "experiment", "sweep", "arch.blocks.0", "arch@x", "a.b", "é"),
+    *("hydra", "hydra/launcher", "hydra/sweeper", "hydra.mode", "hydra.sweep.dir", "hydra.verbose"),
+    *("hydra.launcher.jobs", "hydra.sweeper.params", "hydra.job.env_set.A", "hydra.searchpath"),
+]
+EQUALS = [*["="] * 8, "", "==", ":", " ="]
+SCALARS = [
+    *("1", "-1", "0.5", "1e3", "1e400", "nan", "9" * 30, "01", "true", "null", "???", "vgg11"),
+    *(
+        "step",
+        "''",
+        '"x"',
+        "'a,b'",
+        "a b",
+        "é",
+        "\u202e",
+        "~",
+        "*",
+        "a=b",
+        "a:b",
+        "../x",
+        "MULTIRUN",
+    ),
+    *("${seed}", "${now:%S}", "${oc.env:HOME}", "${oc.env:SECRET}", "${nosuch}", "${oc.decode:[}"),
+    *(
+        "'",
+        '"',
+        "\\",
+        "[",
+        "]",
+        "(",
+        "{",
+        "}",
+        "#",
+        "<",
+        "\n",
+        "\x00",
+        "",
+        " ",
+        "lr_depth",
+        "optuna",
+    ),
+]
+CALLS = "range choice sort shuffle interval tag glob int float str bool nosuch".split()
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
-@given(
-    st.sampled_from(["", "+", "++", "~"]),
-    st.sampled_from([*schema_keys(), *GROUP_KEYS]),
-    st.sampled_from(VALUES),
-    st.booleans(),
-)
-def test_any_other_value_is_refused_in_one_line_too(sign, key, value, is_sweep):
-    argv = [f"{sign}{key}={value}"]
-    if is_sweep:
-        argv.append("-m")
+def random_value(draw: random.Random, depth: int = 0) -> str:
+    """Returns scalars, lists, dictionaries, lists without brackets and calls of functions."""
+    if depth == 3 or draw.random() < 0.5:
+        return draw.choice(SCALARS)
+    items = [random_value(draw, depth + 1) for _ in range(draw.randrange(4))]
+    text = ",".join(items)
+    pairs = ",".join(f"{draw.choice(['seed', 'optimizer.lr', '+a'])}:{item}" for item in items)
+    return draw.choice([text, f"[{text}]", f"{{{pairs}}}", f"{draw.choice(CALLS)}({text})"])
+
+
+def random_override(draw: random.Random) -> str:
+    key = draw.choice(SIGNS) + draw.choice(KEYS)
+    return key + draw.choice(EQUALS) + random_value(draw)
+
+
+def check(argv: list[str]) -> None:
+    check_command(parse_command(argv))
+
+
+def assert_accepted_or_refused_in_one_line(function: Callable[[], object]) -> None:
     try:
-        check_command(parse_command(argv))
-    except ConfigError as error:
+        function()
+    except VggexpError as error:
+        assert error.exit_code in (2, 3, 4, 6)
         assert str(error)
         assert "\n" not in error_line(str(error))
+
+
+@pytest.fixture
+def compose_fn():
+    with hydra_session(parse_command([])) as compose_fn:
+        yield compose_fn
+
+
+def test_any_word_is_parsed_or_refused(compose_fn):
+    draw = random.Random(0)
+    for _ in range(2000):
+        text = random_override(draw)
+        overrides, problems = parse_overrides([text])
+        assert len(overrides) + len(problems) == 1
+        for override in overrides:
+            assert_accepted_or_refused_in_one_line(lambda axis=override: axis.single_values(9))
+        for problem in problems:
+            assert "\n" not in error_line(problem)
+
+
+def test_any_overrides_compose_or_are_refused(compose_fn):
+    draw = random.Random(1)
+    compose_job = cached_compose(compose_fn, [])
+
+    def compose() -> None:
+        overrides, _ = parse_overrides([random_override(draw) for _ in range(3)])
+        own = [override for override in overrides if not override.is_hydra]
+        build_config(compose_or_diagnose(own, compose_job), own)
+
+    for _ in range(80):
+        assert_accepted_or_refused_in_one_line(compose)
+
+
+def test_any_command_is_accepted_or_refused():
+    draw = random.Random(2)
+    for number in range(8):
+        words = [random_override(draw), random_override(draw), *["-m"] * (number % 2)]
+        assert_accepted_or_refused_in_one_line(lambda words=words: check(words))
+
+
+FILE_VALUES = [1, None, True, [1], {"a": 1}, 10**30, "range(", "a\nb", "1,2", *SCALARS]
+
+
+def test_any_file_is_accepted_or_refused(tmp_path):
+    draw = random.Random(3)
+    (tmp_path / "experiment").mkdir()
+    for number in range(8):
+        values: dict = {}
+        for key in draw.sample([key for key in KEYS if "/" not in key], 2):
+            *sections, last = key.split(".")
+            node = values
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[last] = draw.choice(FILE_VALUES)
+        text = f"# @package _global_\n{yaml.safe_dump(values)}"
+        (tmp_path / "experiment" / "mine.yaml").write_text(text)
+        argv = [
+            "experiment=mine",
+            f"--config-dir={tmp_path}",
+            *["-m", "seed=1,2"][: 2 * (number % 2)],
+        ]
+        assert_accepted_or_refused_in_one_line(lambda argv=argv: check(argv))
+
+
+@pytest.mark.process
+def test_any_command_ends_with_one_line(tmp_path):
+    draw = random.Random(4)
+    for flags in ([], ["-m"], ["--cfg=job"]):
+        words = [word.replace("\0", "") for word in (random_override(draw), random_override(draw))]
+        process = subprocess.run(
+            [sys.executable, "-m", "vggexp", *flags, *words, "data.root=/nonexistent"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode in (2, 3, 4, 6)
+        assert process.stderr.startswith("vggexp: error: ")
+        assert process.stderr.count("\n") == 1
 
 
 @pytest.mark.process

@@ -172,15 +172,32 @@ def parse_override(text: str) -> Override:
     key, _, value = text.partition("=")
     try:
         parsed = _PARSER.parse_override(text)
-        sweep = parsed.value()
-        numbers = NumberRange.of(sweep) if isinstance(sweep, types.RangeSweep) else None
     except Exception as error:  # Hydra's parser raises many types, all because of the text
         problem = _grammar_problem(text, error)
         if problem is None:
             return replace(parse_override(f"{key}={quoted(value)}"), typed_value=value)
         raise ConfigError(f"{text}: {problem}") from error
-    action = ACTIONS[parsed.type]
-    return Override(text, parsed.key_or_group, action, value, parsed, numbers)
+    override = Override(text, parsed.key_or_group, ACTIONS[parsed.type], value, parsed)
+    sweep = override.value
+    if _has_several_values([sweep.list if isinstance(sweep, types.ChoiceSweep) else sweep]):
+        raise ConfigError(f"{text}: several values inside another value")
+    if not isinstance(sweep, types.RangeSweep):
+        return override
+    try:
+        return replace(override, numbers=NumberRange.of(sweep))
+    except (ValueError, ArithmeticError) as error:
+        raise ConfigError(f"{text}: {error}") from error
+
+
+def _has_several_values(items: Iterable[Any], depth: int = 0) -> bool:
+    """Returns whether a range, choice or glob stands inside a list or a dictionary."""
+    for item in items:
+        if depth and isinstance(item, types.Sweep | types.Glob):
+            return True
+        inner = item.values() if isinstance(item, dict) else item
+        if isinstance(item, list | dict) and _has_several_values(inner, depth + 1):
+            return True
+    return False
 
 
 def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], ErrorList]:

@@ -197,7 +197,9 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
     if node is None or outline.problems:
         problems = [*outline.problems, *outline.composition.problems]
         raise ConfigError(*(problems or [outline.composition.refusal]))
-    params = node.hydra.sweeper.get("params") or {}
+    params = resolved(node, "hydra.sweeper").get("params") or {}
+    if not isinstance(params, dict):
+        raise ConfigError(f"hydra.sweeper.params={format_value(params)}: must be keys and values")
     overrides = job_overrides(outline.overrides, params)
     with hydra_session(command) as compose_fn:
         sweep = _sweep_section(node, outline.overrides)
