@@ -272,3 +272,10 @@ def test_a_folder_without_search_permission_is_one_line(tmp_path):
         assert process.returncode == 6
         assert "ermission denied" in process.stderr
         assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.process
+def test_what_the_terminal_lacks_is_escaped(run_script):
+    code, text, error = run_script("--cfg=job", "run.root='é±'", PYTHONIOENCODING="ascii")
+    assert (code, error) == (0, "")
+    assert r"root: \xe9\xb1" in text

@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vggexp.cli import report_error, translate_os_errors
+from vggexp.cli import escape_unprintable, report_error, translate_os_errors
 from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
@@ -17,6 +17,7 @@ from vggexp.system.signals import clear_pending_interrupt
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code. Prints an expected error as one line on stderr."""
+    escape_unprintable()
     try:
         with translate_os_errors():
             return _run_command(parse_command(sys.argv[1:] if argv is None else argv))

@@ -7,6 +7,7 @@ traceback of an error of `python -m vggexp` too, for a maintainer who looks for 
 
 import argparse
 import contextlib
+import io
 import os
 import signal
 import sys
@@ -64,6 +65,7 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
         main_fn: returns the text to print, or None if it has printed everything itself.
         interrupt_message: error to print after Ctrl-C. None leaves KeyboardInterrupt to Python.
     """
+    escape_unprintable()
     try:
         with translate_os_errors():
             text = main_fn()
@@ -79,6 +81,12 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
     if text is not None:
         print_text(text)
     return 0
+
+
+def escape_unprintable() -> None:
+    """Makes stdout escape what its encoding lacks, as stderr does: `±` in a C locale."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

@@ -66,6 +66,7 @@ class OptunaSweeper(Sweeper):
             raise SystemExit(ResourceError.exit_code) from error
 
     def _search(self, arguments: list[str]) -> None:
+        from vggexp.config.hydra_safety import resolved
         from vggexp.config.overrides import parse_overrides
         from vggexp.config.parse import ErrorList
         from vggexp.sweep.grid import job_overrides
@@ -78,7 +79,8 @@ class OptunaSweeper(Sweeper):
         folder = Path(hydra.sweep.dir)
         OmegaConf.save(self.config, folder / "multirun.yaml")  # as Hydra's own sweeper does
         overrides, _ = parse_overrides(arguments)
-        self.space = search_space(job_overrides(overrides, hydra.sweeper.params))
+        params = resolved(self.config, "hydra.sweeper.params")
+        self.space = search_space(job_overrides(overrides, params))
         axes = self.space.axes
         settings = search_settings(hydra.sweeper, ErrorList(), hydra.launcher)
         study = open_study(folder)

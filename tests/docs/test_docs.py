@@ -30,6 +30,7 @@ from typing import NamedTuple
 
 import pytest
 from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 from tests.conftest import write_images
 from vggexp.config.compose import parse_command
@@ -315,6 +316,7 @@ HYDRA_OVERRIDES = {word for page in PAGES for word in HYDRA_OVERRIDE.findall(pag
 @pytest.fixture
 def ray_settings(monkeypatch):
     """The settings of hydra-ray-launcher, whose package needs an environment of its own."""
+    Plugins.instance()  # the installed plugins store their settings first
     store = ConfigStore.instance()
     monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
     ray = {"init": {"address": None}, "remote": {}}

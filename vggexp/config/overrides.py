@@ -37,7 +37,7 @@ Action = Literal["change", "add", "force", "delete"]
 class Override:
     """An override that follows Hydra's grammar."""
 
-    text: str  # as typed
+    text: str  # as typed; a value outside Hydra's grammar is in quotes
     key: str  # without + and ~: a key as optimizer.lr, or a group as hydra/launcher
     action: Action  # what the key's prefix asks for: none, +, ++ or ~
     typed_value: str  # behind the =; empty if there is none

@@ -44,6 +44,7 @@ UNSWEEPABLE_KEYS = (
     "train.stop_if_dead",
     "device.timeout_minutes",
 )
+SUBMITIT_COUNTS = ("timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "array_parallelism")
 NOT_SWEPT = "may not be swept, it belongs to the whole sweep; give one value"
 MAX_LAUNCHER_COUNT = 4096  # jobs at a time, and jobs on one GPU
 
@@ -238,6 +239,11 @@ def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
         yield from _local_problems(settings)
     if launcher == "joblib":
         yield from _joblib_problems(settings)
+    if launcher in ("slurm", "submitit_local"):
+        for key in SUBMITIT_COUNTS:
+            count = settings.get(key)
+            if count is not None and count < 1:
+                yield f"hydra.launcher.{key}={settings[key]}: must be at least 1"
     if launcher == "slurm" and resolved(node, "resume") == "never":
         yield (
             "resume=never: a job that Slurm starts again continues its run; "
