@@ -25,7 +25,6 @@ def launch(launcher: Any, jobs: Sequence[Sequence[str]], first: int = 0) -> Sequ
         SystemExit: with a VggexpError, if Slurm or another launcher refuses the jobs.
     """
     from hydra_plugins.vggexp_local_launcher import LocalLauncher
-    from vggexp.config.diagnostics import one_line
     from vggexp.errors import ConfigError
 
     if isinstance(launcher, LocalLauncher):
@@ -37,9 +36,9 @@ def launch(launcher: Any, jobs: Sequence[Sequence[str]], first: int = 0) -> Sequ
     try:
         return launcher.launch(jobs, initial_job_idx=first)
     except Exception as error:  # wrong values of the launcher's keys; jobs catch their own errors
-        problem = f"hydra.launcher: {type(error).__name__}: {one_line(error)}"
+        text = " ".join(str(error).split()) or type(error).__name__
         # Hydra lets no other exception pass unchanged.
-        raise SystemExit(ConfigError(problem)) from error
+        raise SystemExit(ConfigError(f"hydra.launcher: {text}")) from error
 
 
 def launch_missing(launcher: Any, jobs: Mapping[tuple[str, ...], Any]) -> None:

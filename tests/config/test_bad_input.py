@@ -116,7 +116,7 @@ hydra/launcher=nope -> hydra/launcher=nope: unknown; allowed basic...
 -m train.epochs=1,x -> sweep job 2 of 2: train.epochs=x: not a whole number; must be 1..100000
 -m seed=1, -> seed=1,: ends in a comma
 -m seed=range(a) -> seed=range(a): TypeError while evaluating 'range(a)': mismatch type argument start: str is ...
--m seed=choice(1,range(3)) -> seed=choice(1,range(3)): several values inside another value
+-m seed=choice(1,choice(2)) -> seed=choice(1,choice(2)): several values inside another value
 arch.blocks=[range(3)] -> arch.blocks=[range(3)]: several values inside another value
 -m seed=range(0,9,0) -> seed=range(0,9,0): the step of a range may not be 0
 -m optimizer.lr=range(0,inf) -> optimizer.lr=range(0,inf): the numbers of a range must be finite

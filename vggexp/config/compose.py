@@ -62,11 +62,6 @@ def parse_command(argv: Sequence[str], *switches: str) -> Command:
         ConfigError: a flag is unknown, not allowed, or does not fit another flag.
         ResourceError: the folder of --config-dir may not be read.
     """
-    if not __debug__:
-        raise ConfigError(
-            "python -O: not possible, Hydra reads overrides in assert statements; "
-            "leave out -O and the environment variable PYTHONOPTIMIZE"
-        )
     for word in argv:
         if not word.isascii() and word.encode(errors="replace").decode() != word:
             raise ConfigError(f"{word}: not UTF-8 text; rename the file or folder")

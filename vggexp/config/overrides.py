@@ -170,6 +170,11 @@ def parse_override(text: str) -> Override:
             if the key takes no text: the checks of the key then refuse the value.
     """
     key, _, value = text.partition("=")
+    if not __debug__ and re.search("[({]", value):
+        raise ConfigError(
+            f"{text}: not possible with python -O, because Hydra reads brackets in assert "
+            "statements; leave out -O and the environment variable PYTHONOPTIMIZE"
+        )
     try:
         parsed = _PARSER.parse_override(text)
     except Exception as error:  # Hydra's parser raises many types, all because of the text
