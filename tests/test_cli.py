@@ -261,3 +261,66 @@ def test_an_environment_variable_gives_the_traceback(monkeypatch):
     monkeypatch.setenv("VGGEXP_TRACEBACK", "1")
     with pytest.raises(ConfigError):
         cli.report_error(ConfigError("seed=x"), should_report=lambda message: True)
+
+
+@pytest.mark.parametrize("flags", [[], ["-m", "seed=0,1"], ["-m", "sweep.dry_run=true"]])
+def test_a_folder_that_cannot_be_is_a_fault_of_the_machine(flags, command):
+    code, out, err = command("data=digits", "data.resize=32", f"run.root={'x' * 300}", *flags)
+    assert (code, out) == (6, "")
+    assert "File name too long" in err
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize("word", ["run.root='caf\udce9'", "--config-dir=caf\udce9"])
+def test_words_are_utf8(word, command):
+    code, _, err = command(word)
+    assert code == 2
+    assert err == f"vggexp: error: {word}: not UTF-8 text; rename the file or folder\n".replace(
+        "\udce9", "\\udce9"
+    )
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("axis", "code", "output"),
+    [
+        ("seed=60,61", 0, "2 jobs: 0 finished, 2 to run"),
+        ("seed=range(60,62)", 2, "vggexp: error: seed=range(60,62): not possible with python -O, "),
+    ],
+)
+def test_python_without_assertions_reads_values_or_says_why_not(axis, code, output, tmp_path):
+    arguments = ["-O", "-m", "vggexp", "-m", axis, "sweep.dry_run=true"]
+    process = subprocess.run(
+        [sys.executable, *arguments], cwd=tmp_path, env=ENVIRONMENT, capture_output=True, text=True
+    )
+    assert process.returncode == code
+    last_line = [*process.stdout.splitlines(), *process.stderr.splitlines()][-1]
+    assert last_line.startswith(output)
+
+
+@pytest.mark.process
+def test_a_folder_without_search_permission_is_one_line(tmp_path):
+    """As root without the capabilities that make permissions void."""
+    locked = tmp_path / "locked"
+    (locked / "conf").mkdir(parents=True)
+    locked.chmod(0o600)
+    drop = [f"--{kind}=-dac_override,-dac_read_search" for kind in ("bounding-set", "inh-caps")]
+    start = ["setpriv", *drop] if os.geteuid() == 0 else []
+    for argument in (f"run.root={locked}/x", f"--config-dir={locked}/conf"):
+        process = subprocess.run(
+            [*start, sys.executable, "-m", "vggexp", "data=digits", "data.resize=32", argument],
+            cwd=tmp_path,
+            env=ENVIRONMENT,
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode == 6
+        assert "ermission denied" in process.stderr
+        assert process.stderr.count("\n") == 1
+
+
+@pytest.mark.process
+def test_what_the_terminal_lacks_is_escaped(run_script):
+    code, text, error = run_script("--cfg=job", "run.root='é±'", PYTHONIOENCODING="ascii")
+    assert (code, error) == (0, "")
+    assert r"root: \xe9\xb1" in text

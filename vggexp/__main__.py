@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vggexp.cli import print_stopped, report_error
+from vggexp.cli import escape_unprintable, print_stopped, report_error, translate_os_errors
 from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
@@ -22,16 +22,18 @@ from vggexp.system.signals import clear_pending_interrupt
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code. Prints an expected error as one line on stderr."""
+    escape_unprintable()
     try:
         rank_info()
     except ConfigError as error:  # no rank is known that could report the error for all
         print(error_line(str(error)), file=sys.stderr)
         return error.exit_code
     try:
-        try:
-            return _run(parse_command(sys.argv[1:] if argv is None else argv))
-        finally:
-            flush_stdout()  # also what --version has printed
+        with translate_os_errors():
+            try:
+                return _run(parse_command(sys.argv[1:] if argv is None else argv))
+            finally:
+                flush_stdout()  # also what --version has printed
     except VggexpError as error:
         report_error(error, should_report_error)
         return error.exit_code
@@ -76,13 +78,9 @@ def _run_sweep(command: Command, outline: expand.Outline) -> int:
             f"-m: each of the {ranks} ranks would run the whole sweep; "
             f"start it once, without torchrun or srun, with device.processes={ranks}"
         )
-    match sweep:
-        case expand.GridSweep():
-            return run_grid(command, sweep)
-        case SearchPlan():
-            return run_search(command, sweep)
-        case None:  # a sweeper of another package makes its own jobs
-            return run_hydra(command)
+    if isinstance(sweep, SearchPlan):
+        return run_search(command, sweep)
+    return run_grid(command, sweep)
 
 
 if __name__ == "__main__":

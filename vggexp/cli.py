@@ -6,14 +6,16 @@ traceback of an error of `python -m vggexp` too, for a maintainer who looks for 
 """
 
 import argparse
+import contextlib
+import io
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 from vggexp.distributed.rank import rank_info
-from vggexp.errors import ConfigError, StoppedError, VggexpError
+from vggexp.errors import ConfigError, ResourceError, StoppedError, VggexpError
 from vggexp.formatting import error_line, printable
 from vggexp.loggers.console import print_text, redirect_to_null
 from vggexp.system.signals import GRACE_SECONDS, clear_pending_interrupt, time_limit
@@ -49,10 +51,12 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
         main_fn: returns the text to print, or None if it has printed everything itself.
         interrupt_message: error to print after Ctrl-C. None leaves KeyboardInterrupt to Python.
     """
+    escape_unprintable()
     try:
-        text = main_fn()
-        if text is not None:
-            print_text(text)
+        with translate_os_errors():
+            text = main_fn()
+            if text is not None:
+                print_text(text)
     except VggexpError as error:
         print(error_line(str(error)), file=sys.stderr)
         return error.exit_code
@@ -68,6 +72,24 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
 def warn_left_out(reason: str) -> None:
     """Prints on stderr why a command leaves out one of the things it was given."""
     print(f"vggexp: warning: {printable(reason)} (left out)", file=sys.stderr)
+
+
+def escape_unprintable() -> None:
+    """Makes stdout escape what its encoding lacks, as stderr does: `±` in a C locale."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+
+
+@contextlib.contextmanager
+def translate_os_errors() -> Iterator[None]:
+    """Raises ResourceError for what the machine refuses: a path without permission, or too long."""
+    try:
+        yield
+    except BrokenPipeError:  # nothing is wrong; the reader of the output has exited
+        raise
+    except OSError as error:
+        place = f"{error.filename}: " if error.filename else ""
+        raise ResourceError(f"{place}{error.strerror or error}") from error
 
 
 def report_error(error: VggexpError, should_report: Callable[[str], bool]) -> None:

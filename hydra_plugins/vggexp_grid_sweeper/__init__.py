@@ -64,4 +64,4 @@ class GridSweeper(Sweeper):
         if vggexp_slurm.is_slurm(self.launcher):
             vggexp_slurm.launch_missing(self.launcher, self.task.configs)
             return None
-        return self.launcher.launch(overrides, initial_job_idx=0)
+        return vggexp_slurm.launch(self.launcher, overrides)

@@ -68,8 +68,11 @@ class OptunaSweeper(Sweeper):
             raise SystemExit(ResourceError.exit_code) from error
 
     def _search(self, arguments: list[str]) -> None:
+        from vggexp.config.hydra_safety import resolved
+        from vggexp.config.overrides import parse_overrides
         from vggexp.config.parse import ErrorList
         from vggexp.loggers.console import print_text
+        from vggexp.sweep.grid import job_overrides
         from vggexp.sweep.search_space import search_settings, search_space
         from vggexp.sweep.study import (
             ERROR,
@@ -89,8 +92,9 @@ class OptunaSweeper(Sweeper):
         folder = Path(hydra.sweep.dir)
         text = OmegaConf.to_yaml(self.config)
         atomic_write(folder / "multirun.yaml", text.encode())  # as Hydra's own sweeper does
-        loader = self.hydra_context.config_loader
-        self.space = search_space(loader, arguments, dict(hydra.sweeper.params))
+        overrides, _ = parse_overrides(arguments)
+        params = resolved(self.config, "hydra.sweeper.params")
+        self.space = search_space(job_overrides(overrides, params))
         axes = self.space.axes
         settings = search_settings(hydra.sweeper, ErrorList(), hydra.launcher)
         study = open_study(folder)

@@ -22,20 +22,23 @@ def launch(launcher: Any, jobs: Sequence[Sequence[str]], first: int = 0) -> Sequ
         first: the index of the first job in the sweep.
 
     Raises:
-        SystemExit: with a VggexpError, if Slurm refuses the jobs.
+        SystemExit: with a VggexpError, if Slurm or another launcher refuses the jobs.
     """
-    if not is_slurm(launcher):
-        return launcher.launch(jobs, initial_job_idx=first)
-    from hydra_plugins.vggexp_slurm import _jobs
+    from hydra_plugins.vggexp_local_launcher import LocalLauncher
     from vggexp.errors import ConfigError
 
-    _jobs.install()
+    if isinstance(launcher, LocalLauncher):
+        return launcher.launch(jobs, initial_job_idx=first)
+    if is_slurm(launcher):
+        from hydra_plugins.vggexp_slurm import _jobs
+
+        _jobs.install()
     try:
         return launcher.launch(jobs, initial_job_idx=first)
-    except RuntimeError as error:  # sbatch refuses the jobs, or there is no sbatch
-        config_error = ConfigError(f"hydra.launcher: {' '.join(str(error).split())}")
+    except Exception as error:  # wrong values of the launcher's keys; jobs catch their own errors
+        text = " ".join(str(error).split()) or type(error).__name__
         # Hydra lets no other exception pass unchanged.
-        raise SystemExit(config_error) from error
+        raise SystemExit(ConfigError(f"hydra.launcher: {text}")) from error
 
 
 def launch_missing(launcher: Any, jobs: Mapping[tuple[str, ...], Any]) -> None:

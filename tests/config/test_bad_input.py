@@ -1,21 +1,29 @@
 """Every wrong command is refused in one line: the key, the value as typed, what is allowed."""
 
 import os
+import random
+import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 
 import pytest
-from hydra.core.config_store import ConfigStore
-from hypothesis import given, settings
-from hypothesis import strategies as st
+import yaml
 
-from vggexp.config.compose import parse_command
-from vggexp.config.hydra_safety import SWEEPERS
+from vggexp.config.compose import (
+    build_config,
+    compose_or_diagnose,
+    hydra_session,
+    parse_command,
+)
+from vggexp.config.keys import flatten, to_plain
+from vggexp.config.overrides import parse_overrides
 from vggexp.config.parse import schema_keys
-from vggexp.errors import ConfigError
+from vggexp.errors import ConfigError, VggexpError
 from vggexp.formatting import error_line
-from vggexp.sweep.expand import check_command, compose_outline, expand_sweep
+from vggexp.sweep.expand import check_command, compose_run
+from vggexp.sweep.grid import cached_compose
 
 # command line -> the whole error line, or its beginning if the row ends in "..."
 TABLE = r"""
@@ -25,12 +33,13 @@ arch=vgg11,vgg13 -> arch=vgg11,vgg13: a list of values needs -m (a sweep)
 arch.blocks=[[1,0]] -> arch.blocks[0]=[1,0]: channels=0: must be 1..65536
 arch.blocks=[[1,64,2]] -> arch.blocks[0]=[1,64,2]: 1x1s=2: more than its convolutions
 arch.blocks=[] -> arch.blocks=[]: needs 1..12 blocks
-arch.blocks=[1,64] -> arch.blocks=[1,64]: needs a list of rows; write arch.blocks=[[1,64]]
+arch.blocks=[1,64] -> arch.blocks=[1,64]: needs a list of rows; write 'arch.blocks=[[1,64]]'
 arch.blocks=null -> arch.blocks=null: must be a list, as arch.blocks=[[1,64],[2,128]]
-'arch.blocks=((1,64),(2,128))' -> arch.blocks=((1,64),(2,128)): no tuples here; write arch.blocks=[[1,64],[2,128]]
+'arch.blocks=((1,64),(2,128))' -> arch.blocks=((1,64),(2,128)): no tuples here; write 'arch.blocks=[[1,64],[2,128]]'
 arch.blocks=[[1,64 -> arch.blocks=[[1,64: [ is not closed
 'arch blocks=1' -> arch blocks=1: not a key; keys are words with dots between them
-arch.hidden=4096 -> arch.hidden=4096: must be a list; write arch.hidden=[4096]
+arch.hidden=4096 -> arch.hidden=4096: must be a list; write 'arch.hidden=[4096]'
+arch.hidden=true -> arch.hidden=true: must be a list
 arch.norm=Batch -> arch.norm=Batch: nearest batch; allowed none, batch, lrn
 arch.bn=true -> arch.bn: unknown key; keys of arch: name, blocks, norm, hidden, dropout, width, init
 arch=lenet arch.norm=lrn -> arch.norm: not a key of arch lenet; keys of arch: name, init
@@ -89,6 +98,12 @@ device.timeout_minutes=0 -> device.timeout_minutes=0: must be > 0 and <= 1440 or
 device.process=2 -> device.process: unknown key; nearest device.processes; keys of device: name, precision, ...
 device.threads=0 -> device.threads=0: must be 1..4096 or null
 run.name=../x -> run.name=../x: must be 1..120 letters, digits or _ . + = , - (the first a letter, digit or _), ...
+run.root='a"b' -> run.root=a"b: put the value into quotes: 'run.root="a\"b"'
+run.name=695e0514 -> run.name=695e0514: must be text; put it into quotes: 'run.name="695e0514"'
+'data.resize=a"b' -> data.resize=a"b: not a whole number; must be 1..4096 or null
+train.epochs=(3) -> train.epochs=(3): not a whole number; must be 1..100000
+seed:3 -> seed:3: = missing; write seed=3
+http://x -> http://x: = missing; write http://x=VALUE, or see --help
 run.name=123 -> run.name=123: must be text; put it into quotes: 'run.name="123"'
 resume=yes -> resume=yes: allowed auto, never, exact, force
 experiment=quikstart -> experiment=quikstart: unknown; nearest quickstart; allowed ...
@@ -100,6 +115,22 @@ hydra/launcher=nope -> hydra/launcher=nope: unknown; allowed basic...
 --arch=vgg16 -> --arch=vgg16: unknown flag; keys take no dashes, write arch=vgg16
 -m train.epochs=1,x -> sweep job 2 of 2: train.epochs=x: not a whole number; must be 1..100000
 -m seed=1, -> seed=1,: ends in a comma
+-m seed=range(a) -> seed=range(a): TypeError while evaluating 'range(a)': mismatch type argument start: str is ...
+-m seed=choice(1,choice(2)) -> seed=choice(1,choice(2)): several values inside another value
+arch.blocks=[range(3)] -> arch.blocks=[range(3)]: several values inside another value
+-m seed=range(0,9,0) -> seed=range(0,9,0): the step of a range may not be 0
+-m optimizer.lr=range(0,inf) -> optimizer.lr=range(0,inf): the numbers of a range must be finite
+-m seed=x sweep.repeats=2 -> seed=x: not a whole number; must be 0..9223372036854775807
+-m device.threads=1 device.timeout_minutes=1,2 -> device.timeout_minutes=1,2: may not be swept, it makes no other ...
+-m 'hydra.sweep.dir=${nosuch}' seed=1,2 -> hydra.sweep.dir=${nosuch}: Interpolation key 'nosuch' not found
+-m hydra.sweep.dir=null seed=1,2 -> hydra.sweep.dir=null: ...
+-m hydra.sweep.subdir=x seed=1,2 -> hydra.sweep.subdir=x: not allowed, a run has a folder of its own; write run.root...
+-m hydra/sweeper=basic seed=1,2 -> hydra/sweeper=basic: not allowed; hydra/sweeper=grid makes the same jobs and more
+-m hydra/launcher=joblib hydra.launcher.n_jobs=0 seed=1,2 -> hydra.launcher.n_jobs=0: must be a number of jobs at ...
+-m hydra/launcher=joblib hydra.launcher.timeout=1 seed=1,2 -> hydra.launcher.timeout=1: must be null; it would ...
+-m hydra/launcher=slurm hydra.launcher.tasks_per_node=0 -> hydra.launcher.tasks_per_node=0: must be at least 1
+-m device=auto,cpu -> sweep: device=auto, device=cpu: two jobs share the folder ...
+-m seed=shuffle(range(0,999999999999)) -> sweep: more than sweep.max_jobs=1000 jobs; take fewer values or raise th...
 -m arch=glob(nosuch*) -> arch=glob(nosuch*): no value; a sweep of it has no job
 -m optimizer.lr=interval(0,1) -> optimizer.lr=interval(0,1): a grid needs single values; use a search sweeper for ...
 -m seed=shuffle(range(1000000000)) -> sweep: more than sweep.max_jobs=1000 jobs; take fewer values or raise that number
@@ -174,6 +205,35 @@ def test_refused(command, expected, empty_folder):
     assert_refused(command, expected)
 
 
+@pytest.mark.parametrize(
+    ("word", "key", "value"),
+    [
+        ('run.root=a"b', "run.root", 'a"b'),
+        ("run.root=a'b", "run.root", "a'b"),
+        ("""run.root=a"b'c$d e(""", "run.root", """a"b'c$d e("""),
+        ("+run.root=a\\'", "run.root", "a\\'"),
+        ("run.root=a(1)", "run.root", "a(1)"),
+        ("run.name=695e0514", "run.name", "695e0514"),
+        ("run.name=True", "run.name", "True"),
+        ("run.name=1_000", "run.name", "1_000"),
+        ("data.batch_size=0x10", "data.batch_size", 16),
+        ("arch.hidden=1e3", "arch.hidden", [1000]),
+        ("arch.blocks=[1,64]", "arch.blocks", [[1, 64]]),
+        ("arch.blocks=((1,64),(1,32))", "arch.blocks", [[1, 64], [1, 32]]),
+        ("seed: 3", "seed", 3),
+        ("--seed=3", "seed", 3),
+        ("+train.epochs=3", "train.epochs", 3),
+        ("arch@model=lenet", "arch.name", "lenet"),
+        ("optimizer.dampening=0.1", "optimizer.dampening", 0.1),
+    ],
+)
+def test_the_advice_of_an_error_works(word, key, value):
+    (advice,) = re.findall(r"(?:write|into quotes:) (.*)", refusal(word))
+    (fixed,) = shlex.split(advice)
+    config = compose_run(parse_command([fixed if "=" in fixed else f"{key}={fixed}"]))
+    assert flatten(to_plain(config))[key] == value
+
+
 def test_all_wrong_keys_are_reported_together():
     values = "arch=vgg12 data.batch_size=0 optimizer.lr=-1 train.epochs==3".split()
     line = refusal(*values, "nonsense=1")
@@ -188,8 +248,7 @@ def test_many_bad_jobs_are_counted():
     assert line.endswith("; and 4 more")
 
 
-SEARCH = "-m hydra/sweeper=search"  # a sweeper other than the grid
-ConfigStore.instance().store("search", {"_target_": SWEEPERS[0], "params": None}, "hydra/sweeper")
+SEARCH = "-m hydra/sweeper=optuna"
 
 
 @pytest.mark.parametrize(
@@ -210,35 +269,159 @@ def test_a_search_is_checked_at_its_ends(command, expected, empty_folder):
     assert_refused(command, expected)
 
 
-def test_a_valid_search_has_no_jobs_to_check():
-    axes = ["optimizer.lr=tag(log,interval(0.001,1))", "arch=vgg11,vgg16"]
-    command = parse_command([*SEARCH.split(), *axes])
-    assert expand_sweep(command, compose_outline(command)) is None
+SIGNS = ["", "", "+", "++", "~", "+~", "-"]
+KEYS = [
+    *schema_keys(),
+    *("arch", "data", "optimizer", "experiment", "sweep", "arch.blocks.0", "arch@x", "a.b", "é"),
+    *("hydra", "hydra/launcher", "hydra/sweeper", "hydra.mode", "hydra.sweep.dir", "hydra.verbose"),
+    *("hydra.launcher.jobs", "hydra.sweeper.params", "hydra.job.env_set.A", "hydra.searchpath"),
+]
+EQUALS = [*["="] * 8, "", "==", ":", " ="]
+SCALARS = [
+    *("1", "-1", "0.5", "1e3", "1e400", "nan", "9" * 30, "01", "true", "null", "???", "vgg11"),
+    *(
+        "step",
+        "''",
+        '"x"',
+        "'a,b'",
+        "a b",
+        "é",
+        "\u202e",
+        "~",
+        "*",
+        "a=b",
+        "a:b",
+        "../x",
+        "MULTIRUN",
+    ),
+    *("${seed}", "${now:%S}", "${oc.env:HOME}", "${oc.env:SECRET}", "${nosuch}", "${oc.decode:[}"),
+    *(
+        "'",
+        '"',
+        "\\",
+        "[",
+        "]",
+        "(",
+        "{",
+        "}",
+        "#",
+        "<",
+        "\n",
+        "\x00",
+        "",
+        " ",
+        "lr_depth",
+        "optuna",
+    ),
+]
+CALLS = "range choice sort shuffle interval tag glob int float str bool nosuch".split()
 
 
-VALUES = (
-    "|null|-1|1.5|1e400|[]|[[1,2]]|{a:1}|é|\u202e|a b|1,2|range(2)|glob(*)|'|((1))|[1|==|\x00|\n"
-    "|vgg11|step"
-).split("|")
-GROUP_KEYS = ["arch", "data", "experiment", "arch.blocks.0", "hydra.mode", "hydra/launcher"]
+def random_value(draw: random.Random, depth: int = 0) -> str:
+    """Returns scalars, lists, dictionaries, lists without brackets and calls of functions."""
+    if depth == 3 or draw.random() < 0.5:
+        return draw.choice(SCALARS)
+    items = [random_value(draw, depth + 1) for _ in range(draw.randrange(4))]
+    text = ",".join(items)
+    pairs = ",".join(f"{draw.choice(['seed', 'optimizer.lr', '+a'])}:{item}" for item in items)
+    return draw.choice([text, f"[{text}]", f"{{{pairs}}}", f"{draw.choice(CALLS)}({text})"])
 
 
-@settings(max_examples=10, deadline=None, derandomize=True)
-@given(
-    st.sampled_from(["", "+", "++", "~"]),
-    st.sampled_from([*schema_keys(), *GROUP_KEYS]),
-    st.sampled_from(VALUES),
-    st.booleans(),
-)
-def test_any_other_value_is_refused_in_one_line_too(sign, key, value, is_sweep):
-    argv = [f"{sign}{key}={value}"]
-    if is_sweep:
-        argv.append("-m")
+def random_override(draw: random.Random) -> str:
+    key = draw.choice(SIGNS) + draw.choice(KEYS)
+    return key + draw.choice(EQUALS) + random_value(draw)
+
+
+def check(argv: list[str]) -> None:
+    check_command(parse_command(argv))
+
+
+def assert_accepted_or_refused_in_one_line(function: Callable[[], object]) -> None:
     try:
-        check_command(parse_command(argv))
-    except ConfigError as error:
+        function()
+    except VggexpError as error:
+        assert error.exit_code in (2, 3, 4, 6)
         assert str(error)
         assert "\n" not in error_line(str(error))
+
+
+@pytest.fixture
+def compose_fn():
+    with hydra_session(parse_command([])) as compose_fn:
+        yield compose_fn
+
+
+def test_any_word_is_parsed_or_refused(compose_fn):
+    draw = random.Random(0)
+    for _ in range(2000):
+        text = random_override(draw)
+        overrides, problems = parse_overrides([text])
+        assert len(overrides) + len(problems) == 1
+        for override in overrides:
+            assert_accepted_or_refused_in_one_line(lambda axis=override: axis.single_values(9))
+        for problem in problems:
+            assert "\n" not in error_line(problem)
+
+
+def test_any_overrides_compose_or_are_refused(compose_fn):
+    draw = random.Random(1)
+    compose_job = cached_compose(compose_fn, [])
+
+    def compose() -> None:
+        overrides, _ = parse_overrides([random_override(draw) for _ in range(3)])
+        own = [override for override in overrides if not override.is_hydra]
+        build_config(compose_or_diagnose(own, compose_job), own)
+
+    for _ in range(80):
+        assert_accepted_or_refused_in_one_line(compose)
+
+
+def test_any_command_is_accepted_or_refused():
+    draw = random.Random(2)
+    for number in range(8):
+        words = [random_override(draw), random_override(draw), *["-m"] * (number % 2)]
+        assert_accepted_or_refused_in_one_line(lambda words=words: check(words))
+
+
+FILE_VALUES = [1, None, True, [1], {"a": 1}, 10**30, "range(", "a\nb", "1,2", *SCALARS]
+
+
+def test_any_file_is_accepted_or_refused(tmp_path):
+    draw = random.Random(3)
+    (tmp_path / "experiment").mkdir()
+    for number in range(8):
+        values: dict = {}
+        for key in draw.sample([key for key in KEYS if "/" not in key], 2):
+            *sections, last = key.split(".")
+            node = values
+            for section in sections:
+                node = node.setdefault(section, {})
+            node[last] = draw.choice(FILE_VALUES)
+        text = f"# @package _global_\n{yaml.safe_dump(values)}"
+        (tmp_path / "experiment" / "mine.yaml").write_text(text)
+        argv = [
+            "experiment=mine",
+            f"--config-dir={tmp_path}",
+            *["-m", "seed=1,2"][: 2 * (number % 2)],
+        ]
+        assert_accepted_or_refused_in_one_line(lambda argv=argv: check(argv))
+
+
+@pytest.mark.process
+def test_any_command_ends_with_one_line(tmp_path):
+    draw = random.Random(4)
+    for flags in ([], ["-m"], ["--cfg=job"]):
+        words = [word.replace("\0", "") for word in (random_override(draw), random_override(draw))]
+        process = subprocess.run(
+            [sys.executable, "-m", "vggexp", *flags, *words, "data.root=/nonexistent"],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+            capture_output=True,
+            text=True,
+        )
+        assert process.returncode in (2, 3, 4, 6)
+        assert process.stderr.startswith("vggexp: error: ")
+        assert process.stderr.count("\n") == 1
 
 
 @pytest.mark.process

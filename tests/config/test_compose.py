@@ -28,20 +28,6 @@ def test_flags_may_stand_anywhere_among_the_overrides(tmp_path):
     assert command.arguments.multirun
 
 
-@pytest.mark.parametrize(
-    ("typed", "quoted"),
-    [
-        ("sweep.where=a < b", 'sweep.where="a < b"'),
-        ("sweep.where=a == 'x'", "sweep.where=\"a == 'x'\""),
-        ("sweep.where='a < b'", "sweep.where='a < b'"),
-        ("sweep.where=null", "sweep.where=null"),
-        ("run.name=a < b", "run.name=a < b"),
-    ],
-)
-def test_an_expression_is_quoted_for_hydra(typed, quoted):
-    assert parse_command([typed]).overrides == [quoted]
-
-
 def test_the_last_override_wins():
     config = config_of(
         "seed=1", "arch=lenet", "optimizer.lr=0.1", "seed=2", "arch=vgg13", "optimizer.lr=0.2"

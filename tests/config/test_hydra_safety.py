@@ -5,6 +5,7 @@ A canary is a file that would be written, or a module `canary` that would be imp
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -17,12 +18,13 @@ from hydra._internal.core_plugins import (
     structured_config_source,
 )
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from tests.conftest import TINY
 from vggexp.__main__ import main
 from vggexp.config import hydra_safety
-from vggexp.config.compose import parse_command
+from vggexp.config.compose import hydra_session, parse_command
 from vggexp.errors import ConfigError
 from vggexp.sweep import task
 from vggexp.sweep.expand import check_command, compose_run
@@ -31,7 +33,7 @@ ROOT = Path(__file__).parents[2]
 TOUCH = {"_target_": "pathlib.Path.write_text", "_args_": [{"_target_": "pathlib.Path"}, "x"]}
 IMPORT = {"_target_": "canary.f"}
 FACTORY = {"version": 1, "root": {}, "handlers": {"a": {"()": "os.mkdir", "path": "written"}}}
-SLURM = {"_target_": hydra_safety.LAUNCHERS[-1]}
+SLURM = {"_target_": hydra_safety.LAUNCHERS["slurm"]}
 CREATE = "${oc.create:{_target_:canary.f}}"
 
 
@@ -285,6 +287,18 @@ def test_a_variable_without_a_secret_is_read(folder, monkeypatch):
     content = {"run": {"root": "${oc.env:VGGEXP_NONE}"}}
     with pytest.raises(ConfigError, match=r"oc\.env:VGGEXP_NONE: this environment variable"):
         compose_run(parse_command(write_experiment(folder, content)))
+
+
+def test_other_processes_read_the_moment_of_the_command(monkeypatch):
+    monkeypatch.setenv("VGGEXP_X", "there")
+    with hydra_session(parse_command([])):
+        loader = pickle.loads(pickle.dumps(GlobalHydra.instance().config_loader()))
+    monkeypatch.setenv("VGGEXP_X", "elsewhere")
+    monkeypatch.setattr(hydra_safety.SafeConfigLoader, "moment", hydra_safety.Moment())
+    loader.moment.register()
+    values = OmegaConf.create({"x": "${oc.env:VGGEXP_X}", "time": "${now:%s %f}"})
+    assert values.x == "there"
+    assert values.time == loader.moment.time.strftime("%s %f")
 
 
 def test_omegaconf_reads_the_environment_by_the_same_rule():

@@ -12,6 +12,7 @@ The blocks of one page share a directory and their Python names.
 """
 
 import contextlib
+import copy
 import glob
 import importlib
 import importlib.util
@@ -28,9 +29,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
+from hydra.core.config_store import ConfigStore
+from hydra.core.plugins import Plugins
 
 from tests.conftest import write_images
 from vggexp.config.compose import parse_command
+from vggexp.config.hydra_safety import LAUNCHERS
+from vggexp.errors import ConfigError
 from vggexp.sweep import expand
 
 ROOT = Path(__file__).parents[2]
@@ -302,6 +307,36 @@ def test_commands_of_a_page_compose(page, sandbox, monkeypatch):
     monkeypatch.chdir(sandbox)
     for command in commands_to_compose(page):
         check_composes(command)
+
+
+HYDRA_OVERRIDE = re.compile(r"`(\+{0,2}hydra[./][^`\s]+=[^`\s.]+)`")
+HYDRA_OVERRIDES = {word for page in PAGES for word in HYDRA_OVERRIDE.findall(page.read_text())}
+
+
+@pytest.fixture
+def ray_settings(monkeypatch):
+    """The settings of hydra-ray-launcher, whose package needs an environment of its own."""
+    Plugins.instance()  # the installed plugins store their settings first
+    store = ConfigStore.instance()
+    monkeypatch.setattr(store, "repo", copy.deepcopy(store.repo))
+    ray = {"init": {"address": None}, "remote": {}}
+    store.store("ray", {"_target_": LAUNCHERS["ray"], "ray": ray}, "hydra/launcher")
+
+
+@pytest.mark.parametrize("override", sorted(HYDRA_OVERRIDES))
+def test_an_override_of_hydra_in_the_text_composes_in_a_sweep(override, ray_settings):
+    axis = "optimizer.lr=interval(0.1,0.2)" if "optuna" in override else "seed=0,1"
+    launchers = ["local", "slurm", "joblib", "ray"]
+    if "hydra.launcher" not in override:
+        launchers = ["local"]
+    problems = []
+    for launcher in launchers:
+        try:
+            argv = ["-m", f"hydra/launcher={launcher}", override, axis]
+            expand.check_command(parse_command(argv))
+        except ConfigError as error:
+            problems.append(str(error))
+    assert len(problems) < len(launchers), problems
 
 
 @pytest.mark.slow  # many sweeps

@@ -17,7 +17,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 def test_two_jobs_of_one_run_are_refused(command, tmp_path):
     code, _, err = command("-m", *TINY, "seed=1,1")
     assert code == 2
-    assert "sweep: 2 jobs share the folder " in err
+    assert "seed=1: two jobs share the folder " in err
     assert err.endswith("they are the same run\n")
     assert list(tmp_path.iterdir()) == []
 
@@ -107,3 +107,29 @@ def test_repeats_have_a_mean_and_are_one_run_in_tensorboard(tmp_path):
     assert mean in process.stdout
     assert mean in (folder / "results.md").read_text()
     assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("launcher", ["local", "joblib"])
+def test_jobs_and_tables_share_a_folder_with_the_time(command, launcher, tmp_path):
+    """Hydra's keys are applied once, also those that are added."""
+    (tmp_path / "experiment").mkdir()
+    text = "# @package _global_\nrun: {root: 'runs/${now:%S-%f}'}\n"
+    (tmp_path / "experiment" / "timed.yaml").write_text(text)
+    argv = ["experiment=timed", f"--config-dir={tmp_path}", "train.epochs=1", "seed=0,1", "-m"]
+    code, _, err = command(
+        *TINY, *argv, f"hydra/launcher={launcher}", "+hydra.job.env_set.VGGEXP_X=1"
+    )
+    assert (code, err) == (0, "")
+    (root,) = Path("runs").iterdir()
+    assert len(list(root.glob("*/result.json"))) == 2
+    assert len(list(root.glob("sweeps/*/results.csv"))) == 1
+
+
+@pytest.mark.process
+def test_a_value_that_a_launcher_refuses_is_one_line(command):
+    joblib = ["-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.batch_size=x"]
+    code, _, err = command(*TINY, *joblib)
+    assert code == 2
+    assert err.startswith("vggexp: error: hydra.launcher: batch_size must be")
+    assert err.count("\n") == 1

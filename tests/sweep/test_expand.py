@@ -1,5 +1,8 @@
 """Tests the expansion of commands: what is a sweep, the jobs of a grid, and sweep files."""
 
+import re
+from pathlib import Path
+
 import pytest
 
 from vggexp.config.compose import parse_command
@@ -28,11 +31,15 @@ sweep:
 """
 
 
-def grid_jobs(*argv) -> list[ComposedJob]:
+def expand(*argv: str) -> GridSweep:
     command = parse_command(argv)
     sweep = expand_sweep(command, compose_outline(command))
     assert isinstance(sweep, GridSweep)
-    return sweep.jobs
+    return sweep
+
+
+def grid_jobs(*argv: str) -> list[ComposedJob]:
+    return expand(*argv).jobs
 
 
 @pytest.mark.parametrize(
@@ -113,9 +120,86 @@ def test_a_job_is_composed_as_it_is_alone():
 
 def test_a_grid_has_its_configurations_by_overrides():
     jobs = grid_jobs("-m", "seed=1,2")
-    configs = GridSweep(jobs).configs()
+    configs = GridSweep(jobs, Path("outputs")).configs()
     assert list(configs) == [("seed=1",), ("seed=2",)]
     assert list(configs.values()) == [job.config for job in jobs]
+
+
+def write_experiment(folder: Path, text: str) -> list[str]:
+    """Writes an experiment file and returns the overrides that choose it."""
+    (folder / "experiment").mkdir()
+    (folder / "experiment" / "mine.yaml").write_text(f"# @package _global_\n{text}\n")
+    return ["-m", "experiment=mine", f"--config-dir={folder}"]
+
+
+@pytest.mark.parametrize("interpolation", ["${now:%s-%f}", "${oc.env:VGGEXP_X}", "${run.name}"])
+def test_the_folder_of_all_runs_is_resolved_once(interpolation, tmp_path, monkeypatch):
+    monkeypatch.setenv("VGGEXP_X", "first")
+    text = f'run: {{name: null, root: "{tmp_path}/{interpolation}"}}'
+    command = parse_command([*write_experiment(tmp_path, text), "seed=1,2,3"])
+    monkeypatch.setenv("VGGEXP_X", "second")
+    sweep = expand_sweep(command, compose_outline(command))
+    roots = {job.config.run.root for job in sweep.jobs}
+    assert len(roots) == 1
+    assert "second" not in roots.pop()
+    assert str(sweep.folder).startswith(sweep.jobs[0].config.run.root)
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("multirun/${now:%Y}", r"multirun/\d{4}"),
+        ("${run.root}/x", "here/x"),
+        ("'a,b $c'", r"a,b \$c"),
+        ("${run.root}/sweeps/latest", "here/sweeps/seed-.*"),
+    ],
+)
+def test_the_tables_have_the_folder_that_hydra_names(folder, expected):
+    argv = ["-m", "seed=1,2", "run.root=here"]
+    for sign in ("", "++"):
+        found = expand(*argv, f"{sign}hydra.sweep.dir={folder}").folder
+        assert re.fullmatch(expected, str(found))
+
+
+def test_a_file_may_name_the_folder_of_the_tables(tmp_path):
+    argv = write_experiment(tmp_path, "hydra: {sweep: {dir: 'x/${seed}'}}")
+    assert expand(*argv, "arch=vgg11,vgg13").folder == Path("x/0")
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "+hydra.job.env_set.X=1",
+        "hydra.launcher.jobs=2",
+        "hydra/launcher=basic",
+        "++hydra.sweep.dir=x",
+    ],
+)
+def test_hydras_own_keys_are_of_no_job(override):
+    assert [job.overrides for job in grid_jobs("-m", override, "seed=1,2")] == [
+        ["seed=1"],
+        ["seed=2"],
+    ]
+
+
+def test_a_search_path_of_the_command_has_the_files_of_a_sweep(tmp_path):
+    _, experiment, _ = write_experiment(tmp_path, "seed: 7")
+    jobs = grid_jobs("-m", experiment, f"hydra.searchpath=[file://{tmp_path}]", "arch=vgg11,vgg13")
+    assert [job.config.seed for job in jobs] == [7, 7]
+
+
+@pytest.mark.parametrize("key", ["sweep.repeats", "hydra.launcher.jobs"])
+def test_a_file_sweeps_no_key_of_the_whole_sweep(key, tmp_path):
+    argv = write_experiment(tmp_path, f"hydra: {{sweeper: {{params: {{{key}: 2}}}}}}")
+    with pytest.raises(ConfigError, match=rf"hydra\.sweeper\.params: {key}=2: may not be swept"):
+        grid_jobs(*argv)
+
+
+def test_a_launcher_keeps_its_rules_under_another_name(tmp_path):
+    (tmp_path / "hydra/launcher").mkdir(parents=True)
+    (tmp_path / "hydra/launcher/mine.yaml").write_text("defaults: [local, _self_]\njobs: 0\n")
+    with pytest.raises(ConfigError, match=r"hydra\.launcher\.jobs=0: must be auto or"):
+        grid_jobs("-m", "hydra/launcher=mine", f"--config-dir={tmp_path}", "seed=1,2")
 
 
 def test_a_sweep_file_starts_a_sweep_without_a_flag():

@@ -94,7 +94,7 @@ def test_a_fraction_of_a_range_has_the_text_of_a_grid():
             "seed=tag(log,range(1,9))",
             "seed=tag(log,range(1,9)): tag log: belongs to an interval; write tag(log,int...",
         ),
-        ("run.name=x seed=1,2", "search: 2 of its settings share the folder x; they are one run"),
+        ("run.name=x seed=1,2", "sweep: seed=1, seed=2: two jobs share the folder x; they are..."),
         (
             "resume=never seed=1,2",
             "resume=never: a search continues its own runs; choose auto, exact or force",

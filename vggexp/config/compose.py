@@ -6,6 +6,8 @@
 
 import argparse
 import contextlib
+import os
+import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -18,17 +20,18 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vggexp import __version__
 from vggexp.config import hydra_safety
 from vggexp.config.device import conf_dir, device_profile
-from vggexp.config.diagnostics import SECTIONS, ComposeFn, diagnose, one_line, parse_overrides
-from vggexp.config.parse import parse_partial
+from vggexp.config.diagnostics import ComposeFn, diagnose, one_line
+from vggexp.config.overrides import SECTIONS, Override, quote_filter, typed_values
+from vggexp.config.parse import in_quotes, parse_partial
 from vggexp.config.schema import Config
 from vggexp.config.validate import validate
-from vggexp.errors import ConfigError
+from vggexp.errors import ConfigError, ResourceError
 
 HYDRA_VERSION = tuple(int(part) for part in hydra.__version__.split(".")[:2])
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if HYDRA_VERSION < (1, 4) else {}
@@ -57,10 +60,12 @@ def parse_command(argv: Sequence[str], *switches: str) -> Command:
 
     Raises:
         ConfigError: a flag is unknown, not allowed, or does not fit another flag.
+        ResourceError: the folder of --config-dir may not be read.
     """
     for word in argv:
-        if any("\udc80" <= character <= "\udcff" for character in word):  # Python's bytes
-            raise ConfigError(f"{word}: not UTF-8, which config.yaml needs; rename the folder")
+        if not word.isascii() and word.encode(errors="replace").decode() != word:
+            raise ConfigError(f"{word}: not UTF-8 text; rename the file or folder")
+    hydra_safety.SafeConfigLoader.moment = hydra_safety.Moment()
     parser = get_args_parser()
     for switch in switches:
         parser.add_argument(switch, action="store_true")
@@ -80,6 +85,8 @@ def parse_command(argv: Sequence[str], *switches: str) -> Command:
         )
     if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
         raise ConfigError(f"--config-dir={arguments.config_dir}: no such directory")
+    if arguments.config_dir is not None and not os.access(arguments.config_dir, os.R_OK | os.X_OK):
+        raise ResourceError(f"--config-dir={arguments.config_dir}: permission denied")
     if arguments.resolve and not (arguments.cfg or arguments.help):
         raise ConfigError("--resolve: belongs with --cfg job")
     if arguments.resolve and arguments.cfg == "hydra":
@@ -93,23 +100,11 @@ def parse_command(argv: Sequence[str], *switches: str) -> Command:
             "--cfg: shows a single configuration; leave out -m and give each key one value"
         )
     flags = _remove_words(argv, overrides)
-    return Command([_quote_filter(text) for text in overrides], flags, arguments)
+    return Command([quote_filter(text) for text in overrides], flags, arguments)
 
 
 def versions() -> str:
     return f"vggexp {__version__} (hydra {hydra.__version__}, torch {version('torch')})"
-
-
-def _quote_filter(override: str) -> str:
-    """Puts the value of `sweep.where=a < b` into the quotes that Hydra's grammar needs for `<`."""
-    key, _, value = override.partition("=")
-    if key.lstrip("+") != "sweep.where" or value in ("", "null"):
-        return override
-    quote = value[0]
-    if quote in ("'", '"') and value.count(quote) == 2 and value.endswith(quote):
-        return override  # already in quotes
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"')
-    return f'{key}="{escaped}"'
 
 
 def _remove_words(words: Sequence[str], removed: Sequence[str]) -> list[str]:
@@ -137,7 +132,7 @@ def _unknown_flag(word: str) -> str:
     section, _, _ = key.partition(".")
     if equals or section in SECTIONS:
         value = value or "VALUE"
-        return f"{word}: unknown flag; keys take no dashes, write {key}={value}"
+        return f"{word}: unknown flag; keys take no dashes, write {shlex.quote(f'{key}={value}')}"
     return f"{word}: unknown flag; see --help"
 
 
@@ -178,19 +173,18 @@ class Composition:
     refusal: str = ""  # Hydra's error for the whole list
 
 
-def compose_or_diagnose(overrides: Sequence[str], compose_fn: ComposeFn) -> Composition:
+def compose_or_diagnose(overrides: Sequence[Override], compose_fn: ComposeFn) -> Composition:
     """Composes; if Hydra raises, finds out which of the overrides are the reason."""
     try:
-        return Composition(compose_fn(overrides))
-    except ConfigError:  # a file that is not safe to read or to use
+        return Composition(compose_fn([override.text for override in overrides]))
+    except (ConfigError, PermissionError):  # a file that is not safe to use, or cannot be read
         raise
     except Exception as error:  # Hydra raises many types, all of them because of the overrides
-        parsed, _ = parse_overrides(overrides)
-        node, problems = diagnose(parsed, compose_fn)
+        node, problems = diagnose(overrides, compose_fn)
         return Composition(node, problems, refusal=one_line(error))
 
 
-def build_config(composition: Composition, overrides: Sequence[str]) -> Config:
+def build_config(composition: Composition, overrides: Sequence[Override]) -> Config:
     """Parses and validates a composition.
 
     Args:
@@ -215,20 +209,18 @@ def build_config(composition: Composition, overrides: Sequence[str]) -> Config:
     return config
 
 
-def with_typed_values(problems: Sequence[str], overrides: Sequence[str]) -> Iterator[str]:
+def with_typed_values(problems: Sequence[str], overrides: Sequence[Override]) -> Iterator[str]:
     """Yields the problems; `data.batch_size=1000.0: ...` becomes `data.batch_size=1e3: ...`."""
-    typed: dict[str, str] = {}
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        typed[key] = value
+    typed = typed_values(overrides)
     for problem in problems:
         setting, _, text = problem.partition(": ")
-        key, equals, _ = setting.partition("=")
+        key, equals, shown = setting.partition("=")
         typed_value = typed.get(key)
         if not equals or typed_value is None or ": " in typed_value:
             yield problem
         else:
-            yield f"{key}={typed_value}: {text}"
+            advice = text.replace(in_quotes(key, shown), in_quotes(key, typed_value))
+            yield f"{key}={typed_value}: {advice}"
 
 
 def own_keys(node: DictConfig) -> DictConfig:
@@ -244,12 +236,13 @@ def _container(node: DictConfig, problems: Sequence[str]) -> Any:
     """Returns vggexp's keys as plain containers. Raises ConfigError for unresolvable values."""
     own = own_keys(node)
     try:
+        values = OmegaConf.to_container(own, resolve=True)
         missing = []
-        if "???" in str(OmegaConf.to_container(own)):  # to find the keys takes three times as long
+        if MISSING in str(values):  # a quick test: to look for the keys takes far longer
             for key in sorted(OmegaConf.missing_keys(own)):
-                missing.append(f"{key}=???: give a value")
+                missing.append(f"{key}={MISSING}: give a value")
         if missing:
             raise ConfigError(*problems, *missing)
-        return OmegaConf.to_container(own, resolve=True)
+        return values
     except OmegaConfBaseException as error:
         raise ConfigError(*problems, one_line(error)) from error

@@ -1,24 +1,20 @@
 """Explains, override by override, why Hydra does not compose a command."""
 
-import dataclasses
 import re
+import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
-from vggexp.config.parse import ErrorList, did_you_mean, schema_keys
-from vggexp.config.schema import Config
+from vggexp.config.overrides import SECTIONS, Override, format_override, group_options
+from vggexp.config.parse import ErrorList, did_you_mean
 from vggexp.config.torch_optim import arguments, optimizers
 from vggexp.formatting import format_value
 
 ComposeFn = Callable[[Sequence[str]], DictConfig]
-SECTIONS = ("experiment", *(field.name for field in dataclasses.fields(Config)))
 LAUNCHER_EXTRAS = {  # the extra of this package that installs the launcher
     "joblib": "joblib",
     "ray": "ray",
@@ -26,7 +22,6 @@ LAUNCHER_EXTRAS = {  # the extra of this package that installs the launcher
     "submitit_local": "slurm",
     "submitit_slurm": "slurm",
 }
-FORCED_KEYS = ("hydra.run.dir", "hydra.output_subdir")  # set by vggexp, which owns the run folder
 NEEDS_SWEEP = "a list of values needs -m (a sweep)"
 
 
@@ -45,101 +40,6 @@ def one_line(error: Exception) -> str:
     return f"{key}: {text}" if key else text
 
 
-def parse_overrides(overrides: Sequence[str]) -> tuple[list[Override], ErrorList]:
-    """Parses each override by itself.
-
-    Returns:
-        The allowed overrides, and an error for each override that is forbidden or does not
-        follow Hydra's grammar.
-    """
-    parser = OverridesParser.create()
-    parsed = []
-    errors = ErrorList()
-    for text in overrides:
-        try:
-            override = parser.parse_override(text)
-        except Exception:  # Hydra's parser raises many types, all because of the text
-            errors.append(f"{text}: {_grammar_problem(text)}")
-            continue
-        problem = _forbidden(override)
-        if problem is None:
-            parsed.append(override)
-        else:
-            errors.append(f"{text}: {problem}")
-    return parsed, errors
-
-
-def _forbidden(override: Override) -> str | None:
-    """Returns why vggexp refuses an override that Hydra accepts.
-
-    Hydra's own keys keep Hydra's semantics.
-    """
-    key = override.key_or_group
-    value = (override.input_line or "").partition("=")[2]
-    parts = key.split(".")
-    if not parts[0]:
-        return "key missing (no spaces around =)"
-    if key in FORCED_KEYS:
-        return "not allowed, a run has a folder of its own; write run.root=FOLDER or run.name=NAME"
-    if re.split("[./]", parts[0])[0] == "hydra":
-        return None
-    if any(re.fullmatch(r"_\w+_", part) for part in parts):
-        return "not allowed in a configuration"
-    if "${" in value:
-        return "interpolations are not allowed on the command line; write the value"
-    is_optimizer_argument = parts[0] == "optimizer" and len(parts) == 2
-    if override.is_delete() and not is_optimizer_argument:
-        return "may not be removed" if parts[0] in SECTIONS else "no such key"
-    return None
-
-
-def _grammar_problem(text: str) -> str:
-    """Returns why `text` does not follow Hydra's grammar, and what to write instead."""
-    key, equals, value = text.partition("=")
-    if not text.strip():
-        return "an empty word; leave it out"
-    if not equals:
-        return _missing_equals_problem(text)
-    if value.startswith("="):
-        return "one = only"
-    if value.startswith("("):
-        brackets = value.replace("(", "[").replace(")", "]")
-        return f"no tuples here; write {key}={brackets}"
-    for opening, closing in ("[]", "{}", "()"):
-        surplus = value.count(opening) - value.count(closing)
-        if surplus > 0:
-            return f"{opening} is not closed"
-        if surplus < 0:
-            return f"stray {closing}"
-    if value.endswith(","):
-        return "ends in a comma"
-    if value.startswith("~"):
-        return "~ is not expanded here; write $HOME or the whole path"
-    if not re.fullmatch(r"[+~]{0,2}[\w./@-]+", key, re.ASCII):
-        return "not a key; keys are words with dots between them"
-    return f"put the value into quotes: '{key}=\"{value}\"'"
-
-
-def _missing_equals_problem(text: str) -> str:
-    key, colon, value = text.partition(":")
-    if colon:
-        return f"= missing; write {key}={value}"
-    inside = [known for known in schema_keys() if known.startswith(f"{text}.")]
-    if inside and not _group_options(text):
-        return f"= missing; write {inside[0]}=VALUE"
-    for group in SECTIONS:
-        if text in _group_options(group):
-            return f"= missing; write {group}={text}"
-    return f"= missing; write {text}=VALUE, or see --help"
-
-
-def _group_options(group: str) -> list[str]:
-    """Returns the files of a group; [] if `group` is not a group."""
-    if group == "hydra":
-        return []
-    return GlobalHydra.instance().config_loader().get_group_options(group)
-
-
 def diagnose(
     parsed: Sequence[Override],
     compose: ComposeFn,
@@ -155,17 +55,17 @@ def diagnose(
     groups: set[str] = set()
     bad_groups: dict[str, str] = {}
     for override in parsed:
-        group = override.key_or_group
-        if not _group_options(group):
+        group = override.key
+        if not group_options(group):
             continue
         groups.add(group)
         problem = _group_problem(override)
         if problem is not None:
             bad_groups[group] = problem
     for override in parsed:
-        group = override.key_or_group
+        group = override.key
         if group in groups and group not in bad_groups:
-            good.append(override.input_line or "")
+            good.append(override.text)
     errors.extend(bad_groups.values())
     try:
         groups_only = compose(good)
@@ -173,12 +73,12 @@ def diagnose(
         return None, errors
     known = set(_all_keys(groups_only))
     for override in parsed:
-        key = override.key_or_group
+        key = override.key
         if key in groups or _depends_on(key, bad_groups, known):
             continue
-        text = override.input_line or ""
+        text = override.text
         problem = _value_problem(override, known, groups_only)
-        is_new = key not in known and override.type == OverrideType.CHANGE
+        is_new = key not in known and override.action == "change"
         if problem is not None:
             errors.append(problem)
         elif is_new:
@@ -223,16 +123,17 @@ def _compose_leniently(
 
 def _group_problem(override: Override) -> str | None:
     """Returns the error of an override that chooses a file of a group."""
-    text = override.input_line or ""
-    group = override.key_or_group
-    options = _group_options(group)
-    if override.is_sweep_override():
+    text = override.text
+    group = override.key
+    options = group_options(group)
+    if override.is_sweep:
         return f"{text}: {NEEDS_SWEEP}"
-    value = override.value()
-    if override.package is not None:
-        return f"{text}: @ is not needed; write {group}={format_value(value)}"
-    if override.is_add() and group in SECTIONS:
-        return f"{text}: {group} is already set; write {group}={format_value(value)}"
+    value = override.value
+    plain = shlex.quote(format_override(group, value))
+    if override.parsed.package is not None:
+        return f"{text}: @ is not needed; write {plain}"
+    if override.action == "add" and group in SECTIONS:
+        return f"{text}: {group} is already set; write {plain}"
     if isinstance(value, dict):
         key = next(iter(value), "KEY")
         return f"{text}: set one key at a time, as {group}.{key}=VALUE"
@@ -266,22 +167,22 @@ def _value_problem(
         known: all keys of the chosen files.
         groups_only: the chosen files, composed.
     """
-    text = override.input_line or ""
-    key = override.key_or_group
-    if override.is_sweep_override():
+    text = override.text
+    key = override.key
+    if override.is_sweep:
         return f"{text}: {NEEDS_SWEEP}"
-    if override.is_add() and key in known and not isinstance(override.value(), dict):
-        return f"{text}: already set; write {text.lstrip('+')}"
-    if override.is_delete() and key not in known:
+    if override.action == "add" and key in known and not isinstance(override.value, dict):
+        return f"{text}: already set; write {shlex.quote(text.lstrip('+'))}"
+    if override.action == "delete" and key not in known:
         return f"{text}: no such key"
-    if key in known or override.type != OverrideType.CHANGE:
+    if key in known or override.action != "change":
         return None
     if key.startswith("hydra."):
         return f"{key}: unknown key of Hydra; --cfg hydra prints those it has"
     section, _, argument = key.rpartition(".")
     optimizer = OmegaConf.select(groups_only, "optimizer.name")
     if section == "optimizer" and optimizer in optimizers() and argument in arguments(optimizer):
-        return f"{text}: not in the file of this optimizer; write +{text}"
+        return f"{text}: not in the file of this optimizer; write {shlex.quote('+' + text)}"
     return None
 
 

@@ -9,6 +9,7 @@ Hydra uses it: in a run, a sweep, a job, and for --help, --cfg, --info and compl
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +27,24 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vggexp.config import yaml_limits
+from vggexp.config.overrides import parse_override
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 
 TARGET = "_" + "target_"  # Hydra's key that names a class
-LAUNCHERS = (
-    "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
-    "hydra_plugins.vggexp_local_launcher.LocalLauncher",
-    "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
-    "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
-    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
-    "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
-)
-SWEEPERS = (
-    "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
-    "hydra_plugins.vggexp_grid_sweeper.GridSweeper",
-    "hydra_plugins.vggexp_optuna_sweeper.OptunaSweeper",
-)
+LAUNCHERS = {  # the allowed classes by the name of their file in hydra/launcher
+    "basic": "hydra._internal.core_plugins.basic_launcher.BasicLauncher",
+    "local": "hydra_plugins.vggexp_local_launcher.LocalLauncher",
+    "joblib": "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher",
+    "ray": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher",
+    "submitit_local": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.LocalLauncher",
+    "slurm": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher",
+}
+SWEEPERS = {
+    "basic": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+    "grid": "hydra_plugins.vggexp_grid_sweeper.GridSweeper",
+    "optuna": "hydra_plugins.vggexp_optuna_sweeper.OptunaSweeper",
+}
 CALLBACKS = ("hydra.experimental.callbacks.LogJobReturnCallback",)
 PLUGIN_CLASSES = {"launcher": LAUNCHERS, "sweeper": SWEEPERS}
 
@@ -92,19 +94,37 @@ def is_readable(variable: str) -> bool:
     return READABLE_VARIABLES.fullmatch(variable) is not None
 
 
-def read_variable(*arguments: Any) -> Any:
-    """Replaces the resolver oc.env: reads only variables that may stand in a record."""
-    name = str(arguments[0]) if arguments else ""
-    if not is_readable(name):
-        raise ConfigError(
-            f"oc.env:{name}: not read into a configuration, whose values are recorded; "
-            "allowed HOME, USER, TMPDIR, SCRATCH, SLURM_*, VGGEXP_*"
-        )
-    if name in os.environ:
-        return os.environ[name]
-    if len(arguments) > 1:
-        return None if arguments[1] is None else str(arguments[1])
-    raise ConfigError(f"oc.env:{name}: this environment variable is not set")
+class Moment:
+    """What a configuration may read besides itself: the time and the environment, of one instant.
+
+    All jobs of a sweep read the same, whenever and wherever they run.
+    """
+
+    def __init__(self) -> None:
+        self.time = datetime.now()
+        self.variables = {name: text for name, text in os.environ.items() if is_readable(name)}
+
+    def register(self) -> None:
+        """Replaces the resolvers `now` and `oc.env`."""
+        OmegaConf.register_new_resolver("now", self._format_time, replace=True)
+        OmegaConf.register_new_resolver("oc.env", self._read_variable, replace=True)
+
+    def _format_time(self, pattern: Any) -> str:
+        return self.time.strftime(str(pattern))
+
+    def _read_variable(self, *arguments: Any) -> Any:
+        """Reads only variables that may stand in a record."""
+        name = str(arguments[0]) if arguments else ""
+        if not is_readable(name):
+            raise ConfigError(
+                f"oc.env:{name}: not read into a configuration, whose values are recorded; "
+                "allowed HOME, USER, TMPDIR, SCRATCH, SLURM_*, VGGEXP_*"
+            )
+        if name in self.variables:
+            return self.variables[name]
+        if len(arguments) > 1:
+            return None if arguments[1] is None else str(arguments[1])
+        raise ConfigError(f"oc.env:{name}: this environment variable is not set")
 
 
 # Hydra registers one class for each kind of source, and refuses another name. The processes of
@@ -148,13 +168,36 @@ class StructuredConfigSource(structured_config_source.StructuredConfigSource):
 
 
 class SafeConfigLoader(ConfigLoaderImpl):
-    """Checks each configuration that it composes."""
+    """Checks each configuration that it composes.
+
+    Launchers send the loader to their processes, and with it the moment of the command.
+    """
+
+    moment = Moment()  # `parse_command` sets that of the command
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "moment": self.moment}
 
     def load_configuration(self, *args: Any, **kwargs: Any) -> DictConfig:
+        self.moment.register()  # Hydra registers a resolver `now` of its own when it starts
         node = super().load_configuration(*args, **kwargs)
         problems = list(hydra_node_problems(node))
         if problems:
             raise ConfigError(*problems)
+        return node
+
+    def load_sweep_config(
+        self, master_config: DictConfig, sweep_overrides: list[str]
+    ) -> DictConfig:
+        """Composes a job. Its own keys are resolved here: Ray sends them to another process."""
+        node = super().load_sweep_config(master_config, sweep_overrides)
+        for key in node:
+            if key != "hydra":
+                section = node[key]
+                if OmegaConf.is_config(section):
+                    OmegaConf.resolve(section)
+                else:
+                    node[key] = section
         return node
 
 
@@ -167,7 +210,17 @@ def install() -> None:
         for source in (FileConfigSource, ImportlibResourcesConfigSource, StructuredConfigSource)
     }
     hydra._internal.hydra.ConfigLoaderImpl = SafeConfigLoader  # type: ignore[misc, attr-defined]
-    OmegaConf.register_new_resolver("oc.env", read_variable, replace=True)
+
+
+def plugin_name(hydra_node: Any, section: str) -> str:
+    """Returns the kind of the launcher or sweeper, which a user's own file may configure.
+
+    Args:
+        hydra_node: the section `hydra` of a checked configuration.
+        section: `launcher` or `sweeper`.
+    """
+    target = hydra_node[section][TARGET]
+    return next(name for name, class_ in PLUGIN_CLASSES[section].items() if class_ == target)
 
 
 def hydra_node_problems(node: DictConfig) -> Iterator[str]:
@@ -175,6 +228,7 @@ def hydra_node_problems(node: DictConfig) -> Iterator[str]:
     for section, classes in PLUGIN_CLASSES.items():
         yield from _plugin_problems(node, section, classes)
     yield from _launcher_file_problems(node)
+    yield from _folder_problems(node)
     yield from _callback_problems(node)
     for section in ("hydra_logging", "job_logging"):
         yield from _logging_problems(node, section)
@@ -189,7 +243,7 @@ def hydra_node_problems(node: DictConfig) -> Iterator[str]:
             yield f"hydra.job.env_copy={variable}: not allowed, multirun.yaml would record it"
 
 
-def _resolved(node: DictConfig, key: str) -> Any:
+def resolved(node: DictConfig, key: str) -> Any:
     """Returns a section of Hydra as plain data.
 
     Raises:
@@ -217,16 +271,32 @@ def _special_keys(value: Any, path: str) -> Iterator[str]:
             yield from _special_keys(item, f"{path}[{index}]")
 
 
-def _plugin_problems(node: DictConfig, section: str, classes: Sequence[str]) -> Iterator[str]:
+def _folder_problems(node: DictConfig) -> Iterator[str]:
+    """Yields the keys by which Hydra would make folders of its own."""
+    values: Any = OmegaConf.to_container(node.hydra, resolve=False)
+    folders = {
+        "run.dir": values["run"].get("dir"),
+        "output_subdir": values.get("output_subdir"),
+        "sweep.subdir": values["sweep"].get("subdir"),
+    }
+    for key, value in folders.items():
+        if value not in (".", None):
+            yield (
+                f"hydra.{key}={format_value(value)}: not allowed, a run has a folder of its own; "
+                "write run.root=FOLDER or run.name=NAME"
+            )
+
+
+def _plugin_problems(node: DictConfig, section: str, classes: Mapping[str, str]) -> Iterator[str]:
     """Yields the problems of hydra.launcher or hydra.sweeper."""
     key = f"hydra.{section}"
-    values = _resolved(node, key)
+    values = resolved(node, key)
     if not isinstance(values, dict):
         yield f"{key}={format_value(values)}: choose one with hydra/{section}=NAME"
         return
     name = values.pop(TARGET, None)
-    if name not in classes:
-        allowed = ", ".join(text.rpartition(".")[2] for text in classes)
+    if name not in classes.values():
+        allowed = ", ".join(text.rpartition(".")[2] for text in classes.values())
         yield (
             f"{key}.{TARGET}={format_value(name)}: not allowed, a configuration names no code; "
             f"choose one with hydra/{section}=NAME ({allowed})"
@@ -252,8 +322,8 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _launcher_file_problems(node: DictConfig) -> Iterator[str]:
     """Yields each key of a launcher that only the command line may set, and that a file sets."""
-    typed = [text.lstrip("+").partition("=")[0] for text in node.hydra.overrides.hydra]
-    launcher = _resolved(node, "hydra.launcher")
+    typed = [parse_override(text).key for text in node.hydra.overrides.hydra]
+    launcher = resolved(node, "hydra.launcher")
     if not isinstance(launcher, dict):
         return
     for path, value in _leaves(launcher, "hydra.launcher"):
@@ -268,7 +338,7 @@ def _launcher_file_problems(node: DictConfig) -> Iterator[str]:
 
 
 def _callback_problems(node: DictConfig) -> Iterator[str]:
-    callbacks = _resolved(node, "hydra.callbacks") or {}
+    callbacks = resolved(node, "hydra.callbacks") or {}
     for name, callback in callbacks.items():
         if not callback:
             continue

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import shlex
 import types
 from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher
@@ -107,6 +108,11 @@ def _intended_int(value: Any) -> int | None:
         return None
 
 
+def in_quotes(path: str, text: str) -> str:
+    """Returns the word of a command line that sets a key to a text like 1e3 or true."""
+    return shlex.quote(f'{path}="{text}"')
+
+
 def _text_error(
     value: Any,
     path: str,
@@ -115,7 +121,7 @@ def _text_error(
     if isinstance(value, str) and value:
         return None
     if isinstance(value, int | float):
-        return f"must be text; put it into quotes: '{path}=\"{value}\"'"
+        return f"must be text; put it into quotes: {in_quotes(path, format_value(value))}"
     return "must be text or null" if nullable else "must be text"
 
 
@@ -184,12 +190,17 @@ def _list_error(
     if not isinstance(value, list | tuple):
         if item_type is Block:
             return f"must be a list, as {path}=[[1,64],[2,128]]"
-        if isinstance(value, int | float):
-            return f"must be a list; write {path}=[{value}]"
-        return "must be a list"
-    if item_type is Block and value and all(isinstance(item, int) for item in value):
-        return f"needs a list of rows; write {path}=[{format_value(value)}]"
+        return "must be a list" + _list_advice(item_type, _intended_int(value) or value, path)
+    if item_type is Block and value and all(map(_is_whole, value)):
+        return "needs a list of rows" + _list_advice(item_type, value, path)
     return None
+
+
+def _list_advice(item_type: Any, item: Any, path: str) -> str:
+    """Returns the word that sets a key to a list of this one item, if the item is valid."""
+    errors = ErrorList()
+    convert(item_type, item, path, errors)
+    return "" if errors else "; write " + shlex.quote(f"{path}=[{format_value(item)}]")
 
 
 def convert(
@@ -264,18 +275,21 @@ def select_schema(
 
 
 @cache
-def schema_keys(cls: Any = schema.Config, path: str = "") -> tuple[str, ...]:
-    """Returns the full names of all keys of all groups, without an optimizer's own arguments."""
-    keys: list[str] = []
+def schema_keys(cls: Any = schema.Config, path: str = "") -> Mapping[str, Any]:
+    """Returns the annotation of each key of all groups by its full name.
+
+    The arguments of an optimizer of its own are not among the keys.
+    """
+    keys: dict[str, Any] = {}
     for name, annotation in _annotations(cls).items():
         key = f"{path}{name}"
         classes: tuple[Any, ...] = GROUP_CLASSES.get(key, (annotation,))
         if dataclasses.is_dataclass(classes[0]):
             for section in classes:
-                keys += schema_keys(section, f"{key}.")
+                keys |= schema_keys(section, f"{key}.")
         else:
-            keys.append(key)
-    return tuple(dict.fromkeys(keys))
+            keys[key] = annotation
+    return keys
 
 
 def _similar_keys(

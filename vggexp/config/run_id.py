@@ -7,6 +7,7 @@ from typing import Any
 
 from vggexp.config.derived import input_spec, layers
 from vggexp.config.keys import flatten, to_plain
+from vggexp.config.overrides import parse_override
 from vggexp.config.schema import Config, Vgg
 from vggexp.formatting import format_value
 from vggexp.models import shapes
@@ -151,15 +152,12 @@ def sweep_name(jobs: Sequence[Sequence[str]]) -> str:
     identities = []
     values: dict[str, set[str]] = {}
     for overrides in jobs:
-        kept = [text for text in overrides if not _belongs_to_the_sweep(text)]
+        kept = []
+        for override in map(parse_override, overrides):
+            if not override.key.startswith("sweep."):
+                kept.append(override.text)
+                values.setdefault(override.key, set()).add(override.typed_value)
         identities.append(sorted(kept))
-        for override in kept:
-            key, _, value = override.lstrip("+").partition("=")
-            values.setdefault(key, set()).add(value)
     swept = [key.replace("/", ".") for key, chosen in values.items() if len(chosen) > 1]
     readable = "-".join(swept)[:MAX_SWEPT_CHARS] or "sweep"
     return f"{readable}-{_hash(sorted(identities))}"
-
-
-def _belongs_to_the_sweep(override: str) -> bool:
-    return override.lstrip("+").startswith(("sweep.", "hydra"))

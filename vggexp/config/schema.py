@@ -48,6 +48,7 @@ Processes = Annotated[int, Range(1, 4096)]  # processes or threads
 Epochs = Annotated[int, Range(1, 100_000)]
 Minutes = Annotated[float, Range(0, 1440)]
 Large = Annotated[int, Range(1, 10**9)]  # a number without a practical limit
+Seed = Annotated[int, Range(0, 2**63 - 1)]
 Init = Literal["kaiming", "xavier", "paper"]
 PairedOverrides = dict[str, Any]  # keys and values that belong to one job of a sweep
 
@@ -236,5 +237,5 @@ class Config:
     train: Train
     run: Run
     sweep: Sweep
-    seed: Annotated[int, Range(0, 2**63 - 1)]
+    seed: Seed
     resume: Literal["auto", "never", "exact", "force"]

@@ -4,8 +4,9 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vggexp.config import compose, run_id
-from vggexp.errors import ConfigError, ResourceError, SweepError
+from vggexp.config import compose
+from vggexp.config.overrides import quoted
+from vggexp.errors import ResourceError, SweepError
 from vggexp.formatting import printable
 from vggexp.loggers.console import print_text
 from vggexp.runs import jsonl, records
@@ -17,8 +18,6 @@ from vggexp.sweep.task import HydraTask, run_hydra
 from vggexp.system.files import make_dir
 from vggexp.system.locks import lock_run_dir
 
-SWEEP_DIR = "hydra.sweep.dir="  # Hydra's key for the folder of a sweep
-
 
 def run_grid(command: compose.Command, grid: GridSweep) -> int:
     """Runs the jobs of a grid under Hydra's launcher; then prints and writes their results.
@@ -27,11 +26,9 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         The exit code.
 
     Raises:
-        ConfigError: two jobs are the same run.
         ResourceError: the folder of the sweep cannot be made.
         SweepError: a job did not finish.
     """
-    _reject_equal_runs(grid)
     configs = [job.config for job in grid.jobs]
     overrides = [job.overrides for job in grid.jobs]
     if configs[0].sweep.dry_run:
@@ -41,13 +38,7 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         return 0
     # Before the jobs run: with resume=never the next call would find other folders.
     run_dirs = [records.run_dir(config) for config in configs]
-    typed = [text for text in command.overrides if text.lstrip("+").startswith(SWEEP_DIR)]
-    if typed:
-        folder = Path(typed[-1].partition("=")[2].strip("'\""))
-        added = []
-    else:
-        folder = Path(configs[0].run.root) / "sweeps" / run_id.sweep_name(overrides)
-        added = [_sweep_dir_override(folder)]
+    folder = grid.folder
     try:
         make_dir(folder)
     except OSError as error:
@@ -55,7 +46,7 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
             f"{folder}: cannot be made: {error.strerror} (choose another run.root)"
         ) from error
     task = HydraTask(grid.configs())
-    code = run_hydra(command, *added, task=task)
+    code = run_hydra(command, _sweep_dir_override(folder), task=task)
     if code:
         return code
     jobs = []
@@ -73,20 +64,8 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     return 0
 
 
-def _reject_equal_runs(grid: GridSweep) -> None:
-    """Raises ConfigError if two jobs would share a run directory."""
-    names = [run_id.run_name(job.config) for job in grid.jobs]
-    shared = sorted({name for name in names if names.count(name) > 1})
-    if shared:
-        raise ConfigError(
-            f"sweep: {names.count(shared[0])} jobs share the folder {shared[0]}; "
-            "they are the same run"
-        )
-
-
 def _sweep_dir_override(folder: Path) -> str:
-    escaped = str(folder).replace("\\", "\\\\").replace("'", "\\'")
-    return f"{SWEEP_DIR}'{escaped}'"
+    return f"hydra.sweep.dir={quoted(str(folder))}"
 
 
 def write_repeats_events(folder: Path, run_dirs: Mapping[str, Sequence[Path]]) -> None:

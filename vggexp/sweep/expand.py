@@ -7,14 +7,14 @@ import argparse
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
+from pathlib import Path
 from typing import NamedTuple
 
-from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.types import Override
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from vggexp.config import run_id
 from vggexp.config.compose import (
     HYDRA_FLAGS,
     Command,
@@ -22,11 +22,14 @@ from vggexp.config.compose import (
     build_config,
     compose_or_diagnose,
     hydra_session,
+    own_keys,
     with_typed_values,
 )
-from vggexp.config.diagnostics import ComposeFn, one_line, parse_overrides
-from vggexp.config.parse import ErrorList, parse_section
-from vggexp.config.schema import Config, Sweep
+from vggexp.config.diagnostics import ComposeFn, one_line
+from vggexp.config.hydra_safety import resolved
+from vggexp.config.overrides import Override, last_of_each_key, parse_override, parse_overrides
+from vggexp.config.parse import ErrorList, convert, parse_section
+from vggexp.config.schema import Config, Seed, Sweep
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 from vggexp.runs.data_source import folder_sha256, pin_data
@@ -37,7 +40,7 @@ from vggexp.sweep.grid import (
     endpoint_jobs,
     expand_grid,
     hydra_problems,
-    reject_forbidden_axes,
+    job_overrides,
 )
 from vggexp.sweep.search_space import (
     SearchPlan,
@@ -45,6 +48,7 @@ from vggexp.sweep.search_space import (
     plan_search,
     search_problems,
     search_space,
+    sweep_folder,
 )
 
 MAX_PROBLEMS = 8  # problems of a sweep that are printed; the error text counts the rest
@@ -59,6 +63,7 @@ class GridSweep(NamedTuple):
     """The checked jobs of a grid, in the order in which they start."""
 
     jobs: list[ComposedJob]
+    folder: Path  # of the tables
 
     def configs(self) -> dict[tuple[str, ...], Config]:
         """Returns the configuration of each job by the job's overrides."""
@@ -68,6 +73,7 @@ class GridSweep(NamedTuple):
 class Outline(NamedTuple):
     """A command as far as it must be composed to know whether it is a sweep."""
 
+    overrides: list[Override]
     problems: list[str]  # of overrides outside Hydra's grammar, and of forbidden overrides
     composition: Composition  # of a single run complete; of a sweep only the keys that define it
     is_sweep: bool
@@ -96,45 +102,36 @@ def compose_outline(command: Command) -> Outline:
     A single run is composed only once: the outline then holds its complete composition.
     """
     with hydra_session(command) as compose_fn:
-        parsed, problems = parse_overrides(command.overrides)
-        has_axis = any(override.is_sweep_override() for override in parsed)
-        if not (has_axis or command.arguments.multirun):
-            composition = compose_or_diagnose(_texts(parsed), compose_fn)
-            return Outline(problems, composition, _sets_multirun(composition))
-        composition = compose_or_diagnose(_texts(_sweep_defining(parsed)), compose_fn)
-        if command.arguments.multirun or _sets_multirun(composition):
-            return Outline(problems, composition, is_sweep=True)
-        composition = compose_or_diagnose(_texts(parsed), compose_fn)  # names each list of values
-        return Outline(problems, composition, is_sweep=False)
-
-
-def _texts(parsed: Sequence[Override]) -> list[str]:
-    return [override.input_line or "" for override in parsed]
+        overrides, problems = parse_overrides(command.overrides)
+        is_multirun = command.arguments.multirun
+        if is_multirun or any(override.is_sweep for override in overrides):
+            composition = compose_or_diagnose(_sweep_defining(overrides), compose_fn)
+            if is_multirun or _sets_multirun(composition):
+                return Outline(overrides, problems, composition, is_sweep=True)
+        composition = compose_or_diagnose(overrides, compose_fn)  # names each list of values
+        return Outline(overrides, problems, composition, _sets_multirun(composition))
 
 
 def _sets_multirun(composition: Composition) -> bool:
     node = composition.node
-    return node is not None and node.hydra.mode == RunMode.MULTIRUN
+    return node is not None and resolved(node, "hydra.mode") == RunMode.MULTIRUN
 
 
-def _sweep_defining(parsed: Sequence[Override]) -> list[Override]:
+def _sweep_defining(overrides: Sequence[Override]) -> list[Override]:
     """Returns the overrides that define a sweep; other keys may fit only some of its jobs."""
-    last: dict[str, Override] = {}
-    for override in parsed:
-        if not override.is_sweep_override():
-            last[override.key_or_group] = override
-    return [
-        override
-        for key, override in last.items()
-        if "." not in key or key.startswith(("hydra.", "sweep."))
-    ]
+    chosen = []
+    for override in last_of_each_key(overrides):
+        is_own = "." not in override.key or override.key.startswith(("sweep.", "run."))
+        if (is_own or override.is_hydra) and not override.is_sweep:
+            chosen.append(override)
+    return chosen
 
 
 def run_config(command: Command, outline: Outline) -> Config:
     """Returns the checked configuration of a single run. Raises ConfigError with every problem."""
     problems = [*outline.problems, *outline.composition.problems]
     composition = replace(outline.composition, problems=problems)
-    config = pin_init_weights(build_config(composition, command.overrides))
+    config = pin_init_weights(build_config(composition, outline.overrides))
     _reject_sweep_keys(config.sweep)
     return config
 
@@ -160,8 +157,8 @@ def check_command(command: Command) -> None:
 def check_composes(command: Command) -> None:
     """Raises ConfigError if Hydra could not show the configuration that the overrides make."""
     with hydra_session(command) as compose_fn:
-        parsed, problems = parse_overrides(command.overrides)
-        composition = compose_or_diagnose(_texts(parsed), compose_fn)
+        overrides, problems = parse_overrides(command.overrides)
+        composition = compose_or_diagnose(overrides, compose_fn)
     if problems or composition.refusal:
         check_command(command)  # raises with more problems, unless all of them are Hydra's
         raise ConfigError(*([*problems, *composition.problems] or [composition.refusal]))
@@ -173,7 +170,7 @@ def _check_shown(node: DictConfig | None, arguments: argparse.Namespace) -> None
     """Checks the part of a configuration that --cfg shows, and its values if it resolves them."""
     assert node is not None
     if arguments.cfg in (None, "job"):
-        node = OmegaConf.masked_copy(node, [str(key) for key in node if key != "hydra"])
+        node = own_keys(node)
     package = arguments.package
     try:
         shown = node if package in (None, "_global_") else OmegaConf.select(node, package)
@@ -190,13 +187,10 @@ def validate_node(node: DictConfig) -> Config:
     return pin_data(pin_init_weights(build_config(Composition(node), [])))
 
 
-def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan | None:
+def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
     """Expands a command that is a sweep, and checks every job.
 
     A search makes its jobs while it runs. Its choices and the ends of its axes are checked.
-
-    Returns:
-        None for a sweeper of another package, whose jobs are checked like those of a search.
 
     Raises:
         ConfigError: with every problem; names the first job that has it, unless all jobs have it.
@@ -205,36 +199,54 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan |
     if node is None or outline.problems:
         problems = [*outline.problems, *outline.composition.problems]
         raise ConfigError(*(problems or [outline.composition.refusal]))
-    overrides = command.overrides
-    reject_forbidden_axes(overrides)
-    params = node.hydra.sweeper.get("params") or {}
-    is_grid = node.hydra.runtime.choices.get("hydra/sweeper") == "grid"
+    params = resolved(node, "hydra.sweeper").get("params") or {}
+    if not isinstance(params, dict):
+        raise ConfigError(f"hydra.sweeper.params={format_value(params)}: must be keys and values")
+    overrides = job_overrides(outline.overrides, params)
     with hydra_session(command) as compose_fn:
-        sweep = _sweep_section(node, overrides)
-        loader = GlobalHydra.instance().config_loader()
-        axes = search_space(loader, overrides, params).axes if is_search(node) else {}
-        if is_grid:
-            seed = _first_seed(overrides, node)
-            combinations = expand_grid(loader, overrides, params, sweep, seed)
+        sweep = _sweep_section(node, outline.overrides)
+        axes = search_space(overrides).axes if is_search(node) else {}
+        if axes:
+            combinations = endpoint_jobs(overrides, sweep)
         else:
-            combinations = endpoint_jobs(loader, overrides, params, sweep)
-        jobs = _check_jobs(combinations, cached_compose(compose_fn), name_jobs=is_grid)
+            seed = _first_seed(node, outline.overrides) if sweep.repeats > 1 else 0
+            combinations = expand_grid(overrides, sweep, seed)
+        of_hydra = [override for override in outline.overrides if override.is_hydra]
+        if outline.composition.problems:  # perhaps of these keys; the others are still checked
+            of_hydra = []
+        compose_job = cached_compose(compose_fn, of_hydra)
+        jobs = _check_jobs(combinations, compose_job, outline.composition.problems, not axes)
     if sweep.where is not None:
         jobs = [job for job in jobs if matches(sweep.where, job.config)]
         if not jobs:
             raise ConfigError(
                 f"sweep.where={sweep.where}: holds for none of {len(combinations)} jobs"
             )
+    _reject_equal_runs(jobs)
     if axes:
-        has_folder = any(text.lstrip("+").startswith("hydra.sweep.dir=") for text in overrides)
-        return plan_search(node, axes, [job.config for job in jobs], has_folder)
-    return GridSweep(jobs) if is_grid else None
+        return plan_search(node, axes, [job.config for job in jobs])
+    name = run_id.sweep_name([job.overrides for job in jobs])
+    return GridSweep(jobs, sweep_folder(node, jobs[0].config, name))
 
 
-def _sweep_section(node: DictConfig, overrides: Sequence[str]) -> Sweep:
+def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:
+    """Raises ConfigError if two jobs would share a run directory."""
+    first: dict[str, ComposedJob] = {}
+    for job in jobs:
+        name = run_id.run_name(job.config)
+        other = first.setdefault(name, job)
+        if other is not job:
+            differing = sorted({*other.overrides} ^ {*job.overrides}) or job.overrides
+            raise ConfigError(
+                f"sweep: {', '.join(differing)}: two jobs share the folder {name}; "
+                "they are the same run"
+            )
+
+
+def _sweep_section(node: DictConfig, overrides: Sequence[Override]) -> Sweep:
     """Parses the `sweep` section. Raises ConfigError, also for Hydra's keys that do not fit."""
     problems = ErrorList()
-    sweep = parse_section(Sweep, OmegaConf.to_container(node.sweep), "sweep", problems)
+    sweep = parse_section(Sweep, resolved(node, "sweep"), "sweep", problems)
     if not problems:
         problems += hydra_problems(node, sweep)
     problems += search_problems(node)
@@ -243,37 +255,45 @@ def _sweep_section(node: DictConfig, overrides: Sequence[str]) -> Sweep:
     return sweep
 
 
-def _first_seed(overrides: Sequence[str], node: DictConfig) -> int:
-    """Returns the configured seed, from which `sweep.repeats` counts."""
-    typed = [text.partition("=")[2] for text in overrides if text.lstrip("+").startswith("seed=")]
-    if typed and typed[-1].isdecimal():
-        return int(typed[-1])
-    return node.seed
+def _first_seed(node: DictConfig, overrides: Sequence[Override]) -> int:
+    """Returns the configured seed, from which `sweep.repeats` counts. Raises ConfigError."""
+    problems = ErrorList()
+    seed: int = convert(Seed, resolved(node, "seed"), "seed", problems)
+    if problems:
+        raise ConfigError(*with_typed_values(problems, overrides))
+    return seed
 
 
 def _check_jobs(
-    combinations: Sequence[list[str]], compose_fn: ComposeFn, name_jobs: bool
+    combinations: Sequence[list[str]],
+    compose_job: ComposeFn,
+    known_problems: Sequence[str],
+    name_jobs: bool,
 ) -> list[ComposedJob]:
     """Composes and checks every job.
 
     Args:
         combinations: the overrides of each job.
-        compose_fn: composes the overrides of one job.
+        compose_job: composes the overrides of one job.
+        known_problems: the problems of the whole sweep; those of Hydra's keys are of no job.
         name_jobs: whether a problem names the first job that has it.
 
     Raises:
-        ConfigError: with the problems of all jobs.
+        ConfigError: with the problems of the sweep and of all jobs.
     """
     sha256_of = cache(folder_sha256)
     jobs: list[ComposedJob] = []
-    jobs_by_problem: dict[str, list[int]] = {}
-    for number, overrides in enumerate(combinations, 1):
+    every_job = list(range(1, len(combinations) + 1))
+    jobs_by_problem = {problem: every_job for problem in known_problems}
+    for number, texts in enumerate(combinations, 1):
         try:
-            config = pin_data(_job_config(overrides, compose_fn), sha256_of)
-            jobs.append(ComposedJob(overrides, config))
+            overrides = [*map(parse_override, texts)]
+            config = pin_data(_job_config(overrides, compose_job), sha256_of)
+            jobs.append(ComposedJob(texts, config))
         except ConfigError as error:
             for problem in error.problems:
-                jobs_by_problem.setdefault(problem, []).append(number)
+                if problem not in known_problems:
+                    jobs_by_problem.setdefault(problem, []).append(number)
     if jobs_by_problem and name_jobs:
         raise ConfigError(*_named_problems(jobs_by_problem, len(combinations)))
     if jobs_by_problem:
@@ -281,7 +301,7 @@ def _check_jobs(
     return jobs
 
 
-def _job_config(overrides: list[str], compose_fn: ComposeFn) -> Config:
+def _job_config(overrides: Sequence[Override], compose_fn: ComposeFn) -> Config:
     composition = compose_or_diagnose(overrides, compose_fn)
     config = pin_init_weights(build_config(composition, overrides))
     objective = config.sweep.objective

@@ -1,23 +1,29 @@
 """Makes the jobs of a sweep from its overrides: all combinations of a grid, or a search's ends."""
 
 import copy
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
-from itertools import chain, islice, product
+from itertools import chain, product
 from math import prod
 from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
-from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import IntervalSweep, Override, RangeSweep
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from hydra.core.override_parser.types import IntervalSweep
+from omegaconf import DictConfig
 
 from vggexp.config.compose import own_keys
-from vggexp.config.diagnostics import ComposeFn, parse_overrides
+from vggexp.config.diagnostics import ComposeFn
+from vggexp.config.hydra_safety import plugin_name, resolved
 from vggexp.config.keys import flatten
+from vggexp.config.overrides import (
+    Override,
+    format_override,
+    group_options,
+    last_of_each_key,
+    parse_override,
+    parse_overrides,
+    typed_values,
+)
 from vggexp.config.schema import Sweep
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
@@ -37,26 +43,20 @@ UNSWEEPABLE_KEYS = (
     "train.stop_if_dead",
     "device.timeout_minutes",
 )
+SUBMITIT_COUNTS = ("timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "array_parallelism")
+NOT_SWEPT = "may not be swept, it belongs to the whole sweep; give one value"
 MAX_LAUNCHER_COUNT = 4096  # jobs at a time, and jobs on one GPU
 
 GridAxis = list[list[str]]  # for each value of the axis, the overrides that belong together
 
 
-def expand_grid(
-    config_loader: Any,
-    arguments: Sequence[str],
-    params: Mapping[str, Any],
-    sweep: Sweep,
-    seed: int,
-) -> list[list[str]]:
+def expand_grid(overrides: Sequence[Override], sweep: Sweep, seed: int) -> list[list[str]]:
     """Returns the overrides of every job of a grid.
 
     The last axis changes fastest. Pairs and repeats change faster than the other axes.
 
     Args:
-        config_loader: Hydra's, which knows the files that `glob` matches.
-        arguments: the overrides of the command.
-        params: axes of a sweep file (hydra.sweeper.params); an argument of the same key wins.
+        overrides: the result of `job_overrides`.
         sweep: the section `sweep`.
         seed: the configured seed, from which repeats count.
 
@@ -66,14 +66,15 @@ def expand_grid(
     """
     axes: list[GridAxis] = []
     is_axis: dict[str, bool] = {}
-    for override in last_overrides(config_loader, arguments, params):
-        if override.key_or_group not in SWEEP_ONLY_KEYS:
-            key = override.key_or_group
-            is_axis[key] = override.is_sweep_override()
-            texts = axis_overrides(override, sweep.max_jobs)
+    for override in overrides:
+        if override.key not in SWEEP_ONLY_KEYS:
+            is_axis[override.key] = override.is_sweep
+            texts = override.single_values(sweep.max_jobs + 1)  # one too many is enough to refuse
             axes.append([[text] for text in texts])
-    axes += _pair_axis(sweep, is_axis)
-    axes += _repeat_axis(sweep, is_axis, seed)
+    pairs = _pair_axis(sweep, is_axis)
+    pair_texts = chain.from_iterable(chain.from_iterable(pairs))
+    sweeps_seed = is_axis.get("seed") or "seed" in typed_values(map(parse_override, pair_texts))
+    axes += [*pairs, *_repeat_axis(sweep, seed, sweeps_seed)]
     if prod(map(len, axes)) > sweep.max_jobs:
         raise ConfigError(
             f"sweep: more than sweep.max_jobs={sweep.max_jobs} jobs; "
@@ -82,12 +83,7 @@ def expand_grid(
     return [list(chain.from_iterable(values)) for values in product(*axes)]
 
 
-def endpoint_jobs(
-    config_loader: Any,
-    arguments: Sequence[str],
-    params: Mapping[str, Any],
-    sweep: Sweep,
-) -> list[list[str]]:
+def endpoint_jobs(overrides: Sequence[Override], sweep: Sweep) -> list[list[str]]:
     """Returns the jobs by which a search is checked before it starts.
 
     The first job has the first value of every axis. Each further job changes one axis, to another
@@ -99,9 +95,7 @@ def endpoint_jobs(
             raise ConfigError(
                 f"sweep.{key}={format_value(value)}: belongs to a grid; this sweeper searches"
             )
-    axes = []
-    for override in last_overrides(config_loader, arguments, params):
-        axes.append(_endpoints(override, sweep.max_jobs))
+    axes = [_endpoints(override, sweep.max_jobs) for override in overrides]
     first = [axis[0] for axis in axes]
     jobs = [first]
     for index, axis in enumerate(axes):
@@ -111,166 +105,118 @@ def endpoint_jobs(
 
 
 def _endpoints(override: Override, limit: int) -> list[str]:
-    key = override.get_key_element()
-    value = override.value()
-    if isinstance(value, IntervalSweep):
-        return [f"{key}={value.start}", f"{key}={value.end}"]
-    texts = axis_overrides(override, limit)
-    if override.is_range_sweep() and len(texts) > 1:
-        return [texts[0], texts[-1]]
+    sweep = override.value
+    if isinstance(sweep, IntervalSweep):
+        return [override.with_value(sweep.start), override.with_value(sweep.end)]
+    texts = override.single_values(limit)
+    if override.numbers is not None and len(texts) > 1:
+        return [override.with_value(override.numbers[0]), override.with_value(override.numbers[-1])]
     return texts
 
 
-def last_overrides(
-    config_loader: Any,
-    arguments: Sequence[str],
-    params: Mapping[str, Any],
-) -> list[Override]:
-    """Parses axes and overrides; of several overrides of a key only the last remains."""
-    texts = [f"{key}={value}" for key, value in params.items()]
-    texts += arguments
-    try:
-        parser = OverridesParser.create(config_loader=config_loader)
-        parsed = parser.parse_overrides(texts)
-    except HydraException as error:
-        raise ConfigError(" ".join(str(error).split())) from error
-    last = {}
-    for override in parsed:
-        if problem := _axis_problem(override):
-            raise ConfigError(problem)
-        last[override.key_or_group] = override
-    return list(last.values())
+def job_overrides(overrides: Sequence[Override], params: Mapping[str, Any]) -> list[Override]:
+    """Returns what the jobs of a sweep are made of; of several overrides of a key only the last.
 
+    Hydra's own keys are left out: Hydra itself adds the overrides of these keys to each job.
 
-def reject_forbidden_axes(overrides: Sequence[str]) -> None:
-    """Raises ConfigError for each typed override that sweeps a key which no job may differ in.
+    Args:
+        overrides: the overrides of the command.
+        params: axes of a sweep file (hydra.sweeper.params); an override of the same key wins.
 
-    Called before the sweep's own keys are read, which leaves out every key with several values.
+    Raises:
+        ConfigError: an axis is forbidden, or a file has an axis that cannot be parsed.
     """
-    parsed, _ = parse_overrides(overrides)
-    problems = [problem for override in parsed if (problem := _axis_problem(override))]
+    texts = []
+    for key, value in params.items():
+        texts.append(f"{key}={value}" if isinstance(value, str) else format_override(key, value))
+    from_file, problems = parse_overrides(texts)
+    for override in from_file:
+        if _belongs_to_the_sweep(override.key):
+            problems.append(f"hydra.sweeper.params: {override.text}: {NOT_SWEPT}")
+    chosen = last_of_each_key([*from_file, *overrides])
+    problems += [problem for override in chosen if (problem := _axis_problem(override))]
     if problems:
         raise ConfigError(*problems)
+    return [override for override in chosen if not override.is_hydra]
 
 
 def _axis_problem(override: Override) -> str | None:
     """Returns why a key with several values may not have them; None if it may."""
-    if not override.is_sweep_override():
-        return None
-    return _unsweepable(override.key_or_group, override.input_line or "")
+    return _unsweepable(override.key, override.text) if override.is_sweep else None
+
+
+def _belongs_to_the_sweep(key: str) -> bool:
+    return re.split("[./]", key)[0] in ("sweep", "hydra")
 
 
 def _unsweepable(key: str, text: str) -> str | None:
     """Returns the problem of a key that no job of a sweep may have for itself."""
-    if re.split("[./]", key)[0] in ("sweep", "hydra"):
-        return f"{text}: may not be swept, it belongs to the whole sweep; give one value"
+    if _belongs_to_the_sweep(key):
+        return f"{text}: {NOT_SWEPT}"
     if key in UNSWEEPABLE_KEYS:
         return f"{text}: may not be swept, it makes no other run; give one value"
     return None
-
-
-def axis_overrides(override: Override, limit: int) -> list[str]:
-    """Returns an override for each value of an axis, at most limit + 1 overrides.
-
-    One override above the limit is enough to refuse the sweep. Raises ConfigError for an axis
-    without single values or without any value.
-    """
-    text = override.input_line or ""
-    if not override.is_sweep_override():
-        return [text]
-    if not override.is_discrete_sweep():
-        raise ConfigError(f"{text}: a grid needs single values; use a search sweeper for intervals")
-    key = override.get_key_element()
-    try:
-        values = _first_values(override, limit + 1)
-    except (HydraException, ValueError, ArithmeticError) as error:
-        raise ConfigError(f"{text}: {error}") from error
-    if not values:
-        raise ConfigError(f"{text}: no value; a sweep of it has no job")
-    return [f"{key}={value}" for value in values]
-
-
-def _first_values(override: Override, count: int) -> list[Any]:
-    """Returns the first values of an axis. A longer range is not shuffled: that builds all."""
-    sweep = override.value()
-    if isinstance(sweep, RangeSweep) and sweep.shuffle:
-        values: list[Any] = list(islice(sweep.range(), count))
-        if len(values) == count:
-            return values
-    return list(islice(override.sweep_string_iterator(), count))
 
 
 def _pair_axis(sweep: Sweep, is_axis: Mapping[str, bool]) -> list[GridAxis]:
     """Returns one axis whose values are the sets of overrides of `sweep.pairs`, or no axis."""
     axis: GridAxis = []
     for pair in sweep.pairs:
-        values = flatten(pair)
-        for key, value in values.items():
-            text = f"sweep.pairs: {key}={format_value(value)}"
-            if problem := _unsweepable(key.lstrip("+"), text):
-                raise ConfigError(problem)
-            if key in is_axis:
-                raise ConfigError(
-                    f"sweep.pairs: {key} is given outside of it as well; leave one out"
-                )
-        axis.append([format_override(key, value) for key, value in values.items()])
+        texts = [format_override(key, value) for key, value in flatten(pair).items()]
+        overrides, problems = parse_overrides(texts)
+        for override in overrides:
+            if problem := _unsweepable(override.key, override.text):
+                problems.append(problem)
+            elif override.key in is_axis:
+                problems.append(f"{override.key} is given outside of it as well; leave one out")
+        if problems:
+            raise ConfigError(*(f"sweep.pairs: {problem}" for problem in problems))
+        axis.append(texts)
     return [axis] if axis else []
 
 
-def _repeat_axis(sweep: Sweep, is_axis: Mapping[str, bool], seed: int) -> list[GridAxis]:
-    """Returns one axis of `sweep.repeats` seeds, or no axis."""
+def _repeat_axis(sweep: Sweep, seed: int, is_swept: bool) -> list[GridAxis]:
+    """Returns one axis of `sweep.repeats` seeds, or no axis.
+
+    Args:
+        is_swept: whether another axis sets the seed.
+    """
     if sweep.repeats == 1:
         return []
-    if is_axis.get("seed") or any("seed" in pair for pair in sweep.pairs):
+    if is_swept:
         raise ConfigError(
             f"sweep.repeats={sweep.repeats}: the seed is swept as well; leave one out"
         )
     return [[[f"seed={seed + index}"] for index in range(sweep.repeats)]]
 
 
-def format_override(key: str, value: Any) -> str:
-    """Returns an override that Hydra's parser reads back as the same value."""
-    text = f"{key}={format_value(value)}"
-    try:
-        if OverridesParser.create().parse_override(text).value() == value:
-            return text
-    except HydraException:
-        pass  # needs quotes
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+def cached_compose(compose_fn: ComposeFn, of_hydra: Sequence[Override]) -> ComposeFn:
+    """Returns a function that composes a job, without the section `hydra`.
 
+    It reads each choice of files only once. The jobs of a sweep differ mostly in single values,
+    which are set on a copy. Hydra's own keys are left out, because a job's configuration has none
+    (measured: 20 of 25 ms for each job).
 
-def cached_compose(compose_fn: ComposeFn) -> ComposeFn:
-    """Returns a function that composes vggexp's keys, and reads each choice of files only once.
-
-    The jobs of a sweep differ mostly in single values, which are set on a copy. Hydra's own keys
-    are left out, because a job's configuration has none (measured: 20 of 25 ms for each job).
+    Args:
+        compose_fn: composes a list of overrides with Hydra.
+        of_hydra: the overrides of Hydra's own keys, which all jobs have.
     """
-    parser = OverridesParser.create()
     loader: Any = GlobalHydra.instance().config_loader()
+    shared = [override.text for override in of_hydra]
     composed_files: dict[tuple[str, ...], DictConfig] = {}
 
-    @cache
-    def parse(text: str) -> Override:
-        return parser.parse_override(text)
-
-    @cache
-    def needs_files(key: str) -> bool:
-        """Returns whether Hydra itself has to compose a key."""
-        return key.startswith("hydra.") or bool(loader.get_group_options(key))
-
     def compose_job(overrides: Sequence[str]) -> DictConfig:
-        texts = []
+        files = []
         values = []
-        for text in overrides:
-            override = parse(text)
-            if needs_files(override.key_or_group):
-                texts.append(text)
+        for override in map(parse_override, overrides):
+            if group_options(override.key):
+                files.append(override.text)
             else:
-                values.append(override)
-        files = tuple(texts)
-        if files not in composed_files:
-            composed_files[files] = own_keys(compose_fn(files))
-        node = copy.deepcopy(composed_files[files])
+                values.append(override.parsed)
+        texts = tuple(files)
+        if texts not in composed_files:
+            composed_files[texts] = own_keys(compose_fn([*shared, *texts]))
+        node = copy.deepcopy(composed_files[texts])
         loader._apply_overrides_to_config(values, node)
         return node
 
@@ -279,25 +225,49 @@ def cached_compose(compose_fn: ComposeFn) -> ComposeFn:
 
 def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
     """Yields a problem for each of Hydra's keys, and its launchers' keys, that a sweep rejects."""
-    choices = node.hydra.runtime.choices
-    is_grid = choices.get("hydra/sweeper") == "grid"
-    is_local = choices.get("hydra/launcher") == "local"
-    if choices.get("hydra/sweeper") == "basic":
+    sweeper = plugin_name(node.hydra, "sweeper")
+    launcher = plugin_name(node.hydra, "launcher")
+    is_local = launcher == "local"
+    settings = resolved(node, "hydra.launcher")
+    if sweeper == "basic":
         yield "hydra/sweeper=basic: not allowed; hydra/sweeper=grid makes the same jobs and more"
-    if node.hydra.job.chdir:
+    if resolved(node, "hydra.job.chdir"):
         yield "hydra.job.chdir=true: not allowed, a run has a folder of its own under run.root"
-    if sweep.on_error == "stop" and not (is_local and is_grid):
+    if sweep.on_error == "stop" and not (is_local and sweeper == "grid"):
         yield "sweep.on_error=stop: needs hydra/sweeper=grid and hydra/launcher=local"
     if is_local:
-        yield from _launcher_problems(node.hydra.launcher)
-    if node.resume == "never" and "array_parallelism" in node.hydra.launcher:  # only Slurm's
+        yield from _local_problems(settings)
+    if launcher == "joblib":
+        yield from _joblib_problems(settings)
+    if launcher in ("slurm", "submitit_local"):
+        for key in SUBMITIT_COUNTS:
+            count = settings.get(key)
+            if count is not None and count < 1:
+                yield f"hydra.launcher.{key}={settings[key]}: must be at least 1"
+    if launcher == "slurm" and resolved(node, "resume") == "never":
         yield (
             "resume=never: a job that Slurm starts again continues its run; "
             "choose auto, exact or force"
         )
 
 
-def _launcher_problems(launcher: DictConfig) -> Iterator[str]:
+def _joblib_problems(launcher: Mapping[str, Any]) -> Iterator[str]:
+    """Yields a problem for each key that would end the whole sweep."""
+    count = launcher["n_jobs"]
+    timeout = launcher["timeout"]
+    if not isinstance(count, int) or count == 0:
+        yield (
+            f"hydra.launcher.n_jobs={format_value(count)}: must be a number of jobs at a time, "
+            "or -1 for every core"
+        )
+    if timeout is not None:
+        yield (
+            f"hydra.launcher.timeout={format_value(timeout)}: must be null; "
+            "it would end the whole sweep with the first job that takes longer"
+        )
+
+
+def _local_problems(launcher: Mapping[str, Any]) -> Iterator[str]:
     """Yields a problem for each invalid key of the local launcher."""
     jobs = launcher.get("jobs")
     if jobs != "auto" and not _is_count(jobs):
@@ -308,7 +278,7 @@ def _launcher_problems(launcher: DictConfig) -> Iterator[str]:
             f"hydra.launcher.slots_per_gpu={format_value(slots)}: must be 1..{MAX_LAUNCHER_COUNT}"
         )
     gpus = launcher.get("gpus")
-    is_unique_list = OmegaConf.is_list(gpus) and len(gpus) and len(set(gpus)) == len(gpus)
+    is_unique_list = isinstance(gpus, list) and len(gpus) == len({str(gpu) for gpu in gpus}) > 0
     if gpus is not None and not is_unique_list:
         yield (
             f"hydra.launcher.gpus={format_value(gpus)}: "

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vggexp.config.keys import flatten, to_plain
+from vggexp.config.overrides import parse_override, typed_values
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
 from vggexp.errors import ResourceError, VggexpError
@@ -78,17 +79,15 @@ def write_sweep_table(jobs: Sequence[SweepJob], objective: str, target: Path) ->
         columns.append("error")
     columns.append("run")
     lines = _jobs_table(rows, columns)
-    repeats = repeats_table(rows, settings.keys, metrics, objective)
-    if repeats:
-        print_text("\n".join(repeats))
-        lines = [*repeats, "", *lines]
-    else:
-        print_text("\n".join(lines))
-    _write(target / "results.md", "\n".join(lines) + "\n")
     exact = []
     for row in rows:
         exact.append([row.get(column) for column in columns])
+    repeats = repeats_table(rows, settings.keys, metrics, objective)
+    all_lines = [*repeats, "", *lines] if repeats else lines
+    # The files come first: the terminal may be gone.
     _write(target / "results.csv", csv_table(columns, exact))
+    _write(target / "results.md", "\n".join(all_lines) + "\n")
+    print_text("\n".join(repeats or lines))
     return rows
 
 
@@ -268,11 +267,7 @@ def _varying_keys(rows: Sequence[dict[str, str]]) -> list[str]:
 
 def parse_job(overrides: Sequence[str]) -> dict[str, str]:
     """Returns the values of a job by key, as typed."""
-    values = {}
-    for override in overrides:
-        key, _, value = override.lstrip("+").partition("=")
-        values[key] = value
-    return values
+    return typed_values(map(parse_override, overrides))
 
 
 def _format_cell(value: Any) -> str:

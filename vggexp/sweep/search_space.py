@@ -9,17 +9,22 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
+from vggexp.config.diagnostics import one_line
+from vggexp.config.hydra_safety import plugin_name, resolved
 from vggexp.config.keys import to_plain
+from vggexp.config.overrides import NumberRange, Override
 from vggexp.config.parse import ErrorList, parse_section
-from vggexp.config.run_id import identity, run_name
+from vggexp.config.run_id import identity
 from vggexp.config.schema import Config, Range
 from vggexp.errors import ConfigError
-from vggexp.sweep.grid import axis_overrides, last_overrides
+from vggexp.formatting import format_value
 
 MAX_VALUES = 100_000  # of a range of fractions, which is stored value by value
+DEFAULT_FOLDER = "${run.root}/sweeps/latest"  # in config.yaml; stands for the name of the sweep
 MAX_NAME_CHARS = 80  # of the searched keys in the name of a search
 
 
@@ -65,20 +70,16 @@ class SearchPlan(NamedTuple):
     config: Config  # with every axis at its first value
 
 
-def search_space(
-    config_loader: Any,
-    arguments: Sequence[str],
-    params: Mapping[str, Any],
-) -> SearchSpace:
-    """Parses the axes; see `grid.expand_grid` for the parameters. Raises ConfigError."""
+def search_space(overrides: Sequence[Override]) -> SearchSpace:
+    """Parses the axes among the result of `grid.job_overrides`. Raises ConfigError."""
     space = SearchSpace([], {})
     problems: list[str] = []
-    for override in last_overrides(config_loader, arguments, params):
-        if not override.is_sweep_override():
-            space.fixed.append(override.input_line or "")
+    for override in overrides:
+        if not override.is_sweep:
+            space.fixed.append(override.text)
             continue
         try:
-            space.axes[override.get_key_element()] = _parse_axis(override)
+            space.axes[override.prefixed_key] = _parse_axis(override)
         except ConfigError as error:
             problems += error.problems
     if not problems and not space.axes:
@@ -89,8 +90,8 @@ def search_space(
 
 
 def _parse_axis(override: Override) -> SearchAxis:
-    text = override.input_line or ""
-    sweep = override.value()
+    text = override.text
+    sweep = override.value
     tags: set[str] = getattr(sweep, "tags", set())
     unknown = sorted(tags - {"log"})
     if unknown:
@@ -99,9 +100,9 @@ def _parse_axis(override: Override) -> SearchAxis:
         return _interval_axis(text, sweep)
     if tags:
         raise ConfigError(f"{text}: tag log: belongs to an interval; write tag(log,interval(...))")
-    if override.is_range_sweep():
-        return _range_axis(override)
-    return SearchAxis(_axis_values(override))
+    if override.numbers is not None:
+        return _range_axis(override, override.numbers)
+    return SearchAxis(_distinct(override, override.value_texts(MAX_VALUES)))
 
 
 def _interval_axis(text: str, sweep: IntervalSweep) -> SearchAxis:
@@ -117,62 +118,47 @@ def _interval_axis(text: str, sweep: IntervalSweep) -> SearchAxis:
     return SearchAxis(low=low, high=high, log=log)
 
 
-def _range_axis(override: Override) -> SearchAxis:
+def _range_axis(override: Override, numbers: NumberRange) -> SearchAxis:
     """Returns a range by its ends; a range of fractions also has the texts that a grid has."""
-    sweep: Any = override.value()
-    numbers = sweep.range()
-    if isinstance(numbers, range) and numbers:
-        low, high = sorted((numbers[0], numbers[-1]))
-        return SearchAxis(low=low, high=high, step=abs(numbers.step))
-    values = _axis_values(override)
+    is_whole = numbers.denominator is None
+    values = override.value_texts(1 if is_whole else MAX_VALUES + 1)
     if len(values) > MAX_VALUES:
-        raise ConfigError(f"{override.input_line}: more than {MAX_VALUES} values; take an interval")
-    first = float(values[0])
-    last = float(values[-1])
-    return SearchAxis(
-        values=values,
-        low=min(first, last),
-        high=max(first, last),
-        step=abs(float(sweep.step)),
-    )
+        raise ConfigError(f"{override.text}: more than {MAX_VALUES} values; take an interval")
+    low, high = sorted((numbers[0], numbers[-1]))
+    if is_whole:
+        return SearchAxis(low=low, high=high, step=numbers.step)
+    return SearchAxis(_distinct(override, values), low, high, numbers.step)
 
 
-def _axis_values(override: Override) -> tuple[str, ...]:
+def _distinct(override: Override, values: Sequence[str]) -> tuple[str, ...]:
     """Returns the different values, sorted if the axis is shuffled.
 
     So a continued search has the values in the same order.
     """
-    values: dict[str, None] = {}  # an ordered set
-    for text in axis_overrides(override, MAX_VALUES):
-        _, _, value = text.partition("=")
-        values[value] = None
-    if getattr(override.value(), "shuffle", False):
-        return tuple(sorted(values))
-    return tuple(values)
+    distinct = dict.fromkeys(values)
+    return tuple(sorted(distinct) if getattr(override.value, "shuffle", False) else distinct)
 
 
 def search_settings(
-    sweeper: DictConfig,
+    sweeper: Mapping[str, Any],
     problems: ErrorList,
-    launcher: DictConfig | None = None,
+    launcher: Mapping[str, Any] | None = None,
 ) -> SearchSettings:
     """Parses hydra.sweeper.
 
     Args:
-        sweeper: the node hydra.sweeper.
+        sweeper: the section hydra.sweeper.
         problems: receives the problems.
-        launcher: the node hydra.launcher; its number of jobs at a time replaces a `parallel`
+        launcher: the section hydra.launcher; its number of jobs at a time replaces a `parallel`
             that is null.
     """
-    node = OmegaConf.to_container(sweeper)
-    assert isinstance(node, dict)
-    values = {field.name: node[field.name] for field in fields(SearchSettings)}
+    values = {field.name: sweeper.get(field.name) for field in fields(SearchSettings)}
     if values["parallel"] is None and launcher is not None:
         values["parallel"] = _jobs_at_a_time(launcher)
     return parse_section(SearchSettings, values, "hydra.sweeper", problems)
 
 
-def _jobs_at_a_time(launcher: DictConfig) -> int:
+def _jobs_at_a_time(launcher: Mapping[str, Any]) -> int:
     """Returns joblib's `n_jobs`, in which -1 stands for every core, or the local `jobs`."""
     count = launcher.get("n_jobs", launcher.get("jobs"))
     if count == -1:
@@ -181,7 +167,7 @@ def _jobs_at_a_time(launcher: DictConfig) -> int:
 
 
 def is_search(node: DictConfig) -> bool:
-    return bool(node.hydra.runtime.choices.get("hydra/sweeper") == "optuna")
+    return plugin_name(node.hydra, "sweeper") == "optuna"
 
 
 def search_problems(node: DictConfig) -> Iterator[str]:
@@ -189,21 +175,18 @@ def search_problems(node: DictConfig) -> Iterator[str]:
     if not is_search(node):
         return
     problems = ErrorList()
-    search_settings(node.hydra.sweeper, problems)
+    search_settings(resolved(node, "hydra.sweeper"), problems)
     yield from problems
-    if node.resume == "never":
+    if resolved(node, "resume") == "never":
         yield "resume=never: a search continues its own runs; choose auto, exact or force"
-    if node.sweep.dry_run:
+    if resolved(node, "sweep.dry_run"):
         yield "sweep.dry_run=true: belongs to a grid; a search makes its jobs as it goes"
     if find_spec("optuna") is None:
         yield "hydra/sweeper=optuna: Optuna is not installed; pip install 'vggexp[search]'"
 
 
 def plan_search(
-    node: DictConfig,
-    axes: dict[str, SearchAxis],
-    configs: Sequence[Config],
-    has_folder: bool,
+    node: DictConfig, axes: dict[str, SearchAxis], configs: Sequence[Config]
 ) -> SearchPlan:
     """Names a search and chooses its folder.
 
@@ -211,23 +194,37 @@ def plan_search(
         node: the composed outline of the command.
         axes: the axes by key.
         configs: the configurations of `grid.endpoint_jobs`.
-        has_folder: whether the command sets hydra.sweep.dir.
 
     Raises:
-        ConfigError: two of the configurations are the same run.
+        ConfigError: hydra.sweep.dir is not a folder's name, or refers to something unknown.
     """
-    names = [run_name(config) for config in configs]
-    for name in names:
-        if names.count(name) > 1:
-            raise ConfigError(
-                f"search: {names.count(name)} of its settings share the folder {name}; "
-                "they are one run"
-            )
     name = search_name(node.hydra.sweeper, axes, configs)
-    folder = Path(configs[0].run.root) / "sweeps" / name
-    if has_folder:
-        folder = Path(node.hydra.sweep.dir)
-    return SearchPlan(name, folder, axes, configs[0])
+    return SearchPlan(name, sweep_folder(node, configs[0], name), axes, configs[0])
+
+
+def sweep_folder(node: DictConfig, config: Config, name: str) -> Path:
+    """Returns the folder of the tables of a sweep: hydra.sweep.dir, or below run.root by its name.
+
+    Args:
+        node: the composed outline of the command.
+        config: the first job.
+        name: the name of the sweep.
+
+    Raises:
+        ConfigError: hydra.sweep.dir is not a folder's name, or refers to something unknown.
+    """
+    raw = OmegaConf.to_container(node.hydra.sweep, resolve=False)
+    assert isinstance(raw, dict)
+    typed = raw.get("dir")
+    if typed == DEFAULT_FOLDER:
+        return Path(config.run.root) / "sweeps" / name
+    try:
+        folder = OmegaConf.select(node, "hydra.sweep.dir")
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"hydra.sweep.dir={typed}: {one_line(error)}") from error
+    if not isinstance(folder, str) or not folder:
+        raise ConfigError(f"hydra.sweep.dir={format_value(typed)}: must be a folder")
+    return Path(folder)
 
 
 def search_name(

@@ -61,7 +61,7 @@ class HydraTask:
         hydra_config = HydraConfig.get()
         overrides = list(hydra_config.overrides.task)
         in_sweep = hydra_config.mode == RunMode.MULTIRUN
-        launcher = hydra_config.runtime.choices.get("hydra/launcher")
+        launcher = hydra_safety.plugin_name(hydra_config, "launcher")
         code: int | None = None  # of a job that needs no training in this process
         try:
             config = validate_node(node)  # checks also the jobs that a search has just made
