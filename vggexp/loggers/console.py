@@ -89,6 +89,9 @@ class StreamHandler(logging.Handler):
         except BROKEN_STREAM:
             redirect_to_null(self.stream)
             self.stream = None
+        except KeyboardInterrupt:  # the rest of the line would hold up the exit
+            redirect_to_null(self.stream)
+            raise
 
 
 class RunLogHandler(logging.Handler):
