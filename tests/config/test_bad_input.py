@@ -450,5 +450,5 @@ def test_a_word_that_is_not_utf8_is_refused():
     with pytest.raises(ConfigError) as error:
         parse_command([os.fsdecode(b"data.root=caf\xe9")])
     assert error_line(str(error.value)) == (
-        r"vggexp: error: data.root=caf\udce9: not UTF-8, which config.yaml needs; rename the folder"
+        r"vggexp: error: data.root=caf\udce9: not UTF-8 text; rename the file or folder"
     )

@@ -20,7 +20,7 @@ RUNS = {  # state, val/accuracy, val/loss; the loss ranks the runs otherwise
     "f": ("finished", None, None),
 }
 OVERRIDES = [
-    ["arch=vgg11", f"+optimizer.lr={index / 10 + 0.1:g}", "device=cpu"]
+    ["arch=vgg11", f"optimizer.lr={index / 10 + 0.1:g}", "device=cpu"]
     for index in range(len(RUNS) + 1)
 ]
 

@@ -21,7 +21,7 @@ from tempfile import mkdtemp
 import numpy
 from PIL import Image
 
-from tests.config.test_bad_input import ROWS, VALUES
+from tests.config.test_bad_input import ROWS, SCALARS
 from tests.conftest import FASHION
 from tools.faults.catalog import (
     SMALLEST,
@@ -253,7 +253,7 @@ def generate_command(draws: random.Random) -> list[str]:
     overrides = []
     for _ in range(draws.randint(1, 3)):
         key = draws.choice(keys)
-        values = [*VALUES, str(draws.randint(-3, 300)), "0.1", "none"]
+        values = [*SCALARS, str(draws.randint(-3, 300)), "0.1", "none"]
         value = draws.choice(values)
         if draws.random() < 0.2:  # a typing error
             index = draws.randrange(len(key))
