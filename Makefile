@@ -1,4 +1,4 @@
-.PHONY: help pictures check quick test test-all faults peers growth folders startup report-growth memory dead gpu slurm ranks docs release-check scaling
+.PHONY: help pictures check quick test test-all faults mutants peers growth folders startup report-growth memory dead gpu slurm ranks docs release-check scaling
 
 help:  ## print this list
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/'
@@ -7,7 +7,7 @@ check:  ## check style and types
 	ruff check . && ruff format --check . && mypy
 
 quick:  ## run the tests that start no process and train for less than a second; two minutes on two cores
-	pytest -n 2 --dist worksteal -m "not slow and not process"
+	pytest -n 2 --dist worksteal -m "not slow and not process and not catalog"
 
 test:  ## run the default tests; nine minutes on two cores
 	pytest -n 2 --dist worksteal -m "not slow"
@@ -17,6 +17,9 @@ test-all:  ## run all tests
 
 faults:  ## run every fault of the suite and count how many runs survive; an hour and more on two cores
 	python -m tools.faults
+
+mutants:  ## plant small faults in a copy of the code and count those that the tests notice; ten minutes
+	python -m tools.mutants
 
 slurm:  ## run sweeps and runs on a real Slurm of one node (Debian: slurm-wlm); a quarter of an hour and more on two cores
 	@command -v slurmctld > /dev/null || { echo "make slurm: slurmctld is not installed (Debian: apt-get install --no-install-recommends slurm-wlm)" >&2; exit 1; }

@@ -49,6 +49,12 @@ def _has_gpu() -> bool:
     return torch.cuda.is_available()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def user_cache(tmp_path_factory) -> None:
+    """Gives the tests and their processes a cache folder of their own."""
+    os.environ["XDG_CACHE_HOME"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture
 def command(tmp_path, monkeypatch, capfd):
     """command("key=value", ...) -> (exit code, stdout, stderr), run in an empty folder."""

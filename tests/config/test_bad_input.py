@@ -25,6 +25,8 @@ from vggexp.formatting import error_line
 from vggexp.sweep.expand import check_command, compose_run
 from vggexp.sweep.grid import cached_compose
 
+pytestmark = pytest.mark.catalog
+
 # command line -> the whole error line, or its beginning if the row ends in "..."
 TABLE = r"""
 arch=vgg12 -> arch=vgg12: unknown; nearest vgg11, vgg13; allowed alexnet, lenet, ...

@@ -12,6 +12,8 @@ from vggexp.config.device import conf_dir
 from vggexp.models.shapes import parameters
 from vggexp.sweep.expand import GridSweep, compose_outline, compose_run, expand_sweep
 
+pytestmark = pytest.mark.catalog
+
 CONF = Path(conf_dir())
 FILES = {str(path.relative_to(CONF).with_suffix("")): path for path in sorted(CONF.rglob("*.yaml"))}
 GROUPS = [name for name in FILES if "/" in name and not name.startswith("hydra/")]

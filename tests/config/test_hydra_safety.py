@@ -29,6 +29,8 @@ from vggexp.errors import ConfigError
 from vggexp.sweep import task
 from vggexp.sweep.expand import check_command, compose_run
 
+pytestmark = pytest.mark.catalog
+
 ROOT = Path(__file__).parents[2]
 TOUCH = {"_target_": "pathlib.Path.write_text", "_args_": [{"_target_": "pathlib.Path"}, "x"]}
 IMPORT = {"_target_": "canary.f"}

@@ -77,6 +77,7 @@ def test_the_purpose_decides() -> None:
     assert not torch.equal(limit, stratified_sample(labels, 20, 1, "validation"))
 
 
+@pytest.mark.catalog
 def test_every_image_is_equally_likely() -> None:
     labels = labels_of_sizes(6, 3)
     chosen = torch.cat([stratified_sample(labels, 3, seed, "a test") for seed in range(600)])

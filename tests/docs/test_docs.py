@@ -38,6 +38,8 @@ from vggexp.config.hydra_safety import LAUNCHERS
 from vggexp.errors import ConfigError
 from vggexp.sweep import expand
 
+pytestmark = pytest.mark.catalog
+
 ROOT = Path(__file__).parents[2]
 # keys.md is generated.
 PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name != "keys.md"]

@@ -22,6 +22,7 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
+@pytest.mark.catalog
 def test_every_damage_is_a_value_or_the_one_error(run, tmp_path):
     """Thousands of damages. An exception of another type ends the test, and names its damage."""
     good = tmp_path / "good"

@@ -457,6 +457,7 @@ def test_a_micro_batch_has_at_least_one_image():
         double_micro_batches(state, batch_size=6)
 
 
+@pytest.mark.catalog
 def test_gradients_of_a_part_that_did_fit_are_not_counted_twice():
     def trained(micro_batches: int, failing_call: int) -> TrainState:
         state = make_state(make_model())

@@ -78,6 +78,7 @@ def operators_of_step(dtype: str, fused: bool = True) -> Counter[str]:
     return three_steps.calls - two_steps.calls
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize("fused", [True, False])
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_an_epoch_waits_for_the_device_once(dtype, fused):

@@ -7,7 +7,6 @@ from typing import Any
 
 from vggexp.config.derived import input_spec, layers
 from vggexp.config.keys import flatten, to_plain
-from vggexp.config.overrides import parse_override
 from vggexp.config.schema import Config, Vgg
 from vggexp.formatting import format_value
 from vggexp.models import shapes
@@ -149,6 +148,8 @@ def sweep_name(jobs: Sequence[Sequence[str]]) -> str:
     Args:
         jobs: the overrides of each job.
     """
+    from vggexp.config.overrides import parse_override  # imports Hydra, which only a sweep needs
+
     identities = []
     values: dict[str, set[str]] = {}
     for overrides in jobs:

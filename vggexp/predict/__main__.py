@@ -11,6 +11,7 @@ from pathlib import Path
 from vggexp import cli
 from vggexp.data.image_folder import expand_image_paths
 from vggexp.errors import CheckpointError, ConfigError, DataError
+from vggexp.formatting import printable
 from vggexp.loggers.console import Console, print_text
 from vggexp.runs import directory
 from vggexp.runs.records import read_run
@@ -68,7 +69,7 @@ def _predict(argv: Sequence[str]) -> None:
                 reasons.append(prediction.reason)
             case ImagePrediction() if not arguments.json:
                 guesses = [f"{guess.label} {guess.probability:.4f}" for guess in prediction.top]
-                print_text(f"{prediction.image}  {', '.join(guesses)}")
+                print_text(printable(f"{prediction.image}  {', '.join(guesses)}"))
     if reasons:
         raise DataError("; ".join(reasons))
 
