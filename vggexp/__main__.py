@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vggexp.cli import escape_unprintable, print_stopped, report_error, translate_os_errors
+from vggexp.cli import print_stopped, report_error, translate_os_errors
 from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
@@ -22,7 +22,6 @@ from vggexp.system.signals import clear_pending_interrupt
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit code. Prints an expected error as one line on stderr."""
-    escape_unprintable()
     try:
         rank_info()
     except ConfigError as error:  # no rank is known that could report the error for all

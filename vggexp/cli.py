@@ -7,7 +7,6 @@ traceback of an error of `python -m vggexp` too, for a maintainer who looks for 
 
 import argparse
 import contextlib
-import io
 import os
 import signal
 import sys
@@ -51,7 +50,6 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
         main_fn: returns the text to print, or None if it has printed everything itself.
         interrupt_message: error to print after Ctrl-C. None leaves KeyboardInterrupt to Python.
     """
-    escape_unprintable()
     try:
         with translate_os_errors():
             text = main_fn()
@@ -72,12 +70,6 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
 def warn_left_out(reason: str) -> None:
     """Prints on stderr why a command leaves out one of the things it was given."""
     print(f"vggexp: warning: {printable(reason)} (left out)", file=sys.stderr)
-
-
-def escape_unprintable() -> None:
-    """Makes stdout escape what its encoding lacks, as stderr does: `±` in a C locale."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 @contextlib.contextmanager

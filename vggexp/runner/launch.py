@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-from vggexp.cli import escape_unprintable, report_error
+from vggexp.cli import report_error
 from vggexp.config.schema import Config
 from vggexp.distributed import collectives
 from vggexp.errors import ConfigError, RankError, VggexpError
@@ -77,7 +77,6 @@ def run_rank(config: Config, overrides: list[str]) -> None:
     """Trains one rank in a process of its own; exits with a code other than 0 if it fails."""
     from vggexp.runner.run import run
 
-    escape_unprintable()
     os.setpgid(0, 0)  # the starting process gets the terminal's signals and forwards them
     with handle_stop_signals() as stop:
         code = 0
