@@ -36,6 +36,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             reasons["browser"] = "Debian's package chromium is not installed"
     if any(item.get_closest_marker("cuda") for item in items) and not _has_gpu():
         reasons["cuda"] = "no CUDA device"
+    # The longest tests begin first, so that no process waits for one of them at the end.
+    items.sort(key=lambda item: "test_faults" not in item.nodeid)
     for item in items:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
