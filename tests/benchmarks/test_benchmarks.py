@@ -79,6 +79,7 @@ def test_the_memory_of_a_step(tmp_path):
 SMALL = "data=synthetic data.batch_size=16 arch.width=0.25 arch.hidden=[64]"
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     "overrides",
     [
@@ -96,6 +97,7 @@ def test_plan_estimates_the_memory_of_a_step(overrides):
     assert ratio == pytest.approx(1, rel=0.06)
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize("blocks", [1, 3, 5])
 @pytest.mark.parametrize("overrides", ["device.precision=fp32", "arch=vgg11_bn", "arch=vgg11_lrn"])
 def test_plan_bounds_the_memory_of_a_step_with_frozen_blocks(overrides, blocks):

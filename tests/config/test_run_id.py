@@ -141,6 +141,7 @@ def test_the_page_decides_each_key_once():
     assert sorted(decided) == sorted(schema_keys())
 
 
+@pytest.mark.catalog
 def test_each_key_is_decided_as_on_the_page(configs):
     seen = set()
     for values in configs:

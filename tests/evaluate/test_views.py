@@ -16,6 +16,8 @@ from vggexp.models.vgg import vgg
 from vggexp.rng import generator
 from vggexp.training.metrics import predict
 
+pytestmark = pytest.mark.catalog
+
 CPU = torch.device("cpu")
 NO_AUTOCAST = contextlib.nullcontext
 SIZE = 16

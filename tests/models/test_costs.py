@@ -97,6 +97,7 @@ def test_unknown_optimizer_states_are_left_out():
     assert total == sum(size for size in memory.values() if size is not None)
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize("norm", ["none", "batch"])
 @pytest.mark.parametrize("ema", [None, 0.9])
 @pytest.mark.parametrize(("optimizer", "states"), [("SGD", 0), ("AdamW", 2), ("Adagrad", 1)])

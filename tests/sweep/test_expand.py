@@ -99,6 +99,7 @@ def test_a_file_may_hold_pairs_repeats_and_a_filter(tmp_path):
     assert [job.config.optimizer.lr for job in jobs] == [0.05, 0.01]
 
 
+@pytest.mark.catalog
 def test_a_job_is_composed_as_it_is_alone():
     axes = [
         "arch=vgg11,vgg13_bn",

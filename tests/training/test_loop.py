@@ -57,6 +57,7 @@ SCHEDULES = {
 }
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize("step", [1, 3, 4, 6, 11, 12])  # first, middle and last batch, and the end
 @pytest.mark.parametrize("ema_decay", [None, 0.8])
 @pytest.mark.parametrize("schedule", SCHEDULES)
