@@ -25,7 +25,7 @@ LAUNCHER_EXTRAS = {  # the extra of this package that installs the launcher
 NEEDS_SWEEP = "a list of values needs -m (a sweep)"
 
 
-def one_line(error: Exception) -> str:
+def compose_error_line(error: Exception) -> str:
     """Returns the first line of an error of Hydra, OmegaConf or YAML, with the key or file."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
@@ -117,7 +117,7 @@ def _compose_leniently(
             compose([*accepted, text])
             accepted.append(text)
         except Exception as error:
-            errors.append(f"{text.removeprefix('++')}: {one_line(error)}")
+            errors.append(f"{text.removeprefix('++')}: {compose_error_line(error)}")
     return compose(accepted)
 
 

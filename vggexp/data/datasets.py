@@ -22,7 +22,7 @@ from vggexp.data.download import download_file
 from vggexp.data.split import stratified_sample
 from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator
-from vggexp.system.files import atomic_write
+from vggexp.system.files import atomic_write, os_error_as_resource_error
 from vggexp.system.locks import lock_download
 
 ARCHIVE_CAP = 200 << 20  # bytes; CIFAR's archives have 170 and 169 million
@@ -160,7 +160,8 @@ def _extract(archive: Path, folder: Path, files: list[str]) -> None:
     same bytes.
     """
     try:
-        with lock_download(folder), tarfile.open(archive) as tar:
+        refusal = os_error_as_resource_error(folder, "written", "data.root=FOLDER")
+        with refusal, lock_download(folder), tarfile.open(archive) as tar:
             for file in files:
                 member = tar.extractfile(f"{folder.name}/{file}")
                 content = member.read(ARCHIVE_CAP) if member else b""
@@ -168,10 +169,6 @@ def _extract(archive: Path, folder: Path, files: list[str]) -> None:
     except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
         raise DataError(
             f"{archive}: not the archive it should be: {error} ({REDOWNLOAD_HINT})"
-        ) from error
-    except OSError as error:
-        raise ResourceError(
-            f"{folder}: cannot be written: {error.strerror or error} (data.root=FOLDER)"
         ) from error
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vggexp.data.catalog import DatasetSplits, folder_classes, subfolders
 from vggexp.data.fingerprint import contents_sha256, list_files
 from vggexp.errors import DataError, VggexpError
+from vggexp.formatting import one_line
 from vggexp.system.files import open_regular
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: cannot be decoded: not an image") from error
     except Exception as error:  # decoders raise any exception
-        raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path}: cannot be decoded: {one_line(error)}") from error
     values = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
     values = values.view(pixels.height, pixels.width, channels)
     return values.permute(2, 0, 1)
@@ -325,4 +326,4 @@ def image_error(path: Path) -> str:
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror or error}"
     except Exception as error:  # decoders raise any exception
-        return f"{path}: cannot be decoded: {' '.join(str(error).split())}"
+        return f"{path}: cannot be decoded: {one_line(error)}"

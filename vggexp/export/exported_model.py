@@ -25,13 +25,9 @@ from vggexp.training.checks import Check
 
 KEY = "vggexp"  # metadata key in ONNX files and state dicts
 EXTRA = "vggexp.json"  # the same metadata as an extra file in a .pt2 archive
-MAX_METADATA_BYTES = 1 << 26  # bytes
+MAX_METADATA_BYTES = 1 << 26
 MAX_SIDE = 4096  # pixels, the same as for data.resize
-OPTIONAL_METADATA = {
-    "run",
-    "vggexp",
-    "weights_sha256",
-}  # where a file comes from; not needed to use it
+OPTIONAL_METADATA = {"run", "vggexp", "weights_sha256"}  # where a file comes from
 
 
 @dataclass(frozen=True)

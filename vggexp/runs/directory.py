@@ -9,6 +9,7 @@ import yaml
 
 from vggexp.config import yaml_limits
 from vggexp.errors import CheckpointError, ConfigError, ResourceError
+from vggexp.formatting import one_line
 from vggexp.runs import schema
 from vggexp.runs.jsonl import write_json
 from vggexp.system.files import atomic_write
@@ -97,8 +98,7 @@ def read_config(folder: Path) -> dict[str, Any]:
         reason = "not the folder of a run, it has no config.yaml"
         raise CheckpointError(f"{folder}: {reason}") from error
     except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise schema.damaged(path, f"not a configuration: {reason}") from error
+        raise schema.damaged(path, f"not a configuration: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise schema.damaged(path, "not a configuration")
     return content

@@ -25,7 +25,7 @@ from vggexp.config.compose import (
     own_keys,
     with_typed_values,
 )
-from vggexp.config.diagnostics import ComposeFn, one_line
+from vggexp.config.diagnostics import ComposeFn, compose_error_line
 from vggexp.config.hydra_safety import resolved
 from vggexp.config.overrides import Override, last_of_each_key, parse_override, parse_overrides
 from vggexp.config.parse import ErrorList, convert, parse_section
@@ -179,7 +179,7 @@ def _check_shown(node: DictConfig | None, arguments: argparse.Namespace) -> None
         if arguments.resolve and OmegaConf.is_config(shown):
             OmegaConf.to_container(shown, resolve=True)
     except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(compose_error_line(error)) from error
 
 
 def validate_node(node: DictConfig) -> Config:

@@ -14,13 +14,19 @@ from typing import Any, NamedTuple
 
 from vggexp.config.derived import training_macs
 from vggexp.config.schema import Config, ImageFolder, Synthetic
-from vggexp.errors import InUseError, ResourceError, StoppedError, VggexpError
+from vggexp.errors import InUseError, StoppedError, VggexpError
 from vggexp.formatting import duration
 from vggexp.runs import directory, records
 from vggexp.sweep.progress import RunningJob, SweepProgress
 from vggexp.system import locks, processes
 from vggexp.system.cpu import default_threads
-from vggexp.system.files import make_inner_dir, open_regular, refuse_link
+from vggexp.system.files import (
+    CHOOSE_ROOT,
+    make_inner_dir,
+    open_regular,
+    os_error_as_resource_error,
+    refuse_link,
+)
 from vggexp.system.signals import StopFlag, handle_stop_signals
 
 POLL_SECONDS = 0.05
@@ -148,12 +154,8 @@ def run_pool(
         KeyboardInterrupt: a second Ctrl-C came.
     """
     logs = folder / "jobs"
-    try:
+    with os_error_as_resource_error(logs, "made", CHOOSE_ROOT):
         make_inner_dir(logs)
-    except OSError as error:
-        raise ResourceError(
-            f"{logs}: cannot be made: {error.strerror} (choose another run.root)"
-        ) from error
     work = [_work(job) for job in jobs]
     with handle_stop_signals() as stop, SweepProgress(work, len(slots)) as progress:
         pool = Pool(jobs, slots, perform, logs, progress)

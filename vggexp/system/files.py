@@ -14,7 +14,25 @@ from pathlib import Path
 from vggexp.errors import ResourceError
 
 IS_LINK = "a link, and no file is written through links; remove it"
+CHOOSE_ROOT = "choose another run.root"  # a hint
 SHARED_BITS = stat.S_IWGRP | stat.S_IWOTH
+
+
+@contextlib.contextmanager
+def os_error_as_resource_error(path: object, action: str, hint: str = "") -> Iterator[None]:
+    """Raises ResourceError for what the system refuses in the block.
+
+    Args:
+        path: what the error names; also the key and the value of a path.
+        action: what the block does with the path, such as `written`.
+        hint: what the user can do.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = f" ({hint})" if hint else ""
+        reason = f"{error.strerror or error}{advice}"
+        raise ResourceError(f"{path}: cannot be {action}: {reason}") from error
 
 
 def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
