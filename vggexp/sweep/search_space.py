@@ -246,14 +246,11 @@ def search_name(
         sweeper["sampler"],
         sweeper["seed"],
     ]
-    contents = {_content_hashes(config) for config in configs}
+    contents = set()
+    for job in configs:
+        keys = identity(to_plain(job))
+        contents.add((keys.get("data.sha256", ""), keys.get("train.init_sha256", "")))
     if len(contents) > 1:  # a folder or file that is searched is part of the search by its contents
         parts.append(sorted(contents))
-    keys = "-".join(key.lstrip("+").replace("/", ".") for key in axes)
-    return f"search-{keys[:MAX_NAME_CHARS]}-{short_hash(parts)}"
-
-
-def _content_hashes(config: Config) -> tuple[str, str]:
-    """Returns the hashes of the images and of the initial weights, "" where there is none."""
-    keys = identity(to_plain(config))
-    return keys.get("data.sha256", ""), keys.get("train.init_sha256", "")
+    readable = "-".join(key.lstrip("+").replace("/", ".") for key in axes)
+    return f"search-{readable[:MAX_NAME_CHARS]}-{short_hash(parts)}"

@@ -18,6 +18,15 @@ CHOOSE_ROOT = "choose another run.root"  # a hint
 SHARED_BITS = stat.S_IWGRP | stat.S_IWOTH
 
 
+def cache_dir() -> Path | None:
+    """Returns the folder of vggexp in the user's cache; None if this user has no home folder."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    if root:
+        return Path(root) / "vggexp"
+    home = os.path.expanduser("~")
+    return Path(home) / ".cache" / "vggexp" if home != "~" else None
+
+
 @contextlib.contextmanager
 def os_error_as_resource_error(path: object, action: str, hint: str = "") -> Iterator[None]:
     """Raises ResourceError for what the system refuses in the block.
