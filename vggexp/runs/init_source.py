@@ -9,6 +9,7 @@ from pathlib import Path
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError, ConfigError, ResourceError, VggexpError
 from vggexp.runs.directory import (
+    CLOSED,
     CONFIG,
     RESULT,
     is_searchable,
@@ -36,7 +37,7 @@ def pin_init_weights(config: Config) -> Config:
     if path is None:
         return config
     if not is_searchable(Path(path)):
-        raise ResourceError(f"train.init_from={path}: cannot be read: Permission denied")
+        raise ResourceError(f"train.init_from={path}: {CLOSED}")
     actual: str | None
     if os.path.exists(path):
         actual = source_sha256(Path(path))

@@ -211,10 +211,10 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
         else:
             seed = _first_seed(node, outline.overrides) if sweep.repeats > 1 else 0
             combinations = expand_grid(overrides, sweep, seed)
-        of_hydra = [override for override in outline.overrides if override.is_hydra]
+        hydra_overrides = [override for override in outline.overrides if override.is_hydra]
         if outline.composition.problems:  # perhaps of these keys; the others are still checked
-            of_hydra = []
-        compose_job = cached_compose(compose_fn, of_hydra)
+            hydra_overrides = []
+        compose_job = cached_compose(compose_fn, hydra_overrides)
         jobs = _check_jobs(combinations, compose_job, outline.composition.problems, not axes)
     if sweep.where is not None:
         jobs = [job for job in jobs if matches(sweep.where, job.config)]

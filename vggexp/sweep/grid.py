@@ -187,7 +187,7 @@ def _repeat_axis(sweep: Sweep, seed: int, is_swept: bool) -> list[GridAxis]:
     return [[[f"seed={seed + index}"] for index in range(sweep.repeats)]]
 
 
-def cached_compose(compose_fn: ComposeFn, of_hydra: Sequence[Override]) -> ComposeFn:
+def cached_compose(compose_fn: ComposeFn, hydra_overrides: Sequence[Override]) -> ComposeFn:
     """Returns a function that composes a job, without the section `hydra`.
 
     It reads each choice of files only once. The jobs of a sweep differ mostly in single values,
@@ -196,10 +196,10 @@ def cached_compose(compose_fn: ComposeFn, of_hydra: Sequence[Override]) -> Compo
 
     Args:
         compose_fn: composes a list of overrides with Hydra.
-        of_hydra: the overrides of Hydra's own keys, which all jobs have.
+        hydra_overrides: the overrides of Hydra's own keys, which all jobs have.
     """
     loader: Any = GlobalHydra.instance().config_loader()
-    shared = [override.text for override in of_hydra]
+    shared = [override.text for override in hydra_overrides]
     composed_files: dict[tuple[str, ...], DictConfig] = {}
 
     def compose_job(overrides: Sequence[str]) -> DictConfig:
