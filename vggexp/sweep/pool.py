@@ -23,8 +23,8 @@ from vggexp.system.cpu import default_threads
 from vggexp.system.files import (
     CHOOSE_ROOT,
     make_inner_dir,
-    open_regular,
     os_error_as_resource_error,
+    read_tail,
     refuse_link,
 )
 from vggexp.system.signals import StopFlag, handle_stop_signals
@@ -426,13 +426,7 @@ def last_error_line(log: Path, start: int = 0) -> str:
         log: the job's output; the file need not exist.
         start: bytes that earlier attempts wrote.
     """
-    try:
-        with open(log, "rb", opener=open_regular) as file:
-            file.seek(max(start, os.fstat(file.fileno()).st_size - MAX_LOG_BYTES))
-            text = file.read(MAX_LOG_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return ""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in read_tail(log, MAX_LOG_BYTES, start) if line.strip()]
     error_lines = [line for line in lines if line.startswith("vggexp: ")]
     last = (error_lines or lines or [""])[-1]
     return last.removeprefix("vggexp: ").removeprefix("error: ")

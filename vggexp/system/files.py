@@ -74,6 +74,22 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     return content
 
 
+def read_tail(path: Path, max_bytes: int, start: int = 0) -> list[str]:
+    """Returns the last lines of a text file, of which the first may be cut.
+
+    Args:
+        path: the file. The list is empty if the file cannot be read.
+        max_bytes: how much of the end is read.
+        start: first byte that may be read.
+    """
+    try:
+        with open(path, "rb", opener=open_regular) as file:
+            file.seek(max(start, os.fstat(file.fileno()).st_size - max_bytes))
+            return file.read(max_bytes).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
+
+
 def open_no_follow(path: str | os.PathLike[str], flags: int) -> int:
     """Opens a regular file to write it: an `opener` for the builtin `open`.
 
