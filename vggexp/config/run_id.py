@@ -8,7 +8,7 @@ from typing import Any
 from vggexp.config.derived import input_spec, layers
 from vggexp.config.keys import flatten, to_plain
 from vggexp.config.schema import Config, Vgg
-from vggexp.formatting import format_value
+from vggexp.formatting import HASH_CHARS, format_value
 from vggexp.models import shapes
 
 # Keys that do not change a result. A key that is null is left out as well, so that names survive
@@ -95,7 +95,7 @@ def differences(
 
 def _shown(key: str, value: Any) -> str:
     text = format_value(value)
-    return text[:8] if key.endswith("sha256") else text  # as many digits as a run's name has
+    return text[:HASH_CHARS] if key.endswith("sha256") else text
 
 
 def only_more_epochs(
