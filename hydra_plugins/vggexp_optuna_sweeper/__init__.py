@@ -80,8 +80,8 @@ class OptunaSweeper(Sweeper):
             TrialResult,
             next_trials,
             open_study,
+            record_result,
             repeat_failed_trials,
-            tell,
             trial_line,
         )
         from vggexp.system.files import atomic_write
@@ -106,7 +106,7 @@ class OptunaSweeper(Sweeper):
             for trial in trials:
                 error = trial.user_attrs.get(ERROR, "")  # of values that do not fit together
                 result = results.get(trial.user_attrs[RUN], TrialResult(None, error))
-                tell(study, trial, result)
+                record_result(study, trial, result)
                 print_text(trial_line(study, trial, axes, settings.n_trials))
             trials = next_trials(study, axes, settings, self._run_dir)
 
@@ -158,7 +158,7 @@ class OptunaSweeper(Sweeper):
     def _run_dir(self, params: Mapping[str, Any]) -> str:
         """Returns the run directory for values. Raises ConfigError if they do not fit together."""
         from vggexp.config import run_id
-        from vggexp.config.diagnostics import one_line
+        from vggexp.config.diagnostics import compose_error_line
         from vggexp.errors import ConfigError
         from vggexp.sweep.expand import validate_node
 
@@ -169,5 +169,5 @@ class OptunaSweeper(Sweeper):
             node = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
             config = validate_node(node)
         except (HydraException, OmegaConfBaseException) as error:
-            raise ConfigError(one_line(error)) from error
+            raise ConfigError(compose_error_line(error)) from error
         return str(Path(config.run.root) / run_id.run_name(config))

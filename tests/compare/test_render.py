@@ -34,3 +34,13 @@ def test_one_setting_has_nothing_to_test(make_run, capfd):
 def test_json_has_no_infinity(make_run, capfd):
     assert main([make_run("a"), make_run("b", lr=float("inf")), "--json"]) == 0
     assert "Infinity" not in capfd.readouterr().out
+
+
+def test_hashes_have_as_many_digits_as_in_the_name_of_a_run(make_run, capfd):
+    names = [make_run("a"), make_run("b", commit="b" * 40)]
+    with open("b/config.yaml", "a") as config:
+        config.write(f"train: {{init_sha256: {'c' * 64}}}\n")
+    assert main(names) == 0
+    lines = capfd.readouterr().out.splitlines()
+    cells = [line.split("|")[3].strip() for line in lines if line.startswith("| c")]
+    assert {"b" * 8, "c" * 8} <= {*cells}

@@ -56,7 +56,7 @@ READERS = {
 def test_other_kinds_of_files_are_refused_with_a_way_out(name, kind, run):
     (run / name).unlink()
     run_files.FILE_KINDS[kind](run / name)
-    with pytest.raises(CheckpointError, match=f"{name}: .*; {schema.REPAIR}"):
+    with pytest.raises(CheckpointError, match=f"{name}: .*; move it away and {schema.REPAIR}"):
         READERS[name](run)
 
 

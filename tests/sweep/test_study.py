@@ -27,8 +27,8 @@ from vggexp.sweep.study import (
     next_trials,
     open_study,
     proposed_trials,
+    record_result,
     repeat_failed_trials,
-    tell,
     trial_line,
 )
 from vggexp.system.locks import lock_run_dir
@@ -96,7 +96,7 @@ def propose(folder: Path, settings: SearchSettings, *kills: int) -> list[dict]:
         while trials and trials[-1].number + 1 < kill:
             for trial in trials:
                 value = trial.params["x"] - (trial.params["y"] == "a")
-                tell(study, trial, TrialResult(value))
+                record_result(study, trial, TrialResult(value))
             trials = next_trials(study, axes, settings, repr)
     return [trial.params for trial in proposed_trials(study)]
 
@@ -268,7 +268,7 @@ def test_a_repetition_that_a_kill_interrupted_is_not_lost(tmp_path):
     study = open_study(tmp_path, "name", "val/loss")
     for _ in range(2):
         for trial in next_trials(study, axes, settings, repr):
-            tell(study, trial, TrialResult(None, "no disk"))
+            record_result(study, trial, TrialResult(None, "no disk"))
     params = [trial.params for trial in proposed_trials(study)]
     repeat_failed_trials(study, "val/loss", retry_failed=True)
     repeat_failed_trials(study, "val/loss", retry_failed=True)  # they already wait
@@ -277,10 +277,10 @@ def test_a_repetition_that_a_kill_interrupted_is_not_lost(tmp_path):
     assert [trial.params for trial in started] == params[:2]
     assert [trial.params for trial in next_trials(study, axes, settings, repr)] == params[:2]
     for trial in started:
-        tell(study, trial, TrialResult(trial.params["x"]))
+        record_result(study, trial, TrialResult(trial.params["x"]))
     (last,) = next_trials(study, axes, settings, repr)
     assert trial_line(study, last, axes, 3) == f"trial 3 of 3  x={params[2]['x']}"
-    tell(study, last, TrialResult(9.0))
+    record_result(study, last, TrialResult(9.0))
     assert next_trials(study, axes, settings, repr) == []
     assert [trial.params for trial in proposed_trials(study)] == params
     assert study.best_value == min(trial.params["x"] for trial in started)

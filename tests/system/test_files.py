@@ -36,6 +36,26 @@ def test_only_regular_files_are_read(make, tmp_path):
         files.read_file(tmp_path / "a", 1 << 20)
 
 
+@pytest.mark.parametrize("make", READERS.values(), ids=READERS)
+def test_only_a_regular_file_has_a_tail(make, tmp_path):
+    make(tmp_path / "a")
+    assert files.read_tail(tmp_path / "a", 1 << 20) == []
+
+
+def test_a_tail_begins_after_the_start_and_has_a_limit(tmp_path):
+    (tmp_path / "a").write_text("one\ntwo\nthree\n")
+    assert files.read_tail(tmp_path / "a", 100) == ["one", "two", "three"]
+    assert files.read_tail(tmp_path / "a", 100, start=4) == ["two", "three"]
+    assert files.read_tail(tmp_path / "a", 6, start=4) == ["three"]
+
+
+def test_a_refusal_of_the_system_names_the_path_and_the_way_out(tmp_path):
+    refusal = files.os_error_as_resource_error("x/a", "written", "choose another x")
+    with pytest.raises(ResourceError, match=r"^x/a: cannot be written: .+ \(choose another x\)$"):
+        with refusal:
+            (tmp_path / "no" / "a").write_text("x")
+
+
 def test_a_link_to_a_file_is_read(tmp_path):
     (tmp_path / "a").write_text("x")
     (tmp_path / "b").symlink_to("a")

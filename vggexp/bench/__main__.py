@@ -6,10 +6,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from vggexp import cli
 from vggexp.config import compose
-from vggexp.errors import ConfigError, VggexpError
-from vggexp.formatting import error_line
-from vggexp.loggers.console import print_text
+from vggexp.errors import ConfigError
 from vggexp.sweep import expand
 
 if TYPE_CHECKING:
@@ -25,25 +24,23 @@ number format.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        command = compose.parse_command(sys.argv[1:] if argv is None else argv, "--json")
-        if command.arguments.help:
-            print_text(DESCRIPTION)
-            return 0
-        config = expand.compose_run(command)
-        if config.device.processes not in (None, 1):
-            raise ConfigError(
-                f"device.processes={config.device.processes}: one process is timed; leave it out"
-            )
-        # This imports torch, so it comes after the check of the command.
-        from vggexp.bench.measure import benchmark
+    return cli.run(lambda: _bench(sys.argv[1:] if argv is None else argv))
 
-        result = benchmark(config)
-        print_text(json.dumps(asdict(result)) if command.arguments.json else format_result(result))
-    except VggexpError as error:
-        print(error_line(str(error)), file=sys.stderr)
-        return error.exit_code
-    return 0
+
+def _bench(argv: Sequence[str]) -> str:
+    command = compose.parse_command(argv, "--json")
+    if command.arguments.help:
+        return DESCRIPTION
+    config = expand.compose_run(command)
+    if config.device.processes not in (None, 1):
+        raise ConfigError(
+            f"device.processes={config.device.processes}: one process is timed; leave it out"
+        )
+    # This imports torch, so it comes after the check of the command.
+    from vggexp.bench.measure import benchmark
+
+    result = benchmark(config)
+    return json.dumps(asdict(result)) if command.arguments.json else format_result(result)
 
 
 def format_result(result: "BenchResult") -> str:

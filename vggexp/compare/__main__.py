@@ -72,7 +72,7 @@ def _leave_out_closed(folders: Sequence[Path]) -> Sequence[Path]:
         return folders
     for folder in folders:
         if folder not in readable:
-            cli.warn_left_out(f"{folder}: cannot be read: Permission denied")
+            cli.warn_left_out(f"{folder}: {directory.CLOSED}")
     return readable
 
 

@@ -8,11 +8,10 @@ from typing import Any
 from vggexp.compare.comparison import Comparison, GroupPair, RunGroup
 from vggexp.compare.differences import distinct
 from vggexp.compare.significance import ALPHA, Interval, MeanEstimate
-from vggexp.formatting import format_value, markdown_table, printable, shorten
+from vggexp.formatting import HASH_CHARS, format_value, markdown_table, shorten
 
 MAX_VALUE_CHARS = 60  # of a value in a table
-HASH_KEYS = ("commit", "data")  # keys and parts whose values are hashes
-HASH_CHARS = 12  # characters of a hash that are printed
+HASH_KEYS = ("commit", "data")  # keys and parts whose values are hashes, as are those of sha256
 NONE = "-"
 
 
@@ -49,7 +48,7 @@ def _runs_table(groups: Sequence[RunGroup]) -> list[str]:
                     str(run.seed),
                     _format_accuracy(run.val_accuracy),
                     _format_accuracy(run.test_accuracy),
-                    printable(str(run.record.folder)),
+                    str(run.record.folder),
                 ]
             )
     return markdown_table(header, rows)
@@ -62,7 +61,7 @@ def _differences_table(comparison: Comparison) -> list[str]:
         if not keys:
             equal_parts.append(part)
         for key, groups in keys.items():
-            is_hash = key in HASH_KEYS or part in HASH_KEYS
+            is_hash = key.endswith("sha256") or key in HASH_KEYS or part in HASH_KEYS
             for value in distinct(chain(*groups.values())):
                 text = format_value(value)
                 if is_hash:

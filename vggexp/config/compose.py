@@ -26,7 +26,7 @@ from omegaconf.errors import OmegaConfBaseException
 from vggexp import __version__
 from vggexp.config import hydra_safety
 from vggexp.config.device import conf_dir, device_profile
-from vggexp.config.diagnostics import ComposeFn, diagnose, one_line
+from vggexp.config.diagnostics import ComposeFn, compose_error_line, diagnose
 from vggexp.config.overrides import SECTIONS, Override, quote_filter, typed_values
 from vggexp.config.parse import in_quotes, parse_partial
 from vggexp.config.schema import Config
@@ -181,7 +181,7 @@ def compose_or_diagnose(overrides: Sequence[Override], compose_fn: ComposeFn) ->
         raise
     except Exception as error:  # Hydra raises many types, all of them because of the overrides
         node, problems = diagnose(overrides, compose_fn)
-        return Composition(node, problems, refusal=one_line(error))
+        return Composition(node, problems, refusal=compose_error_line(error))
 
 
 def build_config(composition: Composition, overrides: Sequence[Override]) -> Config:
@@ -245,4 +245,4 @@ def _container(node: DictConfig, problems: Sequence[str]) -> Any:
             raise ConfigError(*problems, *missing)
         return values
     except OmegaConfBaseException as error:
-        raise ConfigError(*problems, one_line(error)) from error
+        raise ConfigError(*problems, compose_error_line(error)) from error

@@ -3,7 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -25,7 +25,7 @@ LAUNCHER_EXTRAS = {  # the extra of this package that installs the launcher
 NEEDS_SWEEP = "a list of values needs -m (a sweep)"
 
 
-def one_line(error: Exception) -> str:
+def compose_error_line(error: Exception) -> str:
     """Returns the first line of an error of Hydra, OmegaConf or YAML, with the key or file."""
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
@@ -71,7 +71,8 @@ def diagnose(
         groups_only = compose(good)
     except Exception:  # raised for the whole command too, whose error the caller reports
         return None, errors
-    known = set(_all_keys(groups_only))
+    values: Any = OmegaConf.to_container(groups_only, resolve=False)
+    known = set(_full_names(values))
     for override in parsed:
         key = override.key
         if key in groups or _depends_on(key, bad_groups, known):
@@ -117,7 +118,7 @@ def _compose_leniently(
             compose([*accepted, text])
             accepted.append(text)
         except Exception as error:
-            errors.append(f"{text.removeprefix('++')}: {one_line(error)}")
+            errors.append(f"{text.removeprefix('++')}: {compose_error_line(error)}")
     return compose(accepted)
 
 
@@ -186,14 +187,9 @@ def _value_problem(
     return None
 
 
-def _all_keys(node: DictConfig) -> Iterator[str]:
+def _full_names(values: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Yields the full name of every key and of every section."""
-    values = cast(dict[str, Any], OmegaConf.to_container(node, resolve=False))
-    yield from _walk(values, "")
-
-
-def _walk(values: Mapping[str, Any], prefix: str) -> Iterator[str]:
     for key, value in values.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):
-            yield from _walk(value, f"{prefix}{key}.")
+            yield from _full_names(value, f"{prefix}{key}.")

@@ -220,7 +220,7 @@ def parse_overrides(texts: Sequence[str]) -> tuple[list[Override], ErrorList]:
         except ConfigError as error:
             errors.extend(error.problems)
             continue
-        problem = _forbidden(override)
+        problem = _policy_problem(override)
         if problem is None:
             parsed.append(override)
         else:
@@ -283,7 +283,7 @@ def _read_group_options(config_loader: Any, group: str) -> list[str]:
     return options
 
 
-def _forbidden(override: Override) -> str | None:
+def _policy_problem(override: Override) -> str | None:
     """Returns why vggexp refuses an override that Hydra accepts.
 
     Hydra's own keys keep Hydra's semantics.

@@ -8,7 +8,7 @@ from typing import Any
 from vggexp.config.derived import input_spec, layers
 from vggexp.config.keys import flatten, to_plain
 from vggexp.config.schema import Config, Vgg
-from vggexp.formatting import format_value
+from vggexp.formatting import HASH_CHARS, format_value
 from vggexp.models import shapes
 
 # Keys that do not change a result. A key that is null is left out as well, so that names survive
@@ -95,7 +95,7 @@ def differences(
 
 def _shown(key: str, value: Any) -> str:
     text = format_value(value)
-    return text[:8] if key.endswith("sha256") else text  # as many digits as a run's name has
+    return text[:HASH_CHARS] if key.endswith("sha256") else text
 
 
 def only_more_epochs(
@@ -109,7 +109,7 @@ def only_more_epochs(
     return isinstance(epochs, int) and current["train.epochs"] > epochs
 
 
-def _hash(content: object) -> str:
+def short_hash(content: object) -> str:
     """Returns 8 hexadecimal digits of the SHA-256 of the content as JSON."""
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:8]
 
@@ -122,7 +122,7 @@ def run_name(config: Config) -> str:
     size = input_spec(config).size
     seed = f"-seed{config.seed}" if config.seed else ""
     readable = f"{network}-{config.data.name}-{size}px-lr{config.optimizer.lr:g}{seed}"
-    return f"{readable}-{_hash(identity(to_plain(config)))}"
+    return f"{readable}-{short_hash(identity(to_plain(config)))}"
 
 
 def network_name(config: Config) -> str:
@@ -161,4 +161,4 @@ def sweep_name(jobs: Sequence[Sequence[str]]) -> str:
         identities.append(sorted(kept))
     swept = [key.replace("/", ".") for key, chosen in values.items() if len(chosen) > 1]
     readable = "-".join(swept)[:MAX_SWEPT_CHARS] or "sweep"
-    return f"{readable}-{_hash(sorted(identities))}"
+    return f"{readable}-{short_hash(sorted(identities))}"

@@ -22,7 +22,7 @@ from vggexp.data.download import download_file
 from vggexp.data.split import stratified_sample
 from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator
-from vggexp.system.files import atomic_write
+from vggexp.system.files import atomic_write, cache_dir, os_error_as_resource_error
 from vggexp.system.locks import lock_download
 
 ARCHIVE_CAP = 200 << 20  # bytes; CIFAR's archives have 170 and 169 million
@@ -85,7 +85,7 @@ def _find_or_download(name: str, info: DatasetInfo, root: Path | None, download:
         if not missing:
             return folder
     package = f", or apt-get install {info.package}" if info.package else ""
-    if root is None and _cache_dir() is None:
+    if root is None and cache_dir() is None:
         raise DataError(
             f"{name}: this user has no home folder to keep the files in (data.root=FOLDER{package})"
         )
@@ -111,25 +111,16 @@ def _search_dirs(name: str, info: DatasetInfo, root: Path | None, download: bool
     if info.system and (root is None or download):
         system.append(Path(info.system))
     if root is None:
-        cache = _cache_dir()
+        cache = cache_dir()
         if cache is None:
             return system
-        target = cache / "vggexp" / name
+        target = cache / name
         if info.archive:
             target = target / info.folder
         return [*system, target]
     if info.archive:
         return [root, root / info.folder]
     return [root, root / info.folder, *system, root]
-
-
-def _cache_dir() -> Path | None:
-    """Returns the user's folder for caches; None if this user has no home folder."""
-    cache = os.environ.get("XDG_CACHE_HOME")
-    if cache:
-        return Path(cache)
-    home = os.path.expanduser("~")
-    return Path(home) / ".cache" if home != "~" else None
 
 
 def _find_file(folder: Path, file: str) -> Path | None:
@@ -160,7 +151,8 @@ def _extract(archive: Path, folder: Path, files: list[str]) -> None:
     same bytes.
     """
     try:
-        with lock_download(folder), tarfile.open(archive) as tar:
+        refusal = os_error_as_resource_error(folder, "written", "data.root=FOLDER")
+        with refusal, lock_download(folder), tarfile.open(archive) as tar:
             for file in files:
                 member = tar.extractfile(f"{folder.name}/{file}")
                 content = member.read(ARCHIVE_CAP) if member else b""
@@ -168,10 +160,6 @@ def _extract(archive: Path, folder: Path, files: list[str]) -> None:
     except (tarfile.TarError, KeyError, EOFError, zlib.error) as error:
         raise DataError(
             f"{archive}: not the archive it should be: {error} ({REDOWNLOAD_HINT})"
-        ) from error
-    except OSError as error:
-        raise ResourceError(
-            f"{folder}: cannot be written: {error.strerror or error} (data.root=FOLDER)"
         ) from error
 
 

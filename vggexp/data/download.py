@@ -10,7 +10,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from vggexp.data.catalog import Checksum
-from vggexp.errors import DataError, ResourceError
+from vggexp.errors import DataError
+from vggexp.system.files import os_error_as_resource_error
 from vggexp.system.locks import lock_download
 
 TIMEOUT_SECONDS = 30.0  # longest wait for the next byte of a file, over all its mirrors
@@ -38,15 +39,11 @@ def download_file(
         ResourceError: the file cannot be written.
     """
     by_encryption = sorted(urls, key=lambda url: not url.startswith("https:"))
-    try:
-        with lock_download(target.parent):
-            if not target.exists():
-                seconds = (timeout or TIMEOUT_SECONDS) / len(urls)
-                _download_from(by_encryption, target, checksum, size_cap, seconds)
-    except OSError as error:
-        raise ResourceError(
-            f"{target}: cannot be written: {error.strerror or error} (data.root=FOLDER)"
-        ) from error
+    refusal = os_error_as_resource_error(target, "written", "data.root=FOLDER")
+    with refusal, lock_download(target.parent):
+        if not target.exists():
+            seconds = (timeout or TIMEOUT_SECONDS) / len(urls)
+            _download_from(by_encryption, target, checksum, size_cap, seconds)
 
 
 def _download_from(

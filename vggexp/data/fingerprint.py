@@ -3,16 +3,15 @@
 Needs no torch.
 """
 
+import contextlib
 import hashlib
 import os
-import stat
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vggexp.errors import DataError
-from vggexp.system.files import atomic_write
+from vggexp.system.files import atomic_write, cache_dir, open_regular
 
 SETTLED_SECONDS = 2.0  # after its last change, a further change shows in the time of a file
 HEX_DIGITS = 64  # of a SHA-256
@@ -33,7 +32,6 @@ def list_files(folder: Path, files: Sequence[str]) -> Listing:
     modification, no program can set it.
 
     Raises:
-        DataError: one of them is no regular file.
         OSError: a file cannot be read.
     """
     names = hashlib.sha256()
@@ -41,8 +39,6 @@ def list_files(folder: Path, files: Sequence[str]) -> Listing:
     newest = 0.0
     for file in files:
         status = os.stat(file)
-        if not stat.S_ISREG(status.st_mode):
-            raise DataError(f"{file}: not a regular file; remove it")
         name = _relative(folder, file)
         names.update(b"%s\0%d\n" % (name, status.st_size))
         numbers = (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
@@ -58,22 +54,22 @@ def contents_sha256(folder: Path, files: Sequence[str], listing: Listing) -> str
     (10,000 files of 50 kB: 0.5 s from memory, or the time of the disk; 0.08 s from the cache).
 
     Raises:
-        OSError: a file cannot be read.
+        OSError: a file cannot be read, or is no regular file.
     """
-    cached = _cache_folder() / listing.state
-    try:
-        digest = cached.read_text("ascii")
-        if len(digest) == HEX_DIGITS:
-            return digest
-    except (OSError, ValueError):
-        pass
+    cache = cache_dir()
+    cached = None if cache is None else cache / "image_folders" / listing.state
+    if cached is not None:
+        with contextlib.suppress(OSError, ValueError):
+            digest = cached.read_text("ascii")
+            if len(digest) == HEX_DIGITS:
+                return digest
     total = hashlib.sha256()
     for file in files:
-        with open(file, "rb") as opened:
+        with open(file, "rb", opener=open_regular) as opened:
             contents = hashlib.file_digest(opened, "sha256").hexdigest()
         total.update(b"%s\0%s\n" % (_relative(folder, file), contents.encode()))
     digest = total.hexdigest()
-    if time.time() - listing.newest > SETTLED_SECONDS:
+    if cached is not None and time.time() - listing.newest > SETTLED_SECONDS:
         _keep(cached, digest)
     return digest
 
@@ -87,15 +83,8 @@ def _relative(folder: Path, file: str) -> bytes:
     return os.fsencode(file[len(str(folder)) :])
 
 
-def _cache_folder() -> Path:
-    root = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    return Path(root) / "vggexp" / "image_folders"
-
-
 def _keep(path: Path, digest: str) -> None:
     """Writes a hash to the cache. Without a cache the next command reads the files again."""
-    try:
+    with contextlib.suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         atomic_write(path, digest.encode())
-    except OSError:
-        return

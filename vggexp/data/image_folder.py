@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vggexp.data.catalog import DatasetSplits, folder_classes, subfolders
 from vggexp.data.fingerprint import contents_sha256, list_files
 from vggexp.errors import DataError, VggexpError
+from vggexp.formatting import one_line
 from vggexp.system.files import open_regular
 
 if TYPE_CHECKING:
@@ -150,7 +151,7 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: cannot be decoded: not an image") from error
     except Exception as error:  # decoders raise any exception
-        raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path}: cannot be decoded: {one_line(error)}") from error
     values = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
     values = values.view(pixels.height, pixels.width, channels)
     return values.permute(2, 0, 1)
@@ -230,13 +231,8 @@ def _upright(image: "PILImage") -> "PILImage":
 class FolderListing(NamedTuple):
     """What a folder and its subfolders hold."""
 
-    images: dict[str, int]  # bytes of each file, by sorted path
+    images: list[str]  # sorted paths
     left_out: Counter[str]  # how many other files and hidden folders, by kind as in `_kind`
-
-
-def find_images(folder: Path) -> list[str]:
-    """Returns the images of `list_folder`."""
-    return list(list_folder(folder).images)
 
 
 def list_folder(folder: Path) -> FolderListing:
@@ -250,7 +246,7 @@ def list_folder(folder: Path) -> FolderListing:
     def raise_error(error: OSError) -> None:  # os.walk would go on without the folder
         raise error
 
-    images = {}
+    images = []
     left_out: Counter[str] = Counter()
     for parent, folders, files in os.walk(folder, onerror=raise_error, followlinks=True):
         left_out[HIDDEN] += sum(name.startswith(".") for name in folders)
@@ -263,14 +259,13 @@ def list_folder(folder: Path) -> FolderListing:
                 left_out[kind] += 1
                 continue
             path = os.path.join(parent, name)
-            status = os.stat(path)
-            if stat.S_ISREG(status.st_mode):
-                images[path] = status.st_size
+            if stat.S_ISREG(os.stat(path).st_mode):
+                images.append(path)
             else:
                 left_out[NOT_REGULAR] += 1
     if not images:
         raise DataError(f"{folder}: holds no images ({' '.join(IMAGE_SUFFIXES)})")
-    return FolderListing(dict(sorted(images.items())), left_out)
+    return FolderListing(sorted(images), left_out)
 
 
 def _kind(name: str) -> str:
@@ -302,7 +297,7 @@ def expand_image_paths(paths: Iterable[Path]) -> list[Path]:
     problems: list[str] = []
     for path in paths:
         try:
-            files = [Path(file) for file in find_images(path)] if path.is_dir() else [path]
+            files = [*map(Path, list_folder(path).images)] if path.is_dir() else [path]
         except (DataError, OSError) as error:
             problems.append(str(error))
             continue
@@ -325,4 +320,4 @@ def image_error(path: Path) -> str:
     except OSError as error:
         return f"{path}: cannot be read: {error.strerror or error}"
     except Exception as error:  # decoders raise any exception
-        return f"{path}: cannot be decoded: {' '.join(str(error).split())}"
+        return f"{path}: cannot be decoded: {one_line(error)}"

@@ -74,16 +74,14 @@ def slurm_env(variables: Mapping[str, str]) -> dict[str, str]:
     Raises:
         ConfigError: a variable of srun is missing or cannot be right.
     """
-    count = "SLURM_STEP_NUM_TASKS"
-    if count not in variables:
+    if "SLURM_STEP_NUM_TASKS" not in variables:
         return {}
-    size = _read_number(variables, count, range(1, MAX_RANKS))
+    size = _read_number(variables, "SLURM_STEP_NUM_TASKS", range(1, MAX_RANKS))
     if size == 1:
         return {}
-    nodes = "SLURM_STEP_NODELIST"
-    host = FIRST_HOST.match(variables.get(nodes, ""))
+    host = FIRST_HOST.match(variables.get("SLURM_STEP_NODELIST", ""))
     if host is None:
-        raise _wrong_variable(variables, nodes, "a list of hosts")
+        raise _wrong_variable(variables, "SLURM_STEP_NODELIST", "a list of hosts")
     defaults = {"SLURM_JOB_ID": "0", "SLURM_STEP_ID": "0", **variables}
     job = _read_number(defaults, "SLURM_JOB_ID", range(MAX_JOB_ID))
     step = _read_number(defaults, "SLURM_STEP_ID", range(MAX_JOB_ID))
@@ -98,12 +96,10 @@ def slurm_env(variables: Mapping[str, str]) -> dict[str, str]:
 
 
 def _cpus_per_task(variables: Mapping[str, str]) -> int:
-    cpus = "SLURM_CPUS_PER_TASK"
-    if variables.get(cpus):
-        return _read_number(variables, cpus, range(1, MAX_RANKS))
-    name = "SLURM_STEP_TASKS_PER_NODE"
-    tasks_per_node = variables.get(name, "1")  # such as 4(x3),2
-    counts = TASKS_PER_NODE.findall(tasks_per_node)
+    if variables.get("SLURM_CPUS_PER_TASK"):
+        return _read_number(variables, "SLURM_CPUS_PER_TASK", range(1, MAX_RANKS))
+    tasks = "SLURM_STEP_TASKS_PER_NODE"
+    counts = TASKS_PER_NODE.findall(variables.get(tasks, "1"))
     if not counts:
-        raise _wrong_variable(variables, name, "numbers of tasks, such as 4(x3),2")
+        raise _wrong_variable(variables, tasks, "numbers of tasks, such as 4(x3),2")
     return max(1, physical_cores() // max(1, *map(int, counts)))

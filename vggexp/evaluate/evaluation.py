@@ -26,7 +26,7 @@ from vggexp.runs.data_root import locate_data
 from vggexp.runs.directory import read_result
 from vggexp.runs.jsonl import write_json
 from vggexp.system import memory
-from vggexp.system.files import make_inner_dir
+from vggexp.system.files import make_inner_dir, os_error_as_resource_error
 from vggexp.training.checkpoint import select_eval_weights
 from vggexp.training.metrics import classification_metrics
 
@@ -275,11 +275,9 @@ def _file_name(options: EvalOptions, runs: Sequence[RunScores]) -> str:
 def _save(folder: Path, result: EvaluationResult, console: Console) -> None:
     """Writes the JSON file, and beside it the events that TensorBoard shows."""
     path = result.file
-    try:
+    with os_error_as_resource_error(path, "written"):
         make_inner_dir(path.parent)
         write_json(path, result.to_dict())
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
     try:
         _write_events(path.with_suffix(""), result, read_result(folder)["epoch"])
     except Exception as error:  # the JSON file is complete without TensorBoard's view of it

@@ -25,13 +25,9 @@ from vggexp.training.checks import Check
 
 KEY = "vggexp"  # metadata key in ONNX files and state dicts
 EXTRA = "vggexp.json"  # the same metadata as an extra file in a .pt2 archive
-MAX_METADATA_BYTES = 1 << 26  # bytes
+MAX_METADATA_BYTES = 1 << 26
 MAX_SIDE = 4096  # pixels, the same as for data.resize
-OPTIONAL_METADATA = {
-    "run",
-    "vggexp",
-    "weights_sha256",
-}  # where a file comes from; not needed to use it
+OPTIONAL_METADATA = {"run", "vggexp", "weights_sha256"}  # where a file comes from
 
 
 @dataclass(frozen=True)
@@ -106,7 +102,7 @@ def from_onnx(path: Path) -> ExportedModel:
         name = session.get_inputs()[0].name
         return torch.from_numpy(session.run(None, {name: images.numpy()})[0])
 
-    return _guarded(path, from_metadata(metadata, compute))
+    return _guard_logits(path, from_metadata(metadata, compute))
 
 
 def from_torch(path: Path) -> ExportedModel:
@@ -119,10 +115,10 @@ def from_torch(path: Path) -> ExportedModel:
         program = torch.export.load(path)
     except Exception as error:  # torch raises many types
         raise CheckpointError(f"{path}: torch.export cannot read it: {one_line(error)}") from error
-    return _guarded(path, from_metadata(metadata, program.module()))
+    return _guard_logits(path, from_metadata(metadata, program.module()))
 
 
-def _guarded(path: Path, model: ExportedModel) -> ExportedModel:
+def _guard_logits(path: Path, model: ExportedModel) -> ExportedModel:
     """Returns the model with a `logits` that raises CheckpointError if the file computes none."""
 
     def logits(images: Tensor) -> Tensor:

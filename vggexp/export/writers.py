@@ -18,7 +18,7 @@ from vggexp import __version__
 from vggexp.config.derived import input_spec
 from vggexp.config.schema import Config, ImageFolder
 from vggexp.data.transforms import Preprocess, resize_matrices
-from vggexp.errors import ConfigError, ResourceError
+from vggexp.errors import ConfigError
 from vggexp.export import torchvision_code
 from vggexp.export.exported_model import (
     EXTRA,
@@ -39,7 +39,7 @@ from vggexp.runs.data_root import locate_data
 from vggexp.runs.directory import read_result
 from vggexp.runs.predictions import Predictions
 from vggexp.system import memory
-from vggexp.system.files import atomic_path, make_inner_dir
+from vggexp.system.files import atomic_path, make_inner_dir, os_error_as_resource_error
 
 # protobuf's limit for one message, less 16 MiB for the graph
 MAX_ONNX_WEIGHT_BYTES = (1 << 31) - (1 << 24)
@@ -196,13 +196,11 @@ def _atomic_output(path: Path, run: Path) -> Iterator[Path]:
     Raises:
         ResourceError: the file cannot be written, or that folder is a link.
     """
-    try:
+    with os_error_as_resource_error(path, "written"):
         if path.is_relative_to(run):
             make_inner_dir(path.parent)
         with atomic_path(path) as part:
             yield part
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror or error}") from error
 
 
 def _write(file_format: str, part: Path, run: LoadedRun, metadata: ModelMetadata) -> None:

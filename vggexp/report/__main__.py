@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vggexp import cli
-from vggexp.errors import ConfigError, DataError, ResourceError, VggexpError
+from vggexp.errors import ConfigError, DataError, VggexpError
 from vggexp.report.page import render_page
 from vggexp.report.table import build_table, repeat_rows, to_csv, to_markdown
 from vggexp.runs.directory import is_searchable
 from vggexp.runs.records import RunRecord, find_runs, read_run
-from vggexp.system.files import atomic_write, make_dir
+from vggexp.system.files import atomic_write, make_dir, os_error_as_resource_error
 
 DESCRIPTION = """python -m vggexp.report DIR... [--out FOLDER] [--json]:
 shows runs side by side, as Markdown, CSV and one HTML page.
@@ -121,17 +121,14 @@ def _default_target(folder: Path) -> Path:
 
 
 def _write(target: Path, files: dict[str, str]) -> None:
-    try:
-        make_dir(target)
+    with os_error_as_resource_error(target, "written", "choose another --out"):
+        try:
+            make_dir(target)
+        except FileExistsError as error:
+            raise ConfigError(f"--out {target}: not a folder") from error
         for name, text in files.items():
             # backslashreplace: file names may hold bytes that are not UTF-8
             atomic_write(target / name, text.encode("utf-8", "backslashreplace"))
-    except FileExistsError as error:
-        raise ConfigError(f"--out {target}: not a folder") from error
-    except OSError as error:
-        raise ResourceError(
-            f"{target}: cannot be written: {error.strerror} (choose another --out)"
-        ) from error
 
 
 if __name__ == "__main__":

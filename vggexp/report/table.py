@@ -11,7 +11,7 @@ from vggexp.config.parse import parse_config
 from vggexp.config.run_id import NON_IDENTITY_KEYS, network_name
 from vggexp.config.schema import Config, ImageFolder
 from vggexp.errors import VggexpError
-from vggexp.formatting import csv_table, format_value, markdown_table, shorten
+from vggexp.formatting import HASH_CHARS, csv_table, format_value, markdown_table, shorten
 from vggexp.models import shapes
 from vggexp.runs.records import RunRecord
 from vggexp.runs.repeats import Row, mean_rows, rank_key
@@ -47,8 +47,6 @@ FORMATS = {  # format specification of each rounded column
     "test/accuracy mean": ".4f",
     "test/accuracy deviation": ".4f",
 }
-HASH_COLUMNS = ("train.init_sha256", "data.sha256")
-HASH_CHARS = 8  # characters of a hash that are displayed
 MAX_CELL_CHARS = 80  # of a Markdown cell
 
 
@@ -240,7 +238,7 @@ def display_cell(column: str, value: Any) -> str:
     if column in FORMATS:
         return format(value, FORMATS[column])
     text = format_value(value)
-    return text[:HASH_CHARS] if column in HASH_COLUMNS else text
+    return text[:HASH_CHARS] if column.endswith("sha256") else text
 
 
 def to_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:

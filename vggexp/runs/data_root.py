@@ -7,8 +7,8 @@ from typing import Any
 
 from vggexp.config.schema import Config
 from vggexp.errors import ConfigError
+from vggexp.runs.directory import read_environment
 from vggexp.runs.environment import WORKING_DIRECTORY
-from vggexp.runs.records import read_run
 
 HELP = "folder that holds the run's data now (default: data.root of the run)"  # of --data
 WITHOUT_FILES = ("digits", "synthetic")  # data sets that no folder holds
@@ -33,7 +33,7 @@ def locate_data(config: Config, folder: Path, data: Path | None) -> Config:
         return replace(config, data=replace(config.data, root=str(data), download=False))
     if config.data.root is None:
         return config
-    root = resolve_root(config.data.root, read_run(folder).environment)
+    root = resolve_root(config.data.root, read_environment(folder))
     return replace(config, data=replace(config.data, root=str(root)))
 
 

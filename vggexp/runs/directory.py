@@ -9,6 +9,7 @@ import yaml
 
 from vggexp.config import yaml_limits
 from vggexp.errors import CheckpointError, ConfigError, ResourceError
+from vggexp.formatting import one_line
 from vggexp.runs import schema
 from vggexp.runs.jsonl import write_json
 from vggexp.system.files import atomic_write
@@ -19,6 +20,8 @@ RESULT = "result.json"
 ENVIRONMENT = "env.json"
 METRICS = "metrics.jsonl"
 PREDICTIONS = "predictions.npz"
+NO_CONFIG = "not the folder of a run, it has no config.yaml"
+CLOSED = "cannot be read: Permission denied"  # of a folder that is not searchable
 EVENTS_PREFIX = "events.out.tfevents."  # of the names that TensorBoard looks for
 
 
@@ -30,23 +33,27 @@ def require_run(*folders: Path) -> None:
         CheckpointError: a folder has no config.yaml.
         ResourceError: a folder may not be read.
     """
-    closed = [str(folder) for folder in folders if not is_searchable(folder)]
-    missing = [str(folder) for folder in folders if not os.path.isdir(folder)]
-    missing = [folder for folder in missing if folder not in closed]
+    closed = []
+    missing = []
+    foreign = []
+    for folder in folders:
+        if not is_searchable(folder):
+            closed.append(str(folder))
+        elif not os.path.isdir(folder):
+            missing.append(str(folder))
+        elif not os.path.isfile(folder / CONFIG):
+            foreign.append(str(folder))
     if missing:
         hint = "give the folder of a run, as outputs/NAME"
         raise ConfigError(f"{', '.join(missing)}: no such directory; {hint}")
-    foreign = [str(folder) for folder in folders if not os.path.isfile(folder / CONFIG)]
-    foreign = [folder for folder in foreign if folder not in closed]
     if foreign:
-        reason = "not the folder of a run, it has no config.yaml"
-        raise CheckpointError(f"{', '.join(foreign)}: {reason}")
+        raise CheckpointError(f"{', '.join(foreign)}: {NO_CONFIG}")
     if closed:
-        raise ResourceError(f"{', '.join(closed)}: cannot be read: Permission denied")
+        raise ResourceError(f"{', '.join(closed)}: {CLOSED}")
 
 
 def is_searchable(folder: Path) -> bool:
-    """Returns False if a permission is missing to look into a folder; True if there is none."""
+    """Returns whether no permission is missing to look into a folder, which need not exist."""
     try:
         os.stat(folder / CONFIG)
     except PermissionError:
@@ -94,11 +101,9 @@ def read_config(folder: Path) -> dict[str, Any]:
         content = yaml_limits.load(schema.read_bytes(path).decode())
         schema.check_plain(content)
     except FileNotFoundError as error:
-        reason = "not the folder of a run, it has no config.yaml"
-        raise CheckpointError(f"{folder}: {reason}") from error
+        raise CheckpointError(f"{folder}: {NO_CONFIG}") from error
     except (ValueError, yaml.YAMLError) as error:
-        reason = " ".join(str(error).split())
-        raise schema.damaged(path, f"not a configuration: {reason}") from error
+        raise schema.damaged(path, f"not a configuration: {one_line(error)}") from error
     if not isinstance(content, dict):
         raise schema.damaged(path, "not a configuration")
     return content

@@ -9,6 +9,7 @@ from pathlib import Path
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError, ConfigError, ResourceError, VggexpError
 from vggexp.runs.directory import (
+    CLOSED,
     CONFIG,
     RESULT,
     is_searchable,
@@ -16,7 +17,7 @@ from vggexp.runs.directory import (
     read_result,
     require_run,
 )
-from vggexp.system.files import open_regular
+from vggexp.system.files import open_regular, os_error_as_resource_error
 
 
 def pin_init_weights(config: Config) -> Config:
@@ -36,7 +37,7 @@ def pin_init_weights(config: Config) -> Config:
     if path is None:
         return config
     if not is_searchable(Path(path)):
-        raise ResourceError(f"train.init_from={path}: cannot be read: Permission denied")
+        raise ResourceError(f"train.init_from={path}: {CLOSED}")
     actual: str | None
     if os.path.exists(path):
         actual = source_sha256(Path(path))
@@ -75,11 +76,11 @@ def _file_sha256(
     modified_ns: int,
 ) -> str:
     """Hashes a file; its size and time make the cache hold one entry for each content."""
-    try:
-        with open(path, "rb", opener=open_regular) as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise ResourceError(f"train.init_from={path}: cannot be read: {error.strerror}") from error
+    with (
+        os_error_as_resource_error(f"train.init_from={path}", "read"),
+        open(path, "rb", opener=open_regular) as file,
+    ):
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _sha_from_started_runs(config: Config) -> str | None:

@@ -16,6 +16,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from vggexp.data.catalog import DATASETS
+from vggexp.formatting import one_line
 from vggexp.runs import schema
 from vggexp.runs.directory import PREDICTIONS
 from vggexp.system.files import atomic_write, open_regular
@@ -99,8 +100,7 @@ def read(
     except OSError as error:
         raise schema.unreadable(path, error) from error
     except DAMAGE_ERRORS as error:
-        reason = " ".join(str(error).split())[:200] or type(error).__name__
-        raise schema.damaged(path, reason) from error
+        raise schema.damaged(path, one_line(error)) from error
     if problem := _array_problem(probs, labels):
         raise schema.damaged(path, f"not the predictions of a run: {problem}")
     return Predictions(probs, labels)

@@ -17,6 +17,7 @@ from vggexp.data.catalog import DATASETS
 from vggexp.errors import CheckpointError, DataError, ResourceError, VggexpError
 from vggexp.runs import jsonl
 from vggexp.runs.directory import (
+    CLOSED,
     CONFIG,
     EVENTS_PREFIX,
     METRICS,
@@ -161,7 +162,7 @@ def finished_result(config: Config) -> dict[str, Any] | None:
     """
     folder = Path(config.run.root) / run_name(config)
     if not is_searchable(folder):
-        raise ResourceError(f"{folder}: cannot be read: Permission denied")
+        raise ResourceError(f"{folder}: {CLOSED}")
     if config.resume == "never" or not folder.exists():
         return None
     result = own_result(config, folder)

@@ -19,8 +19,7 @@ MAX_METRICS_BYTES = 1 << 26  # of metrics.jsonl: 100,000 epochs
 MAX_SHOWN_CHARS = 60  # of a wrong value in an error
 MAX_NUMBER = 1e100  # sums of such numbers stay finite
 MAX_WHOLE = 1 << 53  # floats hold all whole numbers up to this one
-WRITES = "which writes it"
-REPAIR = f"move it away and give the command of the run again, {WRITES}"
+REPAIR = "give the command of the run again, which writes it"
 RESOURCE_ERRORS = (
     errno.EACCES,
     errno.EPERM,
@@ -38,14 +37,14 @@ NUMBER_KEYS = ("seconds", "images_per_second", "peak_memory_bytes")
 
 def damaged(path: Path, reason: str) -> CheckpointError:
     """Returns the error of a file that no run writes."""
-    return CheckpointError(f"{path}: {reason}; {REPAIR}")
+    return CheckpointError(f"{path}: {reason}; move it away and {REPAIR}")
 
 
 def unreadable(path: Path, error: OSError) -> VggexpError:
     """Returns the error of a file that the system does not open or read."""
     reason = error.strerror or str(error)
     if error.errno == errno.ENOENT:
-        return CheckpointError(f"{path}: missing; give the command of the run again, {WRITES}")
+        return CheckpointError(f"{path}: missing; {REPAIR}")
     if error.errno in RESOURCE_ERRORS:
         return ResourceError(f"{path}: cannot be read: {reason}")
     return damaged(path, reason)

@@ -25,7 +25,7 @@ from vggexp.config.compose import (
     own_keys,
     with_typed_values,
 )
-from vggexp.config.diagnostics import ComposeFn, one_line
+from vggexp.config.diagnostics import ComposeFn, compose_error_line
 from vggexp.config.hydra_safety import resolved
 from vggexp.config.overrides import Override, last_of_each_key, parse_override, parse_overrides
 from vggexp.config.parse import ErrorList, convert, parse_section
@@ -179,7 +179,7 @@ def _check_shown(node: DictConfig | None, arguments: argparse.Namespace) -> None
         if arguments.resolve and OmegaConf.is_config(shown):
             OmegaConf.to_container(shown, resolve=True)
     except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(one_line(error)) from error
+        raise ConfigError(compose_error_line(error)) from error
 
 
 def validate_node(node: DictConfig) -> Config:
@@ -211,10 +211,10 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
         else:
             seed = _first_seed(node, outline.overrides) if sweep.repeats > 1 else 0
             combinations = expand_grid(overrides, sweep, seed)
-        of_hydra = [override for override in outline.overrides if override.is_hydra]
+        hydra_overrides = [override for override in outline.overrides if override.is_hydra]
         if outline.composition.problems:  # perhaps of these keys; the others are still checked
-            of_hydra = []
-        compose_job = cached_compose(compose_fn, of_hydra)
+            hydra_overrides = []
+        compose_job = cached_compose(compose_fn, hydra_overrides)
         jobs = _check_jobs(combinations, compose_job, outline.composition.problems, not axes)
     if sweep.where is not None:
         jobs = [job for job in jobs if matches(sweep.where, job.config)]

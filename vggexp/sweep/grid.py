@@ -134,27 +134,24 @@ def job_overrides(overrides: Sequence[Override], params: Mapping[str, Any]) -> l
         if _belongs_to_the_sweep(override.key):
             problems.append(f"hydra.sweeper.params: {override.text}: {NOT_SWEPT}")
     chosen = last_of_each_key([*from_file, *overrides])
-    problems += [problem for override in chosen if (problem := _axis_problem(override))]
+    for override in chosen:
+        if override.is_sweep and (problem := _unsweepable(override)):
+            problems.append(problem)
     if problems:
         raise ConfigError(*problems)
     return [override for override in chosen if not override.is_hydra]
-
-
-def _axis_problem(override: Override) -> str | None:
-    """Returns why a key with several values may not have them; None if it may."""
-    return _unsweepable(override.key, override.text) if override.is_sweep else None
 
 
 def _belongs_to_the_sweep(key: str) -> bool:
     return re.split("[./]", key)[0] in ("sweep", "hydra")
 
 
-def _unsweepable(key: str, text: str) -> str | None:
-    """Returns the problem of a key that no job of a sweep may have for itself."""
-    if _belongs_to_the_sweep(key):
-        return f"{text}: {NOT_SWEPT}"
-    if key in UNSWEEPABLE_KEYS:
-        return f"{text}: may not be swept, it makes no other run; give one value"
+def _unsweepable(override: Override) -> str | None:
+    """Returns why no job of a sweep may have a key for itself; None if it may."""
+    if _belongs_to_the_sweep(override.key):
+        return f"{override.text}: {NOT_SWEPT}"
+    if override.key in UNSWEEPABLE_KEYS:
+        return f"{override.text}: may not be swept, it makes no other run; give one value"
     return None
 
 
@@ -165,7 +162,7 @@ def _pair_axis(sweep: Sweep, is_axis: Mapping[str, bool]) -> list[GridAxis]:
         texts = [format_override(key, value) for key, value in flatten(pair).items()]
         overrides, problems = parse_overrides(texts)
         for override in overrides:
-            if problem := _unsweepable(override.key, override.text):
+            if problem := _unsweepable(override):
                 problems.append(problem)
             elif override.key in is_axis:
                 problems.append(f"{override.key} is given outside of it as well; leave one out")
@@ -190,7 +187,7 @@ def _repeat_axis(sweep: Sweep, seed: int, is_swept: bool) -> list[GridAxis]:
     return [[[f"seed={seed + index}"] for index in range(sweep.repeats)]]
 
 
-def cached_compose(compose_fn: ComposeFn, of_hydra: Sequence[Override]) -> ComposeFn:
+def cached_compose(compose_fn: ComposeFn, hydra_overrides: Sequence[Override]) -> ComposeFn:
     """Returns a function that composes a job, without the section `hydra`.
 
     It reads each choice of files only once. The jobs of a sweep differ mostly in single values,
@@ -199,10 +196,10 @@ def cached_compose(compose_fn: ComposeFn, of_hydra: Sequence[Override]) -> Compo
 
     Args:
         compose_fn: composes a list of overrides with Hydra.
-        of_hydra: the overrides of Hydra's own keys, which all jobs have.
+        hydra_overrides: the overrides of Hydra's own keys, which all jobs have.
     """
     loader: Any = GlobalHydra.instance().config_loader()
-    shared = [override.text for override in of_hydra]
+    shared = [override.text for override in hydra_overrides]
     composed_files: dict[tuple[str, ...], DictConfig] = {}
 
     def compose_job(overrides: Sequence[str]) -> DictConfig:

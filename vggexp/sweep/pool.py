@@ -14,13 +14,19 @@ from typing import Any, NamedTuple
 
 from vggexp.config.derived import training_macs
 from vggexp.config.schema import Config, ImageFolder, Synthetic
-from vggexp.errors import InUseError, ResourceError, StoppedError, VggexpError
+from vggexp.errors import InUseError, StoppedError, VggexpError
 from vggexp.formatting import duration
 from vggexp.runs import directory, records
 from vggexp.sweep.progress import RunningJob, SweepProgress
 from vggexp.system import locks, processes
 from vggexp.system.cpu import default_threads
-from vggexp.system.files import make_inner_dir, open_regular, refuse_link
+from vggexp.system.files import (
+    CHOOSE_ROOT,
+    make_inner_dir,
+    os_error_as_resource_error,
+    read_tail,
+    refuse_link,
+)
 from vggexp.system.signals import StopFlag, handle_stop_signals
 
 POLL_SECONDS = 0.05
@@ -148,12 +154,8 @@ def run_pool(
         KeyboardInterrupt: a second Ctrl-C came.
     """
     logs = folder / "jobs"
-    try:
+    with os_error_as_resource_error(logs, "made", CHOOSE_ROOT):
         make_inner_dir(logs)
-    except OSError as error:
-        raise ResourceError(
-            f"{logs}: cannot be made: {error.strerror} (choose another run.root)"
-        ) from error
     work = [_work(job) for job in jobs]
     with handle_stop_signals() as stop, SweepProgress(work, len(slots)) as progress:
         pool = Pool(jobs, slots, perform, logs, progress)
@@ -424,13 +426,7 @@ def last_error_line(log: Path, start: int = 0) -> str:
         log: the job's output; the file need not exist.
         start: bytes that earlier attempts wrote.
     """
-    try:
-        with open(log, "rb", opener=open_regular) as file:
-            file.seek(max(start, os.fstat(file.fileno()).st_size - MAX_LOG_BYTES))
-            text = file.read(MAX_LOG_BYTES).decode("utf-8", "replace")
-    except OSError:
-        return ""
-    lines = [line for line in text.splitlines() if line.strip()]
+    lines = [line for line in read_tail(log, MAX_LOG_BYTES, start) if line.strip()]
     error_lines = [line for line in lines if line.startswith("vggexp: ")]
     last = (error_lines or lines or [""])[-1]
     return last.removeprefix("vggexp: ").removeprefix("error: ")

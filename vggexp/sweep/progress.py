@@ -14,7 +14,7 @@ from vggexp.formatting import duration, printable
 from vggexp.loggers.console import Console
 from vggexp.runs.directory import METRICS
 from vggexp.runs.schema import MAX_METRICS_BYTES
-from vggexp.system.files import open_regular, read_file
+from vggexp.system.files import read_file, read_tail
 
 REFRESH_SECONDS = 1.0  # between two updates of the bars
 LINE_SECONDS = 60.0  # the longest time without a line, if there are no bars
@@ -110,7 +110,8 @@ class SweepProgress:
         if self.bars:
             for slot, job in self.running.items():
                 position = self._position(job.index)
-                line = _last_line(job.log)
+                lines = read_tail(job.log, TAIL_BYTES)
+                line = printable(lines[-1]) if lines else ""
                 text = f"  {position} {job.folder.name}  {line}"
                 self.bars[slot].set_description_str(text)
             self.bars[-1].set_description_str(self.summary())
@@ -173,13 +174,3 @@ def _finished_epochs(folder: Path) -> int:
         return read_file(folder / METRICS, MAX_METRICS_BYTES).count(b"\n")
     except OSError:
         return 0
-
-
-def _last_line(log: Path) -> str:
-    try:
-        with open(log, "rb", opener=open_regular) as file:
-            file.seek(max(0, log.stat().st_size - TAIL_BYTES))
-            lines = file.read().decode("utf-8", "replace").splitlines()
-    except OSError:
-        return ""
-    return printable(lines[-1]) if lines else ""

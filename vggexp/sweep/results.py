@@ -3,6 +3,7 @@
 The best job is first, jobs that did not finish are last. Repeats have their mean and std.
 """
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,12 +13,12 @@ from vggexp.config.keys import flatten, to_plain
 from vggexp.config.overrides import parse_override, typed_values
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
-from vggexp.errors import ResourceError, VggexpError
+from vggexp.errors import VggexpError
 from vggexp.formatting import csv_table, format_value, markdown_table, shorten
 from vggexp.loggers.console import print_text
 from vggexp.runs.records import own_result, run_state
 from vggexp.runs.repeats import Row, group_repeats, mean_rows, rank_key
-from vggexp.system.files import atomic_write, make_dir
+from vggexp.system.files import atomic_write, make_dir, os_error_as_resource_error
 
 METRICS = ("val/accuracy", "val/loss", "test/accuracy")
 MAX_ERROR_CHARS = 60  # of an error in a Markdown table; the CSV file has the complete error
@@ -278,10 +279,8 @@ def _format_cell(value: Any) -> str:
 
 def _write(path: Path, text: str) -> None:
     """Writes a file. Raises ResourceError."""
-    try:
+    # Another controller of this sweep may be writing the same file.
+    another = contextlib.suppress(FileExistsError, FileNotFoundError)
+    with os_error_as_resource_error(path, "written"), another:
         make_dir(path.parent)
         atomic_write(path, text.encode())
-    except (FileExistsError, FileNotFoundError):
-        return  # another controller of this sweep is writing the same file
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error

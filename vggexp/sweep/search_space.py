@@ -1,7 +1,5 @@
 """Parses and checks a search as typed: axes, settings, name and folder. Does not import Optuna."""
 
-import hashlib
-import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -13,12 +11,12 @@ from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vggexp.config.diagnostics import one_line
+from vggexp.config.diagnostics import compose_error_line
 from vggexp.config.hydra_safety import plugin_name, resolved
 from vggexp.config.keys import to_plain
 from vggexp.config.overrides import NumberRange, Override
 from vggexp.config.parse import ErrorList, parse_section
-from vggexp.config.run_id import identity
+from vggexp.config.run_id import identity, short_hash
 from vggexp.config.schema import Config, Range
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
@@ -221,7 +219,7 @@ def sweep_folder(node: DictConfig, config: Config, name: str) -> Path:
     try:
         folder = OmegaConf.select(node, "hydra.sweep.dir")
     except OmegaConfBaseException as error:
-        raise ConfigError(f"hydra.sweep.dir={typed}: {one_line(error)}") from error
+        raise ConfigError(f"hydra.sweep.dir={typed}: {compose_error_line(error)}") from error
     if not isinstance(folder, str) or not folder:
         raise ConfigError(f"hydra.sweep.dir={format_value(typed)}: must be a folder")
     return Path(folder)
@@ -248,16 +246,11 @@ def search_name(
         sweeper["sampler"],
         sweeper["seed"],
     ]
-    contents = {_content_hashes(config) for config in configs}
+    contents = set()
+    for job in configs:
+        keys = identity(to_plain(job))
+        contents.add((keys.get("data.sha256", ""), keys.get("train.init_sha256", "")))
     if len(contents) > 1:  # a folder or file that is searched is part of the search by its contents
         parts.append(sorted(contents))
-    text = json.dumps(parts)
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    keys = "-".join(key.lstrip("+").replace("/", ".") for key in axes)
-    return f"search-{keys[:MAX_NAME_CHARS]}-{digest[:8]}"
-
-
-def _content_hashes(config: Config) -> tuple[str, str]:
-    """Returns the hashes of the images and of the initial weights, "" where there is none."""
-    keys = identity(to_plain(config))
-    return keys.get("data.sha256", ""), keys.get("train.init_sha256", "")
+    readable = "-".join(key.lstrip("+").replace("/", ".") for key in axes)
+    return f"search-{readable[:MAX_NAME_CHARS]}-{short_hash(parts)}"

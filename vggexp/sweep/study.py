@@ -191,7 +191,7 @@ def _fail_incomplete(study: Study) -> None:
     """Fails each trial without a run: a kill interrupted its proposal, and it never ran."""
     for trial in study.get_trials(deepcopy=False):
         if not trial.state.is_finished() and RUN not in trial.user_attrs:
-            tell(study, trial, TrialResult(None))
+            record_result(study, trial, TrialResult(None))
 
 
 def _distribution(axis: SearchAxis) -> Any:
@@ -245,7 +245,7 @@ def _read_result(run: str) -> dict[str, Any]:
         return {}
 
 
-def tell(study: Study, trial: Trial, result: TrialResult) -> None:
+def record_result(study: Study, trial: Trial, result: TrialResult) -> None:
     """Records the result of a trial. A value that is no finite number makes the trial a failure."""
     from optuna.trial import TrialState
 

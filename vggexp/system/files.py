@@ -14,7 +14,34 @@ from pathlib import Path
 from vggexp.errors import ResourceError
 
 IS_LINK = "a link, and no file is written through links; remove it"
+CHOOSE_ROOT = "choose another run.root"  # a hint
 SHARED_BITS = stat.S_IWGRP | stat.S_IWOTH
+
+
+def cache_dir() -> Path | None:
+    """Returns the folder of vggexp in the user's cache; None if this user has no home folder."""
+    root = os.environ.get("XDG_CACHE_HOME")
+    if root:
+        return Path(root) / "vggexp"
+    home = os.path.expanduser("~")
+    return Path(home) / ".cache" / "vggexp" if home != "~" else None
+
+
+@contextlib.contextmanager
+def os_error_as_resource_error(path: object, action: str, hint: str = "") -> Iterator[None]:
+    """Raises ResourceError for what the system refuses in the block.
+
+    Args:
+        path: what the error names; also the key and the value of a path.
+        action: what the block does with the path, such as `written`.
+        hint: what the user can do.
+    """
+    try:
+        yield
+    except OSError as error:
+        advice = f" ({hint})" if hint else ""
+        reason = f"{error.strerror or error}{advice}"
+        raise ResourceError(f"{path}: cannot be {action}: {reason}") from error
 
 
 def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:
@@ -45,6 +72,22 @@ def read_file(path: Path, max_bytes: int) -> bytes:
     if len(content) > max_bytes:
         raise too_large
     return content
+
+
+def read_tail(path: Path, max_bytes: int, start: int = 0) -> list[str]:
+    """Returns the last lines of a text file, of which the first may be cut.
+
+    Args:
+        path: the file. The list is empty if the file cannot be read.
+        max_bytes: how much of the end is read.
+        start: first byte that may be read.
+    """
+    try:
+        with open(path, "rb", opener=open_regular) as file:
+            file.seek(max(start, os.fstat(file.fileno()).st_size - max_bytes))
+            return file.read(max_bytes).decode("utf-8", "replace").splitlines()
+    except OSError:
+        return []
 
 
 def open_no_follow(path: str | os.PathLike[str], flags: int) -> int:

@@ -14,8 +14,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from vggexp.errors import InUseError, ResourceError
-from vggexp.system.files import make_dir, open_no_follow, open_regular
+from vggexp.errors import InUseError
+from vggexp.system.files import (
+    CHOOSE_ROOT,
+    make_dir,
+    open_no_follow,
+    open_regular,
+    os_error_as_resource_error,
+)
 
 LOCK = ".lock"
 MAX_HOLDER_CHARS = 200
@@ -55,32 +61,23 @@ def lock_run_dir(folder: Path) -> Iterator[Path]:
         InUseError: another process holds the lock.
         ResourceError: the folder cannot be created or locked.
     """
-    try:
+    with os_error_as_resource_error(folder, "made", CHOOSE_ROOT):
         make_dir(folder)
-    except OSError as error:
-        raise ResourceError(
-            f"{folder}: cannot be made: {error.strerror} (choose another run.root)"
-        ) from error
     path = folder / LOCK
-    try:
+    with os_error_as_resource_error(path, "written"):
         lock = open(path, "a+", opener=open_no_follow, errors="replace")
-    except OSError as error:
-        raise ResourceError(f"{path}: cannot be written: {error.strerror}") from error
     with lock:
-        try:
-            _acquire(lock)
+        with os_error_as_resource_error(folder, "locked", CHOOSE_ROOT):
+            try:
+                _acquire(lock)
+            except BlockingIOError:
+                lock.seek(0)
+                holder = lock.read(MAX_HOLDER_CHARS).strip() or "another process"
+                raise InUseError(
+                    f"{folder}: in use by {holder}; wait for it or choose another run.name"
+                ) from None
             os.ftruncate(lock.fileno(), 0)
             os.write(lock.fileno(), f"{socket.gethostname()} pid {os.getpid()}".encode())
-        except BlockingIOError:
-            lock.seek(0)
-            holder = lock.read(MAX_HOLDER_CHARS).strip() or "another process"
-            raise InUseError(
-                f"{folder}: in use by {holder}; wait for it or choose another run.name"
-            ) from None
-        except OSError as error:
-            raise ResourceError(
-                f"{folder}: cannot be locked: {error.strerror} (choose another run.root)"
-            ) from error
         _LOCKS.add(lock)
         try:
             yield folder

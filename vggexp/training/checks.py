@@ -60,17 +60,13 @@ def dict_of(check_item: Check, check_key: Check | None = None) -> Check:
 def whole(low: int, high: int) -> Check:
     def check(name: str, value: Any) -> None:
         if type(value) is not int or not low <= value <= high:
-            refuse(name, value, f"a whole number of {low}..{high}")
+            refuse(name, value, str(low) if low == high else f"a whole number of {low}..{high}")
 
     return check
 
 
-def exactly(number: int) -> Check:
-    def check(name: str, value: Any) -> None:
-        if type(value) is not int or value != number:
-            refuse(name, value, str(number))
-
-    return check
+def exactly(expected: int) -> Check:
+    return whole(expected, expected)
 
 
 def number(low: float = -sys.float_info.max, high: float = sys.float_info.max) -> Check:
