@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tools.mutants.__main__ import ROOT, read_faults
+from tools.mutants.__main__ import LEVELS, ROOT, read_faults
 
 FAULTS = {fault.id: fault for fault in read_faults()}
 
@@ -32,6 +32,12 @@ def test_code_that_is_not_there_once_is_an_error():
         fault.plant("")
     with pytest.raises(ValueError, match="2 times"):
         fault.plant(2 * fault.code)
+
+
+def test_the_level_quick_runs_the_tests_of_make_quick():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    recipe = makefile.partition("\nquick:")[2].splitlines()[1]
+    assert recipe.endswith(f' -m "{LEVELS["quick"]}"')
 
 
 @pytest.mark.process
