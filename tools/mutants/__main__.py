@@ -28,11 +28,11 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("vggexp", "hydra_plugins", "conf", "tests", "tools", "pyproject.toml")
+COPIED = ("vggexp", "hydra_plugins", "conf", "docs", "tests", "tools", "pyproject.toml")
 LEVELS = {  # in this order, until a level notices the fault; the values are markers of pytest
     "quick": "not slow and not process and not catalog",  # the tests of make quick
     "test": "not slow and (process or catalog)",  # the further tests of make test
-    "catalogs": "",  # tools.faults --small in place of tests
+    "suite": "",  # the fault suite, tools.faults --small, in place of tests
 }
 LEAST_NOTICED = 0.95  # share of the faults
 WORKERS = 2  # processes that plant faults at the same time, each in its own copy
@@ -143,7 +143,10 @@ class CopiedTree:
         )
 
     def find_notice(self, fault: Fault, levels: Sequence[str]) -> tuple[str, str]:
-        """Returns the first level that notices a fault, and the test; empty if none does."""
+        """Returns the first level that notices a fault, and the test.
+
+        Returns an empty level if none does, and a reason if a test hides the tests after it.
+        """
         path = self.folder / fault.path
         source = path.read_text("utf-8")
         for level in levels:
@@ -152,13 +155,15 @@ class CopiedTree:
                 failed = self._run_level(fault, level)
             finally:
                 path.write_text(source, "utf-8")
-            if failed and not self._run_again(fault, level, failed):
+            if failed and self._run_again(fault, level, failed):
+                return "", f"{failed} fails without the fault too"
+            if failed:
                 return level, failed
         return "", ""
 
     def _run_level(self, fault: Fault, level: str) -> str:
-        if level == "catalogs":
-            return self._run_catalogs()
+        if level == "suite":
+            return self._run_suite()
         paths = [str(path) for path in fault.test_paths() if (self.folder / path).exists()]
         return self.run_tests(paths, LEVELS[level]) if paths else ""
 
@@ -170,7 +175,7 @@ class CopiedTree:
             self.without_fault[failed] = self.run_tests([failed])
         return self.without_fault[failed]
 
-    def _run_catalogs(self) -> str:
+    def _run_suite(self) -> str:
         command = [sys.executable, "-m", "tools.faults", "--small"]
         environment = os.environ | self.variables()
         ended = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True)
