@@ -4,7 +4,13 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from vggexp.config.compose import hydra_session, parse_command
-from vggexp.config.overrides import format_override, parse_override, parse_overrides, quote_filter
+from vggexp.config.overrides import (
+    format_override,
+    last_of_each_key,
+    parse_override,
+    parse_overrides,
+    quote_filter,
+)
 from vggexp.errors import ConfigError
 
 
@@ -107,6 +113,12 @@ def test_each_wrong_override_has_its_own_problem():
         overrides, problems = parse_overrides(texts)
     assert [override.text for override in overrides] == ["seed=1", "optimizer.lr=0.1"]
     assert [problem.partition(":")[0] for problem in problems] == ["=3", "~seed", "train"]
+
+
+def test_the_last_override_of_a_key_counts():
+    overrides = map(parse_override, ["seed=1", "optimizer.lr=0.1", "++seed=2", "arch=vgg11"])
+    texts = {override.key: override.text for override in last_of_each_key(overrides)}
+    assert texts == {"seed": "++seed=2", "optimizer.lr": "optimizer.lr=0.1", "arch": "arch=vgg11"}
 
 
 def test_an_interval_has_no_single_values():

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tools.mutants.__main__ import ROOT, read_faults
+from tools.mutants.__main__ import LEVELS, ROOT, CopiedTree, read_faults
 
 FAULTS = {fault.id: fault for fault in read_faults()}
 
@@ -34,6 +34,12 @@ def test_code_that_is_not_there_once_is_an_error():
         fault.plant(2 * fault.code)
 
 
+def test_the_level_quick_runs_the_tests_of_make_quick():
+    makefile = (ROOT / "Makefile").read_text("utf-8")
+    recipe = makefile.partition("\nquick:")[2].splitlines()[1]
+    assert recipe.endswith(f' -m "{LEVELS["quick"]}"')
+
+
 @pytest.mark.process
 def test_a_fault_is_noticed_by_its_test():
     command = [sys.executable, "-m", "tools.mutants", "--level", "quick", "rund04", "sched07"]
@@ -47,3 +53,14 @@ def test_a_fault_is_noticed_by_its_test():
         "1 faults without an effect are not planted",
     ]
     assert process.returncode == 0
+
+
+@pytest.mark.process
+def test_a_test_that_fails_without_the_fault_too_notices_nothing(tmp_path, capfd):
+    copy = CopiedTree(tmp_path)
+    path = tmp_path / "tests/runs/test_directory.py"
+    path.write_text("def test_one():\n    assert 1 == 2\n", "utf-8")
+    with capfd.disabled():  # the fork writes into a log
+        level, reason = copy.find_notice(FAULTS["rund04"], ["quick"])
+    assert level == ""
+    assert reason == "tests/runs/test_directory.py::test_one fails without the fault too"

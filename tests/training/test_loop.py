@@ -1,6 +1,7 @@
 """The loop: the same weights every time, the same metrics, and its ways to stop."""
 
 import contextlib
+import itertools
 import signal
 import time
 from functools import partial
@@ -215,6 +216,18 @@ def test_a_batch_that_does_not_fit_is_split(room, micro_batches):
     run_training(split_from_the_start)
     assert torch.equal(flat_weights(state), flat_weights(split_from_the_start))
     assert state.capture()["micro_batches"] == micro_batches
+
+
+def test_gradients_from_before_the_memory_ran_out_do_not_count():
+    state = make_hungry_state(8, "none")
+    state.micro_batches = 2
+    rooms = itertools.chain([8, 0], itertools.repeat(8))  # the second micro-batch does not fit
+    state.model.register_forward_pre_hook(lambda model, _: setattr(model, "room", next(rooms)))
+    run_training(state)
+    split_from_the_start = make_hungry_state(8, "none")
+    split_from_the_start.micro_batches = 4
+    run_training(split_from_the_start)
+    assert torch.equal(flat_weights(state), flat_weights(split_from_the_start))
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ module run. The result is 0 if they notice at least 95 % of the faults.
 
 import argparse
 import compileall
+import gc
 import importlib
 import multiprocessing
 import os
@@ -16,7 +17,10 @@ import subprocess
 import sys
 import tempfile
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from itertools import repeat
 from pathlib import Path
 from py_compile import PycInvalidationMode
 from typing import NamedTuple
@@ -24,15 +28,24 @@ from typing import NamedTuple
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COPIED = ("vggexp", "hydra_plugins", "conf", "tests", "tools", "pyproject.toml")
+COPIED = ("vggexp", "hydra_plugins", "conf", "docs", "tests", "tools", "pyproject.toml")
 LEVELS = {  # in this order, until a level notices the fault; the values are markers of pytest
-    "quick": "not slow and not process",  # the tests of make quick
-    "test": "process and not slow",  # the further tests of make test
-    "catalogs": "",  # tools.faults --small in place of tests
+    "quick": "not slow and not process and not catalog",  # the tests of make quick
+    "test": "not slow and (process or catalog)",  # the further tests of make test
+    "suite": "",  # the fault suite, tools.faults --small, in place of tests
 }
 LEAST_NOTICED = 0.95  # share of the faults
+WORKERS = 2  # processes that plant faults at the same time, each in its own copy
 TIMEOUT_SECONDS = 300  # of a test file; a fault that keeps the tests from ending is noticed
-PRELOADED = ("torch", "scipy.stats", "torch.utils.tensorboard")  # imported once, for all forks
+PRELOADED = (  # imported once, for all forks
+    "torch",
+    "torch.utils.tensorboard",
+    "scipy.stats",
+    "hydra.main",
+    "hydra.core.override_parser.overrides_parser",
+    "hypothesis",
+    "PIL.Image",
+)
 FAILURE = re.compile(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", re.MULTILINE)
 
 
@@ -85,19 +98,29 @@ def main() -> int:
     faults = [fault for fault in faults if not arguments.ids or fault.id in arguments.ids]
     effective = [fault for fault in faults if not fault.no_effect]
     levels = list(LEVELS)[: list(LEVELS).index(arguments.level) + 1]
-    counts = dict.fromkeys(levels, 0)
+    for module in PRELOADED:  # vggexp itself is imported by each fork, with its fault
+        importlib.import_module(module)
+    gc.freeze()  # pytest collects garbage at its end: 0.9 s a fork over all these modules
+    parts = [effective[number::WORKERS] for number in range(WORKERS)]
+    with ProcessPoolExecutor(WORKERS, multiprocessing.get_context("fork")) as pool:
+        counts = sum(pool.map(count_noticed, parts, repeat(levels)), Counter())
+    summary = ", ".join(f"{level} {counts[level]}" for level in levels)
+    print(f"{counts.total()} of {len(effective)} faults are noticed ({summary})")
+    print(f"{len(faults) - len(effective)} faults without an effect are not planted")
+    return int(counts.total() < LEAST_NOTICED * len(effective))
+
+
+def count_noticed(faults: Sequence[Fault], levels: Sequence[str]) -> Counter[str]:
+    """Prints a line for each fault; returns how many of them each level notices."""
+    counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = CopiedTree(Path(folder))
-        for fault in effective:
+        for fault in faults:
             level, test = copy.find_notice(fault, levels)
             print(f"{fault.id:8} {level or 'NOT NOTICED':12} {test}", flush=True)
             if level:
                 counts[level] += 1
-    noticed = sum(counts.values())
-    parts = ", ".join(f"{level} {count}" for level, count in counts.items())
-    print(f"{noticed} of {len(effective)} faults are noticed ({parts})")
-    print(f"{len(faults) - len(effective)} faults without an effect are not planted")
-    return int(noticed < LEAST_NOTICED * len(effective))
+    return counts
 
 
 class CopiedTree:
@@ -118,11 +141,12 @@ class CopiedTree:
         compileall.compile_dir(
             folder / "vggexp", quiet=1, invalidation_mode=PycInvalidationMode.CHECKED_HASH
         )
-        for module in PRELOADED:  # vggexp itself is imported by each fork, with its fault
-            importlib.import_module(module)
 
     def find_notice(self, fault: Fault, levels: Sequence[str]) -> tuple[str, str]:
-        """Returns the first level that notices a fault, and the test; empty if none does."""
+        """Returns the first level that notices a fault, and the test.
+
+        Returns an empty level if none does, and a reason if a test hides the tests after it.
+        """
         path = self.folder / fault.path
         source = path.read_text("utf-8")
         for level in levels:
@@ -131,13 +155,15 @@ class CopiedTree:
                 failed = self._run_level(fault, level)
             finally:
                 path.write_text(source, "utf-8")
-            if failed and not self._run_again(fault, level, failed):
+            if failed and self._run_again(fault, level, failed):
+                return "", f"{failed} fails without the fault too"
+            if failed:
                 return level, failed
         return "", ""
 
     def _run_level(self, fault: Fault, level: str) -> str:
-        if level == "catalogs":
-            return self._run_catalogs()
+        if level == "suite":
+            return self._run_suite()
         paths = [str(path) for path in fault.test_paths() if (self.folder / path).exists()]
         return self.run_tests(paths, LEVELS[level]) if paths else ""
 
@@ -149,14 +175,18 @@ class CopiedTree:
             self.without_fault[failed] = self.run_tests([failed])
         return self.without_fault[failed]
 
-    def _run_catalogs(self) -> str:
+    def _run_suite(self) -> str:
         command = [sys.executable, "-m", "tools.faults", "--small"]
         environment = os.environ | self.variables()
         ended = subprocess.run(command, cwd=self.folder, env=environment, capture_output=True)
         return "tools.faults --small" if ended.returncode else ""
 
     def variables(self) -> dict[str, str]:
-        return {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
+        return {
+            "PYTHONPATH": str(self.folder),
+            "PYTHONDONTWRITEBYTECODE": "1",
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # pytest refuses plugins that are PRELOADED
+        }
 
     def run_tests(self, names: Sequence[str], markers: str = "") -> str:
         """Runs tests in a fork of this process; returns the name of the first that fails."""
