@@ -68,6 +68,7 @@ def test_hidden_names_are_passed_over_and_what_is_left_out_is_said(folder: Path)
     (train / "7.png").write_bytes(b"in no class")
     (train / "b" / "README").write_bytes(b"")
     (folder / "val").mkdir()
+    (folder / "valid").mkdir()
     after = index_folder(folder)
     assert after.train.paths == before.train.paths
     assert after.fingerprint == before.fingerprint
@@ -79,6 +80,7 @@ def test_hidden_names_are_passed_over_and_what_is_left_out_is_said(folder: Path)
         "1 .png",
         "1 without suffix",
         "val",
+        "valid",
     }
 
 

@@ -75,8 +75,7 @@ def index_folder(root: Path) -> DatasetSplits[FolderIndex]:
     earlier = {"train": train_hashes.names_and_sizes, test_folder.name: test_hashes.names_and_sizes}
     origin = str(root)
     left_out = [f"{count:,} {kind}" for kind, count in (train.left_out + test.left_out).items()]
-    if test_folder.name == "test" and (root / "val").is_dir():
-        left_out.append("val")
+    left_out += [name for name in subfolders(root) if name not in fingerprint]
     if left_out:
         origin += f"; left out: {', '.join(left_out)}"
     return DatasetSplits(train, test, fingerprint, origin, earlier)

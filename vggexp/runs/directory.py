@@ -11,7 +11,7 @@ from vggexp.config import yaml_limits
 from vggexp.errors import CheckpointError, ConfigError, ResourceError
 from vggexp.runs import schema
 from vggexp.runs.jsonl import write_json
-from vggexp.system.files import atomic_write
+from vggexp.system.files import atomic_write, folder_problem
 from vggexp.system.locks import lock_run_dir
 
 CONFIG = "config.yaml"
@@ -31,11 +31,13 @@ def require_run(*folders: Path) -> None:
         ResourceError: a folder may not be read.
     """
     closed = [str(folder) for folder in folders if not is_searchable(folder)]
-    missing = [str(folder) for folder in folders if not os.path.isdir(folder)]
-    missing = [folder for folder in missing if folder not in closed]
-    if missing:
-        hint = "give the folder of a run, as outputs/NAME"
-        raise ConfigError(f"{', '.join(missing)}: no such directory; {hint}")
+    by_problem: dict[str, list[str]] = {}
+    for name in map(str, folders):
+        if name not in closed and (problem := folder_problem(name)):
+            by_problem.setdefault(problem, []).append(name)
+    if by_problem:
+        lines = [f"{', '.join(names)}: {problem}" for problem, names in by_problem.items()]
+        raise ConfigError(f"{'; '.join(lines)}; give the folder of a run, as outputs/NAME")
     foreign = [str(folder) for folder in folders if not os.path.isfile(folder / CONFIG)]
     foreign = [folder for folder in foreign if folder not in closed]
     if foreign:
