@@ -149,7 +149,7 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: cannot be decoded: not an image") from error
     except Exception as error:  # decoders raise any exception
-        raise DataError(f"{path}: cannot be decoded: {' '.join(str(error).split())}") from error
+        raise DataError(f"{path}: {_reason(error)}") from error
     values = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
     values = values.view(pixels.height, pixels.width, channels)
     return values.permute(2, 0, 1)
@@ -321,7 +321,12 @@ def image_error(path: Path) -> str:
             return ""
     except UnidentifiedImageError:
         return f"{path}: not an image"
-    except OSError as error:
-        return f"{path}: cannot be read: {error.strerror or error}"
     except Exception as error:  # decoders raise any exception
-        return f"{path}: cannot be decoded: {' '.join(str(error).split())}"
+        return f"{path}: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    """Returns why an image cannot be read: the system says so, or else its decoder."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    return f"cannot be decoded: {' '.join(str(error).split())}"
