@@ -72,6 +72,7 @@ data.resize=16 -> data.resize=16: too small for 5 poolings (16->8->4->2->1->0); 
 data.resize=-224 -> data.resize=-224: must be 1..4096 or null
 data.resize=[224,224] -> data.resize=[224,224]: not a whole number; must be 1..4096 or null
 data.root=/dev/null -> data.root=/dev/null: not a directory
+data=image_folder data.root=/dev/null -> data.root=/dev/null: not a directory
 data.root=~/data -> data.root=~/data: ~ is not expanded here; write $HOME or the whole path
 data=image_folder -> data.root=null: give the folder that holds train/ and test/, or data.classes=N to plan
 data.val_fraction=0.00001 -> data.val_fraction=0.00001: 1 validation images for 10 classes; at least one each, or 0

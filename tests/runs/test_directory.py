@@ -17,6 +17,8 @@ def test_require_run(tmp_path):
         directory.require_run(tmp_path / "a", tmp_path, tmp_path / "b")
     (tmp_path / "config.yaml").write_text("seed: 0")
     directory.require_run(tmp_path)
+    with pytest.raises(ConfigError, match=r"yaml: not a directory; .*/a: no such directory;"):
+        directory.require_run(tmp_path / "config.yaml", tmp_path, tmp_path / "a")
 
 
 def test_unused_name(tmp_path):

@@ -1,6 +1,5 @@
 """Computes what follows from a configuration: input, layers, memory, disk. Needs no torch."""
 
-import os
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from vggexp.errors import ConfigError
 from vggexp.models import costs, shapes
 from vggexp.models.costs import KEEP_NEWEST
 from vggexp.system.cpu import supports_bf16
+from vggexp.system.files import folder_problem
 
 DEFAULT_FOLDER_SIZE = 224  # pixels, of an image folder without data.resize
 INPUT_KEYS = (  # all keys that input_spec reads
@@ -74,8 +74,8 @@ def _count_folder_classes(data: ImageFolder) -> int:
     if data.root is None:
         folders = "give the folder that holds train/ and test/, or data.classes=N to plan"
         raise ConfigError(f"data.root=null: {folders}")
-    if not os.path.isdir(data.root):
-        raise ConfigError(f"data.root={data.root}: no such directory")
+    if problem := folder_problem(data.root):
+        raise ConfigError(f"data.root={data.root}: {problem}")
     return len(folder_classes(Path(data.root)))
 
 

@@ -74,7 +74,7 @@ def validate(config: Config, invalid: Collection[str] = ()) -> list[str]:
             problems.extend(check(config))
         elif spec is not None:
             problems.extend(check(config, spec))
-    return problems
+    return list(dict.fromkeys(problems))  # two may name the same folder
 
 
 def _overlap(

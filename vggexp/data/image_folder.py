@@ -76,8 +76,7 @@ def index_folder(root: Path) -> DatasetSplits[FolderIndex]:
     earlier = {"train": train_hashes.names_and_sizes, test_folder.name: test_hashes.names_and_sizes}
     origin = str(root)
     left_out = [f"{count:,} {kind}" for kind, count in (train.left_out + test.left_out).items()]
-    if test_folder.name == "test" and (root / "val").is_dir():
-        left_out.append("val")
+    left_out += [name for name in subfolders(root) if name not in fingerprint]
     if left_out:
         origin += f"; left out: {', '.join(left_out)}"
     return DatasetSplits(train, test, fingerprint, origin, earlier)
@@ -151,7 +150,7 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
     except UnidentifiedImageError as error:
         raise DataError(f"{path}: cannot be decoded: not an image") from error
     except Exception as error:  # decoders raise any exception
-        raise DataError(f"{path}: cannot be decoded: {one_line(error)}") from error
+        raise DataError(f"{path}: {_reason(error)}") from error
     values = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
     values = values.view(pixels.height, pixels.width, channels)
     return values.permute(2, 0, 1)
@@ -317,7 +316,12 @@ def image_error(path: Path) -> str:
             return ""
     except UnidentifiedImageError:
         return f"{path}: not an image"
-    except OSError as error:
-        return f"{path}: cannot be read: {error.strerror or error}"
     except Exception as error:  # decoders raise any exception
-        return f"{path}: cannot be decoded: {one_line(error)}"
+        return f"{path}: {_reason(error)}"
+
+
+def _reason(error: Exception) -> str:
+    """Returns why an image cannot be read: the system says so, or else its decoder."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    return f"cannot be decoded: {one_line(error)}"

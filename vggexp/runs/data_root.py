@@ -9,6 +9,7 @@ from vggexp.config.schema import Config
 from vggexp.errors import ConfigError
 from vggexp.runs.directory import read_environment
 from vggexp.runs.environment import WORKING_DIRECTORY
+from vggexp.system.files import folder_problem
 
 HELP = "folder that holds the run's data now (default: data.root of the run)"  # of --data
 WITHOUT_FILES = ("digits", "synthetic")  # data sets that no folder holds
@@ -52,5 +53,5 @@ def resolve_root(root: str, environment: Mapping[str, Any]) -> Path:
 def _check(config: Config, data: Path) -> None:
     if config.data.name in WITHOUT_FILES:
         raise ConfigError(f"--data {data}: data={config.data.name} reads no folder; leave it out")
-    if not data.is_dir():
-        raise ConfigError(f"--data {data}: no such directory")
+    if problem := folder_problem(data):
+        raise ConfigError(f"--data {data}: {problem}")

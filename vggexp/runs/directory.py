@@ -12,7 +12,7 @@ from vggexp.errors import CheckpointError, ConfigError, ResourceError
 from vggexp.formatting import one_line
 from vggexp.runs import schema
 from vggexp.runs.jsonl import write_json
-from vggexp.system.files import atomic_write
+from vggexp.system.files import atomic_write, folder_problem
 from vggexp.system.locks import lock_run_dir
 
 CONFIG = "config.yaml"
@@ -34,18 +34,18 @@ def require_run(*folders: Path) -> None:
         ResourceError: a folder may not be read.
     """
     closed = []
-    missing = []
     foreign = []
+    by_problem: dict[str, list[str]] = {}
     for folder in folders:
         if not is_searchable(folder):
             closed.append(str(folder))
-        elif not os.path.isdir(folder):
-            missing.append(str(folder))
+        elif problem := folder_problem(folder):
+            by_problem.setdefault(problem, []).append(str(folder))
         elif not os.path.isfile(folder / CONFIG):
             foreign.append(str(folder))
-    if missing:
-        hint = "give the folder of a run, as outputs/NAME"
-        raise ConfigError(f"{', '.join(missing)}: no such directory; {hint}")
+    if by_problem:
+        lines = [f"{', '.join(names)}: {problem}" for problem, names in by_problem.items()]
+        raise ConfigError(f"{'; '.join(lines)}; give the folder of a run, as outputs/NAME")
     if foreign:
         raise CheckpointError(f"{', '.join(foreign)}: {NO_CONFIG}")
     if closed:

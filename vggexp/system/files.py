@@ -120,6 +120,13 @@ def _shared_bits(folder: str | os.PathLike[str]) -> int:
     return 0 if mode & stat.S_ISVTX else mode & SHARED_BITS
 
 
+def folder_problem(path: str | os.PathLike[str]) -> str:
+    """Returns why a path is no folder; "" if it is one."""
+    if os.path.isdir(path):
+        return ""
+    return "not a directory" if os.path.exists(path) else "no such directory"
+
+
 def make_dir(folder: Path) -> None:
     """Creates a folder and its parents durably; see `open_no_follow` for their rights.
 
