@@ -132,7 +132,7 @@ def _group_problem(override: Override) -> str | None:
     plain = shlex.quote(format_override(group, value))
     if override.parsed.package is not None:
         return f"{text}: @ is not needed; write {plain}"
-    if override.action == "add" and group in SECTIONS:
+    if override.action in ("add", "force") and (group in SECTIONS or override.is_hydra):
         return f"{text}: {group} is already set; write {plain}"
     if isinstance(value, dict):
         key = next(iter(value), "KEY")

@@ -43,7 +43,8 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         make_dir(folder)
     except OSError as error:
         raise ResourceError(
-            f"{folder}: cannot be made: {error.strerror} (choose another run.root)"
+            f"{folder}: cannot be made: {error.strerror} "
+            "(choose another run.root or hydra.sweep.dir)"
         ) from error
     task = HydraTask(grid.configs())
     code = run_hydra(command, _sweep_dir_override(folder), task=task)

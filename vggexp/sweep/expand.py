@@ -235,12 +235,17 @@ def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:
     for job in jobs:
         name = run_id.run_name(job.config)
         other = first.setdefault(name, job)
-        if other is not job:
-            differing = sorted({*other.overrides} ^ {*job.overrides}) or job.overrides
+        if other is job:
+            continue
+        differing = sorted({*other.overrides} ^ {*job.overrides}) or job.overrides
+        settings = ", ".join(differing)
+        if job.config.run.name is not None:
             raise ConfigError(
-                f"sweep: {', '.join(differing)}: two jobs share the folder {name}; "
-                "they are the same run"
+                f"run.name={name}: two jobs would share this folder ({settings}); "
+                "leave run.name out, or give each job a name of its own"
             )
+        keys = ", ".join(sorted({parse_override(text).key for text in differing}))
+        raise ConfigError(f"sweep: {settings}: the same run, {name}; give {keys} one value")
 
 
 def _sweep_section(node: DictConfig, overrides: Sequence[Override]) -> Sweep:
