@@ -141,6 +141,7 @@ arch.blocks=[range(3)] -> arch.blocks=[range(3)]: several values inside another 
 -m seed=1,2 ++hydra.sweeper.sampler=tpe -> hydra.sweeper.sampler: unknown key; keys of this sweeper: params
 -m seed=1,2 '+hydra.sweeper.params.sweep="a,b"' -> hydra.sweeper.params: sweep=a,b: may not be swept, it belongs to the whole sweep; give one value
 -m seed=1,2 +hydra/launcher=basic -> +hydra/launcher=basic: hydra/launcher is already set; write hydra/launcher=basic
+-m seed=1,2 hydra/launcher=ray +hydra.launcher.ray.remote.num_cpus=2 -> hydra/launcher=ray: needs another package...
 ++arch=lenet -> ++arch=lenet: arch is already set; write arch=lenet
 -m seed=shuffle(range(0,999999999999)) -> sweep: more than sweep.max_jobs=1000 jobs; take fewer values or raise th...
 -m arch=glob(nosuch*) -> arch=glob(nosuch*): no value; a sweep of it has no job

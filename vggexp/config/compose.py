@@ -227,7 +227,7 @@ def own_keys(node: DictConfig) -> DictConfig:
     """Returns a node without Hydra's own keys. Setting an unknown key raises, as before."""
     if "hydra" not in node:
         return node
-    own = OmegaConf.masked_copy(node, [str(key) for key in node if key != "hydra"])
+    own = OmegaConf.masked_copy(node, [key for key in node if key != "hydra"])
     OmegaConf.set_struct(own, True)
     return own
 

@@ -11,9 +11,7 @@ from typing import Any
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import IntervalSweep
 from hydra.core.plugins import Plugins
-from hydra.plugins.launcher import Launcher
 from hydra.plugins.plugin import Plugin
-from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig
 
 from vggexp.config.compose import own_keys
@@ -243,8 +241,6 @@ def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
         yield "hydra.job.chdir=true: not allowed, a run has a folder of its own under run.root"
     if sweep.on_error == "stop" and not (is_local and sweeper == "grid"):
         yield "sweep.on_error=stop: needs hydra/sweeper=grid and hydra/launcher=local"
-    for section, base in (("launcher", Launcher), ("sweeper", Sweeper)):
-        yield from _unknown_plugin_keys(node, section, base)
     if is_local:
         yield from _local_problems(settings)
     if launcher == "joblib":
@@ -261,7 +257,7 @@ def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
         )
 
 
-def _unknown_plugin_keys(node: DictConfig, section: str, base: type[Plugin]) -> Iterator[str]:
+def unknown_plugin_keys(node: DictConfig, section: str, base: type[Plugin]) -> Iterator[str]:
     """Yields a problem for each key that the class of the launcher or sweeper does not take.
 
     Args:
