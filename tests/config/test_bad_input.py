@@ -160,6 +160,10 @@ arch.blocks=[range(3)] -> arch.blocks=[range(3)]: several values inside another 
 -m ++sweep.repeats=0 -> sweep.repeats=0: must be 1..100000
 -m seed=1,2 ++hydra.launcher.jobs=foo -> hydra.launcher.jobs=foo: must be auto or 1..4096
 -m --info config -> --info: describes a single configuration; leave out -m
+--multirun --run -> --multirun: does not go with --run
+--cfg job --info all -> --info: does not go with --cfg
+-sc query=bash -> -sc query=bash: only a shell runs this; type eval...
+-sc -> -sc : needs install=SHELL; SHELL is bash, zsh or fish
 -p data -> --package=data: belongs with --cfg
 --cfg hydra --resolve -> --resolve: Hydra's keys refer to those of a run; show both, --cfg all
 -m seed=range(1000000000) -> sweep: more than sweep.max_jobs=1000 jobs; take fewer values or raise that number
