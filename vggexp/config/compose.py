@@ -248,7 +248,8 @@ def own_keys(node: DictConfig) -> DictConfig:
     """Returns a node without Hydra's own keys. Setting an unknown key raises, as before."""
     if "hydra" not in node:
         return node
-    own = OmegaConf.masked_copy(node, [key for key in node if key != "hydra"])
+    keys: list[Any] = [key for key in node if key != "hydra"]  # a file may have numbers as keys
+    own = OmegaConf.masked_copy(node, keys)
     OmegaConf.set_struct(own, True)
     return own
 
