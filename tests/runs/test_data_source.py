@@ -131,7 +131,7 @@ def test_a_sweep_trains_on_each_folder(folders, command):
     assert len(list(Path("outputs").glob("*/result.json"))) == 2
     code, _, err = command("-m", *FOLDER, "data.root=a,c")
     assert code == 2
-    assert "they are the same run" in err
+    assert "give data.root one value" in err
 
 
 def test_a_search_over_folders_is_named_after_their_contents(folders):

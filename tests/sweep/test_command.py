@@ -17,8 +17,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 def test_two_jobs_of_one_run_are_refused(command, tmp_path):
     code, _, err = command("-m", *TINY, "seed=1,1")
     assert code == 2
-    assert "seed=1: two jobs share the folder " in err
-    assert err.endswith("they are the same run\n")
+    assert err.endswith("seed=1,1: a value stands there twice; give each value once\n")
     assert list(tmp_path.iterdir()) == []
 
 

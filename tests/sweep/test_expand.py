@@ -11,6 +11,7 @@ from vggexp.errors import ConfigError
 from vggexp.sweep.expand import (
     ComposedJob,
     GridSweep,
+    check_command,
     check_composes,
     compose_outline,
     compose_run,
@@ -250,6 +251,31 @@ def test_a_section_that_cannot_be_shown_is_refused(package):
     check_composes(parse_command(["--cfg", "job", "-p", "data"]))
     with pytest.raises(ConfigError, match=f"--package={package}: no such section"):
         check_composes(parse_command(["--cfg", "job", "-p", package]))
+
+
+@pytest.mark.parametrize("argv", [[], ["-m", "seed=1,2"]])
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("1: 2", "1: unknown key; keys: arch, "),
+        ("optimizer: {1: 2}", r"optimizer\.1=2: not an argument of SGD; "),
+        ("seed: !!bool x", r"mine\.yaml: cannot be read as YAML \('x'\)"),
+        ("hydra: {mode: x}", "In 'experiment/mine': Invalid value 'x', expected one of"),
+        ("hydra: {callbacks: '${run.root}'}", "hydra.callbacks=outputs: must have keys"),
+    ],
+)
+def test_a_file_that_is_no_configuration_is_named(text, problem, argv, tmp_path):
+    command = write_experiment(tmp_path, text)
+    with pytest.raises(ConfigError, match=problem):
+        check_command(parse_command([*command, *argv]))
+
+
+@pytest.mark.parametrize("template", ["$FOO", "$", "${hydra.nosuch}"])
+def test_a_help_text_that_cannot_be_shown_is_refused(template, tmp_path):
+    command = write_experiment(tmp_path, f"hydra: {{help: {{template: '{template}'}}}}")
+    check_composes(parse_command(["--help"]))
+    with pytest.raises(ConfigError, match=r"hydra\.help"):
+        check_composes(parse_command([*command, "--help"]))
 
 
 def test_values_that_do_not_resolve_are_refused(tmp_path):

@@ -84,7 +84,7 @@ def test_a_fraction_of_a_range_has_the_text_of_a_grid():
         ),
         (
             "optimizer.lr=interval(1,0.1)",
-            "optimizer.lr=interval(1,0.1): its start is above its end",
+            "optimizer.lr=interval(1,0.1): its start is not below its end",
         ),
         (
             "optimizer.lr=tag(lgo,interval(0.1,1))",
@@ -94,7 +94,10 @@ def test_a_fraction_of_a_range_has_the_text_of_a_grid():
             "seed=tag(log,range(1,9))",
             "seed=tag(log,range(1,9)): tag log: belongs to an interval; write tag(log,int...",
         ),
-        ("run.name=x seed=1,2", "sweep: seed=1, seed=2: two jobs share the folder x; they are..."),
+        (
+            "run.name=x seed=1,2",
+            "run.name=x: two jobs would share this folder (seed=1, seed=2); leave run...",
+        ),
         (
             "resume=never seed=1,2",
             "resume=never: a search continues its own runs; choose auto, exact or force",

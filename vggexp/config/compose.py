@@ -7,6 +7,7 @@
 import argparse
 import contextlib
 import os
+import re
 import shlex
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -36,6 +37,8 @@ from vggexp.errors import ConfigError, ResourceError
 HYDRA_VERSION = tuple(int(part) for part in hydra.__version__.split(".")[:2])
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if HYDRA_VERSION < (1, 4) else {}
 HYDRA_FLAGS = ("help", "hydra_help", "cfg", "info", "shell_completion")  # Hydra's, without a run
+
+HYDRA_MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which Hydra takes one
 
 register_resolver: Any = (
     OmegaConf.register_new_resolver if HYDRA_VERSION < (1, 4) else OmegaConf.register_resolver
@@ -99,8 +102,26 @@ def parse_command(argv: Sequence[str], *switches: str) -> Command:
         raise ConfigError(
             "--cfg: shows a single configuration; leave out -m and give each key one value"
         )
+    modes = [mode for mode in HYDRA_MODES if getattr(arguments, mode)]
+    if len(modes) > 1:
+        raise ConfigError(f"--{modes[1].replace('_', '-')}: does not go with --{modes[0]}")
+    if arguments.shell_completion:
+        _check_completion(overrides)
     flags = _remove_words(argv, overrides)
+    # A bare --info would take the word behind it as its value.
+    flags = [f"--info={arguments.info}" if flag in ("--info", "-i") else flag for flag in flags]
     return Command([quote_filter(text) for text in overrides], flags, arguments)
+
+
+def _check_completion(words: Sequence[str]) -> None:
+    """Raises ConfigError for words behind -sc that end in a traceback of Hydra."""
+    text = " ".join(words)
+    if not re.fullmatch("(install|uninstall|query)=(bash|zsh|fish)", text):
+        raise ConfigError(f"-sc {text}: needs install=SHELL; SHELL is bash, zsh or fish")
+    if text.startswith("query=") and "COMP_LINE" not in os.environ:
+        raise ConfigError(
+            f'-sc {text}: only a shell runs this; type eval "$(vggexp -sc install=bash)"'
+        )
 
 
 def versions() -> str:
@@ -227,7 +248,8 @@ def own_keys(node: DictConfig) -> DictConfig:
     """Returns a node without Hydra's own keys. Setting an unknown key raises, as before."""
     if "hydra" not in node:
         return node
-    own = OmegaConf.masked_copy(node, [str(key) for key in node if key != "hydra"])
+    keys: list[Any] = [key for key in node if key != "hydra"]  # a file may have numbers as keys
+    own = OmegaConf.masked_copy(node, keys)
     OmegaConf.set_struct(own, True)
     return own
 

@@ -34,6 +34,8 @@ def compose_error_line(error: Exception) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
+    if text.endswith(" raised while composing config:") and len(lines) > 1:
+        text = f"{text.partition(': ')[0]}: {lines[1]}"
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     key = getattr(error, "full_key", None)
@@ -133,7 +135,7 @@ def _group_problem(override: Override) -> str | None:
     plain = shlex.quote(format_override(group, value))
     if override.parsed.package is not None:
         return f"{text}: @ is not needed; write {plain}"
-    if override.action == "add" and group in SECTIONS:
+    if override.action in ("add", "force") and (group in SECTIONS or override.is_hydra):
         return f"{text}: {group} is already set; write {plain}"
     if isinstance(value, dict):
         key = next(iter(value), "KEY")

@@ -109,7 +109,7 @@ class Moment:
         OmegaConf.register_new_resolver("now", self._format_time, replace=True)
         OmegaConf.register_new_resolver("oc.env", self._read_variable, replace=True)
 
-    def _format_time(self, pattern: Any) -> str:
+    def _format_time(self, pattern: Any = "") -> str:
         return self.time.strftime(str(pattern))
 
     def _read_variable(self, *arguments: Any) -> Any:
@@ -137,7 +137,10 @@ class FileConfigSource(file_config_source.FileConfigSource):
         path = Path(os.path.realpath(os.path.join(self.path, name)))
         if path.is_file():
             yaml_limits.check_file(path)
-        return super().load_config(config_path)
+        try:
+            return super().load_config(config_path)
+        except (ValueError, LookupError, AttributeError, TypeError) as error:  # as of !!bool x
+            raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
 
 
 def _reject_import(source: Any, allowed: str) -> None:
@@ -339,6 +342,9 @@ def _launcher_file_problems(node: DictConfig) -> Iterator[str]:
 
 def _callback_problems(node: DictConfig) -> Iterator[str]:
     callbacks = resolved(node, "hydra.callbacks") or {}
+    if not isinstance(callbacks, dict):
+        yield f"hydra.callbacks={format_value(callbacks)}: must have keys, a name for each"
+        return
     for name, callback in callbacks.items():
         if not callback:
             continue

@@ -94,6 +94,8 @@ class Override:
         texts = [str(value) for value in islice(values, limit)]
         if not texts:
             raise ConfigError(f"{self.text}: no value; a sweep of it has no job")
+        if self.numbers is None and len({*texts}) < len(texts):
+            raise ConfigError(f"{self.text}: a value stands there twice; give each value once")
         return texts
 
 

@@ -83,7 +83,7 @@ def argument_problems(name: str, values: Mapping[str, object]) -> Iterator[str]:
     for key, value in values.items():
         if key not in own:
             problem = f"optimizer.{key}={format_value(value)}: not an argument of {name}"
-            yield f"{problem}; {did_you_mean(key, own)}it takes {accepted}"
+            yield f"{problem}; {did_you_mean(str(key), own)}it takes {accepted}"
     for key, value in values.items():
         if reason := _range_error(key, value):
             yield f"optimizer.{key}={format_value(value)}: {reason}"

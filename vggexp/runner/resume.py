@@ -177,6 +177,6 @@ def _check_same_data(
     if config.resume != "force":
         raise CheckpointError(
             f"checkpoints: the data has changed since this run began ({changed}); "
-            "bring it back, start over with resume=never, or go on with resume=force"
+            "bring it back, or train again: resume=never starts over, resume=force goes on"
         )
     console.line(f"warning: continuing, but the data has changed: {changed}")

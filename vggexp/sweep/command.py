@@ -15,7 +15,7 @@ from vggexp.sweep.expand import GridSweep
 from vggexp.sweep.results import SweepJob, repeat_folders, write_sweep_table
 from vggexp.sweep.search_space import SearchPlan
 from vggexp.sweep.task import HydraTask, run_hydra
-from vggexp.system.files import CHOOSE_ROOT, make_dir, os_error_as_resource_error
+from vggexp.system.files import make_dir, os_error_as_resource_error
 from vggexp.system.locks import lock_run_dir
 
 
@@ -39,7 +39,8 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     # Before the jobs run: with resume=never the next call would find other folders.
     run_dirs = [records.run_dir(config) for config in configs]
     folder = grid.folder
-    with os_error_as_resource_error(folder, "made", CHOOSE_ROOT):
+    hint = "choose another run.root or hydra.sweep.dir"
+    with os_error_as_resource_error(folder, "made", hint):
         make_dir(folder)
     task = HydraTask(grid.configs())
     code = run_hydra(command, _sweep_dir_override(folder), task=task)

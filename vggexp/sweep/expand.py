@@ -4,12 +4,15 @@ Every job is checked before the first job starts. Needs no torch.
 """
 
 import argparse
+import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
+from hydra.plugins.launcher import Launcher
+from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -41,6 +44,7 @@ from vggexp.sweep.grid import (
     expand_grid,
     hydra_problems,
     job_overrides,
+    unknown_plugin_keys,
 )
 from vggexp.sweep.search_space import (
     SearchPlan,
@@ -51,6 +55,8 @@ from vggexp.sweep.search_space import (
     sweep_folder,
 )
 
+# What Hydra puts into hydra.help.template.
+HELP_PLACEHOLDERS = {"APP_CONFIG_GROUPS", "CONFIG", "FLAGS_HELP", "HYDRA_CONFIG_GROUPS"}
 MAX_PROBLEMS = 8  # problems of a sweep that are printed; the error text counts the rest
 
 
@@ -164,6 +170,20 @@ def check_composes(command: Command) -> None:
         raise ConfigError(*([*problems, *composition.problems] or [composition.refusal]))
     if command.arguments.cfg or command.arguments.resolve:
         _check_shown(composition.node, command.arguments)
+    if command.arguments.help and composition.node is not None:
+        _check_help(composition.node)
+
+
+def _check_help(node: DictConfig) -> None:
+    """Checks the text that --help shows, which a file may replace."""
+    values = resolved(node, "hydra.help")
+    template = string.Template(str(values["template"]))
+    unknown = set(template.get_identifiers()) - HELP_PLACEHOLDERS
+    if unknown or not template.is_valid():
+        raise ConfigError(
+            f"hydra.help.template: after $ only {', '.join(sorted(HELP_PLACEHOLDERS))}; "
+            "write $$ for a dollar sign"
+        )
 
 
 def _check_shown(node: DictConfig | None, arguments: argparse.Namespace) -> None:
@@ -205,6 +225,8 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
     overrides = job_overrides(outline.overrides, params)
     with hydra_session(command) as compose_fn:
         sweep = _sweep_section(node, outline.overrides)
+        if not outline.composition.problems:  # else perhaps not the launcher of the command
+            _reject_unknown_plugin_keys(node)
         axes = search_space(overrides).axes if is_search(node) else {}
         if axes:
             combinations = endpoint_jobs(overrides, sweep)
@@ -235,12 +257,17 @@ def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:
     for job in jobs:
         name = run_id.run_name(job.config)
         other = first.setdefault(name, job)
-        if other is not job:
-            differing = sorted({*other.overrides} ^ {*job.overrides}) or job.overrides
+        if other is job:
+            continue
+        differing = sorted({*other.overrides} ^ {*job.overrides}) or job.overrides
+        settings = ", ".join(differing)
+        if job.config.run.name is not None:
             raise ConfigError(
-                f"sweep: {', '.join(differing)}: two jobs share the folder {name}; "
-                "they are the same run"
+                f"run.name={name}: two jobs would share this folder ({settings}); "
+                "leave run.name out, or give each job a name of its own"
             )
+        keys = ", ".join(sorted({parse_override(text).key for text in differing}))
+        raise ConfigError(f"sweep: {settings}: the same run, {name}; give {keys} one value")
 
 
 def _sweep_section(node: DictConfig, overrides: Sequence[Override]) -> Sweep:
@@ -253,6 +280,13 @@ def _sweep_section(node: DictConfig, overrides: Sequence[Override]) -> Sweep:
     if problems:
         raise ConfigError(*with_typed_values(problems, overrides))
     return sweep
+
+
+def _reject_unknown_plugin_keys(node: DictConfig) -> None:
+    problems = [*unknown_plugin_keys(node, "launcher", Launcher)]
+    problems += unknown_plugin_keys(node, "sweeper", Sweeper)
+    if problems:
+        raise ConfigError(*problems)
 
 
 def _first_seed(node: DictConfig, overrides: Sequence[Override]) -> int:

@@ -1,6 +1,7 @@
 """Makes the jobs of a sweep from its overrides: all combinations of a grid, or a search's ends."""
 
 import copy
+import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, product
@@ -9,11 +10,13 @@ from typing import Any
 
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import IntervalSweep
+from hydra.core.plugins import Plugins
+from hydra.plugins.plugin import Plugin
 from omegaconf import DictConfig
 
 from vggexp.config.compose import own_keys
 from vggexp.config.diagnostics import ComposeFn
-from vggexp.config.hydra_safety import plugin_name, resolved
+from vggexp.config.hydra_safety import TARGET, plugin_name, resolved
 from vggexp.config.keys import flatten
 from vggexp.config.overrides import (
     Override,
@@ -130,10 +133,13 @@ def job_overrides(overrides: Sequence[Override], params: Mapping[str, Any]) -> l
     for key, value in params.items():
         texts.append(f"{key}={value}" if isinstance(value, str) else format_override(key, value))
     from_file, problems = parse_overrides(texts)
+    axes = []
     for override in from_file:
         if _belongs_to_the_sweep(override.key):
             problems.append(f"hydra.sweeper.params: {override.text}: {NOT_SWEPT}")
-    chosen = last_of_each_key([*from_file, *overrides])
+        else:
+            axes.append(override)
+    chosen = last_of_each_key([*axes, *overrides])
     for override in chosen:
         if override.is_sweep and (problem := _unsweepable(override)):
             problems.append(problem)
@@ -246,6 +252,27 @@ def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
             "resume=never: a job that Slurm starts again continues its run; "
             "choose auto, exact or force"
         )
+
+
+def unknown_plugin_keys(node: DictConfig, section: str, base: type[Plugin]) -> Iterator[str]:
+    """Yields a problem for each key that the class of the launcher or sweeper does not take.
+
+    Args:
+        section: `launcher` or `sweeper`.
+        base: Hydra's class of all launchers, or of all sweepers.
+    """
+    values = resolved(node, f"hydra.{section}")
+    target = values.pop(TARGET)
+    for class_ in Plugins.instance().discover(base):
+        if f"{class_.__module__}.{class_.__qualname__}" != target:
+            continue
+        parameters = inspect.signature(class_).parameters
+        if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return  # the class itself checks its keys
+        for key in values:
+            if key not in parameters:
+                known = ", ".join(parameters) or "none"
+                yield f"hydra.{section}.{key}: unknown key; keys of this {section}: {known}"
 
 
 def _joblib_problems(launcher: Mapping[str, Any]) -> Iterator[str]:

@@ -109,8 +109,8 @@ def _interval_axis(text: str, sweep: IntervalSweep) -> SearchAxis:
     log = "log" in sweep.tags
     assert low is not None
     assert high is not None
-    if not low <= high:
-        raise ConfigError(f"{text}: its start is above its end")
+    if not low < high:
+        raise ConfigError(f"{text}: its start is not below its end")
     if log and low <= 0:
         raise ConfigError(f"{text}: a logarithmic interval starts above 0")
     return SearchAxis(low=low, high=high, log=log)
