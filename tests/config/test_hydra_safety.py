@@ -140,6 +140,8 @@ def test_a_hostile_file_runs_nothing(name, folder, capsys):
 def test_hydras_help_knows_no_keys_of_vggexp(folder, capsys):
     assert main(["arch=vgg11", "--hydra-help"]) == 2
     assert "Could not override 'arch'" in capsys.readouterr().err
+    assert main(["--hydra-help"]) == 0
+    assert "--multirun" in capsys.readouterr().out
 
 
 def test_a_file_that_does_not_compose_is_reported_with_its_key(folder, capsys):

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from vggexp import cli
 from vggexp.config import compose
 from vggexp.errors import ConfigError, VggexpError
 from vggexp.formatting import error_line
@@ -41,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = benchmark(config)
         print_text(json.dumps(asdict(result)) if command.arguments.json else format_result(result))
     except VggexpError as error:
-        print(error_line(str(error)), file=sys.stderr)
+        cli.print_error(error_line(str(error)))
         return error.exit_code
     return 0
 

@@ -220,7 +220,8 @@ def hydra_node_problems(node: DictConfig) -> Iterator[str]:
     for section, classes in PLUGIN_CLASSES.items():
         yield from _plugin_problems(node, section, classes)
     yield from _launcher_file_problems(node)
-    yield from _folder_problems(node)
+    if "run" in node:  # not with --hydra-help, which composes Hydra's keys alone
+        yield from _folder_problems(node)
     yield from _callback_problems(node)
     for section in ("hydra_logging", "job_logging"):
         yield from _logging_problems(node, section)
