@@ -1,6 +1,8 @@
 """Help, the whole configuration and completion; refusals and errors of any command."""
 
+import contextlib
 import os
+import signal
 import subprocess
 import sys
 import tomllib
@@ -10,6 +12,7 @@ import pytest
 import yaml
 
 from vggexp import cli
+from vggexp.__main__ import main
 from vggexp.config.compose import parse_command
 from vggexp.errors import ConfigError, DataError, StoppedError
 from vggexp.sweep.expand import compose_run
@@ -208,6 +211,50 @@ def test_output_to_a_full_disk_is_an_error(module, argv, capfd, tmp_path, monkey
         monkeypatch.setattr(sys, "stdout", stdout)
         assert main(argv) == 6
     assert capfd.readouterr().err == FULL
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+def test_a_version_that_is_lost_is_an_error(monkeypatch, capfd):
+    with open("/dev/full", "w") as stdout:
+        monkeypatch.setattr(sys, "stdout", stdout)
+        assert main(["--version"]) == 6
+    assert "No space left on device" in capfd.readouterr().err
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("module", ["__main__", "plan", "bench.__main__", "verify.__main__"])
+def test_an_error_that_is_lost_keeps_its_code(module, monkeypatch):
+    command = __import__(f"vggexp.{module}", fromlist=["main"]).main
+    with open("/dev/full", "w") as stderr:
+        monkeypatch.setattr(sys, "stderr", stderr)
+        assert command(["seed=x"]) == 2
+
+
+def test_an_error_does_not_go_to_stdout(monkeypatch, capfd):
+    monkeypatch.setattr(sys, "stderr", None)
+    cli.print_error("an error")
+    assert capfd.readouterr().out == ""
+
+
+@pytest.mark.process
+def test_ctrl_c_twice_ends_a_command_whose_output_nobody_reads():
+    program = (
+        "import os, signal, threading\n"
+        "from vggexp import cli\n"
+        "ctrl_c = lambda: os.kill(os.getpid(), signal.SIGINT)\n"
+        "threading.Timer(0.3, ctrl_c).start()\n"
+        "cli.print_stopped('stopped')\n"
+    )
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write_end, bytes(4096))
+    os.set_blocking(write_end, True)
+    process = subprocess.run([sys.executable, "-c", program], stderr=write_end, timeout=60)
+    os.close(read_end)
+    os.close(write_end)
+    assert process.returncode == -signal.SIGINT
 
 
 def test_a_reader_that_has_exited_is_no_error(monkeypatch, capfd):

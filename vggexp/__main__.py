@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vggexp.cli import print_stopped, report_error, translate_os_errors
+from vggexp.cli import print_error, print_stopped, report_error, translate_os_errors
 from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         rank_info()
     except ConfigError as error:  # no rank is known that could report the error for all
-        print(error_line(str(error)), file=sys.stderr)
+        print_error(error_line(str(error)))
         return error.exit_code
     try:
         with translate_os_errors():

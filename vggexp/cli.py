@@ -56,13 +56,13 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
             if text is not None:
                 print_text(text)
     except VggexpError as error:
-        print(error_line(str(error)), file=sys.stderr)
+        print_error(error_line(str(error)))
         return error.exit_code
     except KeyboardInterrupt:
         if interrupt_message is None:
             raise
         clear_pending_interrupt()
-        print(error_line(interrupt_message), file=sys.stderr)
+        print_stopped(error_line(interrupt_message))
         return 128 + signal.SIGINT
     return 0
 
@@ -100,15 +100,27 @@ def report_error(error: VggexpError, should_report: Callable[[str], bool]) -> No
         if isinstance(error, StoppedError):
             print_stopped(f"vggexp: {printable(message)}")
         else:
-            print(error_line(message), file=sys.stderr)
+            print_error(error_line(message))
     if os.environ.get("VGGEXP_TRACEBACK"):
         raise error
 
 
-def print_stopped(line: str) -> None:
-    """Prints the last line of a command that is stopped; gives up if the reader does not read."""
+def print_error(line: str) -> None:
+    """Prints the last line of a command. A stderr that takes no text changes no exit code."""
+    if sys.stderr is None:  # closed; print would write to stdout
+        return
     try:
-        with time_limit(GRACE_SECONDS):
-            print(line, file=sys.stderr, flush=True)
-    except OSError:  # of which TimeoutError is one
+        print(line, file=sys.stderr, flush=True)
+    except (OSError, ValueError):
         redirect_to_null(sys.stderr)
+
+
+def print_stopped(line: str) -> None:
+    """Prints the last line of a command that is stopped; gives up if the reader does not read.
+
+    Another Ctrl-C ends the process: nothing is left to save, and a traceback would wait as well.
+    """
+    earlier = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    with time_limit(GRACE_SECONDS):
+        print_error(line)
+    signal.signal(signal.SIGINT, earlier)

@@ -23,6 +23,8 @@ def bomb() -> str:
         ("a: &a {<<: *a}", "stands for more than 100000 values"),
         ("[" * 60_000, "more than 100 sections inside each other"),
         ("a: " + "{a: " * 200 + "}" * 200, "more than 100 sections inside each other"),
+        (f"size: {'1:' * 3000}1", "a value of more than 2000 characters; quote a text"),
+        (f"size: !!int '0x{'F' * 5000}'", "a value of more than 2000 characters; quote a text"),
         ("#" * (1 << 20) + "\n", "larger than 1 MiB, not a configuration"),
     ],
 )
@@ -36,7 +38,15 @@ def test_refused(text, problem, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["", "seed: 1", "a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}", "a: [1\nb: 2", "a: *unknown", "\x00"],
+    [
+        "",
+        "seed: 1",
+        "a: &a {x: 1}\nb: *a\nc: {<<: *a, y: 2}",
+        "a: [1\nb: 2",
+        "a: *unknown",
+        "\x00",
+        f"a: '{'x' * 5000}'",
+    ],
 )
 def test_left_to_the_reader(text, tmp_path):
     path = tmp_path / "mine.yaml"

@@ -9,11 +9,12 @@ import threading
 import time
 
 import pytest
+import torch
 
 from tests.data.conftest import SIZE, STRONG, assert_same_batches
 from vggexp.data import image_folder
 from vggexp.data.loaders import StreamingLoader
-from vggexp.data.workers import decode_images
+from vggexp.data.workers import DecoderPool, ImageDecoder, decode_images
 from vggexp.errors import DataError, ResourceError, WaitStoppedError
 from vggexp.system import signals
 
@@ -51,6 +52,17 @@ def test_a_damaged_file_is_one_line(workers, read, streaming_loader, paths, tmp_
     with pytest.raises(DataError, match=r"broken\.jpg") as error:
         list(read(streaming_loader(workers, files=[paths[0], damaged])))
     assert "\n" not in str(error.value)
+
+
+def test_a_damaged_file_of_an_abandoned_call_does_not_end_the_next(paths, tmp_path):
+    damaged = tmp_path / "broken.jpg"
+    damaged.write_bytes(paths[0].read_bytes()[:40])
+    pool = DecoderPool(ImageDecoder([paths[0], damaged, paths[1]], SIZE), workers=2)
+    images, _ = next(pool.decode([(None, [0]), (None, [1]), (None, [2])]))
+    again, _ = next(pool.decode([(None, [0])]))
+    assert torch.equal(images, again)
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        list(pool.decode([(None, [1])]))
 
 
 def test_workers_ignore_the_stop_signals(streaming_loader, new_workers):
@@ -145,7 +157,7 @@ WITHOUT_SHARED_MEMORY = ["unshare", "--mount", "--map-root-user", "sh", "-c"]
 WITHOUT_SHARED_MEMORY += ['mount -t tmpfs -o size=4k none /dev/shm && exec "$0" "$@"']
 DECODE = """
 import pathlib, sys
-from vggexp.data.workers import decode_images
+from vggexp.data.workers import DecoderPool, ImageDecoder, decode_images
 paths = sorted(pathlib.Path(sys.argv[1]).iterdir())
 print(*decode_images(paths, 256, 2, batch_size=4).shape)
 """

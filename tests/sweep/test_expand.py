@@ -171,7 +171,7 @@ def test_a_file_may_name_the_folder_of_the_tables(tmp_path):
 @pytest.mark.parametrize(
     "override",
     [
-        "+hydra.job.env_set.X=1",
+        "+hydra.job.env_set.VGGEXP_X=1",
         "hydra.launcher.jobs=2",
         "hydra/launcher=basic",
         "++hydra.sweep.dir=x",

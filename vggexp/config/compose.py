@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn, TextIO
 
 import hydra
 from hydra import compose, initialize_config_dir
@@ -75,6 +75,7 @@ def parse_command(argv: Sequence[str], *switches: str) -> Command:
     for action in parser._actions:
         if action.dest == "version":
             action.version = versions()  # type: ignore[attr-defined]
+    parser._print_message = _write_message  # type: ignore[method-assign, assignment]
     parser.error = _raise_usage_error  # type: ignore[method-assign, assignment]
     arguments = parser.parse_intermixed_args(list(argv))
     overrides = list(arguments.overrides)
@@ -126,6 +127,12 @@ def _check_completion(words: Sequence[str]) -> None:
 
 def versions() -> str:
     return f"vggexp {__version__} (hydra {hydra.__version__}, torch {version('torch')})"
+
+
+def _write_message(message: str, file: TextIO) -> None:
+    """Writes the text of --version. argparse's own function hides the error of a full disk."""
+    file.write(message)
+    file.flush()
 
 
 def _remove_words(words: Sequence[str], removed: Sequence[str]) -> list[str]:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,7 @@ SWEEPERS = {
     "grid": "hydra_plugins.vggexp_grid_sweeper.GridSweeper",
     "optuna": "hydra_plugins.vggexp_optuna_sweeper.OptunaSweeper",
 }
+RESOLVING = "ConfigError raised while resolving interpolation: "  # OmegaConf's, before our text
 CALLBACKS = ("hydra.experimental.callbacks.LogJobReturnCallback",)
 PLUGIN_CLASSES = {"launcher": LAUNCHERS, "sweeper": SWEEPERS}
 
@@ -62,24 +64,14 @@ HARMLESS_COMMAND_KEYS = (  # below them, allowed in files as well
     "ray.remote.max_calls",
 )
 
-LOG_CLASSES = (
-    "logging.Formatter",
-    "logging.Filter",
-    "logging.NullHandler",
-    "logging.StreamHandler",
-    "logging.FileHandler",
-)
-LOG_STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
-LOG_FILES = (  # names of Hydra's own files; other names may not leave the working directory
-    "${hydra.runtime.output_dir}/${hydra.job.name}.log",
-    "hydra-${hydra.job.name}.log",
-)
-
-# Variables by which a process, or a program that it starts, finds code.
-REFUSED_VARIABLES = re.compile(
-    r"(LD|DYLD|GIT|BASH|PYTHON|TRITON|TORCHINDUCTOR|CONDA|VIRTUAL)_?\w*|PYTHON\w*|BASHOPTS"
-    r"|CC|CXX|CPP|ENV|IFS|SHELL|SHELLOPTS|EDITOR|PAGER|VISUAL|TMPDIR|TMP|TEMP|GLIBC_TUNABLES"
-    r"|(\w*_)?(\w*PATH|HOME|\w*DIR|PRELOAD|PLUGINS?|LIB|LIBRARY|LIBRARIES|COMMAND|CMD)(_\w*)?"
+# Variables that a configuration may set: numbers of threads, devices, and how much a library
+# prints. Too many other variables make a program load code or write a file.
+SETTABLE_VARIABLES = re.compile(
+    r"\w+_NUM_THREADS|OMP_(DYNAMIC|PLACES|PROC_BIND|WAIT_POLICY)|KMP_(AFFINITY|BLOCKTIME)"
+    r"|CUDA_(VISIBLE_DEVICES|DEVICE_ORDER|LAUNCH_BLOCKING)|CUBLAS_WORKSPACE_CONFIG"
+    r"|NVIDIA_TF32_OVERRIDE|PYTORCH_(CUDA_)?ALLOC_CONF|TORCH_(LOGS|DISTRIBUTED_DEBUG)"
+    r"|TORCH_CPP_LOG_LEVEL|(NCCL|GLOO)_(DEBUG|DEBUG_SUBSYS|SOCKET_IFNAME|\w+_DISABLE)"
+    r"|VGGEXP_(?!CONF_PATH|TRACEBACK|FAULT)\w+"
 )
 # Variables that a configuration may read. config.yaml records values, so it may read only those
 # that hold no secret: whose machine and folder, which job. VGGEXP_* is for a user's own values.
@@ -231,19 +223,14 @@ def hydra_node_problems(node: DictConfig) -> Iterator[str]:
     for section, classes in PLUGIN_CLASSES.items():
         yield from _plugin_problems(node, section, classes)
     yield from _launcher_file_problems(node)
-    yield from _folder_problems(node)
+    if "run" in node:  # not with --hydra-help, which composes Hydra's keys alone
+        yield from _folder_problems(node)
     yield from _callback_problems(node)
     for section in ("hydra_logging", "job_logging"):
         yield from _logging_problems(node, section)
-    for variable in node.hydra.job.env_set:
-        if REFUSED_VARIABLES.fullmatch(str(variable)):
-            yield (
-                f"hydra.job.env_set.{variable}: not allowed, it changes what programs load; "
-                "set it in the shell"
-            )
-    for variable in node.hydra.job.env_copy:
-        if not is_readable(str(variable)):
-            yield f"hydra.job.env_copy={variable}: not allowed, multirun.yaml would record it"
+    for section in ("help", "hydra_help"):
+        resolved(node, f"hydra.{section}")
+    yield from _job_problems(node)
 
 
 def resolved(node: DictConfig, key: str) -> Any:
@@ -258,7 +245,7 @@ def resolved(node: DictConfig, key: str) -> Any:
             return section
         return OmegaConf.to_container(section, resolve=True)
     except (OmegaConfBaseException, ValueError) as error:
-        text = str(error).splitlines()[0]
+        text = str(error).splitlines()[0].removeprefix(RESOLVING)
         raise ConfigError(f"{key}: {text}") from error
 
 
@@ -358,29 +345,42 @@ def _callback_problems(node: DictConfig) -> Iterator[str]:
 
 
 def _logging_problems(node: DictConfig, section: str) -> Iterator[str]:
-    """Yields the problems of a section that Hydra passes to logging.config.dictConfig.
+    """Yields a problem unless a section for logging.config.dictConfig is a file of Hydra's own.
 
-    Interpolations are refused unless Hydra's own files have them: they could hide a key.
+    Another one could call functions, empty files, or be no valid section.
     """
-    key = f"hydra.{section}"
     values = OmegaConf.to_container(node.hydra, resolve=False).get(section)  # type: ignore[union-attr]
-    if not isinstance(values, dict):
-        if values is not None:
-            yield f"{key}={format_value(values)}: must have keys, as version and root"
-        return
-    for text in _special_keys(values, key):
-        yield f"{text}: not allowed, a configuration names no code"
-    for path, value in _leaves(values, key):
-        if not _is_safe_log_value(path.rpartition(".")[2], str(value)):
-            yield f"{path}={format_value(value)}: not allowed, a configuration names no code"
+    folder = resources.files("hydra.conf.hydra") / section
+    shipped = {
+        file.name.removesuffix(".yaml"): yaml_limits.load(file.read_text())
+        for file in folder.iterdir()
+        if file.name.endswith(".yaml")
+    }
+    if values not in shipped.values():
+        yield (
+            f"hydra.{section}: not allowed to differ from Hydra's own files; "
+            f"choose one with hydra/{section}=NAME ({', '.join(sorted(shipped))})"
+        )
 
 
-def _is_safe_log_value(name: str, value: str) -> bool:
-    """Returns whether a value of a dictConfig imports nothing and names no file elsewhere."""
-    if name == "class":
-        return value in LOG_CLASSES
-    if name == "filename":
-        return value in LOG_FILES or re.fullmatch(r"\w[\w.-]*\.log", value) is not None
-    if "://" in value:
-        return value in LOG_STREAMS
-    return "${" not in value
+def _job_problems(node: DictConfig) -> Iterator[str]:
+    """Yields the problems of a job's name, its variables and what Hydra logs."""
+    job = node.hydra.job
+    name = str(resolved(node, "hydra.job.name"))
+    if not re.fullmatch(r"[\w-]+", name):  # Hydra names its log file so
+        yield f"hydra.job.name={format_value(name)}: must be letters, digits, _ and -"
+    for variable, value in resolved(node, "hydra.job.env_set").items():
+        if not SETTABLE_VARIABLES.fullmatch(variable):
+            yield (
+                f"hydra.job.env_set.{variable}: not allowed, it may change what programs load "
+                "or write; set it in the shell"
+            )
+        elif not isinstance(value, str):
+            yield f"hydra.job.env_set.{variable}={format_value(value)}: must be text"
+    for variable in job.env_copy:
+        if not is_readable(str(variable)):
+            yield f"hydra.job.env_copy={variable}: not allowed, multirun.yaml would record it"
+    verbose = resolved(node, "hydra.verbose")
+    names = verbose if isinstance(verbose, list) else [verbose]
+    if not all(isinstance(name, bool | str) for name in names):
+        yield f"hydra.verbose={format_value(verbose)}: must be true, false or names of loggers"

@@ -319,8 +319,8 @@ def _check_run_name(config: Config) -> Problems:
     if not RUN_NAME.fullmatch(name) or WINDOWS_DEVICE.fullmatch(name):
         characters = "letters, digits or _ . + = , - (the first a letter, digit or _)"
         yield f"run.name={name}: must be 1..120 {characters}, no device name of Windows"
-    if name == "sweeps":
-        yield "run.name=sweeps: the folder of the sweeps; choose another"
+    if name in ("sweeps", "report.html", "report.csv", "report.md"):
+        yield f"run.name={name}: sweeps and reports stand there in run.root; choose another"
 
 
 @rule("run.root")

@@ -12,6 +12,7 @@ from vggexp.system.files import read_file
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times faster
 MAX_BYTES = 1 << 20  # no configuration is larger
 MAX_VALUES = 100_000  # with every alias written out
+MAX_PLAIN_CHARS = 2000  # of a value without quotes: Python refuses to print much longer numbers
 MAX_DEPTH = 100  # sections and lists inside each other; YAML's readers recurse
 
 
@@ -62,6 +63,9 @@ def _check_events(text: str) -> None:
             count += MAX_VALUES + 1 if contains_itself else sizes.get(event.anchor or "", 0)
         elif isinstance(event, yaml.ScalarEvent):
             count += 1
+            may_be_number = event.tag or not event.style  # it has no quotes
+            if may_be_number and len(event.value) > MAX_PLAIN_CHARS:
+                raise LimitError(f"a value of more than {MAX_PLAIN_CHARS} characters; quote a text")
             if event.anchor:
                 sizes[event.anchor] = 1
         elif isinstance(event, yaml.CollectionStartEvent):

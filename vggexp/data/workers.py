@@ -251,14 +251,14 @@ class DecoderPool:
             yield batch
 
     def _get_ready(self) -> None:
-        """Starts the workers, or drops the answers to requests of an earlier call."""
+        """Drops the answers to requests of an earlier call, then starts workers if none run."""
+        with contextlib.suppress(DataError):  # which ends the workers
+            for position, worker in enumerate(self._running):
+                if worker.request is not None:
+                    self._receive(position)
         if not self._running:
             atexit.register(end_workers)
             self._running = [Worker(self.decoder) for _ in range(self.workers)]
-        for position, worker in enumerate(self._running):
-            if worker.request is not None:
-                with contextlib.suppress(DataError):
-                    self._receive(position)
 
     def _receive(self, position: int) -> Any:
         """Waits for a batch; replaces the worker if it was killed."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -18,8 +19,8 @@ from vggexp.cli import report_error
 from vggexp.config import compose, hydra_safety, run_id
 from vggexp.config.schema import Config
 from vggexp.distributed.rank import rank_info
-from vggexp.errors import VggexpError
-from vggexp.formatting import error_line
+from vggexp.errors import ConfigError, VggexpError
+from vggexp.formatting import error_line, one_line
 from vggexp.loggers.console import print_text
 from vggexp.runs import records
 from vggexp.runs.directory import RESULT, read_result
@@ -104,6 +105,8 @@ def run_hydra(command: compose.Command, *overrides: str, task: HydraTask | None 
     )
     try:
         decorate(task or HydraTask())()
+    except ConfigCompositionException as error:  # of --hydra-help, which knows no other keys
+        raise ConfigError(one_line(error)) from error
     except SystemExit as end:
         if isinstance(end.code, VggexpError):  # of a launcher: passes through Hydra unchanged
             raise end.code from None

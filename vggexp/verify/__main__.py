@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = replay(arguments.run, arguments.data)
         print_text(json.dumps(asdict(result)) if arguments.json else format_result(result))
     except VggexpError as error:
-        print(error_line(str(error)), file=sys.stderr)
+        cli.print_error(error_line(str(error)))
         return error.exit_code
     return 0 if result.identical else CheckpointError.exit_code
 
