@@ -32,7 +32,7 @@ def compose_error_line(error: Exception) -> str:
         return f"{mark.name}, line {mark.line + 1}: {error.problem}"
     in_file = re.match(r"In '(.+)': \w+ raised while composing config:", str(error))
     if in_file and isinstance(error.__context__, Exception):  # has the key
-        return f"{in_file[1]}: {one_line(error.__context__)}"
+        return f"{in_file[1]}: {compose_error_line(error.__context__)}"
     while isinstance(error.__cause__, Exception) and not isinstance(error, OmegaConfBaseException):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
