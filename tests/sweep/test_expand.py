@@ -260,7 +260,7 @@ def test_a_section_that_cannot_be_shown_is_refused(package):
         ("1: 2", "1: unknown key; keys: arch, "),
         ("optimizer: {1: 2}", r"optimizer\.1=2: not an argument of SGD; "),
         ("seed: !!bool x", r"mine\.yaml: cannot be read as YAML \('x'\)"),
-        ("hydra: {mode: x}", "In 'experiment/mine': Invalid value 'x', expected one of"),
+        ("hydra: {mode: x}", "experiment/mine: hydra.mode: Invalid value 'x', expected one of"),
         ("hydra: {callbacks: '${run.root}'}", "hydra.callbacks=outputs: must have keys"),
     ],
 )

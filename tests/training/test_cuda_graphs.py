@@ -127,6 +127,7 @@ def test_with_little_memory_the_step_is_called():
     del ballast
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize("frozen", [0, 4])
 @pytest.mark.parametrize("overrides", [[], ["arch=vgg11_bn"]], ids=["plain", "batch norm"])
 def test_precast_weights(overrides, frozen):

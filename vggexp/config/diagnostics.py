@@ -37,8 +37,6 @@ def compose_error_line(error: Exception) -> str:
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     text = lines[0] if lines else type(error).__name__
-    if text.endswith(" raised while composing config:") and len(lines) > 1:
-        text = f"{text.partition(': ')[0]}: {lines[1]}"
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
     key = getattr(error, "full_key", None)

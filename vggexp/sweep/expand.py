@@ -92,9 +92,8 @@ def compose_run(command: Command) -> Config:
         ConfigError: the command has a problem, is a sweep, or has a flag that only Hydra handles.
     """
     if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS if flag != "help"):
-        raise ConfigError(
-            f"{command.flags[0]}: not a flag of this command; python -m vggexp takes it"
-        )
+        flag = command.flags[0].partition("=")[0]
+        raise ConfigError(f"{flag}: not a flag of this command; python -m vggexp takes it")
     outline = compose_outline(command)
     if outline.is_sweep:
         expand_sweep(command, outline)  # the problems of the sweep are reported first
