@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from tools.mutants.__main__ import LEVELS, ROOT, CopiedTree, read_faults
+from tools.mutants.__main__ import LEVELS, ROOT, read_faults
 
 FAULTS = {fault.id: fault for fault in read_faults()}
 
@@ -55,12 +55,21 @@ def test_a_fault_is_noticed_by_its_test():
     assert process.returncode == 0
 
 
+FIND_NOTICE = """
+import sys
+from pathlib import Path
+from tools.mutants.__main__ import CopiedTree, read_faults
+copy = CopiedTree(Path(sys.argv[1]))
+path = copy.folder / "tests/runs/test_directory.py"
+path.write_text("def test_one():\\n    assert 1 == 2\\n", "utf-8")
+(fault,) = [fault for fault in read_faults() if fault.id == "rund04"]
+print(copy.find_notice(fault, ["quick"]))
+"""
+
+
 @pytest.mark.process
-def test_a_test_that_fails_without_the_fault_too_notices_nothing(tmp_path, capfd):
-    copy = CopiedTree(tmp_path)
-    path = tmp_path / "tests/runs/test_directory.py"
-    path.write_text("def test_one():\n    assert 1 == 2\n", "utf-8")
-    with capfd.disabled():  # the fork writes into a log
-        level, reason = copy.find_notice(FAULTS["rund04"], ["quick"])
-    assert level == ""
-    assert reason == "tests/runs/test_directory.py::test_one fails without the fault too"
+def test_a_test_that_fails_without_the_fault_too_notices_nothing(tmp_path):
+    command = [sys.executable, "-c", FIND_NOTICE, str(tmp_path)]
+    process = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    reason = "tests/runs/test_directory.py::test_one fails without the fault too"
+    assert process.stdout == f"{('', reason)}\n"

@@ -47,8 +47,8 @@ def resource_cases(small: bool) -> Iterable[tuple[str, int]]:
     """
     calls = len(list_writing_calls(SMALLEST))
     amounts = {
-        "full": range(0, calls, calls // (8 if small else 100)),
-        "limit": range(500, 24_000, 4000 if small else 500),
+        "full": range(0, calls, calls // (5 if small else 100)),
+        "limit": range(500, 24_000, 6000 if small else 500),
         "readonly": range(0, calls, calls // (3 if small else 20)),
         "descriptors": range(0, 6, 3 if small else 1),
     }

@@ -35,7 +35,7 @@ def job_cases(small: bool) -> Iterable[tuple[str, str, int]]:
     """Returns each launcher with each fault, and the number of jobs."""
     jobs = 5 if small else 12
     cases = list(itertools.product(LAUNCHERS, sitecustomize.FAULTS, [jobs]))
-    return cases[1::10] if small else cases
+    return cases[1::13] if small else cases
 
 
 def check_dying_job(case: tuple[str, str, int], folder: Path) -> str:
@@ -105,7 +105,7 @@ CATALOGS = {
     ),
     "controllers": Catalog(
         "a sweep's controller killed at up to three random times",
-        seeds(2, 30),
+        seeds(1, 30),
         check_killed_controller,
     ),
     "pairs": Catalog("two controllers of one sweep at once", seeds(1, 10), check_two_controllers),
