@@ -117,8 +117,6 @@ def unpacked_fashion() -> Path:
 
 # Downloads
 
-DOWNLOADERS = 20  # processes that want the data set at the same time
-
 
 class Mirror(ThreadingHTTPServer):
     """Serves Debian's files: whole ("good"), cut ("short"), changed ("wrong") or "slow"."""
@@ -155,18 +153,18 @@ class MirrorHandler(BaseHTTPRequestHandler):
 
 
 def download_cases(small: bool) -> Iterable[tuple[str, int]]:
-    """Returns the behavior of the mirror and the number of the repetition."""
-    repetitions = range(1 if small else 5)
-    return itertools.product(("good", "short", "wrong", "slow"), repetitions)
+    """Returns the behavior of the mirror, and the processes that want the data at the same time."""
+    counts = [5] if small else [20] * 5
+    return itertools.product(("good", "short", "wrong", "slow"), counts)
 
 
 def check_downloads(case: tuple[str, int], folder: Path) -> str:
     """Checks that each file is fetched once, or that each process fails with one line."""
-    behavior, _ = case
+    behavior, processes = case
     timeout = 0.5 if behavior == "slow" else 30
     with Mirror(behavior) as mirror:
         threading.Thread(target=mirror.serve_forever, args=(0.01,), daemon=True).start()
-        pids = [fork_download(folder, mirror.server_port, timeout) for _ in range(DOWNLOADERS)]
+        pids = [fork_download(folder, mirror.server_port, timeout) for _ in range(processes)]
         codes = {wait_for(pid) for pid in pids}
         mirror.shutdown()
     expected_codes = {3}
