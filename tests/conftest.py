@@ -1,5 +1,6 @@
 """Shared by the tests: a command run in this process, a set-up that trains in a second, images."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -97,3 +98,14 @@ def write_images(
 
 def result(name: str) -> dict:
     return json.loads((Path("outputs") / name / "result.json").read_text())
+
+
+def full_pipe() -> tuple[int, int]:
+    """Returns the ends of a pipe that is full: a process that writes waits until another reads."""
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write_end, bytes(4096))
+    os.set_blocking(write_end, True)
+    return read_end, write_end

@@ -1,6 +1,5 @@
 """Help, the whole configuration and completion; refusals and errors of any command."""
 
-import contextlib
 import os
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.conftest import full_pipe
 from vggexp import cli
 from vggexp.__main__ import main
 from vggexp.config.compose import parse_command
@@ -245,12 +245,7 @@ def test_ctrl_c_twice_ends_a_command_whose_output_nobody_reads():
         "threading.Timer(0.3, ctrl_c).start()\n"
         "cli.print_stopped('stopped')\n"
     )
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(write_end, bytes(4096))
-    os.set_blocking(write_end, True)
+    read_end, write_end = full_pipe()
     process = subprocess.run([sys.executable, "-c", program], stderr=write_end, timeout=60)
     os.close(read_end)
     os.close(write_end)

@@ -1,6 +1,5 @@
 """Lines and progress of a run on the terminal and in run.log."""
 
-import contextlib
 import io
 import logging
 import os
@@ -11,6 +10,7 @@ import sys
 
 import pytest
 
+from tests.conftest import full_pipe
 from vggexp.loggers import console as console_module
 from vggexp.loggers.console import Console, print_text
 from vggexp.system import signals
@@ -270,12 +270,7 @@ def test_a_terminal_without_unicode_gets_escapes(tmp_path):
 
 def test_after_a_stop_signal_a_reader_that_does_not_read_holds_up_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(signals, "GRACE_SECONDS", 0.01)
-    read_end, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(write_end, bytes(4096))
-    os.set_blocking(write_end, True)
+    read_end, write_end = full_pipe()
     with open(write_end, "w") as stream, signals.handle_stop_signals():
         console = Console(tmp_path / "run.log", stream)
         os.kill(os.getpid(), signal.SIGTERM)
