@@ -154,33 +154,6 @@ def test_the_umask_takes_more_rights(tmp_path):
     assert mode(tmp_path / "b") == 0o600
 
 
-@pytest.mark.parametrize("name", ["atomic_write", "atomic_path"])
-def test_content_is_durable_before_its_name_and_the_name_before_the_return(
-    name, tmp_path, monkeypatch
-):
-    calls = []
-    fsync = os.fsync
-    replace = os.replace
-
-    def record_fsync(descriptor):
-        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        calls.append("sync folder" if is_folder else "sync file")
-        fsync(descriptor)
-
-    def record_replace(source, target):
-        calls.append("rename")
-        replace(source, target)
-
-    monkeypatch.setattr(os, "fsync", record_fsync)
-    monkeypatch.setattr(os, "replace", record_replace)
-    if name == "atomic_write":
-        files.atomic_write(tmp_path / "a", b"x")
-    else:
-        with files.atomic_path(tmp_path / "a") as part:
-            part.write_bytes(b"x")
-    assert calls == ["sync file", "rename", "sync folder"]
-
-
 def write_to_path(path, content):
     with files.atomic_path(path) as part:
         part.write_bytes(content)
