@@ -1,6 +1,5 @@
 """SIGKILL at random times, at each writing call and at each system call; stop signals."""
 
-import contextlib
 import itertools
 import os
 import random
@@ -14,6 +13,7 @@ from tempfile import mkdtemp
 from typing import Any
 
 import vggexp.runner.build
+from tests.conftest import full_pipe
 from tools.faults.catalog import (
     CONFIGS,
     SMALLEST,
@@ -191,7 +191,7 @@ def check_signal(case: tuple[str, str, int], folder: Path) -> str:
         slow_down_batches(0.3 if situation == "twice" else 0.02)
         signal.signal(signum, earlier_handler(situation, signum))
         if situation == "unread":
-            os.dup2(open_full_pipe(), 1)
+            os.dup2(full_pipe()[1], 1)
 
     def send(pid: int) -> None:
         wait_until(lambda: list(folder.glob("outputs/*/result.json")))
@@ -225,17 +225,6 @@ def earlier_handler(situation: str, signum: int) -> Any:
     if situation == "once" and signum != signal.SIGINT:
         return signal.SIG_DFL
     return signal.default_int_handler
-
-
-def open_full_pipe() -> int:
-    """Returns the end of a pipe that takes no more, and from which nothing is read."""
-    _, write_end = os.pipe()
-    os.set_blocking(write_end, False)
-    with contextlib.suppress(BlockingIOError):
-        while True:
-            os.write(write_end, b"full")
-    os.set_blocking(write_end, True)
-    return write_end
 
 
 def slow_down_batches(seconds: float) -> None:
