@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -122,24 +123,47 @@ print(code, 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status")
 SMALL_DATA = "data=synthetic data.images=64 data.batch_size=32 data.val_fraction=0.15"
 
 
+TINY = f"{SMALL_DATA} data.size=32 arch.width=0.05 arch.hidden=[16]"
+needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+
+
+def memory_of_a_run(overrides: str, folder: Path) -> tuple[int, int]:
+    """Returns the planned and the resident bytes of a run at its peak."""
+    words = [*overrides.split(), "device=cpu", "device.threads=1", "train.epochs=1"]
+    command = [sys.executable, "-c", TRAIN, *words, "run.root=outputs"]
+    process = subprocess.run(command, capture_output=True, text=True, cwd=folder)
+    code, resident_bytes = map(int, process.stdout.split()[-2:])
+    assert code == 0
+    return plan(*words).memory_bytes["total"], resident_bytes
+
+
+@pytest.fixture(scope="module")
+def memory_of_a_tiny_run(tmp_path_factory):
+    return memory_of_a_run(TINY, tmp_path_factory.mktemp("memory"))
+
+
 @pytest.mark.process
-@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@needs_proc
+def test_the_libraries_are_most_of_a_tiny_run(memory_of_a_tiny_run):
+    planned, resident = memory_of_a_tiny_run
+    assert 0.6 < planned / resident < 1.3  # 1.06 and 0.75 on two machines with the same packages
+
+
+@pytest.mark.process
+@needs_proc
 @pytest.mark.parametrize(
     "overrides",
     [
-        f"{SMALL_DATA} data.size=32 arch.width=0.05 arch.hidden=[16]",
         f"{SMALL_DATA} data.size=64 arch=vgg11_lrn arch.width=0.5 arch.hidden=[256]",
         f"{SMALL_DATA} data.size=128 arch=vgg11_bn arch.width=0.5 device.precision=fp32",
     ],
 )
-def test_the_estimate_is_near_the_resident_memory_of_a_run(overrides, tmp_path):
-    words = [*overrides.split(), "device=cpu", "device.threads=1", "train.epochs=1"]
-    command = [sys.executable, "-c", TRAIN, *words, "run.root=outputs"]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
-    code, resident_bytes = map(int, process.stdout.split()[-2:])
-    assert code == 0
-    ratio = plan(*words).memory_bytes["total"] / resident_bytes
-    assert 0.9 < ratio < 1.3
+def test_the_estimate_is_near_what_a_run_holds_besides_the_libraries(
+    overrides, memory_of_a_tiny_run, tmp_path
+):
+    planned, resident = memory_of_a_run(overrides, tmp_path)
+    planned_tiny, resident_tiny = memory_of_a_tiny_run
+    assert 0.9 < (planned - planned_tiny) / (resident - resident_tiny) < 1.4
 
 
 def test_hints_follow_the_table_and_are_in_json(capsys):

@@ -13,8 +13,8 @@ FLOAT_BYTES = 4
 INDEX_BYTES = 8  # of torch's pooling
 FUSED_INDEX_BYTES = 1  # of the kernels of vggexp.models.triton_ops
 # What a process on a CPU holds besides tensors, measured on Linux with torch 2.14, as
-# tests/test_plan.py does. LIBRARY_BYTES is Python with all libraries, WORKER_BYTES what a worker
-# does not share.
+# tests/test_plan.py does. LIBRARY_BYTES is Python with all libraries: 605 MB on one machine, 860 MB
+# on another with the same packages. WORKER_BYTES is what a worker does not share.
 LIBRARY_BYTES = 640_000_000
 WORKER_BYTES = 60_000_000
 # Scratch memory of convolutions, and holes in the heap, relative to the tensors of a step.
