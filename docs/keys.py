@@ -9,25 +9,29 @@ the comment.
 import ast
 import dataclasses
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-import yaml
-
 from vggexp.config import schema
-from vggexp.config.device import conf_dir
+from vggexp.config.comments import (
+    GROUPS,
+    EntriesByKey,
+    Entry,
+    default_files,
+    group_files,
+    meaning,
+    member_entries,
+    read_entries,
+    read_lines,
+)
 from vggexp.config.parse import GROUP_CLASSES
 from vggexp.formatting import format_value
 from vggexp.models.shapes import Block
 
-CONF = Path(conf_dir())
 PAGE = Path(__file__).parent / "keys.md"
-GROUPS = ("arch", "data", "augment", "optimizer", "scheduler", "device")
-DEFAULTS = dict(
-    re.findall(r"^  - (\w+): (\w+)", (CONF / "config.yaml").read_text("utf-8"), re.MULTILINE)
-)  # group -> default file
+DEFAULTS = default_files()
 UNIT = re.compile(
     r"\b(?:pixels|minutes|epochs|steps|images|micro-batches|processes|threads|blocks|jobs|runs"
     r"|classes|channels|neurons|probability|share|factor|accuracy)\b"
@@ -37,7 +41,6 @@ STORED = re.compile(r'group="hydra/(?P<group>\w+)", name="(?P<name>\w+)"')
 SETTING = re.compile(
     r"^    (?P<key>[a-z]\w*): [^=\n]+ = (?P<value>[^#(\n]+?)(?:  # (?P<comment>.*))?$", re.MULTILINE
 )
-LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?: (?P<value>.*?))?(?:\s+# (?P<comment>.*))?$")
 INTRODUCTION = """# Every key
 
 Made from `conf/` and `vggexp/config/schema.py` when the site is built. `group=file` chooses a
@@ -47,71 +50,6 @@ key, the page names them in parentheses.
 """
 
 Cells = tuple[str, ...]  # a row of a table
-
-
-class Entry(NamedTuple):
-    """A key in a file. `comment` includes the lines that continue it."""
-
-    file: str
-    value: Any
-    comment: str
-
-
-KeyEntry = tuple[str, Entry]
-EntriesByKey = dict[str, list[Entry]]  # the default file first
-
-
-def read_lines(path: Path) -> list[KeyEntry]:
-    """Returns (full key, entry) for each key of a file of conf/.
-
-    Nested keys are joined by dots. Lists and Hydra's own keys are left out.
-    """
-    sections: list[str] = []
-    entries: list[KeyEntry] = []
-    text = path.read_text("utf-8").partition("\nhydra:")[0]
-    for line in text.splitlines():
-        if entries and re.match(r" +# ", line):
-            key, entry = entries[-1]
-            comment = f"{entry.comment} {line.strip(' #')}"
-            entries[-1] = (key, entry._replace(comment=comment))
-            continue
-        match = LINE.match(line)
-        if match is None:
-            continue
-        depth = len(match["indent"]) // 2
-        sections[depth:] = [match["key"]]
-        if match["value"]:
-            key = ".".join(sections)
-            value = yaml.safe_load(match["value"])
-            comment = match["comment"] or ""
-            entries.append((key, Entry(path.stem, value, comment)))
-    return entries
-
-
-def group_files(group: str) -> list[Path]:
-    return sorted((CONF / group).glob("*.yaml"))
-
-
-def read_entries() -> EntriesByKey:
-    """Returns every key with the files that set it, the default file first."""
-    entries: EntriesByKey = {}
-    for key, entry in read_lines(CONF / "config.yaml"):
-        entries.setdefault(key, []).append(entry)
-    for group in GROUPS:
-        paths = group_files(group)
-        paths.sort(key=lambda path: path.stem != DEFAULTS[group])
-        for path in paths:
-            for key, entry in read_lines(path):
-                entries.setdefault(f"{group}.{key}", []).append(entry)
-    return entries
-
-
-def meaning(entries: Sequence[Entry]) -> str:
-    """Returns the first comment."""
-    for entry in entries:
-        if entry.comment:
-            return entry.comment
-    return ""
 
 
 def unit(key: str, allowed: str, comment: str) -> str:
@@ -210,9 +148,7 @@ def key_rows(entries: EntriesByKey) -> Iterator[Cells]:
     known = set()
     for field in schema_fields():
         known.add(field.key)
-        group = field.key.partition(".")[0]
-        names = {entry.file: entry.value for entry in entries.get(f"{group}.name", [])}
-        yield _schema_row(field, entries.get(field.key, []), names)
+        yield _schema_row(field, entries)
     for key, key_entries in entries.items():
         if key.startswith("optimizer.") and key not in known:
             files = ", ".join(entry.file for entry in key_entries)
@@ -220,20 +156,15 @@ def key_rows(entries: EntriesByKey) -> Iterator[Cells]:
             yield _row(key, name, "as torch.optim has it", key_entries, meaning(key_entries))
 
 
-def _schema_row(field: Field, entries: list[Entry], names: Mapping[str, str]) -> Cells:
-    """Returns the row of a key of the schema.
-
-    Args:
-        names: file of the group -> its `name`, which selects the class that has the key.
-    """
-    member_entries = entries
+def _schema_row(field: Field, entries: EntriesByKey) -> Cells:
+    """Returns the row of a key of the schema."""
+    found = entries.get(field.key, [])
     if field.members:
-        member_entries = [entry for entry in entries if names.get(entry.file) in field.members]
-    member_entries = member_entries or entries  # config.yaml and experiments have no name
+        found = member_entries(field.key, field.members, entries)
     name = f"`{field.key}`"
     if field.members and len(field.members) < 5:
         name += f" ({', '.join(field.members)})"
-    return _row(field.key, name, field.allowed, member_entries, meaning(member_entries))
+    return _row(field.key, name, field.allowed, found, meaning(found))
 
 
 def _row(key: str, name: str, allowed: str, entries: list[Entry], comment: str) -> Cells:
@@ -273,7 +204,8 @@ def file_rows(group: str) -> Iterator[Cells]:
     for path in group_files(group):
         head = re.match(r"(?:#.*\n)+", path.read_text("utf-8"))
         assert head is not None, path
-        comment = " ".join(re.findall(r"# *(.*)", head[0].replace("# @package _global_\n", "")))
+        text = re.sub("# (?:@package|yaml-language-server).*\n", "", head[0])
+        comment = " ".join(re.findall(r"# *(.*)", text))
         description = re.split(r"\b(?:Source|Command):", comment)[0].strip()
         values = []
         for key, entry in read_lines(path):

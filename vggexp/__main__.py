@@ -2,12 +2,14 @@
 
 import contextlib
 import io
+import json
 import os
 import sys
 from collections.abc import Sequence
 
 from vggexp.cli import print_error, print_stopped, report_error, translate_os_errors
 from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
+from vggexp.config.json_schema import json_schema
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
 from vggexp.formatting import error_line
@@ -30,7 +32,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         with translate_os_errors():
             try:
-                return _run(parse_command(sys.argv[1:] if argv is None else argv))
+                words = sys.argv[1:] if argv is None else argv
+                return _run(parse_command(words, "--schema"))
             finally:
                 flush_stdout()  # also what --version has printed
     except VggexpError as error:
@@ -47,6 +50,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run(command: Command) -> int:
     """Runs a command and returns its exit code."""
+    if command.arguments.schema:
+        if command.overrides:
+            raise ConfigError(f"--schema: takes no overrides; leave out {command.overrides[0]}")
+        print_text(json.dumps(json_schema(), indent=1, ensure_ascii=False))
+        return 0
     if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
         if not (command.arguments.shell_completion or command.arguments.hydra_help):
             expand.check_composes(command)

@@ -160,10 +160,13 @@ def check_command(
     command: str, expected: str, ignore_figures: bool, capfd: pytest.CaptureFixture
 ) -> None:
     """Runs a command and compares its output with that of the page."""
-    target = find_module(split_command(command))
+    target = find_module(split_command(command.partition(" > ")[0]))
     if target:
         code = run_module(*target)
         output = "".join(capfd.readouterr())
+        if " > " in command:
+            Path(command.partition(" > ")[2]).write_text(output)
+            output = ""
     else:
         end = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
         code = end.returncode

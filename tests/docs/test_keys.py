@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from vggexp.config import comments
 from vggexp.config.compose import parse_command
+from vggexp.config.device import conf_dir
 from vggexp.config.keys import flatten, to_plain
 from vggexp.config.parse import schema_keys
 from vggexp.formatting import format_value
@@ -15,8 +17,8 @@ from vggexp.sweep.expand import compose_run
 
 KEYS = runpy.run_path(str(Path(__file__).parents[2] / "docs/keys.py"))
 FILES = [
-    KEYS["CONF"] / "config.yaml",
-    *(path for group in KEYS["GROUPS"] for path in KEYS["group_files"](group)),
+    Path(conf_dir(), "config.yaml"),
+    *(path for group in comments.GROUPS for path in comments.group_files(group)),
 ]
 
 
@@ -25,12 +27,12 @@ def test_the_values_are_those_of_the_file(path):
     node = yaml.safe_load(path.read_text("utf-8"))
     for key in ("defaults", "hydra"):
         node.pop(key, None)
-    assert {key: entry.value for key, entry in KEYS["read_lines"](path)} == flatten(node)
+    assert {key: entry.value for key, entry in comments.read_lines(path)} == flatten(node)
 
 
 def test_every_key_has_a_comment():
-    for key, entries in KEYS["read_entries"]().items():
-        assert KEYS["meaning"](entries), key
+    for key, entries in comments.read_entries().items():
+        assert comments.meaning(entries), key
 
 
 def test_every_setting_of_a_plugin_has_a_comment():
@@ -43,7 +45,7 @@ def test_every_setting_of_a_plugin_has_a_comment():
 @cache
 def key_rows() -> dict[str, list[tuple[str, ...]]]:
     rows: dict[str, list[tuple[str, ...]]] = {}
-    for row in KEYS["key_rows"](KEYS["read_entries"]()):
+    for row in KEYS["key_rows"](comments.read_entries()):
         key = row[0].split("`")[1]
         rows.setdefault(key, []).append(row)
     return rows
@@ -65,7 +67,7 @@ def test_every_key_of_the_schema_has_a_row():
 def test_a_key_has_the_comment_of_a_file_that_has_its_class():
     (row,) = key_rows()["arch.dropout"]
     (comment,) = {
-        entry.comment for entry in KEYS["read_entries"]()["arch.dropout"] if "vgg" in entry.file
+        entry.comment for entry in comments.read_entries()["arch.dropout"] if "vgg" in entry.file
     }
     assert row[-1] == comment
 
