@@ -125,6 +125,8 @@ class Augment:
     scale: tuple[Annotated[float, Range(1, 16)], ...] | None
     color: Share
     erase: Share
+    mixup: Annotated[float, Range(0, 100, open_low=True)] | None
+    cutmix: Annotated[float, Range(0, 100, open_low=True)] | None
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,8 @@ from vggexp.rng import generator
 
 MAX_MEMORY_SHARE = 1 / 4  # of the device's free memory; larger data sets stay in RAM
 
-Batch = tuple[Tensor, Tensor]  # float32 [B, C, size, size], int64 [B]
+# float32 [B, C, size, size]; int64 [B], or the shares of the classes, float32 [B, K]
+Batch = tuple[Tensor, Tensor]
 
 
 class SameShapeImages(NamedTuple):
@@ -96,7 +97,7 @@ class InMemoryLoader:
         The last batch may be short. It may be empty on a rank.
         """
         order = epoch_permutation(self.seed, epoch, self.count)
-        order = _to_device(order, self.images.device)
+        order = to_device(order, self.images.device)
         for index in range(start, self.batches_per_epoch):
             indices = self._batch_indices(order, index)
             images, labels = self._select(indices[collectives.rank_slice()])
@@ -128,8 +129,8 @@ class InMemoryLoader:
         return order[start : start + self.batch_size]
 
     def _select(self, indices: Tensor) -> Batch:
-        images = _to_device(self.images[indices], self.device)
-        labels = _to_device(self.labels[indices], self.device)
+        images = to_device(self.images[indices], self.device)
+        labels = to_device(self.labels[indices], self.device)
         return images, labels
 
     def _changes(self, epoch: int, index: int, count: int) -> AugmentParams:
@@ -227,7 +228,7 @@ class StreamingLoader:
             yield scales, self._select_labels(batch)
 
     def _select_labels(self, indices: Tensor) -> Tensor:
-        return _to_device(self.labels[indices], self.device)
+        return to_device(self.labels[indices], self.device)
 
     def _read(self, epoch: int | None, batches: Sequence[Tensor]) -> Iterator[Batch]:
         requests = [(epoch, indices.tolist()) for indices in batches if len(indices)]
@@ -239,7 +240,7 @@ class StreamingLoader:
                 size = self.preprocess.size
                 images = torch.empty(0, 3, size, size, dtype=torch.uint8)
                 changes = NO_CHANGES
-            images = _to_device(images, self.device)
+            images = to_device(images, self.device)
             changes = _changes_to_device(changes, self.device)
             yield self.preprocess.normalize(images, changes), self._select_labels(indices)
 
@@ -255,7 +256,7 @@ def _group_by_shape(
     images: list[Tensor] = []
     for part in parts:
         lengths = [3 * height * width for height, width in part.shapes]
-        chunks = _to_device(part.values, device).split(lengths)
+        chunks = to_device(part.values, device).split(lengths)
         for chunk, (height, width) in zip(chunks, part.shapes, strict=True):
             images.append(chunk.view(3, height, width))
     for shape in dict.fromkeys(image.shape for image in images):
@@ -263,7 +264,7 @@ def _group_by_shape(
         yield SameShapeImages(indices, torch.stack([images[index] for index in indices]))
 
 
-def _to_device(tensor: Tensor, device: torch.device) -> Tensor:
+def to_device(tensor: Tensor, device: torch.device) -> Tensor:
     """Copies to CUDA from page-locked memory, so that the copy overlaps with the model's work."""
     if tensor.device.type == device.type:
         return tensor
@@ -278,14 +279,14 @@ def _changes_to_device(changes: AugmentParams, device: torch.device) -> AugmentP
         return changes
     window = changes.window
     if window is not None:
-        stacked = _to_device(torch.stack(window), device)
+        stacked = to_device(torch.stack(window), device)
         window = CropWindow(*stacked)
     shift = changes.shift
     if shift is not None:
-        shift = _to_device(shift, device)
+        shift = to_device(shift, device)
     box = changes.box
     if box is not None:
-        box = _to_device(box, device)
+        box = to_device(box, device)
     return AugmentParams(window, shift, box)
 
 

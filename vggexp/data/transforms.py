@@ -420,10 +420,15 @@ def erase_boxes(uniform: Tensor, size: int, probability: float) -> Tensor:
 def erase(images: Tensor, box: Tensor) -> Tensor:
     """Writes zeros, the mean of normalized images, into each image's box [B, 4], in place."""
     height, width = images.shape[-2:]
+    outside = ~box_mask(box, height, width)
+    return images.mul_(outside[:, None])  # 3 times faster than masked_fill_
+
+
+def box_mask(box: Tensor, height: int, width: int) -> Tensor:
+    """Returns whether each pixel lies in its image's box [B, 4], as bool [B, height, width]."""
     rows = torch.arange(height, device=box.device)
     columns = torch.arange(width, device=box.device)
     top, left, bottom, right = box[..., None].unbind(1)
     in_rows = (rows >= top) & (rows < bottom)
     in_columns = (columns >= left) & (columns < right)
-    inside = in_rows[:, :, None] & in_columns[:, None]
-    return images.mul_(~inside[:, None])  # 3 times faster than masked_fill_
+    return in_rows[:, :, None] & in_columns[:, None]

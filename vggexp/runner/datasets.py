@@ -16,6 +16,7 @@ from vggexp.data.datasets import TensorDataset, load_dataset, synthetic_dataset
 from vggexp.data.image_folder import FolderIndex, index_folder
 from vggexp.data.image_stats import channel_mean_std, color_basis
 from vggexp.data.loaders import InMemoryLoader, Loader, StreamingLoader
+from vggexp.data.mix import Mix, MixingLoader
 from vggexp.data.split import stratified_sample, train_val_split
 from vggexp.data.transforms import Augment, Preprocess
 from vggexp.data.workers import decode_images
@@ -31,7 +32,7 @@ COLOR_SAMPLE = 256  # images at least, whose colors give the components of augme
 class DataLoaders:
     """The data of a run."""
 
-    train: Loader
+    train: Loader | MixingLoader
     val: Loader | None  # None without a validation split
     test: Loader
     classes: tuple[str, ...]
@@ -125,9 +126,9 @@ def _in_memory_loaders(
     )
     rank_batch = collectives.local_batch_size(cfg.batch_size)
     make_eval_loader = partial(make_loader, batch_size=rank_batch)
-    augment = Augment(**vars(config.augment))
+    train_loader = make_loader(images[train], labels[train], augment=_augment(config))
     return DataLoaders(
-        train=make_loader(images[train], labels[train], augment=augment),
+        train=_mixed(train_loader, config, splits.train.classes),
         val=make_eval_loader(images[val], labels[val]) if len(val) else None,
         test=make_eval_loader(splits.test.images, splits.test.labels),
         classes=splits.train.classes,
@@ -185,9 +186,10 @@ def _streaming_loaders(
         step = max(1, len(train_paths) // COLOR_SAMPLE)
         sample = decode_images(train_paths[::step], size, 0)
         basis = color_basis(sample)
-    augment = Augment(**vars(config.augment))
+    train_labels = labels[train].tolist()
+    train_loader = make_loader(train_paths, train_labels, augment=_augment(config), basis=basis)
     return DataLoaders(
-        train=make_loader(train_paths, labels[train].tolist(), augment=augment, basis=basis),
+        train=_mixed(train_loader, config, index.train.classes),
         val=make_eval_loader(val_paths, labels[val].tolist()) if len(val) else None,
         test=make_eval_loader(index.test.paths, index.test.labels),
         classes=index.train.classes,
@@ -201,6 +203,20 @@ def _streaming_loaders(
         origin=index.origin,
         earlier_fingerprint=index.earlier_fingerprint,
     )
+
+
+def _augment(config: Config) -> Augment:
+    """Returns the changes of single images."""
+    values = {name: getattr(config.augment, name) for name in Augment._fields}
+    return Augment(**values)
+
+
+def _mixed(loader: Loader, config: Config, classes: Sequence[str]) -> Loader | MixingLoader:
+    """Returns the loader of the training images, which mixes pairs if the configuration says so."""
+    mix = Mix(config.augment.mixup, config.augment.cutmix)
+    if mix == Mix():
+        return loader
+    return MixingLoader(loader, mix, len(classes))
 
 
 def _select(paths: Sequence[Path], indices: Tensor) -> list[Path]:

@@ -59,10 +59,14 @@ class MetricSums:
         Args:
             loss: Sum over the images of the batch.
             logits: [N, K].
-            labels: [N].
+            labels: [N]. Or [N, K], the shares of the classes in mixed images: the share of the
+                predicted class counts as correct.
         """
         predictions = logits.detach().argmax(1)
-        correct = (predictions == labels).sum()
+        if labels.ndim == 2:
+            correct = labels.gather(1, predictions[:, None]).sum()
+        else:
+            correct = (predictions == labels).sum()
         added = torch.stack((loss.detach(), correct))
         self.sums += added.to(self.sums.dtype)
         self.count += len(labels)

@@ -14,7 +14,8 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from vggexp.distributed import collectives
 
-Batch = tuple[Tensor, Tensor]  # images [N, C, H, W] and labels [N]
+# Images [N, C, H, W]. Labels [N], or the shares of the classes in mixed images, [N, K].
+Batch = tuple[Tensor, Tensor]
 Autocast = Callable[[], AbstractContextManager]  # returns a new context for each forward pass
 
 
