@@ -28,7 +28,8 @@ ORDER = [
     ["cli"],
     ["runner"],
     ["sweep"],
-    ["plan", "bench", "verify"],
+    ["plan", "bench", "verify", "check"],
+    ["check"],
     ["export"],
     ["evaluate"],
     ["predict"],
@@ -50,7 +51,17 @@ SOURCES = {
 }
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.items()}
 PACKAGE = {name: tree for name, tree in TREES.items() if name.split(".")[0] == "vggexp"}
-COMMANDS = ["plan", "evaluate", "export", "predict", "compare", "report", "bench", "verify"]
+COMMANDS = [
+    "plan",
+    "evaluate",
+    "export",
+    "predict",
+    "compare",
+    "report",
+    "bench",
+    "verify",
+    "check",
+]
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

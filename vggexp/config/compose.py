@@ -54,12 +54,12 @@ class Command(NamedTuple):
     arguments: argparse.Namespace  # the parsed values of the flags
 
 
-def parse_command(argv: Sequence[str], *switches: str) -> Command:
+def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = ()) -> Command:
     """Sorts a command line, in which flags may stand anywhere.
 
     Args:
         argv: the command line without the program's name.
-        switches: additional flags without a value, as `--json`.
+        switches: more flags without a value, as `--json`; options: with one, as `--images FILE`.
 
     Raises:
         ConfigError: a flag is unknown, not allowed, or does not fit another flag.
@@ -70,8 +70,10 @@ def parse_command(argv: Sequence[str], *switches: str) -> Command:
             raise ConfigError(f"{word}: not UTF-8 text; rename the file or folder")
     hydra_safety.SafeConfigLoader.moment = hydra_safety.Moment()
     parser = get_args_parser()
-    for switch in switches:
-        parser.add_argument(switch, action="store_true")
+    for flag in switches:
+        parser.add_argument(flag, action="store_true")
+    for flag in options:
+        parser.add_argument(flag)
     for action in parser._actions:
         if action.dest == "version":
             action.version = versions()  # type: ignore[attr-defined]

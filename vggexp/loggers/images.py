@@ -138,7 +138,14 @@ def mistakes_image(
         label = names[labels[index]]
         predicted = names[predictions[index]]
         captions.append(f"{label} -> {predicted} {confidences[index]:.2f}")
-    return _arrange_with_captions(_to_tiles(images[worst], 112), captions)
+    return captioned_grid(images[worst], captions)
+
+
+def captioned_grid(images: Array, captions: Sequence[str], size: int = 112) -> ImageArray:
+    """Arranges images [N, C, H, W] with a line of text below each; see `image_grid`."""
+    font = _font(CAPTION_SIZE)
+    short = [_shorten(caption, 200, font) for caption in captions]
+    return _arrange_with_captions(_to_tiles(np.asarray(images), size), short)
 
 
 def _to_tiles(images: Array, size: int) -> ImageArray:

@@ -1,0 +1,138 @@
+"""Each planted fault is found by the check that is meant for it, with an override that cures it."""
+
+import json
+
+import pytest
+
+from vggexp.check.__main__ import format_finding, main
+from vggexp.check.checks import (
+    Finding,
+    check_images,
+    check_labels,
+    check_layers,
+    check_memorizing,
+    judge_steps,
+    make_subject,
+    run_checks,
+    train_steps,
+)
+from vggexp.config.compose import parse_command
+from vggexp.sweep.expand import compose_run
+
+DIGITS = ["data=digits", "device=cpu", "device.precision=fp32", "device.threads=1"]
+SMALL = [*DIGITS, "arch.blocks=[[1,8],[1,16]]", "arch.hidden=[32]", "data.batch_size=32"]
+DEEP = [*DIGITS, "data.resize=32", "arch.width=0.04", "arch.hidden=[16]", "data.batch_size=32"]
+
+
+def subject_of(*overrides):
+    return make_subject(compose_run(parse_command([*overrides])))
+
+
+@pytest.fixture
+def subject():
+    return subject_of(*SMALL)
+
+
+def by_name(findings):
+    return {finding.check: finding for finding in findings}
+
+
+def test_a_sound_configuration_passes_every_check(subject):
+    findings = list(run_checks(subject, seconds=2))
+    assert [finding for finding in findings if finding.cure] == []
+    assert [finding.check for finding in findings] == [
+        "images",
+        "classes",
+        "validation labels",
+        "test labels",
+        "initial loss",
+        "signal",
+        "gradient",
+        "logits",
+        "steps",
+        "memorizing",
+        "validation",
+        "test",
+        "forecast",
+    ]
+
+
+def test_equal_images_are_found(subject):
+    subject.batch[0][:] = subject.batch[0][0].clone()
+    assert "all the same" in check_images(subject).cure
+
+
+def test_labels_of_the_next_images_are_found(subject):
+    for loader in (subject.data.train, subject.data.val, subject.data.test):
+        loader.labels = loader.labels.roll(1)
+    findings = by_name(check_labels(subject))
+    assert "--images" in findings["validation labels"].cure
+    assert "--images" in findings["test labels"].cure
+
+
+def test_training_labels_that_are_one_higher_are_found(subject):
+    subject.data.train.labels = (subject.data.train.labels + 1) % 10
+    assert "--images" in by_name(check_labels(subject))["test labels"].cure
+
+
+def test_a_class_without_images_is_found(subject):
+    subject.data.train.labels = subject.data.train.labels.clamp(min=1)
+    assert by_name(check_labels(subject))["classes"].cure == "0 has none; check the labels"
+
+
+def test_initial_weights_that_lose_the_signal_are_found():
+    subject = subject_of(*DEEP, "arch=vgg19", "arch.init=paper", "optimizer=sgd")
+    findings = by_name(check_layers(subject))
+    assert findings["signal"].cure.endswith("try arch.norm=batch, or arch.init=kaiming")
+    assert findings["logits"].cure
+
+
+@pytest.mark.parametrize("override", ["optimizer.lr=10", "optimizer.lr=1"])
+def test_a_rate_that_explodes_is_found(override):
+    subject = subject_of(*SMALL, override)
+    finding = judge_steps(subject, train_steps(subject, 3))
+    assert finding.cure.endswith("try optimizer.lr=0.01, or optimizer.lr=0.01 arch.norm=batch")
+
+
+def test_a_decay_that_empties_the_weights_is_found():
+    subject = subject_of(*SMALL, "optimizer.weight_decay=3")
+    finding = judge_steps(subject, train_steps(subject, 3))
+    assert "has died; try optimizer.weight_decay=5e-4" in finding.cure
+
+
+def test_a_network_that_cannot_memorize_is_found(subject):
+    images, _ = subject.batch
+    images[:] = 0
+    assert check_memorizing(subject, 0.5).cure is not None
+
+
+def test_a_finding_is_one_line():
+    finding = Finding("steps", "loss 2 -> 9", "the loss explodes; try optimizer.lr=0.01")
+    assert format_finding(finding) == (
+        "wrong  steps              loss 2 -> 9: the loss explodes; try optimizer.lr=0.01"
+    )
+
+
+@pytest.mark.process
+def test_the_command_ends_with_5_and_names_the_check(capsys):
+    assert main([*SMALL, "optimizer.lr=10", "--json"]) == 5
+    captured = capsys.readouterr()
+    findings = json.loads(captured.out)["findings"]
+    assert [finding["check"] for finding in findings if finding["cure"]] == ["steps"]
+    assert captured.err == "vggexp: error: 1 check failed: steps\n"
+
+
+@pytest.mark.process
+def test_the_sheet_shows_nine_images(tmp_path):
+    from PIL import Image
+
+    path = tmp_path / "sheet.png"
+    assert main([*SMALL, "augment=crop_flip", f"--images={path}"]) == 0
+    with Image.open(path) as sheet:
+        assert sheet.width > 3 * 112
+
+
+def test_a_run_of_several_processes_is_refused(capsys):
+    assert main([*SMALL, "device.processes=2"]) == 2
+    message = "device.processes=2: one process is checked; leave it out"
+    assert capsys.readouterr().err == f"vggexp: error: {message}\n"
