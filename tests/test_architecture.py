@@ -34,6 +34,7 @@ ORDER = [
     ["predict"],
     ["compare"],
     ["report"],
+    ["look"],
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
@@ -50,7 +51,7 @@ SOURCES = {
 }
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.items()}
 PACKAGE = {name: tree for name, tree in TREES.items() if name.split(".")[0] == "vggexp"}
-COMMANDS = ["plan", "evaluate", "export", "predict", "compare", "report", "bench", "verify"]
+COMMANDS = ["plan", "evaluate", "export", "predict", "compare", "report", "bench", "verify", "look"]
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
