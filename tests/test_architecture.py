@@ -35,6 +35,7 @@ ORDER = [
     ["predict"],
     ["compare"],
     ["report"],
+    ["look"],
     ["__main__"],
 ]
 LEVEL = {name: level for level, names in enumerate(ORDER) for name in names}
@@ -51,17 +52,7 @@ SOURCES = {
 }
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.items()}
 PACKAGE = {name: tree for name, tree in TREES.items() if name.split(".")[0] == "vggexp"}
-COMMANDS = [
-    "plan",
-    "evaluate",
-    "export",
-    "predict",
-    "compare",
-    "report",
-    "bench",
-    "verify",
-    "check",
-]
+COMMANDS = ["plan", *sorted(path.parent.name for path in (ROOT / "vggexp").glob("*/__main__.py"))]
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

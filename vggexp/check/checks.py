@@ -11,7 +11,7 @@ from pathlib import Path
 from statistics import mean
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vggexp.bench.measure import cycle
 from vggexp.check.labels import SIDE, Sample, probe_labels, take_sample
@@ -45,7 +45,7 @@ MEMORIZING_LR = 5e-4  # of Adam
 EXPLODED = 4.0
 MEMORIZED = 0.1
 LEARNING = 0.8  # relative to the first loss
-NO_AUGMENT = Augment(flip=0, crop=0, scale=None, color=0, erase=0)
+NO_AUGMENT = Augment(flip=0, crop=0, scale=None, color=0, erase=0, mixup=None, cutmix=None)
 
 
 @dataclass(frozen=True)
@@ -330,9 +330,18 @@ def write_sheet(config: Config, path: Path, count: int = 9) -> None:
     device_setup = setup_device(config)
     data = datasets.build_loaders(config, device_setup.device)
     images, labels = next(iter(data.train.train(0)))
-    captions = [data.classes[label] for label in labels[:count].tolist()]
+    captions = [_caption(label, data.classes) for label in labels[:count]]
     sheet = captioned_grid(images[:count].float().cpu().numpy(), captions)
     content = io.BytesIO()
     Image.fromarray(sheet).save(content, "PNG")
     with os_error_as_resource_error(f"--images={path}", "written"):
         atomic_write(path, content.getvalue())
+
+
+def _caption(label: Tensor, classes: Sequence[str]) -> str:
+    """Returns the class of an image, or the shares of the two classes of a mixed one."""
+    if label.ndim == 0:
+        return classes[int(label)]
+    shares, indices = label.topk(2)
+    parts = zip(shares.tolist(), indices.tolist(), strict=True)
+    return " + ".join(f"{share:.2f} {classes[index]}" for share, index in parts if share)

@@ -1,0 +1,92 @@
+"""The command writes one page for images, folders of classes and mistakes, or one line."""
+
+import json
+import re
+from html.parser import HTMLParser
+
+import pytest
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from vggexp.__main__ import main as train
+from vggexp.look.__main__ import main
+
+pytestmark = pytest.mark.process
+
+RUN = "data=digits arch.blocks=[[1,8],[1,8]] arch.hidden=[16] train.epochs=1 device.threads=1"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    root = tmp_path_factory.mktemp("look")
+    assert train([*RUN.split(), f"run.root={root}", "run.name=digits"]) == 0
+    return root / "digits"
+
+
+@pytest.fixture
+def images(tmp_path, monkeypatch):
+    """Three digits, each in the folder of its class, and a file that is no image."""
+    monkeypatch.chdir(tmp_path)
+    digits = load_digits()
+    for index in range(3):
+        folder = tmp_path / "images" / str(digits.target[index])
+        folder.mkdir(parents=True)
+        pixels = (digits.images[index] * 15).astype("uint8")
+        Image.fromarray(pixels).resize((40, 30)).save(folder / "a.png")
+    return sorted((tmp_path / "images").rglob("*.png"))
+
+
+class Parser(HTMLParser):
+    """Collects what a browser would load."""
+
+    def __init__(self):
+        super().__init__()
+        self.urls = []
+
+    def handle_starttag(self, tag, attrs):
+        self.urls += [value for name, value in attrs if name in ("src", "href")]
+
+
+def test_the_page_has_every_image_and_loads_nothing(run, images, tmp_path):
+    assert main([str(run), *map(str, images)]) == 0
+    page = (tmp_path / "look.html").read_text()
+    parser = Parser()
+    parser.feed(page)
+    assert parser.urls
+    assert all(url.startswith("data:image/png;base64,") for url in parser.urls)
+    assert len(re.findall("Most active feature maps", page)) == 3
+    assert "$" not in re.sub(r"base64,[^\"]*", "", page)
+
+
+def test_the_folder_of_an_image_names_its_class(run, images, capsys):
+    assert main([str(run), *map(str, images), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["images"]
+    assert [item["true_label"] for item in found] == ["0", "1", "2"]
+
+
+def test_mistakes_are_test_images_with_another_label(run, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(run), "--mistakes", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)["images"]
+    assert 0 < len(found) <= 25
+    assert all(item["label"] != item["true_label"] for item in found)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        ([], 2, "IMAGE: none is given; name image files, or use --mistakes"),
+        (["no.png"], 3, "no.png: cannot be read: No such file"),
+        (["a.png", "--data", "x"], 2, "--data x: belongs with --mistakes"),
+    ],
+)
+def test_a_wrong_command_is_one_line(run, tmp_path, monkeypatch, capsys, arguments, code, message):
+    monkeypatch.chdir(tmp_path)
+    assert main([str(run), *arguments]) == code
+    assert capsys.readouterr().err.startswith(f"vggexp: error: {message}")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_page_that_cannot_be_written_is_one_line(run, images, capsys):
+    assert main([str(run), str(images[0]), "--out", "missing/look.html"]) == 6
+    assert "--out missing/look.html: cannot be written" in capsys.readouterr().err
