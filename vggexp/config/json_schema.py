@@ -49,7 +49,7 @@ def _config(entries: EntriesByKey) -> JsonSchema:
     for name, annotation in get_type_hints(schema.Config, include_extras=True).items():
         if name in GROUPS:
             sections[name] = _group_section(name, entries)
-        elif dataclasses.is_dataclass(annotation):
+        elif isinstance(annotation, type) and dataclasses.is_dataclass(annotation):
             sections[name] = _section(annotation, name, entries)
         else:
             sections[name] = _described(annotation, name, entries)

@@ -95,7 +95,7 @@ def _heat_figures(pixels: Tensor, heat: Heat, classes: Sequence[str]) -> str:
 def _stage_row(stage: FeatureMaps) -> str:
     height, width = stage.maps.shape[1:]
     channels = ", ".join(map(str, stage.channels))
-    caption = f"<b>{stage.stage}</b> {stage.count} of {height}x{width}"
+    caption = f"<b>{stage.stage}</b> {stage.total} of {height}x{width}"
     image = _image(map_strip(stage.maps), f"channels {channels}", "strip")
     return f'<div class="stage"><span>{caption}</span>{image}</div>'
 

@@ -29,7 +29,7 @@ class FeatureMaps(NamedTuple):
     stage: str
     channels: list[int]  # indices, by their mean activation, the highest first
     maps: Tensor  # [channels, H, W]
-    count: int  # channels of the stage
+    total: int  # channels of the stage
 
 
 def stages(model: nn.Sequential) -> list[Stage]:
@@ -147,7 +147,7 @@ def square_corners(size: int, side: int) -> list[int]:
     return [*corners, size - side]
 
 
-def first_filters(model: nn.Sequential) -> Tensor:
+def first_filters(model: nn.Module) -> Tensor:
     """Returns the weights of the first convolution, [filters, C, kernel, kernel]."""
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
