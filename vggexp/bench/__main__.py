@@ -4,22 +4,29 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vggexp import cli
 from vggexp.config import compose
 from vggexp.errors import ConfigError
+from vggexp.formatting import aligned_table
 from vggexp.sweep import expand
 
 if TYPE_CHECKING:
+    from vggexp.bench.layers import LayerSpeed
     from vggexp.bench.measure import BenchResult
 
 DESCRIPTION = """\
-python -m vggexp.bench [overrides] [--json]: the speed of a configuration here, part by part.
+python -m vggexp.bench [overrides] [--layers] [--trace FILE] [--json]:
+the speed of a configuration here, part by part.
 
 Every part is timed in turn, several rounds, in one process. A machine whose speed drifts then slows
 all parts alike. The figures are medians. The limit is the machine's own matrix product in the same
 number format.
+
+--layers times each layer alone, with the batch norm, ReLU and pooling that follow it. --trace
+writes a few steps as a file for chrome://tracing or ui.perfetto.dev.
 """
 
 
@@ -28,7 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _bench(argv: Sequence[str]) -> str:
-    command = compose.parse_command(argv, "--json")
+    command = compose.parse_command(argv, "--json", "--layers", options=["--trace"])
     if command.arguments.help:
         return DESCRIPTION
     config = expand.compose_run(command)
@@ -37,10 +44,48 @@ def _bench(argv: Sequence[str]) -> str:
             f"device.processes={config.device.processes}: one process is timed; leave it out"
         )
     # This imports torch, so it comes after the check of the command.
+    from vggexp.bench import layers
     from vggexp.bench.measure import benchmark
 
+    if command.arguments.trace is not None:
+        layers.write_trace(config, Path(command.arguments.trace))
+        return f"trace {command.arguments.trace}"
+    if command.arguments.layers:
+        speeds = layers.time_layers(config)
+        if command.arguments.json:
+            return json.dumps({"layers": [asdict(speed) for speed in speeds]})
+        return format_layers(speeds)
     result = benchmark(config)
     return json.dumps(asdict(result)) if command.arguments.json else format_result(result)
+
+
+def format_layers(speeds: Sequence["LayerSpeed"]) -> str:
+    """Returns a table with a row for each layer, and their sums."""
+    header = (
+        "layer",
+        "MMAC an image",
+        "forward ms",
+        "of the product",
+        "backward ms",
+        "of the product",
+    )
+    rows = [header]
+    for speed in speeds:
+        rows.append(
+            (
+                speed.layer,
+                f"{speed.macs / 1e6:,.2f}",
+                f"{speed.forward_ms:,.2f}",
+                f"{speed.forward_of_product:.2f}",
+                f"{speed.backward_ms:,.2f}",
+                f"{speed.backward_of_product:.2f}",
+            )
+        )
+    macs = sum(speed.macs for speed in speeds)
+    forward_ms = sum(speed.forward_ms for speed in speeds)
+    backward_ms = sum(speed.backward_ms for speed in speeds)
+    total = ("total", f"{macs / 1e6:,.2f}", f"{forward_ms:,.2f}", "", f"{backward_ms:,.2f}", "")
+    return "\n".join(aligned_table([*rows, total], left_columns=1))
 
 
 def format_result(result: "BenchResult") -> str:
