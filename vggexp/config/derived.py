@@ -103,15 +103,6 @@ def layers(config: Config) -> list[shapes.Layer]:
     )
 
 
-def training_macs(config: Config) -> int:
-    """Returns the multiply-adds of all forward passes in training.
-
-    If the number of training images is not known, one image an epoch is counted.
-    """
-    images = input_spec(config).train_images or 1
-    return shapes.macs(layers(config)) * images * config.train.epochs
-
-
 def disk_bytes(config: Config) -> dict[str, int]:
     """Returns the most bytes of a `checkpoint`, of the `weights` alone, and of a `run`.
 

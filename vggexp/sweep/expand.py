@@ -29,7 +29,7 @@ from vggexp.config.compose import (
     with_typed_values,
 )
 from vggexp.config.diagnostics import ComposeFn, compose_error_line
-from vggexp.config.hydra_safety import resolved
+from vggexp.config.hydra_safety import plugin_name, resolved
 from vggexp.config.overrides import Override, last_of_each_key, parse_override, parse_overrides
 from vggexp.config.parse import ErrorList, convert, parse_section
 from vggexp.config.schema import Config, Seed, Sweep
@@ -46,6 +46,7 @@ from vggexp.sweep.grid import (
     job_overrides,
     unknown_plugin_keys,
 )
+from vggexp.sweep.pool import planned_jobs_at_a_time
 from vggexp.sweep.search_space import (
     SearchPlan,
     is_search,
@@ -70,6 +71,7 @@ class GridSweep(NamedTuple):
 
     jobs: list[ComposedJob]
     folder: Path  # of the tables
+    jobs_at_a_time: int = 1  # on this host
 
     def configs(self) -> dict[tuple[str, ...], Config]:
         """Returns the configuration of each job by the job's overrides."""
@@ -247,7 +249,15 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
     if axes:
         return plan_search(node, axes, [job.config for job in jobs])
     name = run_id.sweep_name([job.overrides for job in jobs])
-    return GridSweep(jobs, sweep_folder(node, jobs[0].config, name))
+    folder = sweep_folder(node, jobs[0].config, name)
+    return GridSweep(jobs, folder, _jobs_at_a_time(node, jobs[0].config))
+
+
+def _jobs_at_a_time(node: DictConfig, config: Config) -> int:
+    """Returns how many jobs the launcher runs at a time on this host; 1 if it is not `local`."""
+    if plugin_name(node.hydra, "launcher") != "local":
+        return 1
+    return planned_jobs_at_a_time(resolved(node, "hydra.launcher"), config)
 
 
 def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:

@@ -66,6 +66,7 @@ class SearchPlan(NamedTuple):
     folder: Path
     axes: dict[str, SearchAxis]
     config: Config  # with every axis at its first value
+    settings: SearchSettings
 
 
 def search_space(overrides: Sequence[Override]) -> SearchSpace:
@@ -197,7 +198,8 @@ def plan_search(
         ConfigError: hydra.sweep.dir is not a folder's name, or refers to something unknown.
     """
     name = search_name(node.hydra.sweeper, axes, configs)
-    return SearchPlan(name, sweep_folder(node, configs[0], name), axes, configs[0])
+    settings = search_settings(node.hydra.sweeper, ErrorList(), node.hydra.launcher)
+    return SearchPlan(name, sweep_folder(node, configs[0], name), axes, configs[0], settings)
 
 
 def sweep_folder(node: DictConfig, config: Config, name: str) -> Path:
