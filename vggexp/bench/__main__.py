@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 from vggexp import cli
 from vggexp.config import compose
 from vggexp.errors import ConfigError
+from vggexp.formatting import plural
 from vggexp.sweep import expand
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def _bench(argv: Sequence[str]) -> str:
 
 
 def format_result(result: "BenchResult") -> str:
-    threads = f"{result.threads} threads, batch {result.batch_size}"
+    threads = f"{plural(result.threads, 'thread')}, batch {result.batch_size}"
     lines = [f"{result.device} {result.precision}, {threads}"]
     for name, rate in result.images_per_second.items():
         lines.append(f"{name:<18}{rate:>12,.1f} images/s")
