@@ -53,7 +53,7 @@ def config():
     ],
 )
 def test_the_line_of_a_sweep_has_its_jobs_epochs_and_time(config, jobs, at_a_time, line):
-    outlooks = [JobOutlook(config, state, time) for state, time in jobs]
+    outlooks = [JobOutlook(config, Path("a"), state, time) for state, time in jobs]
     assert outlook_line(outlooks, at_a_time) == line
 
 

@@ -19,6 +19,7 @@ class JobOutlook(NamedTuple):
     """What is known of a job before the sweep starts."""
 
     config: Config
+    folder: Path  # the run directory
     state: str  # as in `records.run_state`
     time: Forecast
 
@@ -46,14 +47,14 @@ def job_outlooks(configs: Sequence[Config], jobs_at_a_time: int) -> list[JobOutl
         if speeds:
             counts = forecast.count_run_images(config)
             time = forecast.expected_time(config, counts, speeds, threads)
-        outlooks.append(JobOutlook(config, _state(config), time))
+        folder = records.run_dir(config)
+        outlooks.append(JobOutlook(config, folder, _state(config, folder), time))
     return outlooks
 
 
-def _state(config: Config) -> str:
+def _state(config: Config, folder: Path) -> str:
     if config.resume == "never":
         return "not started"
-    folder = records.run_dir(config)
     return records.run_state(folder, records.own_result(config, folder))
 
 
@@ -81,7 +82,7 @@ def dry_run_table(
                 format_bytes(macs(table), "MAC"),
                 outlook.state,
                 expected,
-                records.run_dir(outlook.config).name,
+                outlook.folder.name,
             ]
         )
     columns = [*keys, "parameters", "MACs an image", "state", "expected", "run"]
@@ -92,10 +93,10 @@ def outlook_line(outlooks: Sequence[JobOutlook], jobs_at_a_time: int) -> str:
     """Returns how many jobs there are, how many will run for how many epochs, and how long."""
     to_run = [outlook for outlook in outlooks if outlook.will_run()]
     finished = sum(outlook.state == "finished" for outlook in outlooks)
-    line = f"{plural(len(outlooks), 'job')}: {finished} finished, {len(to_run)} to run"
+    line = f"{plural(len(outlooks), 'job')}: {finished:,} finished, {len(to_run):,} to run"
     failed = len(outlooks) - finished - len(to_run)
     if failed:
-        line = f"{line}, {failed} failed before (sweep.retry_failed=true tries again)"
+        line = f"{line}, {failed:,} failed before (sweep.retry_failed=true tries again)"
     if not to_run:
         return line
     line = f"{line} for {plural(_count_epochs(to_run), 'epoch')}"
@@ -126,7 +127,7 @@ def search_line(config: Config, settings: SearchSettings, ended: int) -> str:
     at_a_time = settings.parallel or 1
     left = max(0, settings.n_trials - ended)
     epochs = plural(left * config.train.epochs, "epoch")
-    line = f"{plural(settings.n_trials, 'trial')}: {ended} ended, {left} to run"
+    line = f"{plural(settings.n_trials, 'trial')}: {ended:,} ended, {left:,} to run"
     if not left:
         return line
     line = f"{line} for {epochs}, {at_a_time} at a time"

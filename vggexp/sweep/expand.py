@@ -40,6 +40,7 @@ from vggexp.runs.init_source import pin_init_weights
 from vggexp.sweep.filter import matches
 from vggexp.sweep.grid import (
     cached_compose,
+    common_overrides,
     endpoint_jobs,
     expand_grid,
     hydra_problems,
@@ -237,7 +238,8 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
         hydra_overrides = [override for override in outline.overrides if override.is_hydra]
         if outline.composition.problems:  # perhaps of these keys; the others are still checked
             hydra_overrides = []
-        compose_job = cached_compose(compose_fn, hydra_overrides)
+        common = common_overrides(combinations)
+        compose_job = cached_compose(compose_fn, hydra_overrides, common)
         jobs = _check_jobs(combinations, compose_job, outline.composition.problems, not axes)
     if sweep.where is not None:
         jobs = [job for job in jobs if matches(sweep.where, job.config)]
