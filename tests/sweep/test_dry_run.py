@@ -26,7 +26,7 @@ def config():
         (
             [("not started", KNOWN)] * 3,
             2,
-            f"3 jobs: 0 finished, 3 to run for 6 epochs, 2 at a time, about 60.0 s {FROM}",
+            f"3 jobs: 0 finished, 3 to run for 6 epochs, 2 jobs at a time, about 60.0 s {FROM}",
         ),
         (
             [("finished", KNOWN), ("interrupted", KNOWN)],
@@ -42,7 +42,7 @@ def config():
         (
             [("not started", KNOWN), ("not started", UNKNOWN)],
             1,
-            "2 jobs: 0 finished, 2 to run for 4 epochs, 1 at a time, "
+            "2 jobs: 0 finished, 2 to run for 4 epochs, 1 job at a time, "
             f"about 30.0 s {FROM}, and the unknown time of 2 epochs",
         ),
         (
@@ -77,6 +77,6 @@ def test_a_dry_run_prints_and_starts_nothing(command, tmp_path):
     assert cells["2", "0.05"]["expected"].endswith(" s")
     assert cells["1", "1"]["expected"] == "-"  # 300 times the work for an image
     assert cells["2", "1"]["expected"] == "-"
-    assert "4 jobs: 1 finished, 3 to run for 6 epochs, 1 at a time, about " in lines[-1]
+    assert "4 jobs: 1 finished, 3 to run for 6 epochs, 1 job at a time, about " in lines[-1]
     assert lines[-1].endswith(", and the unknown time of 4 epochs")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before

@@ -125,7 +125,7 @@ def run_search(command: compose.Command, plan: SearchPlan) -> int:
         # Refuses another search's folder before Hydra.
         study = open_study(folder, plan.name, objective)
         ended = sum(trial.state.is_finished() for trial in proposed_trials(study))
-        print_text(f"sweep    {search_line(plan.config, plan.settings, ended)}")
+        print_text(f"sweep    {search_line(plan, ended)}")
         code = run_hydra(command, _sweep_dir_override(folder))
         if code:
             return code

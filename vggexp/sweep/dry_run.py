@@ -11,7 +11,7 @@ from vggexp.models.shapes import macs, parameters
 from vggexp.runs import forecast, records
 from vggexp.runs.forecast import Forecast
 from vggexp.sweep.results import setting_columns
-from vggexp.sweep.search_space import SearchSettings
+from vggexp.sweep.search_space import SearchPlan
 from vggexp.system.cpu import default_threads
 
 
@@ -28,6 +28,25 @@ class JobOutlook(NamedTuple):
         return self.state != "finished" and not keeps_failure
 
 
+def expected_times(configs: Sequence[Config], jobs_at_a_time: int) -> list[Forecast]:
+    """Returns the expected time of each job from finished runs in run.root.
+
+    Args:
+        configs: of the jobs.
+        jobs_at_a_time: jobs that share the threads of this host.
+    """
+    threads = max(1, default_threads() // jobs_at_a_time)
+    machines = {forecast.expected_machine(config, threads) for config in configs}
+    speeds = forecast.finished_speeds(Path(configs[0].run.root), list(machines))
+    if not speeds:
+        return [forecast.UNKNOWN] * len(configs)
+    times = []
+    for config in configs:
+        counts = forecast.count_run_images(config)
+        times.append(forecast.expected_time(config, counts, speeds, threads))
+    return times
+
+
 def job_outlooks(configs: Sequence[Config], jobs_at_a_time: int) -> list[JobOutlook]:
     """Returns the state and the expected time of each job. Reads run directories, writes nothing.
 
@@ -38,15 +57,8 @@ def job_outlooks(configs: Sequence[Config], jobs_at_a_time: int) -> list[JobOutl
     Raises:
         CheckpointError: the directory of a job belongs to another configuration.
     """
-    threads = max(1, default_threads() // jobs_at_a_time)
-    machines = {forecast.expected_machine(config, threads) for config in configs}
-    speeds = forecast.finished_speeds(Path(configs[0].run.root), list(machines))
     outlooks = []
-    for config in configs:
-        time = forecast.UNKNOWN
-        if speeds:
-            counts = forecast.count_run_images(config)
-            time = forecast.expected_time(config, counts, speeds, threads)
+    for config, time in zip(configs, expected_times(configs, jobs_at_a_time), strict=True):
         folder = records.run_dir(config)
         outlooks.append(JobOutlook(config, folder, _state(config, folder), time))
     return outlooks
@@ -100,13 +112,13 @@ def outlook_line(outlooks: Sequence[JobOutlook], jobs_at_a_time: int) -> str:
     if not to_run:
         return line
     line = f"{line} for {plural(_count_epochs(to_run), 'epoch')}"
+    at_a_time = min(jobs_at_a_time, len(to_run))
+    if len(to_run) > 1:
+        line = f"{line}, {plural(at_a_time, 'job')} at a time"
     known = [outlook for outlook in to_run if outlook.time.seconds is not None]
     unknown = [outlook for outlook in to_run if outlook.time.seconds is None]
     if not known:
         return f"{line}; their time is unknown, {forecast.NO_RUNS}"
-    at_a_time = min(jobs_at_a_time, len(known))
-    if len(to_run) > 1:
-        line = f"{line}, {at_a_time} at a time"
     seconds = [outlook.time.seconds or 0.0 for outlook in known]
     sources = {source for outlook in known for source in outlook.time.sources}
     total = forecast.total_seconds(seconds, at_a_time)
@@ -116,26 +128,26 @@ def outlook_line(outlooks: Sequence[JobOutlook], jobs_at_a_time: int) -> str:
     return line
 
 
-def search_line(config: Config, settings: SearchSettings, ended: int) -> str:
+def search_line(plan: SearchPlan, ended: int) -> str:
     """Returns how many trials a search has, how many will run for how many epochs, and how long.
 
     Args:
-        config: of a trial, with every axis at its first value.
-        settings: of the search.
+        plan: the search.
         ended: how many of its trials have ended.
     """
-    at_a_time = settings.parallel or 1
-    left = max(0, settings.n_trials - ended)
-    epochs = plural(left * config.train.epochs, "epoch")
-    line = f"{plural(settings.n_trials, 'trial')}: {ended:,} ended, {left:,} to run"
+    trials = plan.settings.n_trials
+    at_a_time = plan.settings.parallel or 1
+    left = max(0, trials - ended)
+    line = f"{plural(trials, 'trial')}: {ended:,} ended, {left:,} to run"
     if not left:
         return line
-    line = f"{line} for {epochs}, {at_a_time} at a time"
-    (outlook,) = job_outlooks([config], at_a_time)
-    if outlook.time.seconds is None:
+    epochs = plural(left * plan.config.train.epochs, "epoch")
+    line = f"{line} for {epochs}, {plural(at_a_time, 'trial')} at a time"
+    (time_of_one,) = expected_times([plan.config], plan.jobs_at_a_time)
+    if time_of_one.seconds is None:
         return f"{line}; their time is unknown, {forecast.NO_RUNS}"
-    total = forecast.total_seconds([outlook.time.seconds] * left, at_a_time)
-    time = forecast.time_text(total, len(outlook.time.sources))
+    total = forecast.total_seconds([time_of_one.seconds] * left, at_a_time)
+    time = forecast.time_text(total, len(time_of_one.sources))
     return f"{line}, {time} if each trial takes as long as one of the first values"
 
 

@@ -29,7 +29,7 @@ from vggexp.config.compose import (
     with_typed_values,
 )
 from vggexp.config.diagnostics import ComposeFn, compose_error_line
-from vggexp.config.hydra_safety import plugin_name, resolved
+from vggexp.config.hydra_safety import resolved
 from vggexp.config.overrides import Override, last_of_each_key, parse_override, parse_overrides
 from vggexp.config.parse import ErrorList, convert, parse_section
 from vggexp.config.schema import Config, Seed, Sweep
@@ -47,7 +47,7 @@ from vggexp.sweep.grid import (
     job_overrides,
     unknown_plugin_keys,
 )
-from vggexp.sweep.pool import planned_jobs_at_a_time
+from vggexp.sweep.parallel import planned_jobs_at_a_time
 from vggexp.sweep.search_space import (
     SearchPlan,
     is_search,
@@ -252,14 +252,7 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
         return plan_search(node, axes, [job.config for job in jobs])
     name = run_id.sweep_name([job.overrides for job in jobs])
     folder = sweep_folder(node, jobs[0].config, name)
-    return GridSweep(jobs, folder, _jobs_at_a_time(node, jobs[0].config))
-
-
-def _jobs_at_a_time(node: DictConfig, config: Config) -> int:
-    """Returns how many jobs the launcher runs at a time on this host; 1 if it is not `local`."""
-    if plugin_name(node.hydra, "launcher") != "local":
-        return 1
-    return planned_jobs_at_a_time(resolved(node, "hydra.launcher"), config)
+    return GridSweep(jobs, folder, planned_jobs_at_a_time(node, jobs[0].config))
 
 
 def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:

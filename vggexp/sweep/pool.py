@@ -7,18 +7,18 @@ immediately, computes what it would compute alone, and frees its memory however 
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vggexp.config.derived import layers
-from vggexp.config.device import count_cuda_devices
 from vggexp.config.schema import Config, ImageFolder, Synthetic
 from vggexp.errors import InUseError, StoppedError, VggexpError
 from vggexp.formatting import duration, plural
 from vggexp.models.shapes import macs
 from vggexp.runs import directory, forecast, records
+from vggexp.sweep.parallel import jobs_at_a_time
 from vggexp.sweep.progress import RunningJob, SweepProgress
 from vggexp.system import locks, processes
 from vggexp.system.cpu import default_threads
@@ -34,7 +34,6 @@ from vggexp.system.signals import StopFlag, handle_stop_signals
 POLL_SECONDS = 0.05
 ELSEWHERE_SECONDS = 1.0  # between two checks of runs that other processes work on
 MAX_LOG_BYTES = 1 << 20  # of the end of a job's log that is searched for its error
-CORES_PER_JOB = 4  # jobs=auto: with more threads a job gains little
 
 
 @dataclass(frozen=True)
@@ -125,34 +124,6 @@ def make_slots(
             slot.variables["CUDA_VISIBLE_DEVICES"] = groups[index % len(groups)]
         slots.append(slot)
     return slots
-
-
-def jobs_at_a_time(jobs: Any, per_gpu: int, gpu_groups: int) -> int:
-    """Returns the number of jobs at a time.
-
-    Args:
-        jobs: the number, or "auto".
-        per_gpu: jobs that share a GPU.
-        gpu_groups: how many jobs find GPUs of their own.
-    """
-    if jobs != "auto":
-        return int(jobs)
-    return gpu_groups * per_gpu or max(1, default_threads() // CORES_PER_JOB)
-
-
-def planned_jobs_at_a_time(launcher: Mapping[str, Any], config: Config) -> int:
-    """Returns how many slots `make_slots` will make, without torch.
-
-    Args:
-        launcher: the section hydra.launcher of the local launcher.
-        config: of a job.
-    """
-    gpus: Sequence[Any] = launcher["gpus"] or []
-    if config.device.name == "cuda" and not gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = visible.split(",") if visible else range(count_cuda_devices())
-    groups = len(gpus) // (config.device.processes or 1)
-    return jobs_at_a_time(launcher["jobs"], launcher["slots_per_gpu"], groups)
 
 
 def _visible_gpus() -> list[str]:
