@@ -26,14 +26,14 @@ def advice(part, *overrides, seconds=600.0):
 @pytest.mark.parametrize(
     ("part", "overrides", "remedy"),
     [
-        ("data", FOLDER, "data.cache=ram or more data.workers than 0"),
-        ("data", [*FOLDER, "train.epochs=1"], "more data.workers than 0"),
+        ("data", FOLDER, "data.cache=ram or data.workers above 0"),
+        ("data", [*FOLDER, "train.epochs=1"], "data.workers above 0"),
         ("data", ["device=cuda", "data.cache=ram"], "data.cache=device"),
         ("evaluation", ["train.test_each_epoch=true"], "train.test_each_epoch=false"),
-        ("test", [], "data.test_limit, below its 10,000 images"),
-        ("checkpoint", ["train.checkpoint_minutes=2"], "more train.checkpoint_minutes than 2"),
-        ("rest", ["train.rest_minutes=5"], "a smaller train.rest_minutes"),
-        ("startup", [*FOLDER, "data.cache=ram"], "more data.workers than 0"),
+        ("test", [], "data.test_limit below 10000"),
+        ("checkpoint", ["train.checkpoint_minutes=2"], "train.checkpoint_minutes above 2"),
+        ("rest", ["train.rest_minutes=5"], "train.rest_minutes below 5"),
+        ("startup", [*FOLDER, "data.cache=ram"], "data.workers above 0"),
     ],
 )
 def test_a_key_that_helps_is_named(part, overrides, remedy):

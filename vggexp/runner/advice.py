@@ -8,7 +8,7 @@ from vggexp.system.cpu import default_threads
 from vggexp.training.timer import PARTS
 
 MIN_SECONDS = 60  # a shorter run is mostly start and end, and needs no advice
-# The share of the time above which a part is out of proportion. The others are the work itself.
+# The share of the time above which a part is out of proportion. All other parts are the work.
 MAX_SHARES = {
     "data": 0.1,
     "evaluation": 0.4,
@@ -35,10 +35,10 @@ def time_advice(config: Config, result: Mapping[str, Any]) -> list[str]:
     remedies = {
         "data": _data_remedy(config),
         "evaluation": "train.test_each_epoch=false" if config.train.test_each_epoch else "",
-        "test": f"data.test_limit, below its {result['test_images']:,} images",
+        "test": f"data.test_limit below {result['test_images']}",
         "checkpoint": _checkpoint_remedy(config, result),
         "start-up": _startup_remedy(config),
-        "rest": "a smaller train.rest_minutes",
+        "rest": f"train.rest_minutes below {config.train.rest_minutes:g}",
     }
     shares = {"start-up": startup / whole, "rest": rest / whole}
     for part, seconds in part_seconds(result).items():
@@ -63,9 +63,10 @@ def part_seconds(result: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _data_remedy(config: Config) -> str:
-    """Images in memory have only their resizing and augmentation left, which no key makes faster.
+    """Returns the keys that make batches ready sooner.
 
-    On CUDA these run on the device, if the images are there.
+    Images in memory have only their resizing and augmentation left, which no key makes faster. On
+    CUDA these run on the device, if the images are there.
     """
     data = config.data
     if isinstance(data, ImageFolder) and data.cache == "none":
@@ -79,20 +80,21 @@ def _data_remedy(config: Config) -> str:
 
 
 def _startup_remedy(config: Config) -> str:
-    """Only images that are decoded at the start make it long."""
+    """Returns a key only for images that are decoded at the start."""
     is_decoded = isinstance(config.data, ImageFolder) and config.data.cache != "none"
     return _more_workers(config) if is_decoded else ""
 
 
 def _more_workers(config: Config) -> str:
-    """Returns no advice if each core has a worker already."""
+    """Returns "" if each core has a worker already."""
     workers = config.data.workers
-    return f"more data.workers than {workers}" if workers < default_threads() else ""
+    return f"data.workers above {workers}" if workers < default_threads() else ""
 
 
 def _checkpoint_remedy(config: Config, result: Mapping[str, Any]) -> str:
-    """The checkpoints after each epoch stay; those within an epoch are a choice."""
+    """Returns a key only if there are checkpoints within epochs: those after an epoch stay."""
     minutes = config.train.checkpoint_minutes
-    if result["seconds"] / result["epoch"] <= 60 * minutes:
+    epoch_seconds = (result["seconds"] - result["time/test_seconds"]) / result["epoch"]
+    if epoch_seconds <= 60 * minutes:
         return ""
-    return f"more train.checkpoint_minutes than {minutes:g}"
+    return f"train.checkpoint_minutes above {minutes:g}"
