@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -36,10 +37,11 @@ def format_bytes(number: float, unit: str) -> str:
 
 
 def plural(count: int, noun: str) -> str:
-    """Formats a count of things: `1 run`, `2 runs`."""
+    """Formats a count of things: `1 run`, `1,200 batches`."""
     if count == 1:
         return f"1 {noun}"
-    return f"{count} {noun}s"
+    ending = "es" if noun.endswith("tch") else "s"
+    return f"{count:,} {noun}{ending}"
 
 
 def printable(text: str, keep: str = "") -> str:
@@ -73,6 +75,16 @@ def one_line(error: object) -> str:
 def error_line(message: str) -> str:
     """Formats the line of an error."""
     return f"vggexp: error: {printable(message)}"
+
+
+def tensorboard_command(folder: object) -> str:
+    """Formats the command that shows a run or a sweep in TensorBoard."""
+    return f"python -m vggexp.tensorboard {shlex.quote(str(folder))}"
+
+
+def report_command(folder: object) -> str:
+    """Formats the command that reports on the runs of a folder."""
+    return f"python -m vggexp.report {shlex.quote(str(folder))}"
 
 
 def duration(seconds: float) -> str:

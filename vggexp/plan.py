@@ -19,9 +19,10 @@ from vggexp.config.derived import (
 )
 from vggexp.config.hints import Hint, hints
 from vggexp.config.schema import Config
-from vggexp.formatting import aligned_table, format_bytes
+from vggexp.formatting import aligned_table, format_bytes, plural
 from vggexp.models import shapes
 from vggexp.models.shapes import Layer
+from vggexp.runs import forecast
 from vggexp.sweep import expand
 
 DESCRIPTION = """Prints shapes, parameters, multiply-adds, memory and disk of a configuration.
@@ -33,7 +34,10 @@ the processor and its memory count. The memory is an estimate for one process. O
 of the tensors of a training step; CUDA itself and workspaces come in addition. On a CPU it is all
 that is resident: also scratch memory and holes in the heap (0.3 of the tensors), the images and the
 workers, and the libraries. It was between 3 % below and 13 % above what was measured. The disk is
-that of the checkpoints; predictions, logs and images for TensorBoard come in addition.
+that of the checkpoints; predictions, logs and images for TensorBoard come in addition. The time is
+that of the epochs and the test, without the start. It comes from finished runs in run.root on the
+same host, with the same device, number format and threads. The images of a folder are not counted,
+so there the time is unknown; sweep.dry_run=true counts them.
 """
 
 Row = tuple[str, ...]  # the cells of a table
@@ -64,6 +68,9 @@ class CostPlan:
     memory_bytes: Counts
     disk_bytes: dict[str, int]
     disk_limit: str  # the run's size as text, and what it leaves out
+    epochs: int
+    seconds: float | None  # expected, of the epochs and the test
+    seconds_from_runs: int  # how many finished runs the seconds are from
     hints: list[Hint]
 
 
@@ -72,6 +79,7 @@ def plan_costs(config: Config) -> CostPlan:
     spec = input_spec(config)
     rows = layers(config)
     disk = disk_bytes(config)
+    time = forecast.expected_run(config)
     batch_size = config.data.batch_size
     steps_per_epoch = None
     if spec.train_images is not None:
@@ -97,6 +105,9 @@ def plan_costs(config: Config) -> CostPlan:
         memory_bytes=memory_bytes(config),
         disk_bytes=disk,
         disk_limit=disk_limit(config, f"checkpoints of {_format_size(disk['run'])}"),
+        epochs=config.train.epochs,
+        seconds=time.seconds,
+        seconds_from_runs=len(time.sources),
         hints=hints(config),
     )
 
@@ -147,7 +158,9 @@ def _format_shape(shape: Shape) -> str:
 
 
 def _format_mega(macs: int) -> str:
-    return f"{macs / 1e6:,.2f}"
+    """Formats millions with two decimals; a number that this would round to 0, with two digits."""
+    millions = macs / 1e6
+    return f"{millions:,.2f}" if millions >= 0.01 else f"{millions:.2g}"
 
 
 def _describe_layers(rows: Sequence[Layer]) -> str:
@@ -168,11 +181,7 @@ def _describe_layers(rows: Sequence[Layer]) -> str:
 
 
 def _resource_rows(plan: CostPlan) -> list[Row]:
-    counts = []
-    for split, count in plan.images.items():
-        counts.append(f"{_format_count(count)} {split}")
-    steps = _format_count(plan.steps_per_epoch)
-    batch = f"{plan.batch_size} images"
+    batch = plural(plan.batch_size, "image")
     if plan.accumulate > 1:
         batch += f" in {plan.accumulate} parts"
     parts = []
@@ -188,8 +197,8 @@ def _resource_rows(plan: CostPlan) -> list[Row]:
         disk[name] = _format_size(size)
     parts_of_disk = f"{disk['checkpoint']} each, {disk['weights']} the weights alone"
     rows: list[Row] = [
-        ("images", f"{plan.data}: {', '.join(counts)}"),
-        ("epoch", f"{steps} steps of {batch}"),
+        *_image_rows(plan, batch),
+        ("time", _expected_time(plan)),
         ("memory", f"{memory}: {', '.join(parts)}"),
         ("disk", f"{bound}{plan.disk_limit}: {parts_of_disk}"),
     ]
@@ -198,8 +207,29 @@ def _resource_rows(plan: CostPlan) -> list[Row]:
     return rows
 
 
-def _format_count(count: int | None) -> str:
-    return "unknown" if count is None else f"{count:,}"
+def _image_rows(plan: CostPlan, batch: str) -> list[Row]:
+    """Returns the rows of the images and of an epoch; plan counts no files of a folder."""
+    if plan.steps_per_epoch is None:
+        counts = ", ".join(f"unknown {split}" for split in plan.images)
+        reason = "plan lists no image files, a run counts them"
+        return [
+            ("images", f"{plan.data}: {counts} ({reason})"),
+            ("epoch", f"unknown steps of {batch}"),
+        ]
+    counts = ", ".join(f"{count:,} {split}" for split, count in plan.images.items())
+    return [
+        ("images", f"{plan.data}: {counts}"),
+        ("epoch", f"{plural(plan.steps_per_epoch, 'step')} of {batch}"),
+    ]
+
+
+def _expected_time(plan: CostPlan) -> str:
+    if plan.steps_per_epoch is None:
+        return "unknown, as is the number of images (sweep.dry_run=true counts those of a sweep)"
+    if plan.seconds is None:
+        return f"unknown, {forecast.NO_RUNS}"
+    time = forecast.time_text(plan.seconds, plan.seconds_from_runs)
+    return f"{plural(plan.epochs, 'epoch')} and the test {time}"
 
 
 def _format_size(size: int | None) -> str:

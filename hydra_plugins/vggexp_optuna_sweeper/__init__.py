@@ -107,7 +107,7 @@ class OptunaSweeper(Sweeper):
                 error = trial.user_attrs.get(ERROR, "")  # of values that do not fit together
                 result = results.get(trial.user_attrs[RUN], TrialResult(None, error))
                 record_result(study, trial, result)
-                print_text(trial_line(study, trial, axes, settings.n_trials))
+                print_text(trial_line(study, trial, axes, settings.n_trials, sweep.objective))
             trials = next_trials(study, axes, settings, self._run_dir)
 
     def _launch(self, study: Any, trials: list[Any], total: int) -> dict[str, Any]:
@@ -136,7 +136,7 @@ class OptunaSweeper(Sweeper):
             if run and run not in results:
                 jobs[run] = trial
         for trial in jobs.values():
-            print_text(trial_line(study, trial, self.space.axes, total))
+            print_text(trial_line(study, trial, self.space.axes, total, objective))
         if not jobs:
             return results
         overrides = [self._overrides(trial.params) for trial in jobs.values()]

@@ -79,6 +79,7 @@ OTHER_VALUES = {
     "data.cache": "ram",
     "data.classes": 4,
     "data.limit": 5000,
+    "data.test_limit": 500,
     "data.sha256": "0" * 64,
     "data.root": "/elsewhere",
     "device.precision": "fp32",

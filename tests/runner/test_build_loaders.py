@@ -51,6 +51,30 @@ def test_the_statistics_are_those_of_the_training_images():
     assert torch.equal(loaders.preprocess.std, std)
 
 
+def test_a_limit_of_the_test_images_draws_the_same_for_every_seed():
+    whole = pixels(loaders_of(*SYNTHETIC, "data.images=200").test.images)
+    used = []
+    for seed in (0, 1):
+        loaders = loaders_of(*SYNTHETIC, "data.images=200", "data.test_limit=8", f"seed={seed}")
+        used.append(pixels(loaders.test.images))
+        assert torch.bincount(loaders.test.labels).tolist() == [2, 2, 2, 2]
+    assert used[0] == used[1]
+    assert set(used[0]) < set(whole)
+
+
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_a_limit_of_the_test_images_of_a_folder(tmp_path, cache):
+    write_images(tmp_path, {"train": 8, "test": 4}, lambda index: (32, 32), "png")
+    folder = ["data=image_folder", f"data.root={tmp_path}", "data.resize=32", "data.workers=0"]
+    whole = loaders_of(*folder, f"data.cache={cache}")
+    loaders = loaders_of(*folder, f"data.cache={cache}", "data.test_limit=4")
+    _, labels = next(iter(loaders.test.evaluate()))
+    assert labels.tolist() == [0, 0, 1, 1]
+    assert set(pixels(loaders.test_images(torch.arange(4)))) < set(
+        pixels(whole.test_images(torch.arange(8)))
+    )
+
+
 def test_another_seed_draws_other_images_for_a_limit():
     used = []
     for seed in (0, 1):

@@ -57,7 +57,7 @@ def test_a_finished_run_is_finished(run):
 def test_an_interrupted_run_continues(run):
     code, output, error = run(*overrides("interrupted"))
     assert (code, error) == (0, "")
-    assert "continued after step 25: 1 epochs and 7 batches" in output
+    assert "continued after step 25: 1 epoch and 7 batches" in output
     assert "numerics 1 -> 2" in output
     lines = Path("outputs/interrupted/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]

@@ -196,7 +196,7 @@ def test_jobs_continue_after_their_time_limit(work):
     ]
     code, output = work.command(*SWEEP, "train.epochs=2", *times)
     assert code == 0, output
-    assert work.count("continued after step 3: 1 epochs") == 2, output
+    assert work.count("continued after step 3: 1 epoch and") == 2, output
     alone = ["-m", *RUN, "seed=0,1", "train.epochs=2", "run.root=alone/outputs"]
     assert work.command(*alone)[0] == 0
     assert work.weights() == Workspace(work.slurm, work.folder / "alone").weights()

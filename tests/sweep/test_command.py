@@ -39,6 +39,14 @@ def test_a_grid_runs_every_job_and_ends_with_a_table(command, launcher):
     else:
         assert err.count(reason) == 2
     assert "2 of 4 jobs did not finish" in err
+    first, *_ = out.splitlines()
+    assert first.startswith("sweep    4 jobs: 0 finished, 4 to run for 8 epochs, ")
+    folder = next(Path("outputs/sweeps").iterdir())
+    assert out.splitlines()[-3:] == [
+        f"results  {folder}/results.md",
+        f"report   python -m vggexp.report {folder}",
+        f"show     python -m vggexp.tensorboard {folder}",
+    ]
     table = [line for line in out.splitlines() if line.startswith("|")]
     assert len(table) == 6
     assert table[0].split()[1:4] == ["arch", "|", "optimizer.lr"]

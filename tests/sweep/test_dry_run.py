@@ -1,14 +1,17 @@
-"""Tests `sweep.dry_run=true`: nothing starts, and only similar runs predict the time."""
+"""Tests `sweep.dry_run=true`: nothing starts, and the last line has jobs, epochs and time."""
+
+from pathlib import Path
 
 import pytest
 
 from tests.conftest import TINY
 from vggexp.config.compose import parse_command
-from vggexp.config.derived import layers, training_macs
-from vggexp.config.run_id import network_name
-from vggexp.models.shapes import macs
-from vggexp.sweep.dry_run import SIMILAR_MACS_FACTOR, RunCost, expected_seconds
+from vggexp.runs.forecast import UNKNOWN, Forecast
+from vggexp.sweep.dry_run import JobOutlook, outlook_line
 from vggexp.sweep.expand import compose_run
+
+KNOWN = Forecast(30.0, frozenset([Path("a"), Path("b")]))
+FROM = "(from 2 finished runs of this kind on this host)"
 
 
 @pytest.fixture(scope="module")
@@ -16,41 +19,42 @@ def config():
     return compose_run(parse_command(["device=cpu", *TINY]))
 
 
-def make_cost(config, **fields):
-    """Returns the cost of a run of this configuration, with other fields."""
-    cost = RunCost(network_name(config), "cpu", macs(layers(config)), seconds=3.0)
-    return cost._replace(**fields)
-
-
 @pytest.mark.parametrize(
-    ("runs", "rate"),
+    ("jobs", "at_a_time", "line"),
     [
-        ([], None),
-        ([{}], 3),
-        ([{}, {"seconds": 5.0}, {"seconds": 4.0}], 4),  # the median
-        ([{"network": "vgg13", "seconds": 9.0}, {}], 3),  # the same network comes first
-        ([{"network": "vgg13", "seconds": 9.0}], 9),
-        ([{"device": "cuda"}], None),
+        ([("finished", KNOWN)], 1, "1 job: 1 finished, 0 to run"),
+        (
+            [("not started", KNOWN)] * 3,
+            2,
+            f"3 jobs: 0 finished, 3 to run for 6 epochs, 2 jobs at a time, about 60.0 s {FROM}",
+        ),
+        (
+            [("finished", KNOWN), ("interrupted", KNOWN)],
+            2,
+            f"2 jobs: 1 finished, 1 to run for 2 epochs, about 30.0 s {FROM}",
+        ),
+        (
+            [("not started", UNKNOWN)],
+            1,
+            "1 job: 0 finished, 1 to run for 2 epochs; their time is unknown, "
+            "no run of this kind has finished on this host",
+        ),
+        (
+            [("not started", KNOWN), ("not started", UNKNOWN)],
+            1,
+            "2 jobs: 0 finished, 2 to run for 4 epochs, 1 job at a time, "
+            f"about 30.0 s {FROM}, and the unknown time of 2 epochs",
+        ),
+        (
+            [("failed", KNOWN)],
+            1,
+            "1 job: 0 finished, 0 to run, 1 failed before (sweep.retry_failed=true tries again)",
+        ),
     ],
 )
-def test_the_time_is_that_of_runs_on_this_device(config, runs, rate):
-    costs = [make_cost(config, **fields) for fields in runs]
-    expected = None if rate is None else rate * training_macs(config) / 1e9
-    assert expected_seconds(config, costs) == expected
-
-
-@pytest.mark.parametrize(
-    ("factor", "is_similar"),
-    [
-        (1 / SIMILAR_MACS_FACTOR, True),
-        (SIMILAR_MACS_FACTOR, True),
-        (0.9 / SIMILAR_MACS_FACTOR, False),
-        (10, False),
-    ],
-)
-def test_a_network_of_another_size_predicts_no_time(config, factor, is_similar):
-    cost = make_cost(config, macs=macs(layers(config)) * factor)
-    assert (expected_seconds(config, [cost]) is not None) == is_similar
+def test_the_line_of_a_sweep_has_its_jobs_epochs_and_time(config, jobs, at_a_time, line):
+    outlooks = [JobOutlook(config, Path("a"), state, time) for state, time in jobs]
+    assert outlook_line(outlooks, at_a_time) == line
 
 
 @pytest.mark.process
@@ -64,15 +68,15 @@ def test_a_dry_run_prints_and_starts_nothing(command, tmp_path):
     cells = {}
     for values in table[2:]:
         row = dict(zip(table[0], values, strict=True))
-        cells[row["seed"], row["arch.width"]] = (row["state"], row["expected"])
+        cells[row["seed"], row["arch.width"]] = row
     assert len(cells) == 4
-    assert cells["1", "0.05"] == ("finished", "-")
-    state, expected = cells["2", "0.05"]
-    assert state == "not started"
-    assert expected.endswith(" s")
-    assert cells["1", "1"] == ("not started", "-")  # 300 times the work for an image
-    assert cells["2", "1"] == ("not started", "-")
-    assert "4 jobs: 1 finished, 3 to run; their time is unknown" in out
+    assert cells["1", "0.05"]["state"] == "finished"
+    assert cells["1", "0.05"]["expected"] == "-"
+    assert cells["1", "0.05"]["MACs an image"] == "406.7 kMAC"
+    assert cells["2", "0.05"]["state"] == "not started"
+    assert cells["2", "0.05"]["expected"].endswith(" s")
+    assert cells["1", "1"]["expected"] == "-"  # 300 times the work for an image
+    assert cells["2", "1"]["expected"] == "-"
+    assert "4 jobs: 1 finished, 3 to run for 6 epochs, 1 job at a time, about " in lines[-1]
+    assert lines[-1].endswith(", and the unknown time of 4 epochs")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
-    _, out, _ = command("-m", *TINY, "seed=1,2", "sweep.dry_run=true")
-    assert "2 jobs: 1 finished, 1 to run, about" in out

@@ -4,11 +4,12 @@ import pytest
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
-from vggexp.config.compose import hydra_session, parse_command
+from vggexp.config.compose import hydra_session, own_keys, parse_command
 from vggexp.config.overrides import parse_override
 from vggexp.sweep.expand import compose_run
-from vggexp.sweep.grid import cached_compose, expand_grid, job_overrides
+from vggexp.sweep.grid import cached_compose, common_overrides, expand_grid, job_overrides
 
 
 @pytest.mark.parametrize(
@@ -51,3 +52,26 @@ def test_the_files_of_a_sweep_are_composed_once():
     assert composed == [["hydra.launcher.jobs=2", *fixed]]
     assert [node.seed for node in nodes] == [0, 1, 2]
     assert "hydra" not in nodes[0]
+
+
+def test_a_job_composes_to_what_hydra_composes():
+    """Values that all jobs have, references to swept keys, and a swept key inside a common one."""
+    jobs = []
+    for batch_size in (32, 64):
+        for ema in (0.5, 0.9):
+            job = ["data=digits", "optimizer.lr=0.3", "train.epochs=${data.batch_size}"]
+            job += ["scheduler={warmup_epochs:2}", f"data.batch_size={batch_size}"]
+            jobs.append([*job, f"train.ema={ema}", f"scheduler.warmup_epochs={ema}"])
+    with hydra_session(parse_command(["-m"])) as compose_fn:
+        compose_job = cached_compose(compose_fn, [], common_overrides(jobs))
+        for job in jobs:
+            expected = OmegaConf.to_container(own_keys(compose_fn(job)), resolve=True)
+            assert OmegaConf.to_container(compose_job(job), resolve=True) == expected
+
+
+def test_overrides_of_keys_that_contain_swept_keys_are_not_common():
+    jobs = [
+        ["seed=1", "train={epochs:3}", "train.epochs=1"],
+        ["seed=1", "train={epochs:3}", "train.epochs=2"],
+    ]
+    assert common_overrides(jobs) == {"seed=1"}

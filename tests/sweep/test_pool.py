@@ -120,7 +120,7 @@ def test_only_missing_jobs_run(tmp_path):
     process = vggexp(tmp_path, *sweep, "optimizer.lr=0.01,99")
     assert process.returncode == 7
     assert process.stderr.count("\n") == 1
-    assert "failed   2/2  " in process.stdout
+    assert "failed   job 2/2  " in process.stdout
     assert "not finite at epoch 1" in process.stdout
     process = vggexp(tmp_path, *sweep, "optimizer.lr=99,0.02,0.01")
     assert process.returncode == 7

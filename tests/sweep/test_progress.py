@@ -19,12 +19,31 @@ def test_the_lines_and_the_done_share_of_a_sweep(tmp_path, capsys):
         assert progress.share() == 0.5
         assert progress.summary().startswith("1 of 4 jobs done, 1 failed, 1 running, about ")
         progress.slot_freed(0)
-        progress.job_ended(0, "finished", "a  0.9000")
+        progress.job_ended(0, "finished", "a  val/accuracy 0.9000")
         assert progress.share() == 0.75
     assert capsys.readouterr().out.splitlines() == [
         "before   1 of 4 jobs finished",
-        f"started  1/4  {tmp_path.name}",
-        "waits    2/4  b  (another process works on it)",
-        "failed   3/4  c  reason",
-        "finished 1/4  a  0.9000",
+        f"started  job 1/4  {tmp_path.name}",
+        "waits    job 2/4  b  (another process works on it)",
+        "failed   job 3/4  c  reason",
+        "finished job 1/4  a  val/accuracy 0.9000",
     ]
+
+
+def test_the_time_left_runs_down_and_is_then_longer_than_expected(tmp_path):
+    now = 0.0
+    with SweepProgress([10.0], slots=1, clock=lambda: now) as progress:
+        progress.job_started(0, RunningJob(0, tmp_path, 4, Path("log"), epochs_share=0.8))
+        now = 50.0
+        assert progress.summary() == "0 of 1 job done, 1 running"  # nothing is known yet
+        metrics = tmp_path / "metrics.jsonl"
+        for epochs, time, left in [
+            (2, 60.0, "about 90.0 s left"),  # 0.4 of the work in 60 s
+            (2, 100.0, "about 50.0 s left"),
+            (4, 100.0, "about 25.0 s left"),  # the test remains, 0.2 of the work
+            (4, 125.0, "longer than expected"),
+            (4, 1000.0, "longer than expected"),
+        ]:
+            metrics.write_text("{}\n" * epochs)
+            now = time
+            assert progress.summary() == f"0 of 1 job done, 1 running, {left}"

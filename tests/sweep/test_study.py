@@ -279,7 +279,7 @@ def test_a_repetition_that_a_kill_interrupted_is_not_lost(tmp_path):
     for trial in started:
         record_result(study, trial, TrialResult(trial.params["x"]))
     (last,) = next_trials(study, axes, settings, repr)
-    assert trial_line(study, last, axes, 3) == f"trial 3 of 3  x={params[2]['x']}"
+    assert trial_line(study, last, axes, 3, "val/loss") == f"trial 3 of 3  x={params[2]['x']}"
     record_result(study, last, TrialResult(9.0))
     assert next_trials(study, axes, settings, repr) == []
     assert [trial.params for trial in proposed_trials(study)] == params

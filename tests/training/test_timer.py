@@ -84,3 +84,16 @@ def test_an_epoch_of_two_processes_has_the_times_of_both():
     assert times["time/data_seconds"] == pytest.approx(30, abs=1)
     assert times["time/data_seconds"] > 30
     assert times["time/compute_seconds"] == 70
+
+
+def test_the_pauses_of_all_epochs_are_summed():
+    now = 0.0
+    timer = PhaseTimer(torch.device("cpu"), clock=lambda: now)
+    for pause in (30.0, 12.0):
+        timer.start()
+        now += 100.0
+        timer.lap("compute")
+        now += pause
+        timer.exclude_elapsed()
+        assert timer.read()["time/epoch_seconds"] == 100
+    assert timer.paused_seconds == 42

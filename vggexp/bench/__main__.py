@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from vggexp import cli
 from vggexp.config import compose
 from vggexp.errors import ConfigError
-from vggexp.formatting import aligned_table
+from vggexp.formatting import aligned_table, plural
 from vggexp.sweep import expand
 
 if TYPE_CHECKING:
@@ -89,7 +89,7 @@ def format_layers(speeds: Sequence["LayerSpeed"]) -> str:
 
 
 def format_result(result: "BenchResult") -> str:
-    threads = f"{result.threads} threads, batch {result.batch_size}"
+    threads = f"{plural(result.threads, 'thread')}, batch {result.batch_size}"
     lines = [f"{result.device} {result.precision}, {threads}"]
     for name, rate in result.images_per_second.items():
         lines.append(f"{name:<18}{rate:>12,.1f} images/s")

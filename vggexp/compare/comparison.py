@@ -222,8 +222,15 @@ def data_differences(runs: Sequence[TestedRun]) -> str:
     if changed_files:
         changes.append(f"other contents of {', '.join(changed_files)}")
     if not _have_same_labels(runs):
-        changes.append("other test labels")
+        changes.append(_label_difference(runs))
     return ", ".join(changes)
+
+
+def _label_difference(runs: Sequence[TestedRun]) -> str:
+    counts = distinct([len(run.labels) for run in runs])
+    if len(counts) == 1:
+        return "other test labels"
+    return f"tested on {' and '.join(f'{count:,}' for count in counts)} images"
 
 
 def _have_same_labels(runs: Sequence[TestedRun]) -> bool:

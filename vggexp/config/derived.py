@@ -18,6 +18,7 @@ INPUT_KEYS = (  # all keys that input_spec reads
     "data.resize",
     "data.root",
     "data.limit",
+    "data.test_limit",
     "data.val_fraction",
     "data.classes",
     "data.images",
@@ -66,6 +67,7 @@ def input_spec(config: Config) -> InputSpec:
         train = info.train_images
         test = info.test_images
     train = min(train, data.limit or train)
+    test = min(test, data.test_limit or test)
     val = round(train * data.val_fraction)
     return InputSpec(channels, data.resize or size, classes, train - val, val, test)
 
@@ -99,15 +101,6 @@ def layers(config: Config) -> list[shapes.Layer]:
         size=spec.size,
         classes=spec.classes,
     )
-
-
-def training_macs(config: Config) -> int:
-    """Returns the multiply-adds of all forward passes in training.
-
-    If the number of training images is not known, one image an epoch is counted.
-    """
-    images = input_spec(config).train_images or 1
-    return shapes.macs(layers(config)) * images * config.train.epochs
 
 
 def disk_bytes(config: Config) -> dict[str, int]:

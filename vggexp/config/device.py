@@ -44,7 +44,7 @@ def device_profile() -> dict[str, Any]:
 
 def detect_device() -> str:
     """Returns cuda, mps or cpu: the first that is present and supported by the installed torch."""
-    if _torch_is_built_for_cuda() and _count_cuda_devices() > 0:
+    if _torch_is_built_for_cuda() and count_cuda_devices() > 0:
         return "cuda"
     if sys.platform == "darwin" and platform.machine() == "arm64":
         return "mps"
@@ -59,7 +59,7 @@ def _torch_is_built_for_cuda() -> bool:
     return version.is_file() and "cuda: Optional[str] = '" in version.read_text(encoding="utf-8")
 
 
-def _count_cuda_devices() -> int:
+def count_cuda_devices() -> int:
     """Counts GPUs by NVIDIA's management library.
 
     Unlike CUDA itself, this library may be used before a process forks.

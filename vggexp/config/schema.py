@@ -96,6 +96,7 @@ class Data:
     download: bool
     val_fraction: Fraction
     limit: Large | None
+    test_limit: Large | None
     normalize: bool
     workers: Annotated[int, Range(0, 64)]
     cache: Literal["auto", "device", "ram"]

@@ -82,6 +82,23 @@ def index_folder(root: Path) -> DatasetSplits[FolderIndex]:
     return DatasetSplits(train, test, fingerprint, origin, earlier)
 
 
+def count_images(root: Path) -> tuple[int, int]:
+    """Returns the numbers of training and of test images. Opens no file.
+
+    Raises:
+        DataError: as in `index_folder`.
+    """
+    classes = folder_classes(root)
+    counts = []
+    for part in (root / "train", _find_test_folder(root)):
+        try:
+            counts.append(sum(len(list_folder(part / name).images) for name in classes))
+        except OSError as error:
+            raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+    train, test = counts
+    return train, test
+
+
 def _find_test_folder(root: Path) -> Path:
     for name in ("test", "val"):
         if (root / name).is_dir():

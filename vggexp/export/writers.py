@@ -30,7 +30,7 @@ from vggexp.export.exported_model import (
     from_torch,
 )
 from vggexp.export.parity import ParityResult, check_parity, format_parity
-from vggexp.formatting import printable, shorten
+from vggexp.formatting import format_bytes, printable, shorten
 from vggexp.loggers.console import Console
 from vggexp.models.torchvision import load_torchvision_weights, save_torchvision_weights
 from vggexp.runner import build
@@ -298,7 +298,7 @@ def format_report(result: ExportResult) -> str:
     if result.parity is not None:
         parity = format_parity(result.parity)
     rows = [
-        ("file", f"{result.file}  ({result.bytes / 1e6:.1f} MB)"),
+        ("file", f"{result.file}  ({format_bytes(result.bytes, 'B')})"),
         ("takes", f"images {shape}, {_describe_pixels(metadata)}"),
         ("gives", f"logits [N, {len(metadata.classes)}]: {_list_classes(metadata.classes)}"),
         ("parity", parity),

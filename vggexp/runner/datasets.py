@@ -1,7 +1,7 @@
 """Builds the loaders of a run from its configuration."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -74,6 +74,7 @@ def build_loaders(
         count = len(index.train.classes)
         if cfg.classes not in (None, count):
             raise DataError(f"{cfg.root}: {count} classes, but data.classes={cfg.classes}")
+        index = _limit_test_files(index, cfg.test_limit)
         if cfg.cache == "none":
             return _streaming_loaders(config, index, device, warn)
         return _in_memory_loaders(config, _decode_folder(config, index), device)
@@ -87,7 +88,7 @@ def build_loaders(
     else:
         root = Path(cfg.root) if cfg.root else None
         splits = load_dataset(cfg.name, root, cfg.download)
-    return _in_memory_loaders(config, splits, device)
+    return _in_memory_loaders(config, _limit_test_images(splits, cfg.test_limit), device)
 
 
 def check_image_counts(config: Config, loaders: DataLoaders) -> None:
@@ -102,6 +103,40 @@ def check_image_counts(config: Config, loaders: DataLoaders) -> None:
     )
     if problems := image_count_problems(config, spec):
         raise ConfigError(*problems)
+
+
+def _limit_test_images(
+    splits: DatasetSplits[TensorDataset], limit: int | None
+) -> DatasetSplits[TensorDataset]:
+    """Returns the data with at most `limit` test images."""
+    test = splits.test
+    if limit is None or limit >= len(test.labels):
+        return splits
+    chosen = _test_sample(test.labels, limit)
+    return replace(
+        splits, test=replace(test, images=test.images[chosen], labels=test.labels[chosen])
+    )
+
+
+def _limit_test_files(
+    index: DatasetSplits[FolderIndex], limit: int | None
+) -> DatasetSplits[FolderIndex]:
+    """Returns the index with at most `limit` test images; `limit` is as in `data.test_limit`."""
+    test = index.test
+    if limit is None or limit >= len(test.labels):
+        return index
+    labels = torch.tensor(test.labels)
+    chosen = _test_sample(labels, limit)
+    paths = _select(test.paths, chosen)
+    return replace(index, test=replace(test, paths=paths, labels=labels[chosen].tolist()))
+
+
+def _test_sample(labels: Tensor, limit: int) -> Tensor:
+    """Returns the indices of the test images that `data.test_limit` leaves.
+
+    The run's seed has no part in the choice: runs of several seeds have the same test images.
+    """
+    return stratified_sample(labels, limit, 0, "test limit")
 
 
 def _in_memory_loaders(

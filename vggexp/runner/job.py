@@ -1,6 +1,7 @@
 """Trains, tests and records one run. Ranks above 0 take part and write nothing."""
 
 import contextlib
+import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -18,6 +19,7 @@ from vggexp.data.loaders import Loader
 from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
 from vggexp.errors import RankError, ResourceError, StoppedError, VggexpError
+from vggexp.formatting import plural
 from vggexp.loggers.console import Console
 from vggexp.loggers.run_logger import RunLogger
 from vggexp.runner import banner, figures
@@ -58,6 +60,7 @@ class TrainingJob:
     console: Console
     init_lines: Sequence[str]  # lines of the start banner on `train.init_from`
     is_resumed: bool  # the state is that of a checkpoint
+    started_at: float  # time.monotonic() when this process began to read data
 
 
 class PredictedTestSet(NamedTuple):
@@ -89,12 +92,13 @@ def train_and_record(job: TrainingJob) -> dict[str, Any]:
         is_complete = False
         try:
             timer = PhaseTimer(job.device_setup.device)
+            startup_seconds = time.monotonic() - job.started_at
             _train(job, logger, checkpoints, timer)
-            content = _finish(job, logger, checkpoints, timer)
+            content = _finish(job, logger, checkpoints, timer, startup_seconds)
             is_complete = True
         finally:
             logger.tensorboard.close(is_complete)
-        for line in banner.end_banner(content, job.folder):
+        for line in banner.end_banner(job.config, content, job.folder):
             job.console.line(line)
         return content
 
@@ -158,7 +162,8 @@ def _print_start(job: TrainingJob) -> None:
     lines += job.init_lines
     if job.is_resumed:
         lines.append(
-            f"continued after step {state.step}: {state.epoch} epochs and {state.batch} batches"
+            f"continued after step {state.step}: "
+            f"{plural(state.epoch, 'epoch')} and {plural(state.batch, 'batch')}"
         )
     for line in lines:
         job.console.line(line)
@@ -266,7 +271,11 @@ def _load_weights(path: Path) -> dict[str, Tensor]:
 
 
 def _finish(
-    job: TrainingJob, logger: RunLogger, manager: CheckpointManager, timer: PhaseTimer
+    job: TrainingJob,
+    logger: RunLogger,
+    manager: CheckpointManager,
+    timer: PhaseTimer,
+    startup_seconds: float,
 ) -> dict[str, Any]:
     """Tests once; then writes the predictions, the figures and result.json."""
     state = job.state
@@ -280,9 +289,15 @@ def _finish(
     content = result_fields(
         job.config, state, test.epoch_metrics, test.logits, test.labels, weights
     )
+    content["train_images"] = data.train.count
+    content["val_images"] = data.val.count if data.val else 0
+    content["test_images"] = data.test.count
     content |= memory.peak_memory(job.device_setup.device)
     timer.lap("evaluation")
     content |= total_times(state.history, timer.read())
+    # Of this process, and not part of `seconds`.
+    content["time/startup_seconds"] = startup_seconds
+    content["time/rest_seconds"] = timer.paused_seconds
     scalars = {}
     for key, value in content.items():
         if "/" in key and not key.startswith("time/"):

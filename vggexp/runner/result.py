@@ -71,9 +71,11 @@ def total_times(history: Sequence[EpochMetrics], end: Mapping[str, float]) -> di
 
     Args:
         history: the metrics of all epochs, with their times.
-        end: the times after the last epoch, of the last checkpoint and the test.
+        end: the times after the last epoch, of the last checkpoint and the test. The test is
+            evaluation, and `time/test_seconds` says how much of the evaluation it is.
     """
     total: dict[str, float] = {}
     for key, seconds in end.items():
         total[key] = seconds + sum(row[key] for row in history)
+    total["time/test_seconds"] = end["time/evaluation_seconds"]
     return {"seconds": total.pop("time/epoch_seconds"), **total}

@@ -2,6 +2,7 @@
 
 import contextlib
 import platform
+import time
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -47,6 +48,7 @@ def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) 
     Raises:
         VggexpError: after it was recorded, if the run directory existed by then.
     """
+    started_at = time.monotonic()
     with contextlib.ExitStack() as stack:
         stop = stop or stack.enter_context(handle_stop_signals())
         device = config.device
@@ -89,6 +91,7 @@ def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) 
             console=console,
             init_lines=init_lines,
             is_resumed=opened.checkpoint is not None,
+            started_at=started_at,
         )
         return train_and_record(job)
 

@@ -241,6 +241,11 @@ def own_result(config: Config, folder: Path) -> dict[str, Any]:
     return read_result(folder)
 
 
+def missing_objective(result: Mapping[str, Any], objective: str) -> str:
+    """Returns why a run that has finished has no value of the objective; "" if it has one."""
+    return "" if result.get(objective) is not None else f"{objective} is not a number"
+
+
 def settings(run: RunRecord) -> dict[str, Any]:
     """Returns the keys that determine the result of a run, without the seed."""
     keys = identity(run.config)

@@ -31,7 +31,17 @@ RESOURCE_ERRORS = (
 
 # Of result.json; keys with a slash, such as test/accuracy, are numbers as well.
 TEXT_KEYS = ("state", "error", "test_weights", "weights_sha256")
-WHOLE_KEYS = ("epoch", "step", "weights_step", "micro_batches", "parameters", "exit_code")
+WHOLE_KEYS = (
+    "epoch",
+    "step",
+    "weights_step",
+    "micro_batches",
+    "parameters",
+    "train_images",
+    "val_images",
+    "test_images",
+    "exit_code",
+)
 NUMBER_KEYS = ("seconds", "images_per_second", "peak_memory_bytes")
 
 

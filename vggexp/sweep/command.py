@@ -6,11 +6,13 @@ from pathlib import Path
 
 from vggexp.config import compose
 from vggexp.config.overrides import quoted
-from vggexp.errors import SweepError
-from vggexp.formatting import printable
+from vggexp.config.schema import Config
+from vggexp.errors import SweepError, VggexpError
+from vggexp.formatting import plural, printable, report_command, tensorboard_command
 from vggexp.loggers.console import print_text
 from vggexp.runs import jsonl, records
 from vggexp.runs.directory import METRICS
+from vggexp.sweep.dry_run import dry_run_table, job_outlooks, outlook_line, search_line
 from vggexp.sweep.expand import GridSweep
 from vggexp.sweep.results import SweepJob, repeat_folders, write_sweep_table
 from vggexp.sweep.search_space import SearchPlan
@@ -30,11 +32,11 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         SweepError: a job did not finish.
     """
     configs = [job.config for job in grid.jobs]
-    overrides = [job.overrides for job in grid.jobs]
+    at_a_time = grid.jobs_at_a_time
     if configs[0].sweep.dry_run:
-        from vggexp.sweep.dry_run import dry_run_table
-
-        print_text("\n".join(dry_run_table(list(zip(overrides, configs, strict=True)))))
+        overrides = [job.overrides for job in grid.jobs]
+        outlooks = job_outlooks(configs, at_a_time)
+        print_text("\n".join(dry_run_table(overrides, outlooks, at_a_time)))
         return 0
     # Before the jobs run: with resume=never the next call would find other folders.
     run_dirs = [records.run_dir(config) for config in configs]
@@ -42,6 +44,7 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     hint = "choose another run.root or hydra.sweep.dir"
     with os_error_as_resource_error(folder, "made", hint):
         make_dir(folder)
+    print_text(f"sweep    {_grid_line(configs, at_a_time)}")
     task = HydraTask(grid.configs())
     code = run_hydra(command, _sweep_dir_override(folder), task=task)
     if code:
@@ -52,13 +55,33 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         jobs.append(SweepJob(job_overrides, run_dir, config, reason))
     rows = write_sweep_table(jobs, configs[0].sweep.objective, folder)
     write_repeats_events(folder, repeat_folders(jobs))
+    _print_where(folder)
     unfinished = sum(row["state"] != "finished" for row in rows)
     if unfinished:
         raise SweepError(
-            f"{unfinished} of {len(configs)} jobs did not finish; "
+            f"{unfinished} of {plural(len(configs), 'job')} did not finish; "
             f"the lines above and {folder} hold the reasons"
         )
     return 0
+
+
+def _grid_line(configs: Sequence[Config], at_a_time: int) -> str:
+    """Returns how many jobs and epochs a grid has, and how long they may take."""
+    try:
+        return outlook_line(job_outlooks(configs, at_a_time), at_a_time)
+    except VggexpError:  # of one job, whose row in the table has the reason
+        epochs = sum(config.train.epochs for config in configs)
+        return f"{plural(len(configs), 'job')}, {plural(epochs, 'epoch')}"
+
+
+def _print_where(folder: Path) -> None:
+    """Prints where the results of a sweep are, and the commands that show its runs."""
+    lines = [
+        f"results  {folder / 'results.md'}",
+        f"report   {report_command(folder)}",
+        f"show     {tensorboard_command(folder)}",
+    ]
+    print_text("\n".join(lines))
 
 
 def _sweep_dir_override(folder: Path) -> str:
@@ -94,21 +117,25 @@ def run_search(command: compose.Command, plan: SearchPlan) -> int:
     Raises:
         SweepError: a trial failed.
     """
-    from vggexp.sweep.study import open_study, trial_jobs
+    from vggexp.sweep.study import open_study, proposed_trials, trial_jobs
 
     folder = plan.folder
     objective = plan.config.sweep.objective
     with lock_run_dir(folder):
-        open_study(folder, plan.name, objective)  # refuses another search's folder before Hydra
+        # Refuses another search's folder before Hydra.
+        study = open_study(folder, plan.name, objective)
+        ended = sum(trial.state.is_finished() for trial in proposed_trials(study))
+        print_text(f"sweep    {search_line(plan, ended)}")
         code = run_hydra(command, _sweep_dir_override(folder))
         if code:
             return code
         study = open_study(folder)
     rows = write_sweep_table(trial_jobs(study, plan.axes), objective, folder)
+    _print_where(folder)
     failed = sum(row[objective] is None for row in rows)
     if failed:
         raise SweepError(
-            f"{failed} of {len(rows)} runs have no {objective}; "
+            f"{failed} of {plural(len(rows), 'run')} have no {objective}; "
             f"the lines above and {folder} hold the reasons"
         )
     return 0

@@ -1,139 +1,155 @@
-"""Prints the jobs of a sweep before it starts: cost and state of each, and the expected time."""
+"""Describes the jobs of a sweep before it starts: cost and state of each, and the expected time."""
 
-import socket
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
 from typing import NamedTuple
 
-from vggexp.config.derived import layers, training_macs
-from vggexp.config.run_id import network_name
+from vggexp.config.derived import layers
 from vggexp.config.schema import Config
-from vggexp.errors import VggexpError
-from vggexp.formatting import duration, markdown_table
+from vggexp.formatting import duration, format_bytes, markdown_table, plural
 from vggexp.models.shapes import macs, parameters
-from vggexp.runs import records
+from vggexp.runs import forecast, records
+from vggexp.runs.forecast import Forecast
 from vggexp.sweep.results import setting_columns
-
-# Only runs within this factor in multiply-adds an image predict the time of a job: the time for
-# one multiply-add depends on the size of the network.
-SIMILAR_MACS_FACTOR = 8
+from vggexp.sweep.search_space import SearchPlan
+from vggexp.system.cpu import default_threads
 
 
-class RunCost(NamedTuple):
-    """The cost of a finished run."""
+class JobOutlook(NamedTuple):
+    """What is known of a job before the sweep starts."""
 
-    network: str
-    device: str
-    macs: int  # multiply-adds an image
-    seconds: float  # for 10^9 multiply-adds of training
+    config: Config
+    folder: Path  # the run directory
+    state: str  # as in `records.run_state`
+    time: Forecast
+
+    def will_run(self) -> bool:
+        keeps_failure = self.state == "failed" and not self.config.sweep.retry_failed
+        return self.state != "finished" and not keeps_failure
 
 
-def dry_run_table(jobs: Sequence[tuple[Sequence[str], Config]]) -> list[str]:
-    """Returns the table of a sweep's jobs and a line with their number and expected time.
-
-    Reads run directories and writes nothing.
+def expected_times(configs: Sequence[Config], jobs_at_a_time: int) -> list[Forecast]:
+    """Returns the expected time of each job from finished runs in run.root.
 
     Args:
-        jobs: overrides and configuration of each job.
+        configs: of the jobs.
+        jobs_at_a_time: jobs that share the threads of this host.
+    """
+    threads = max(1, default_threads() // jobs_at_a_time)
+    machines = {forecast.expected_machine(config, threads) for config in configs}
+    speeds = forecast.finished_speeds(Path(configs[0].run.root), list(machines))
+    if not speeds:
+        return [forecast.UNKNOWN] * len(configs)
+    times = []
+    for config in configs:
+        counts = forecast.count_run_images(config)
+        times.append(forecast.expected_time(config, counts, speeds, threads))
+    return times
+
+
+def job_outlooks(configs: Sequence[Config], jobs_at_a_time: int) -> list[JobOutlook]:
+    """Returns the state and the expected time of each job. Reads run directories, writes nothing.
+
+    Args:
+        configs: of the jobs.
+        jobs_at_a_time: jobs that share the threads of this host.
 
     Raises:
         CheckpointError: the directory of a job belongs to another configuration.
     """
-    _, first = jobs[0]
-    costs = finished_costs(Path(first.run.root))
-    keys, job_values = setting_columns(
-        [overrides for overrides, _ in jobs],
-        [config for _, config in jobs],
-    )
+    outlooks = []
+    for config, time in zip(configs, expected_times(configs, jobs_at_a_time), strict=True):
+        folder = records.run_dir(config)
+        outlooks.append(JobOutlook(config, folder, _state(config, folder), time))
+    return outlooks
+
+
+def _state(config: Config, folder: Path) -> str:
+    if config.resume == "never":
+        return "not started"
+    return records.run_state(folder, records.own_result(config, folder))
+
+
+def dry_run_table(
+    overrides: Sequence[Sequence[str]], outlooks: Sequence[JobOutlook], jobs_at_a_time: int
+) -> list[str]:
+    """Returns the table of a sweep's jobs, and `outlook_line`.
+
+    Args:
+        overrides: of each job.
+        outlooks: the result of `job_outlooks`.
+        jobs_at_a_time: as in `job_outlooks`.
+    """
+    keys, job_values = setting_columns(overrides, [outlook.config for outlook in outlooks])
     cells = []
-    remaining: list[float | None] = []  # expected seconds of the jobs that have not finished
-    for (_, config), values in zip(jobs, job_values, strict=True):
-        job_state = state(config)
-        seconds = expected_seconds(config, costs)
+    for outlook, values in zip(outlooks, job_values, strict=True):
         expected = "-"
-        if job_state != "finished":
-            remaining.append(seconds)
-            expected = "-" if seconds is None else duration(seconds)
-        table = layers(config)
+        if outlook.will_run() and outlook.time.seconds is not None:
+            expected = duration(outlook.time.seconds)
+        table = layers(outlook.config)
         cells.append(
             [
                 *(values.get(key, "-") for key in keys),
                 f"{parameters(table):,}",
-                f"{macs(table) / 1e9:.3f}",
-                job_state,
+                format_bytes(macs(table), "MAC"),
+                outlook.state,
                 expected,
-                records.run_dir(config).name,
+                outlook.folder.name,
             ]
         )
-    columns = [*keys, "parameters", "GMAC an image", "state", "expected", "run"]
-    return [*markdown_table(columns, cells), _total_line(len(jobs), remaining, len(costs))]
+    columns = [*keys, "parameters", "MACs an image", "state", "expected", "run"]
+    return [*markdown_table(columns, cells), outlook_line(outlooks, jobs_at_a_time)]
 
 
-def _total_line(count: int, remaining: Sequence[float | None], runs: int) -> str:
-    """Returns the last line.
+def outlook_line(outlooks: Sequence[JobOutlook], jobs_at_a_time: int) -> str:
+    """Returns how many jobs there are, how many will run for how many epochs, and how long."""
+    to_run = [outlook for outlook in outlooks if outlook.will_run()]
+    finished = sum(outlook.state == "finished" for outlook in outlooks)
+    line = f"{plural(len(outlooks), 'job')}: {finished:,} finished, {len(to_run):,} to run"
+    failed = len(outlooks) - finished - len(to_run)
+    if failed:
+        line = f"{line}, {failed:,} failed before (sweep.retry_failed=true tries again)"
+    if not to_run:
+        return line
+    line = f"{line} for {plural(_count_epochs(to_run), 'epoch')}"
+    at_a_time = min(jobs_at_a_time, len(to_run))
+    if len(to_run) > 1:
+        line = f"{line}, {plural(at_a_time, 'job')} at a time"
+    known = [outlook for outlook in to_run if outlook.time.seconds is not None]
+    unknown = [outlook for outlook in to_run if outlook.time.seconds is None]
+    if not known:
+        return f"{line}; their time is unknown, {forecast.NO_RUNS}"
+    seconds = [outlook.time.seconds or 0.0 for outlook in known]
+    sources = {source for outlook in known for source in outlook.time.sources}
+    total = forecast.total_seconds(seconds, at_a_time)
+    line = f"{line}, {forecast.time_text(total, len(sources))}"
+    if unknown:
+        line = f"{line}, and the unknown time of {plural(_count_epochs(unknown), 'epoch')}"
+    return line
+
+
+def search_line(plan: SearchPlan, ended: int) -> str:
+    """Returns how many trials a search has, how many will run for how many epochs, and how long.
 
     Args:
-        count: how many jobs the sweep has.
-        remaining: expected seconds of the jobs that have not finished.
-        runs: how many finished runs the expectation may use.
+        plan: the search.
+        ended: how many of its trials have ended.
     """
-    line = f"{count} jobs: {count - len(remaining)} finished, {len(remaining)} to run"
-    if not remaining:
+    trials = plan.settings.n_trials
+    at_a_time = plan.settings.parallel or 1
+    left = max(0, trials - ended)
+    line = f"{plural(trials, 'trial')}: {ended:,} ended, {left:,} to run"
+    if not left:
         return line
-    known = [seconds for seconds in remaining if seconds is not None]
-    if len(known) < len(remaining):
-        return f"{line}; their time is unknown, no run of this size has finished on this host"
-    total = duration(sum(known))
-    return f"{line}, about {total} one after another (from {runs} finished runs on this host)"
+    epochs = plural(left * plan.config.train.epochs, "epoch")
+    line = f"{line} for {epochs}, {plural(at_a_time, 'trial')} at a time"
+    (time_of_one,) = expected_times([plan.config], plan.jobs_at_a_time)
+    if time_of_one.seconds is None:
+        return f"{line}; their time is unknown, {forecast.NO_RUNS}"
+    total = forecast.total_seconds([time_of_one.seconds] * left, at_a_time)
+    time = forecast.time_text(total, len(time_of_one.sources))
+    return f"{line}, {time} if each trial takes as long as one of the first values"
 
 
-def state(config: Config) -> str:
-    """Returns the state of a job's run. Raises CheckpointError for another configuration's run."""
-    if config.resume == "never":
-        return "not started"
-    folder = records.run_dir(config)
-    return records.run_state(folder, records.own_result(config, folder))
-
-
-def finished_costs(root: Path) -> list[RunCost]:
-    """Returns the costs of the finished runs of this host; skips folders that cannot be read."""
-    costs: list[RunCost] = []
-    for folder in records.find_runs([root]):
-        try:
-            run = records.read_run(folder)
-            config = records.load_config(folder)
-        except VggexpError:
-            continue
-        if run.environment.get("host") != socket.gethostname():
-            continue
-        if run.state != "finished" or run.result.get("seconds") is None:
-            continue
-        billions = training_macs(config) / 1e9
-        cost = RunCost(
-            network=network_name(config),
-            device=config.device.name,
-            macs=macs(layers(config)),
-            seconds=run.result["seconds"] / billions,
-        )
-        costs.append(cost)
-    return costs
-
-
-def expected_seconds(config: Config, costs: Sequence[RunCost]) -> float | None:
-    """Returns the time that a job will take, by the median of finished runs on the same device.
-
-    Uses the runs of the same network, or without them the runs of a similar size. Returns None
-    if there are no such runs.
-    """
-    size = macs(layers(config))
-    similar = []
-    for cost in costs:
-        is_similar = size / SIMILAR_MACS_FACTOR <= cost.macs <= size * SIMILAR_MACS_FACTOR
-        if is_similar and cost.device == config.device.name:
-            similar.append(cost)
-    same = [cost for cost in similar if cost.network == network_name(config)]
-    rates = [cost.seconds for cost in same or similar]
-    if not rates:
-        return None
-    return median(rates) * training_macs(config) / 1e9
+def _count_epochs(outlooks: Sequence[JobOutlook]) -> int:
+    return sum(outlook.config.train.epochs for outlook in outlooks)

@@ -40,12 +40,14 @@ from vggexp.runs.init_source import pin_init_weights
 from vggexp.sweep.filter import matches
 from vggexp.sweep.grid import (
     cached_compose,
+    common_overrides,
     endpoint_jobs,
     expand_grid,
     hydra_problems,
     job_overrides,
     unknown_plugin_keys,
 )
+from vggexp.sweep.parallel import planned_jobs_at_a_time
 from vggexp.sweep.search_space import (
     SearchPlan,
     is_search,
@@ -70,6 +72,7 @@ class GridSweep(NamedTuple):
 
     jobs: list[ComposedJob]
     folder: Path  # of the tables
+    jobs_at_a_time: int = 1  # on this host
 
     def configs(self) -> dict[tuple[str, ...], Config]:
         """Returns the configuration of each job by the job's overrides."""
@@ -235,7 +238,8 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
         hydra_overrides = [override for override in outline.overrides if override.is_hydra]
         if outline.composition.problems:  # perhaps of these keys; the others are still checked
             hydra_overrides = []
-        compose_job = cached_compose(compose_fn, hydra_overrides)
+        common = common_overrides(combinations)
+        compose_job = cached_compose(compose_fn, hydra_overrides, common)
         jobs = _check_jobs(combinations, compose_job, outline.composition.problems, not axes)
     if sweep.where is not None:
         jobs = [job for job in jobs if matches(sweep.where, job.config)]
@@ -247,7 +251,8 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
     if axes:
         return plan_search(node, axes, [job.config for job in jobs])
     name = run_id.sweep_name([job.overrides for job in jobs])
-    return GridSweep(jobs, sweep_folder(node, jobs[0].config, name))
+    folder = sweep_folder(node, jobs[0].config, name)
+    return GridSweep(jobs, folder, planned_jobs_at_a_time(node, jobs[0].config))
 
 
 def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:

@@ -8,15 +8,17 @@ import os
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vggexp.config.derived import training_macs
+from vggexp.config.derived import layers
 from vggexp.config.schema import Config, ImageFolder, Synthetic
 from vggexp.errors import InUseError, StoppedError, VggexpError
-from vggexp.formatting import duration
-from vggexp.runs import directory, records
+from vggexp.formatting import duration, plural
+from vggexp.models.shapes import macs
+from vggexp.runs import directory, forecast, records
+from vggexp.sweep.parallel import jobs_at_a_time
 from vggexp.sweep.progress import RunningJob, SweepProgress
 from vggexp.system import locks, processes
 from vggexp.system.cpu import default_threads
@@ -32,7 +34,6 @@ from vggexp.system.signals import StopFlag, handle_stop_signals
 POLL_SECONDS = 0.05
 ELSEWHERE_SECONDS = 1.0  # between two checks of runs that other processes work on
 MAX_LOG_BYTES = 1 << 20  # of the end of a job's log that is searched for its error
-CORES_PER_JOB = 4  # jobs=auto: with more threads a job gains little
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,19 @@ class PoolJob:
     folder: Path  # the run directory
     config: Config | None
     error: str = ""  # the reason, if `config` is None
+    work: float = 0.0  # multiply-adds; 0: unknown
+    epochs_share: float = 1.0  # of the work; the rest is the test
 
 
 def make_job(index: int, config: Config) -> PoolJob:
     """Finds the run directory once: with resume=never the next search finds a new directory."""
-    return PoolJob(index, records.run_dir(config), config)
+    job = PoolJob(index, records.run_dir(config), config)
+    counts = forecast.count_run_images(config)
+    if counts is None:
+        return job
+    passes = forecast.forward_passes(config, counts)
+    work = float(passes * macs(layers(config)))
+    return replace(job, work=work, epochs_share=1 - counts.test / passes)
 
 
 def invalid_job(index: int, error: str) -> PoolJob:
@@ -106,9 +115,7 @@ def make_slots(
     for first in range(0, len(names) - ranks + 1, ranks):
         groups.append(",".join(names[first : first + ranks]))
     cores = default_threads()
-    count = jobs
-    if jobs == "auto":
-        count = len(groups) * per_gpu or max(1, cores // CORES_PER_JOB)
+    count = jobs_at_a_time(jobs, per_gpu, len(groups))
     threads = max(1, cores // count)
     slots = []
     for index in range(count):
@@ -156,7 +163,7 @@ def run_pool(
     logs = folder / "jobs"
     with os_error_as_resource_error(logs, "made", CHOOSE_ROOT):
         make_inner_dir(logs)
-    work = [_work(job) for job in jobs]
+    work = [job.work for job in jobs]
     with handle_stop_signals() as stop, SweepProgress(work, len(slots)) as progress:
         pool = Pool(jobs, slots, perform, logs, progress)
         try:
@@ -169,7 +176,9 @@ def run_pool(
     if stop.signal is not None:
         done = sum(result is not None and result.ok for result in pool.results)
         raise StoppedError(
-            stop.signal, f"with {done} of {len(jobs)} jobs done", "run the same command to continue"
+            stop.signal,
+            f"with {done} of {plural(len(jobs), 'job')} done",
+            "run the same command to continue",
         )
     not_started = JobResult(False, None, "")  # sweep.on_error=stop
     return [result or not_started for result in pool.results]
@@ -283,7 +292,8 @@ class Pool:
         slot.started_at = time.monotonic()
         slot.pid = processes.fork_call(lambda: self.perform(job), log, slot.variables)
         slot.job = job
-        running = RunningJob(job.index, job.folder, job.config.train.epochs, log)
+        epochs = job.config.train.epochs
+        running = RunningJob(job.index, job.folder, epochs, log, job.epochs_share)
         self.progress.job_started(slot.index, running)
 
     def log(self, job: PoolJob) -> Path:
@@ -332,8 +342,8 @@ class Pool:
         if state == "failed" and job.config is not None and job.config.sweep.on_error == "stop":
             self.stop_starting = True
         parts = [job.folder.name, result.error]
-        if result.objective is not None:
-            parts[1] = f"{result.objective:.4f}"
+        if result.objective is not None and job.config is not None:
+            parts[1] = f"{job.config.sweep.objective} {result.objective:.4f}"
         if seconds is not None:
             parts.append(duration(seconds))
             if state == "failed":
@@ -363,10 +373,6 @@ def preload(jobs: Sequence[PoolJob]) -> None:
         datasets.preload(job.config.data.name, Path(root) if root else None)
 
 
-def _work(job: PoolJob) -> float:
-    return 0.0 if job.config is None else float(training_macs(job.config))
-
-
 def _job_status(job: PoolJob, config: Config) -> str:
     """Returns finished, failed (not to be repeated), running (elsewhere) or missing.
 
@@ -388,13 +394,11 @@ def _recorded_result(job: PoolJob) -> JobResult:
     Raises CheckpointError if the directory belongs to another configuration.
     """
     assert job.config is not None
+    objective = job.config.sweep.objective
     result = records.own_result(job.config, job.folder)
-    is_finished = result.get("state") == "finished"
-    objective = result.get(job.config.sweep.objective)
-    error = result.get("error") or ""
-    if is_finished and objective is None:
-        error = f"{job.config.sweep.objective} is not a number"
-    return JobResult(is_finished, objective if is_finished else None, error)
+    if result.get("state") != "finished":
+        return JobResult(False, None, result.get("error") or "")
+    return JobResult(True, result.get(objective), records.missing_objective(result, objective))
 
 
 def _result_of(job: PoolJob, code: int, error_line: str) -> JobResult:

@@ -4,13 +4,13 @@ Without a terminal it prints plain lines: one when a job starts or ends, and one
 """
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
 from typing import Any
 
-from vggexp.formatting import duration, printable
+from vggexp.formatting import duration, plural, printable
 from vggexp.loggers.console import Console
 from vggexp.runs.directory import METRICS
 from vggexp.runs.schema import MAX_METRICS_BYTES
@@ -27,18 +27,26 @@ class RunningJob:
     folder: Path  # the run directory
     epochs: int
     log: Path
+    epochs_share: float = 1.0  # of the job's work, 0..1; the rest is the test
 
 
 class SweepProgress:
     """Counts the jobs of a sweep and estimates its end. As a context manager it clears its bars."""
 
-    def __init__(self, work: Sequence[float], slots: int, console: Console | None = None):
+    def __init__(
+        self,
+        work: Sequence[float],
+        slots: int,
+        console: Console | None = None,
+        clock: Callable[[], float] = monotonic,
+    ):
         """Starts the clock of the estimate.
 
         Args:
             work: the cost of each job, in any unit.
             slots: jobs at a time.
             console: receives the lines; None prints them on stdout.
+            clock: returns seconds.
         """
         self.work = list(work)
         self.console = console or Console(None)
@@ -49,7 +57,10 @@ class SweepProgress:
             "stopped": 0,
         }
         self.running: dict[int, RunningJob] = {}  # by slot
-        self.started_at = monotonic()
+        self.clock = clock
+        self.started_at = clock()
+        self.known_share = 0.0  # the largest share so far
+        self.expected_end = 0.0  # on the clock; 0.0: nothing is known
         self.refreshed_at = self.started_at
         self.printed_at = self.started_at
         self.bars: list[Any] = []  # none without a terminal
@@ -67,7 +78,7 @@ class SweepProgress:
         """Prints how many jobs had finished in earlier attempts; call it before the first start."""
         finished = self.ended["finished"]
         if finished:
-            self._line(f"before   {finished} of {len(self.work)} jobs finished")
+            self._line(f"before   {finished} of {plural(len(self.work), 'job')} finished")
 
     def job_started(self, slot: int, job: RunningJob) -> None:
         self.running[slot] = job
@@ -103,7 +114,7 @@ class SweepProgress:
 
     def refresh(self) -> None:
         """Updates the bars or prints a line, if one is due."""
-        now = monotonic()
+        now = self.clock()
         if now - self.refreshed_at < REFRESH_SECONDS:
             return
         self.refreshed_at = now
@@ -119,24 +130,31 @@ class SweepProgress:
             self._line(f"running  {self.summary()}")
 
     def summary(self) -> str:
-        """Returns `4 of 12 jobs done, 1 failed, 2 running, about 3.2 min left`."""
+        """Returns `4 of 12 jobs done, 1 failed, 2 running, about 3.2 min left`.
+
+        The time that is left runs down between two steps of `share`. When it is over, the text is
+        `longer than expected`.
+        """
         finished = self.ended["finished"]
         failed = self.ended["failed"]
-        parts = [f"{finished} of {len(self.work)} jobs done"]
+        parts = [f"{finished} of {plural(len(self.work), 'job')} done"]
         if failed:
             parts.append(f"{failed} failed")
         parts.append(f"{len(self.running)} running")
+        now = self.clock()
         share = self.share()
-        if share:
-            elapsed = monotonic() - self.started_at
-            seconds = elapsed * (1 / share - 1)
-            parts.append(f"about {duration(seconds)} left")
+        if share > self.known_share:
+            self.known_share = share
+            self.expected_end = self.started_at + (now - self.started_at) / share
+        left = self.expected_end - now
+        if self.expected_end:
+            parts.append(f"about {duration(left)} left" if left > 0 else "longer than expected")
         return ", ".join(parts)
 
     def share(self) -> float:
         """Returns the done share, 0..1, of the work that was missing at the start.
 
-        Running jobs count by their finished epochs.
+        Running jobs count by their finished epochs, without their test.
         """
         total = sum(self.work)
         if not total:
@@ -146,14 +164,14 @@ class SweepProgress:
             done -= self.work[index]
         for job in self.running.values():
             epochs = _finished_epochs(job.folder)
-            done += self.work[job.index] * epochs / job.epochs
+            done += self.work[job.index] * job.epochs_share * epochs / job.epochs
         return min(1.0, done / total)
 
     def _position(self, index: int) -> str:
-        return f"{index + 1}/{len(self.work)}"
+        return f"job {index + 1}/{len(self.work)}"
 
     def _line(self, text: str) -> None:
-        self.printed_at = monotonic()
+        self.printed_at = self.clock()
         self.console.line(text)
 
 

@@ -16,7 +16,7 @@ from vggexp.config.schema import Config
 from vggexp.errors import VggexpError
 from vggexp.formatting import csv_table, format_value, markdown_table, shorten
 from vggexp.loggers.console import print_text
-from vggexp.runs.records import own_result, run_state
+from vggexp.runs.records import missing_objective, own_result, run_state
 from vggexp.runs.repeats import Row, group_repeats, mean_rows, rank_key
 from vggexp.system.files import atomic_write, make_dir, os_error_as_resource_error
 
@@ -112,7 +112,7 @@ def _job_row(job: SweepJob, objective: str) -> Row:
         error = str(problem)
     is_finished = state == "finished"
     if is_finished:
-        error = "" if result.get(objective) is not None else f"{objective} is not a number"
+        error = missing_objective(result, objective)
     elif error and state == "not started":  # the job ended before its run began
         state = "failed"
     row: Row = {}

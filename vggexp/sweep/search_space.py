@@ -20,6 +20,7 @@ from vggexp.config.run_id import identity, short_hash
 from vggexp.config.schema import Config, Range
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
+from vggexp.sweep.parallel import planned_jobs_at_a_time
 
 MAX_VALUES = 100_000  # of a range of fractions, which is stored value by value
 DEFAULT_FOLDER = "${run.root}/sweeps/latest"  # in config.yaml; stands for the name of the sweep
@@ -66,6 +67,8 @@ class SearchPlan(NamedTuple):
     folder: Path
     axes: dict[str, SearchAxis]
     config: Config  # with every axis at its first value
+    settings: SearchSettings
+    jobs_at_a_time: int  # that share the threads of this host
 
 
 def search_space(overrides: Sequence[Override]) -> SearchSpace:
@@ -197,7 +200,15 @@ def plan_search(
         ConfigError: hydra.sweep.dir is not a folder's name, or refers to something unknown.
     """
     name = search_name(node.hydra.sweeper, axes, configs)
-    return SearchPlan(name, sweep_folder(node, configs[0], name), axes, configs[0])
+    settings = search_settings(node.hydra.sweeper, ErrorList(), node.hydra.launcher)
+    return SearchPlan(
+        name=name,
+        folder=sweep_folder(node, configs[0], name),
+        axes=axes,
+        config=configs[0],
+        settings=settings,
+        jobs_at_a_time=planned_jobs_at_a_time(node, configs[0]),
+    )
 
 
 def sweep_folder(node: DictConfig, config: Config, name: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from vggexp.errors import CheckpointError, ConfigError, ResourceError, VggexpError
 from vggexp.runs.directory import CONFIG, read_result
-from vggexp.runs.records import load_config
+from vggexp.runs.records import load_config, missing_objective
 from vggexp.runs.repeats import higher_is_better
 from vggexp.sweep.results import SweepJob
 from vggexp.sweep.search_space import SearchAxis, SearchSettings
@@ -233,7 +233,7 @@ def run_error(run: str, objective: str) -> str:
     """Returns why a run that has ended has no value of the objective."""
     result = _read_result(run)
     if result.get("state") == "finished":
-        return f"{objective} is not a number"
+        return missing_objective(result, objective)
     return result.get("error") or "the run did not finish"
 
 
@@ -278,7 +278,7 @@ def trial_overrides(axes: Axes, params: Params) -> list[str]:
     return overrides
 
 
-def trial_line(study: Study, trial: Trial, axes: Axes, total: int) -> str:
+def trial_line(study: Study, trial: Trial, axes: Axes, total: int, objective: str) -> str:
     """Returns the line of a trial; once the trial has ended, with its value and the best value."""
     trials = proposed_trials(study)
     numbers = {}  # as printed: a repeated trial keeps its number
@@ -292,7 +292,7 @@ def trial_line(study: Study, trial: Trial, axes: Axes, total: int) -> str:
     if stored.value is None:
         line += f"  failed: {stored.user_attrs.get(ERROR, 'no value')}"
     else:
-        line += f"  {stored.value:.4f}"
+        line += f"  {objective} {stored.value:.4f}"
     if any(other.value is not None for other in trials):
         best = study.best_trial
         line += f"  best {best.value:.4f} (trial {numbers[best.number]})"

@@ -11,6 +11,7 @@ from torch import Tensor
 from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
 from vggexp.errors import CheckpointError, ResourceError
+from vggexp.formatting import format_bytes
 from vggexp.models.costs import KEEP_NEWEST
 from vggexp.system.files import make_inner_dir, refuse_link
 from vggexp.training import checkpoint, checkpoint_schema
@@ -174,6 +175,6 @@ def check_disk_space(folder: Path, run_bytes: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise ResourceError(
-            f"{folder}: {free / 1e6:,.0f} MB free, checkpoints need {needed / 1e6:,.0f} MB; "
-            "choose another run.root"
+            f"{folder}: {format_bytes(free, 'B')} free, "
+            f"checkpoints need {format_bytes(needed, 'B')}; choose another run.root"
         )

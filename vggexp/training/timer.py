@@ -35,6 +35,7 @@ class PhaseTimer:
         self.on_device = device.type == "cuda"
         self.clock = clock
         self.record_event = record_event
+        self.paused_seconds = 0.0  # of all epochs
         self.start()
 
     def start(self, elapsed: Mapping[str, float] = {}) -> None:
@@ -63,7 +64,9 @@ class PhaseTimer:
         """Leaves out the time since the last lap, which was a pause."""
         last = self.last
         self.lap(OTHER)
-        self.started += self.last - last
+        pause = self.last - last
+        self.started += pause
+        self.paused_seconds += pause
 
     def read(self) -> dict[str, float]:
         """Returns the seconds since `start`, in all and by part, by their keys in metrics.jsonl."""

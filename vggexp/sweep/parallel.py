@@ -1,0 +1,47 @@
+"""Decides how many jobs of a sweep run at a time on this host. Needs no torch."""
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from omegaconf import DictConfig
+
+from vggexp.config.device import count_cuda_devices
+from vggexp.config.hydra_safety import plugin_name, resolved
+from vggexp.config.schema import Config
+from vggexp.system.cpu import default_threads
+
+CORES_PER_JOB = 4  # jobs=auto: with more threads a job gains little
+
+
+def jobs_at_a_time(jobs: Any, per_gpu: int, gpu_groups: int) -> int:
+    """Returns the number of jobs at a time.
+
+    Args:
+        jobs: the number, or "auto".
+        per_gpu: jobs that share a GPU.
+        gpu_groups: how many jobs find GPUs of their own.
+    """
+    if jobs != "auto":
+        return int(jobs)
+    return gpu_groups * per_gpu or max(1, default_threads() // CORES_PER_JOB)
+
+
+def planned_jobs_at_a_time(node: DictConfig, config: Config) -> int:
+    """Returns how many jobs the launcher will run at a time on this host; 1 if it is not `local`.
+
+    `pool.make_slots` decides it with torch, which counts the GPUs as well.
+
+    Args:
+        node: the composed outline of the command.
+        config: of a job.
+    """
+    if plugin_name(node.hydra, "launcher") != "local":
+        return 1
+    launcher = resolved(node, "hydra.launcher")
+    gpus: Sequence[Any] = launcher["gpus"] or []
+    if config.device.name == "cuda" and not gpus:
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else range(count_cuda_devices())
+    groups = len(gpus) // (config.device.processes or 1)
+    return jobs_at_a_time(launcher["jobs"], launcher["slots_per_gpu"], groups)
