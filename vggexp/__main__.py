@@ -6,18 +6,20 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vggexp.cli import print_error, print_stopped, report_error, translate_os_errors
-from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
-from vggexp.distributed.rank import rank_info
-from vggexp.errors import ConfigError, VggexpError
-from vggexp.formatting import error_line
-from vggexp.loggers.console import flush_stdout, print_text
-from vggexp.runs.data_source import pin_data
-from vggexp.sweep import expand
-from vggexp.sweep.command import run_grid, run_search
-from vggexp.sweep.search_space import SearchPlan
-from vggexp.sweep.task import report_if_finished, run_hydra, should_report_error
-from vggexp.system.signals import clear_pending_interrupt
+from vggexp.system.signals import clear_pending_interrupt, end_on_interrupt
+
+with end_on_interrupt():
+    from vggexp.cli import print_error, print_stopped, report_error, translate_os_errors
+    from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
+    from vggexp.distributed.rank import rank_info
+    from vggexp.errors import ConfigError, VggexpError
+    from vggexp.formatting import error_line
+    from vggexp.loggers.console import flush_stdout, print_text
+    from vggexp.runs.data_source import pin_data
+    from vggexp.sweep import expand
+    from vggexp.sweep.command import run_grid, run_search
+    from vggexp.sweep.search_space import SearchPlan
+    from vggexp.sweep.task import report_if_finished, run_hydra, should_report_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
