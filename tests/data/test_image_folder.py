@@ -14,7 +14,12 @@ from PIL import Image
 from torchvision import datasets
 
 from vggexp.data.catalog import folder_classes
-from vggexp.data.image_folder import expand_image_paths, index_folder, read_image
+from vggexp.data.image_folder import (
+    expand_image_paths,
+    index_folder,
+    list_folders_once,
+    read_image,
+)
 from vggexp.errors import DataError
 
 Files = dict[str, bytes]
@@ -106,6 +111,15 @@ def test_a_name_may_be_any_bytes(folder: Path, name: bytes) -> None:
     text = name.decode("utf-8", "backslashreplace")
     assert index.train.classes == index.test.classes == ("b", text)
     assert {read_image(path).shape for path in index.train.paths} == {(3, 6, 9)}
+
+
+def test_a_check_and_its_run_share_a_listing(folder: Path) -> None:
+    with list_folders_once():
+        first = index_folder(folder)
+        (folder / "train" / "b" / "1.jpg").unlink()
+        with list_folders_once():
+            assert index_folder(folder) is first
+    assert len(index_folder(folder).train.paths) == len(first.train.paths) - 1
 
 
 def test_nothing_left_out_is_not_said(folder: Path) -> None:

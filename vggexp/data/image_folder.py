@@ -51,7 +51,32 @@ class FolderIndex:
     left_out: Counter[str]  # as in FolderListing
 
 
+# The folders that were listed in each block of list_folders_once that is running.
+_LISTED: list[dict[Path, DatasetSplits[FolderIndex]]] = []
+
+
+@contextlib.contextmanager
+def list_folders_once() -> Iterator[None]:
+    """Keeps each listing until the end of the block, so that a check and its run share it.
+
+    Listing 12,000 files takes half a second, also when their hash is cached.
+    """
+    _LISTED.append({})
+    try:
+        yield
+    finally:
+        _LISTED.pop()
+
+
 def index_folder(root: Path) -> DatasetSplits[FolderIndex]:
+    """Lists a folder as `_index_folder`, in a block of `list_folders_once` only once."""
+    listed = _LISTED[0] if _LISTED else {}
+    if root not in listed:
+        listed[root] = _index_folder(root)
+    return listed[root]
+
+
+def _index_folder(root: Path) -> DatasetSplits[FolderIndex]:
     """Lists root/train/CLASS/... and root/test/CLASS/... (or root/val/CLASS/...).
 
     The origin also says what was left out, such as hidden files and files that are no images.
