@@ -243,6 +243,18 @@ def test_pixels_of_unknown_range_are_refused(tmp_path: Path, dtype: str) -> None
         read_image(path)
 
 
+@pytest.mark.parametrize("dtype", ["float16", "float64", "uint64"])
+def test_a_tiff_that_pil_does_not_know_is_called_one(tmp_path: Path, dtype: str) -> None:
+    values = np.arange(54).reshape(6, 9).astype(dtype)
+    path = tmp_path / "image.tif"
+    write_gray_tiff(path, values, 8 * values.itemsize)
+    reason = r"a TIFF that is damaged or has an unsupported pixel format \(save it with 8 or 16"
+    with pytest.raises(DataError, match=f"^{path}: cannot be decoded: {reason}"):
+        read_image(path)
+    with pytest.raises(DataError, match=f"^{path}: {reason}"):
+        expand_image_paths([path])
+
+
 @pytest.mark.parametrize("photometric", [0, 1])
 def test_gray_tiff_of_16_bits(tmp_path: Path, photometric: int) -> None:
     values = np.arange(54, dtype=np.uint16).reshape(6, 9) * 1200 + 77

@@ -39,6 +39,7 @@ WHITE_IS_ZERO = 0
 ORIENTATION = 274
 SAMPLE_FORMAT = 339
 SIGNED = 2
+TIFF_STARTS = (b"II*\0", b"MM\0*")  # of a file
 
 
 @dataclass(frozen=True)
@@ -173,7 +174,7 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
     except (VggexpError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"{path}: cannot be decoded: not an image") from error
+        raise DataError(f"{path}: cannot be decoded: {_unidentified(path)}") from error
     except Exception as error:  # decoders raise any exception
         raise DataError(f"{path}: {_reason(error)}") from error
     values = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
@@ -340,9 +341,20 @@ def image_error(path: Path) -> str:
         with _open_image(path):
             return ""
     except UnidentifiedImageError:
-        return f"{path}: not an image"
+        return f"{path}: {_unidentified(path)}"
     except Exception as error:  # decoders raise any exception
         return f"{path}: {_reason(error)}"
+
+
+def _unidentified(path: Path) -> str:
+    """Returns what a file is that PIL does not identify, such as a TIFF of 64-bit floats."""
+    with contextlib.suppress(OSError), open(path, "rb", opener=open_regular) as file:
+        if file.read(len(TIFF_STARTS[0])) in TIFF_STARTS:
+            return (
+                "a TIFF that is damaged or has an unsupported pixel format "
+                "(save it with 8 or 16 bits, unsigned)"
+            )
+    return "not an image"
 
 
 def _reason(error: Exception) -> str:
