@@ -252,6 +252,27 @@ def test_ctrl_c_twice_ends_a_command_whose_output_nobody_reads():
     assert process.returncode == -signal.SIGINT
 
 
+INTERRUPT_AN_IMPORT = """
+import signal, sys
+
+class Finder:
+    def find_spec(name, path, target=None):
+        if name == "vggexp.sweep.grid":
+            signal.raise_signal(signal.SIGINT)
+
+sys.meta_path.insert(0, Finder)
+import vggexp.__main__
+"""
+
+
+@pytest.mark.process
+def test_ctrl_c_while_a_run_is_imported_ends_it_without_a_traceback():
+    program = [sys.executable, "-c", INTERRUPT_AN_IMPORT]
+    process = subprocess.run(program, capture_output=True, timeout=60)
+    assert process.returncode == -signal.SIGINT
+    assert process.stderr == b""
+
+
 def test_a_reader_that_has_exited_is_no_error(monkeypatch, capfd):
     read_end, write_end = os.pipe()
     os.close(read_end)

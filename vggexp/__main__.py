@@ -7,19 +7,22 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vggexp.cli import print_error, print_stopped, report_error, translate_os_errors
-from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
-from vggexp.config.json_schema import json_schema
-from vggexp.distributed.rank import rank_info
-from vggexp.errors import ConfigError, VggexpError
-from vggexp.formatting import error_line
-from vggexp.loggers.console import flush_stdout, print_text
-from vggexp.runs.data_source import pin_data
-from vggexp.sweep import expand
-from vggexp.sweep.command import run_grid, run_search
-from vggexp.sweep.search_space import SearchPlan
-from vggexp.sweep.task import report_if_finished, run_hydra, should_report_error
-from vggexp.system.signals import clear_pending_interrupt
+from vggexp.system.signals import clear_pending_interrupt, end_on_interrupt
+
+with end_on_interrupt():
+    from vggexp.cli import print_error, print_stopped, report_error, translate_os_errors
+    from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
+    from vggexp.config.json_schema import json_schema
+    from vggexp.data.image_folder import list_folders_once
+    from vggexp.distributed.rank import rank_info
+    from vggexp.errors import ConfigError, VggexpError
+    from vggexp.formatting import error_line
+    from vggexp.loggers.console import flush_stdout, print_text
+    from vggexp.runs.data_source import pin_data
+    from vggexp.sweep import expand
+    from vggexp.sweep.command import run_grid, run_search
+    from vggexp.sweep.search_space import SearchPlan
+    from vggexp.sweep.task import report_if_finished, run_hydra, should_report_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,9 +74,10 @@ def _run(command: Command) -> int:
         raise ConfigError(
             f"device.processes={config.device.processes}: {ranks} have been started; leave it out"
         )
-    if ranks == 1 and report_if_finished(pin_data(config)):
-        return 0
-    return run_hydra(command)
+    with list_folders_once():
+        if ranks == 1 and report_if_finished(pin_data(config)):
+            return 0
+        return run_hydra(command)
 
 
 def _run_sweep(command: Command, outline: expand.Outline) -> int:

@@ -14,7 +14,12 @@ from PIL import Image
 from torchvision import datasets
 
 from vggexp.data.catalog import folder_classes
-from vggexp.data.image_folder import expand_image_paths, index_folder, read_image
+from vggexp.data.image_folder import (
+    expand_image_paths,
+    index_folder,
+    list_folders_once,
+    read_image,
+)
 from vggexp.errors import DataError
 
 Files = dict[str, bytes]
@@ -106,6 +111,15 @@ def test_a_name_may_be_any_bytes(folder: Path, name: bytes) -> None:
     text = name.decode("utf-8", "backslashreplace")
     assert index.train.classes == index.test.classes == ("b", text)
     assert {read_image(path).shape for path in index.train.paths} == {(3, 6, 9)}
+
+
+def test_a_check_and_its_run_share_a_listing(folder: Path) -> None:
+    with list_folders_once():
+        first = index_folder(folder)
+        (folder / "train" / "b" / "1.jpg").unlink()
+        with list_folders_once():
+            assert index_folder(folder) is first
+    assert len(index_folder(folder).train.paths) == len(first.train.paths) - 1
 
 
 def test_nothing_left_out_is_not_said(folder: Path) -> None:
@@ -227,6 +241,18 @@ def test_pixels_of_unknown_range_are_refused(tmp_path: Path, dtype: str) -> None
     write_gray_tiff(path, values, 8 * values.itemsize)
     with pytest.raises(DataError, match=f"^{path}: pixels are .*save it with 8 or 16 bits"):
         read_image(path)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float64", "uint64"])
+def test_a_tiff_that_pil_does_not_know_is_called_one(tmp_path: Path, dtype: str) -> None:
+    values = np.arange(54).reshape(6, 9).astype(dtype)
+    path = tmp_path / "image.tif"
+    write_gray_tiff(path, values, 8 * values.itemsize)
+    reason = r"a TIFF that is damaged or has an unsupported pixel format \(save it with 8 or 16"
+    with pytest.raises(DataError, match=f"^{path}: cannot be decoded: {reason}"):
+        read_image(path)
+    with pytest.raises(DataError, match=f"^{path}: {reason}"):
+        expand_image_paths([path])
 
 
 @pytest.mark.parametrize("photometric", [0, 1])

@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+import tqdm
 
 from tests.conftest import full_pipe
 from vggexp.loggers import console as console_module
@@ -113,6 +114,16 @@ def test_a_bar_leaves_lines_complete(monkeypatch):
     assert "epoch 1/2" in terminal.getvalue()
     assert "/3 batches" in terminal.getvalue()
     assert "\rcheckpoint written\n" in terminal.getvalue()
+
+
+def test_neither_a_bar_nor_a_line_takes_a_lock_that_processes_share(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", Terminal())
+    monkeypatch.delattr(tqdm.tqdm, "_lock", raising=False)
+    monkeypatch.delattr(tqdm.std.TqdmDefaultWriteLock, "mp_lock", raising=False)
+    console = Console(None)
+    with console.progress("epoch 1/2", 3):
+        console.line("checkpoint written")
+    assert not hasattr(tqdm.std.TqdmDefaultWriteLock, "mp_lock")
 
 
 def test_ranks_above_zero_print_nothing(monkeypatch):

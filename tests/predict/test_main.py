@@ -7,6 +7,7 @@ import zipfile
 import pytest
 
 from tests.export.conftest import assert_refused
+from tests.permissions import without_root_rights
 from vggexp.runs.directory import write_result
 from vggexp.training import checkpoint
 
@@ -52,6 +53,17 @@ def test_a_file_that_is_not_an_export(suffix, damage, predict, folder):
     assert out == ""
     assert error.startswith(f"vggexp: error: {path}: ")
     assert error.count("\n") == 1
+
+
+@pytest.mark.parametrize("suffix", [".onnx", ".pt2"])
+def test_an_export_without_permission_is_code_6(suffix, predict, folder):
+    path = folder / f"gray{suffix}"
+    path.chmod(0)
+    with without_root_rights():
+        code, _, error = predict(path, "digits/00.png")
+    path.chmod(0o600)
+    assert code == 6
+    assert error == f"vggexp: error: {path}: cannot be read: Permission denied\n"
 
 
 @pytest.mark.parametrize(

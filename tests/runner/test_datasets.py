@@ -65,6 +65,17 @@ def test_a_folder_with_too_few_images_is_refused(command, tmp_path, overrides, p
     assert not (tmp_path / "outputs").exists()
 
 
+def test_an_image_that_cannot_be_decoded_is_one_line(command, tmp_path):
+    write_images(tmp_path / "images", {"train": 10, "test": 2}, lambda index: (32, 32), "png")
+    for path in (tmp_path / "images").glob("train/*/*.png"):
+        path.write_bytes(b"text")
+    folder = ["data=image_folder", "data.root=images", "data.resize=32", "data.workers=0"]
+    code, out, err = command(*folder, "arch=vgg_digits", "train.epochs=1", "data.batch_size=4")
+    assert code == 3
+    assert err.endswith(".png: cannot be decoded: not an image\n")
+    assert "warning" not in out
+
+
 def test_the_digits_of_scikit_learn(command):
     code, out, err = command("experiment=quickstart", "train.epochs=3", "device.threads=1")
     assert (code, err) == (0, "")

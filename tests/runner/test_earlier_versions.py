@@ -5,13 +5,13 @@ its second epoch. Both are the same training but for their names.
 """
 
 import json
-import tarfile
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.conftest import result
+from tools.release import unpack
 from vggexp.runner.hardware import device_name
 from vggexp.training import checkpoint
 
@@ -38,9 +38,7 @@ def is_recording_machine() -> bool:
 @pytest.fixture
 def run(command):
     """Runs a command in a folder that holds the archived runs."""
-    with tarfile.open(ARCHIVE) as archive:
-        # The filter is the default from Python 3.14 on, and unknown before 3.11.4.
-        archive.extractall(**({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+    unpack(ARCHIVE, Path())
     return command
 
 

@@ -10,7 +10,7 @@ from tests.conftest import TINY, write_images
 from vggexp.config.compose import parse_command
 from vggexp.config.run_id import run_name
 from vggexp.data import image_folder
-from vggexp.errors import DataError
+from vggexp.errors import ConfigError, DataError
 from vggexp.runs.data_source import check_pinned_data, pin_data
 from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep
 
@@ -56,6 +56,25 @@ def test_images_that_change_while_a_run_starts_are_refused(folders):
     check_pinned_data(pinned, image_folder.index_folder(Path("a")).fingerprint)
     with pytest.raises(DataError, match=r"data\.root=a: has changed while the run started"):
         check_pinned_data(pinned, image_folder.index_folder(Path("b")).fingerprint)
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("data.batch_size=13", "data.batch_size=13: more than the 12 training images"),
+        ("data.val_fraction=0.05", "data.val_fraction=0.05: 1 validation images for 2 classes"),
+    ],
+)
+def test_what_the_count_of_images_forbids_is_refused(folders, override, problem):
+    """Two classes of eight images, of which a quarter are for validation."""
+    with pytest.raises(ConfigError, match=problem):
+        config("a", override)
+
+
+def test_a_sweep_checks_the_count_of_images_for_every_job(folders):
+    search = parse_command(["-m", *FOLDER, "data.root=a", "data.batch_size=4,13"])
+    with pytest.raises(ConfigError, match=r"^sweep job 2 of 2: data\.batch_size=13: more"):
+        expand_sweep(search, compose_outline(search))
 
 
 def test_other_data_sets_stay_as_they_are():

@@ -142,6 +142,21 @@ def test_every_command_ends_in_one_line(command, capfd, monkeypatch):
         damage.revert(run, contents[damage.name])
 
 
+@pytest.mark.process
+def test_a_closed_checkpoint_is_code_6_for_every_reader(command, capfd):
+    command(*SMALLEST)
+    Image.new("L", (8, 8)).save("image.png")
+    for path in Path("outputs/a/checkpoints").iterdir():
+        path.chmod(0)
+    with without_root_rights():
+        codes = {"train": command(*SMALLEST, "train.epochs=3")[0]}
+        for name in ("evaluate", "export", "predict", "verify"):
+            module = importlib.import_module(f"vggexp.{name}.__main__")
+            codes[name] = module.main(COMMANDS[name])
+            assert capfd.readouterr().err.endswith(".pt: cannot be read: Permission denied\n")
+    assert set(codes.values()) == {6}, codes
+
+
 @pytest.mark.parametrize("name", [name for name in COMMANDS if name != "report"])
 def test_a_closed_folder_is_code_6_for_every_command(name, tmp_path, monkeypatch, capfd):
     monkeypatch.chdir(tmp_path)

@@ -20,6 +20,7 @@ from vggexp.sweep import pool
 from vggexp.sweep.expand import compose_run
 from vggexp.sweep.pool import last_error_line, make_job, make_slots, run_pool
 from vggexp.sweep.progress import SweepProgress
+from vggexp.system import signals
 from vggexp.system.cpu import default_threads
 from vggexp.system.locks import lock_run_dir
 
@@ -204,6 +205,24 @@ def test_a_stop_signal_is_passed_on_to_the_jobs(run_job):
     with pytest.raises(StoppedError):
         run_job(stop_the_sweep)
     assert not run_job.folder.exists()
+
+
+def test_a_stop_signal_ends_the_imports_for_the_waiting_jobs(tmp_path, monkeypatch):
+    """On a busy machine they take longer than the jobs that the signal is for."""
+    imported = []
+
+    def import_slowly(jobs):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(5)
+        imported.extend(jobs)
+
+    monkeypatch.setattr(signals, "GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(pool, "preload", import_slowly)
+    config = job_config(tmp_path)
+    jobs = [make_job(index, config) for index in range(2)]
+    with pytest.raises(StoppedError):
+        run_pool(jobs, make_slots(1, 1, None, "cpu"), lambda job: 0, tmp_path / "sweep")
+    assert imported == []
 
 
 def test_no_job_outlives_its_sweep(run_job, monkeypatch):

@@ -1,5 +1,6 @@
 """Files that others have prepared: no wait, no device, no link, no right given away."""
 
+import errno
 import os
 import stat
 
@@ -164,3 +165,13 @@ def test_content_then_name_then_folder_reach_the_disk(tmp_path, disk_events, wri
     write(tmp_path / "a.json", b"12345")
     assert disk_events == [5, "rename", "folder"]
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"12345"]
+
+
+@pytest.mark.parametrize(
+    ("code", "is_missing"),
+    [(errno.EACCES, True), (errno.EIO, True), (errno.EISDIR, False), (errno.ELOOP, False)],
+)
+def test_a_file_may_be_wrong_itself_or_a_resource_is_missing(code, is_missing):
+    error = files.missing_resource("a/b", OSError(code, os.strerror(code)))
+    assert (error is not None) == is_missing
+    assert error is None or str(error) == f"a/b: cannot be read: {os.strerror(code)}"

@@ -11,7 +11,12 @@ import pytest
 
 from vggexp.errors import StoppedError, WaitStoppedError
 from vggexp.system import signals
-from vggexp.system.signals import handle_stop_signals, interruptible, time_limit
+from vggexp.system.signals import (
+    end_on_interrupt,
+    handle_stop_signals,
+    interruptible,
+    time_limit,
+)
 
 
 @pytest.fixture
@@ -49,13 +54,27 @@ def test_an_earlier_handler_may_end_the_process(install_handler):
         stop.check("at step 1")
 
 
+@pytest.mark.parametrize("handler", [signal.default_int_handler, signal.SIG_IGN, print])
+def test_an_import_changes_only_pythons_own_handler_of_ctrl_c(handler):
+    earlier = signal.signal(signal.SIGINT, handler)
+    try:
+        with end_on_interrupt():
+            inside = signal.getsignal(signal.SIGINT)
+        after = signal.getsignal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, earlier)
+    is_pythons = handler is signal.default_int_handler
+    assert inside == (signal.SIG_DFL if is_pythons else handler)
+    assert after == handler
+
+
 def test_an_error_of_an_earlier_handler_is_printed(install_handler, capsys):
     def raise_error() -> None:
-        raise RuntimeError("timed-out too many times")
+        raise RuntimeError("timed-out too many times\n\x1b[2J")
 
     install_handler(raise_error)
     stop_by_signal([])
-    assert capsys.readouterr().err == "vggexp: SIGUSR2: timed-out too many times\n"
+    assert capsys.readouterr().err == "vggexp: SIGUSR2: timed-out too many times \\x1b[2J\n"
 
 
 @pytest.fixture

@@ -11,7 +11,15 @@ import zipfile
 
 import pytest
 
-from tools.release import PROJECT, QUICK_TESTS, ROOT, VERSIONS, build, find_interpreter
+from tools.release import (
+    PROJECT,
+    QUICK_TESTS,
+    ROOT,
+    VERSIONS,
+    build,
+    find_interpreter,
+    unpack,
+)
 from vggexp import __version__
 
 SHIPPED = ("vggexp", "hydra_plugins", "conf")
@@ -27,6 +35,16 @@ def source_files(*folders: str) -> set[str]:
             if path.is_file() and not GENERATED & set(path.parts):
                 names.add(str(path.relative_to(ROOT)))
     return names
+
+
+def test_python_before_3_11_4_unpacks_without_a_filter(tmp_path, monkeypatch):
+    with tarfile.open(tmp_path / "a.tar", "w"):
+        pass
+    calls = []
+    monkeypatch.setattr(tarfile.TarFile, "extractall", lambda _, path: calls.append(path))
+    monkeypatch.delattr(tarfile, "data_filter", raising=False)
+    unpack(tmp_path / "a.tar", tmp_path)
+    assert calls == [tmp_path]
 
 
 def test_the_version_is_in_one_place():

@@ -13,6 +13,7 @@ import zipfile
 import pytest
 import torch
 
+from tests.permissions import without_root_rights
 from tests.system.conftest import record_disk_events
 from vggexp.errors import CheckpointError, ResourceError
 from vggexp.training import checkpoint
@@ -112,6 +113,16 @@ def test_a_pipe_in_place_of_a_file_is_not_waited_for(path, read):
     path.unlink()
     os.mkfifo(path)
     with pytest.raises(CheckpointError, match=f"^{path}: cannot be read: not a regular file$"):
+        read(path)
+
+
+@pytest.mark.parametrize("read", [checkpoint.verify, checkpoint.load, checkpoint.load_foreign])
+def test_a_missing_permission_is_no_damage(path, read):
+    path.chmod(0)
+    with (
+        without_root_rights(),
+        pytest.raises(ResourceError, match=f"^{path}: cannot be read: Permission denied$"),
+    ):
         read(path)
 
 

@@ -25,7 +25,13 @@ from tests.factories import (
 from vggexp.errors import DivergedError, ResourceError, StoppedError, WaitStoppedError
 from vggexp.models.shapes import Block, vgg_layers
 from vggexp.training.dead_layers import DeadLayerCheck
-from vggexp.training.loop import Position, TrainState, double_micro_batches, train
+from vggexp.training.loop import (
+    Position,
+    TrainState,
+    double_micro_batches,
+    should_stop_early,
+    train,
+)
 from vggexp.training.timer import PARTS, PhaseTimer
 
 METRICS = ["train/loss", "train/accuracy", "val/loss", "val/accuracy"]
@@ -261,6 +267,16 @@ def test_divergence_at_rate_zero_suggests_a_rate_above_zero():
     state = make_state(schedule=make_schedule("onecycle", lr=0.04, epochs=1, **cycle))
     with pytest.raises(DivergedError, match=r"with lr 0; try optimizer\.lr=0\.004 or"):
         run_training(state, batches=Blobs(nonfinite=(0, 2)), epochs=1)
+
+
+@pytest.mark.parametrize(
+    ("accuracies", "stops"),
+    [([None, None], False), ([None, 0.2], False), ([None, 0.2, 0.2], True), ([0.2, None], False)],
+)
+def test_epochs_without_a_validation_split_stop_nothing(accuracies, stops):
+    """resume=force may add or remove the split."""
+    history = [{} if value is None else {"val/accuracy": value} for value in accuracies]
+    assert should_stop_early(history, 1) == stops
 
 
 @pytest.mark.parametrize(("patience", "epochs"), [(None, 7), (1, 3), (2, 6), (3, 7)])

@@ -66,10 +66,16 @@ def input_spec(config: Config) -> InputSpec:
         classes = len(info.classes)
         train = info.train_images
         test = info.test_images
-    train = min(train, data.limit or train)
     test = min(test, data.test_limit or test)
-    val = round(train * data.val_fraction)
-    return InputSpec(channels, data.resize or size, classes, train - val, val, test)
+    spec = InputSpec(channels, data.resize or size, classes, None, None, test)
+    return with_train_images(spec, config, train)
+
+
+def with_train_images(spec: InputSpec, config: Config, images: int) -> InputSpec:
+    """Divides the images of the training part among training and validation."""
+    images = min(images, config.data.limit or images)
+    val = round(images * config.data.val_fraction)
+    return spec._replace(train_images=images - val, val_images=val)
 
 
 def _count_folder_classes(data: ImageFolder) -> int:

@@ -39,6 +39,7 @@ WHITE_IS_ZERO = 0
 ORIENTATION = 274
 SAMPLE_FORMAT = 339
 SIGNED = 2
+TIFF_STARTS = (b"II*\0", b"MM\0*")  # of a file
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,32 @@ class FolderIndex:
     left_out: Counter[str]  # as in FolderListing
 
 
+# The folders that were listed in each block of list_folders_once that is running.
+_LISTED: list[dict[Path, DatasetSplits[FolderIndex]]] = []
+
+
+@contextlib.contextmanager
+def list_folders_once() -> Iterator[None]:
+    """Keeps each listing until the end of the block, so that a check and its run share it.
+
+    Listing 12,000 files takes half a second, also when their hash is cached.
+    """
+    _LISTED.append({})
+    try:
+        yield
+    finally:
+        _LISTED.pop()
+
+
 def index_folder(root: Path) -> DatasetSplits[FolderIndex]:
+    """Lists a folder as `_index_folder`, in a block of `list_folders_once` only once."""
+    listed = _LISTED[0] if _LISTED else {}
+    if root not in listed:
+        listed[root] = _index_folder(root)
+    return listed[root]
+
+
+def _index_folder(root: Path) -> DatasetSplits[FolderIndex]:
     """Lists root/train/CLASS/... and root/test/CLASS/... (or root/val/CLASS/...).
 
     The origin also says what was left out, such as hidden files and files that are no images.
@@ -165,7 +191,7 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
     except (VggexpError, MemoryError):
         raise
     except UnidentifiedImageError as error:
-        raise DataError(f"{path}: cannot be decoded: not an image") from error
+        raise DataError(f"{path}: cannot be decoded: {_unidentified(path)}") from error
     except Exception as error:  # decoders raise any exception
         raise DataError(f"{path}: {_reason(error)}") from error
     values = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
@@ -332,9 +358,20 @@ def image_error(path: Path) -> str:
         with _open_image(path):
             return ""
     except UnidentifiedImageError:
-        return f"{path}: not an image"
+        return f"{path}: {_unidentified(path)}"
     except Exception as error:  # decoders raise any exception
         return f"{path}: {_reason(error)}"
+
+
+def _unidentified(path: Path) -> str:
+    """Returns what a file is that PIL does not identify, such as a TIFF of 64-bit floats."""
+    with contextlib.suppress(OSError), open(path, "rb", opener=open_regular) as file:
+        if file.read(len(TIFF_STARTS[0])) in TIFF_STARTS:
+            return (
+                "a TIFF that is damaged or has an unsupported pixel format "
+                "(save it with 8 or 16 bits, unsigned)"
+            )
+    return "not an image"
 
 
 def _reason(error: Exception) -> str:

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import os
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic
@@ -30,6 +31,8 @@ MINUTE = 60.0  # seconds; the longest time without a line if there is no progres
 # Errors of writing if the reader is gone (`| head`), the disk is full, the stream is closed, or a
 # stop signal has come and nothing is read.
 BROKEN_STREAM = (OSError, ValueError, WaitStoppedError)
+
+_BAR_LOCK = threading.RLock()  # held while a bar or a line is written
 
 Batch = tuple[Any, Any]  # images, labels
 
@@ -304,9 +307,7 @@ def _make_bar(label: str, batches: int, done: int) -> Any:
     """Returns a tqdm bar on stderr; None if stderr is no terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         return None
-    from tqdm import tqdm
-
-    return tqdm(
+    return load_tqdm()(
         total=batches,
         initial=done,
         desc=printable(label),
@@ -316,6 +317,18 @@ def _make_bar(label: str, batches: int, done: int) -> Any:
     )
 
 
+def load_tqdm() -> Any:
+    """Returns tqdm's class with a lock of threads only: each process has bars of its own.
+
+    tqdm's default is a semaphore that forked processes share. A killed process would keep the
+    semaphore for ever, and joblib warns about each semaphore that a job leaves behind.
+    """
+    from tqdm import tqdm
+
+    tqdm.set_lock(_BAR_LOCK)
+    return tqdm
+
+
 def _write(stream: TextIO, text: str) -> None:
     """Writes one line at once, without damage to a bar.
 
@@ -323,8 +336,9 @@ def _write(stream: TextIO, text: str) -> None:
     """
     encoding = getattr(stream, "encoding", None) or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)
-    tqdm = sys.modules.get("tqdm")
-    bar_is_hidden = tqdm.tqdm.external_write_mode(stream) if tqdm else contextlib.nullcontext()
+    bar_is_hidden: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
+    if "tqdm" in sys.modules:
+        bar_is_hidden = load_tqdm().external_write_mode(stream)
     with bar_is_hidden:
         stream.write(text + "\n")
         stream.flush()

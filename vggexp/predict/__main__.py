@@ -15,6 +15,7 @@ from vggexp.formatting import printable
 from vggexp.loggers.console import Console, print_text
 from vggexp.runs import directory
 from vggexp.runs.records import read_run
+from vggexp.system.files import os_error_as_resource_error
 
 DESCRIPTION = """python -m vggexp.predict RUN IMAGE... [--top K] [--json]:
 classify images with a trained network.
@@ -81,7 +82,13 @@ def _parse_count(text: str) -> int:
 
 
 def _check_model(path: Path) -> None:
-    """Raises ConfigError or CheckpointError for a path that is no exported file and no run."""
+    """Checks that a path is an exported file or a run, and can be read.
+
+    Raises:
+        ConfigError: the path is neither.
+        CheckpointError: the run has no checkpoint.
+        ResourceError: a permission is missing.
+    """
     if os.path.isfile(path):
         if path.suffix not in SUFFIXES:
             raise ConfigError(
@@ -89,6 +96,8 @@ def _check_model(path: Path) -> None:
             )
         if path.suffix == ".onnx" and find_spec("onnxruntime") is None:
             raise ConfigError(f"{path}: needs onnxruntime; pip install 'vggexp[export]'")
+        with os_error_as_resource_error(path, "read"):
+            open(path, "rb").close()
         return
     if directory.is_searchable(path) and not os.path.exists(path):
         raise ConfigError(f"{path}: no such run directory or exported file")

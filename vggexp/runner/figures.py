@@ -29,11 +29,10 @@ def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
     return columns
 
 
-def log_first_images(logger: RunLogger, data: DataLoaders) -> None:
-    """Writes the first training images as the network receives them."""
+def log_first_images(logger: RunLogger, images: Tensor) -> None:
+    """Writes the first of a batch of images [N, C, H, W], as the network receives them."""
     from vggexp.loggers.images import image_grid
 
-    images, _ = next(iter(data.train.train(0)))
     grid = image_grid(images[:FIRST_IMAGES].float().cpu().numpy())
     logger.tensorboard.images("images/first_batch", grid)
 

@@ -189,8 +189,9 @@ def _make_checkpoint_manager(job: TrainingJob) -> CheckpointManager:
 def _make_logger(job: TrainingJob) -> RunLogger:
     hparams = figures.hyperparameters(job.config)
     epochs = job.config.train.epochs
+    images, _ = next(iter(job.data.train.train(0)))  # an error of the data ends the run here
     logger = RunLogger(job.folder, job.console, epochs, hparams, job.state.history)
-    draw = partial(figures.log_first_images, logger, job.data)
+    draw = partial(figures.log_first_images, logger, images)
     logger.best_effort("the first images", draw)
     return logger
 

@@ -11,23 +11,15 @@ from pathlib import Path
 from typing import Any
 
 from vggexp.config.yaml_limits import MAX_BYTES, MAX_DEPTH
-from vggexp.errors import CheckpointError, ResourceError, VggexpError
+from vggexp.errors import CheckpointError, VggexpError
 from vggexp.formatting import format_value, shorten
-from vggexp.system.files import read_file
+from vggexp.system.files import missing_resource, read_file
 
 MAX_METRICS_BYTES = 1 << 26  # of metrics.jsonl: 100,000 epochs
 MAX_SHOWN_CHARS = 60  # of a wrong value in an error
 MAX_NUMBER = 1e100  # sums of such numbers stay finite
 MAX_WHOLE = 1 << 53  # floats hold all whole numbers up to this one
 REPAIR = "give the command of the run again, which writes it"
-RESOURCE_ERRORS = (
-    errno.EACCES,
-    errno.EPERM,
-    errno.EMFILE,
-    errno.ENFILE,
-    errno.ENOMEM,
-    errno.EIO,
-)
 
 # Of result.json; keys with a slash, such as test/accuracy, are numbers as well.
 TEXT_KEYS = ("state", "error", "test_weights", "weights_sha256")
@@ -52,12 +44,9 @@ def damaged(path: Path, reason: str) -> CheckpointError:
 
 def unreadable(path: Path, error: OSError) -> VggexpError:
     """Returns the error of a file that the system does not open or read."""
-    reason = error.strerror or str(error)
     if error.errno == errno.ENOENT:
         return CheckpointError(f"{path}: missing; {REPAIR}")
-    if error.errno in RESOURCE_ERRORS:
-        return ResourceError(f"{path}: cannot be read: {reason}")
-    return damaged(path, reason)
+    return missing_resource(path, error) or damaged(path, error.strerror or str(error))
 
 
 def read_bytes(path: Path, max_bytes: int = MAX_BYTES) -> bytes:

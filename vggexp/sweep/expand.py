@@ -7,7 +7,6 @@ import argparse
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,9 +32,10 @@ from vggexp.config.hydra_safety import resolved
 from vggexp.config.overrides import Override, last_of_each_key, parse_override, parse_overrides
 from vggexp.config.parse import ErrorList, convert, parse_section
 from vggexp.config.schema import Config, Seed, Sweep
+from vggexp.data.image_folder import list_folders_once
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
-from vggexp.runs.data_source import folder_sha256, pin_data
+from vggexp.runs.data_source import pin_data
 from vggexp.runs.init_source import pin_init_weights
 from vggexp.sweep.filter import matches
 from vggexp.sweep.grid import (
@@ -240,7 +240,8 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
             hydra_overrides = []
         common = common_overrides(combinations)
         compose_job = cached_compose(compose_fn, hydra_overrides, common)
-        jobs = _check_jobs(combinations, compose_job, outline.composition.problems, not axes)
+        with list_folders_once():
+            jobs = _check_jobs(combinations, compose_job, outline.composition.problems, not axes)
     if sweep.where is not None:
         jobs = [job for job in jobs if matches(sweep.where, job.config)]
         if not jobs:
@@ -319,14 +320,13 @@ def _check_jobs(
     Raises:
         ConfigError: with the problems of the sweep and of all jobs.
     """
-    sha256_of = cache(folder_sha256)
     jobs: list[ComposedJob] = []
     every_job = list(range(1, len(combinations) + 1))
     jobs_by_problem = {problem: every_job for problem in known_problems}
     for number, texts in enumerate(combinations, 1):
         try:
             overrides = [*map(parse_override, texts)]
-            config = pin_data(_job_config(overrides, compose_job), sha256_of)
+            config = pin_data(_job_config(overrides, compose_job))
             jobs.append(ComposedJob(texts, config))
         except ConfigError as error:
             for problem in error.problems:

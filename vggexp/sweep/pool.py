@@ -4,6 +4,7 @@ This process imports torch and reads the data once. Each job is a fork of it: a 
 immediately, computes what it would compute alone, and frees its memory however it ends.
 """
 
+import contextlib
 import os
 import time
 from collections import deque
@@ -14,7 +15,7 @@ from typing import Any, NamedTuple
 
 from vggexp.config.derived import layers
 from vggexp.config.schema import Config, ImageFolder, Synthetic
-from vggexp.errors import InUseError, StoppedError, VggexpError
+from vggexp.errors import InUseError, StoppedError, VggexpError, WaitStoppedError
 from vggexp.formatting import duration, plural
 from vggexp.models.shapes import macs
 from vggexp.runs import directory, forecast, records
@@ -29,7 +30,7 @@ from vggexp.system.files import (
     read_tail,
     refuse_link,
 )
-from vggexp.system.signals import StopFlag, handle_stop_signals
+from vggexp.system.signals import StopFlag, handle_stop_signals, interruptible
 
 POLL_SECONDS = 0.05
 ELSEWHERE_SECONDS = 1.0  # between two checks of runs that other processes work on
@@ -245,7 +246,8 @@ class Pool:
                 self.start(self.waiting.popleft(), slot)
         if self.waiting and not self.preloaded:
             self.preloaded = True
-            preload(self.waiting)
+            with contextlib.suppress(WaitStoppedError), interruptible("while torch was imported"):
+                preload(self.waiting)
 
     def _poll_elsewhere(self) -> None:
         """Checks the runs of other processes; a run that was interrupted there returns here."""

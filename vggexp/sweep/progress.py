@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from vggexp.formatting import duration, plural, printable
-from vggexp.loggers.console import Console
+from vggexp.loggers.console import Console, load_tqdm
 from vggexp.runs.directory import METRICS
 from vggexp.runs.schema import MAX_METRICS_BYTES
 from vggexp.system.files import read_file, read_tail
@@ -177,8 +177,7 @@ class SweepProgress:
 
 def _make_bars(slots: int) -> list[Any]:
     """Returns a line of text for each slot, and one for the sweep below them."""
-    from tqdm import tqdm
-
+    tqdm = load_tqdm()
     tqdm.monitor_interval = 0  # tqdm's thread would not survive a fork
     bars = []
     for position in range(slots + 1):

@@ -18,6 +18,7 @@ from omegaconf import DictConfig
 from vggexp.cli import report_error
 from vggexp.config import compose, hydra_safety, run_id
 from vggexp.config.schema import Config
+from vggexp.data.image_folder import list_folders_once
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
 from vggexp.formatting import error_line, one_line
@@ -59,6 +60,10 @@ class HydraTask:
         return {"configs": {}, "errors": {}}
 
     def __call__(self, node: DictConfig) -> float | None:
+        with list_folders_once():
+            return self._run_job(node)
+
+    def _run_job(self, node: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
         overrides = list(hydra_config.overrides.task)
         in_sweep = hydra_config.mode == RunMode.MULTIRUN

@@ -16,6 +16,14 @@ from vggexp.errors import ResourceError
 IS_LINK = "a link, and no file is written through links; remove it"
 CHOOSE_ROOT = "choose another run.root"  # a hint
 SHARED_BITS = stat.S_IWGRP | stat.S_IWOTH
+RESOURCE_ERRORS = (  # nothing is wrong with the file itself
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ENOMEM,
+    errno.EIO,
+)
 
 
 def cache_dir() -> Path | None:
@@ -42,6 +50,17 @@ def os_error_as_resource_error(path: object, action: str, hint: str = "") -> Ite
         advice = f" ({hint})" if hint else ""
         reason = f"{error.strerror or error}{advice}"
         raise ResourceError(f"{path}: cannot be {action}: {reason}") from error
+
+
+def missing_resource(path: object, error: OSError) -> ResourceError | None:
+    """Returns the error of a permission or a resource that a reader lacks.
+
+    Returns:
+        None if the file itself is the problem, such as a path that is a folder.
+    """
+    if error.errno not in RESOURCE_ERRORS:
+        return None
+    return ResourceError(f"{path}: cannot be read: {error.strerror}")
 
 
 def open_regular(path: str | os.PathLike[str], flags: int = os.O_RDONLY) -> int:

@@ -15,6 +15,7 @@ from types import FrameType
 from typing import Any
 
 from vggexp.errors import StoppedError, WaitStoppedError
+from vggexp.formatting import one_line
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 POLL_SECONDS = 0.2  # longest sleep between two looks at the flag
@@ -112,6 +113,24 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, earlier or signal.SIG_DFL)
 
 
+@contextmanager
+def end_on_interrupt() -> Iterator[None]:
+    """Lets Ctrl-C end the process in the block, in which a command imports its modules.
+
+    KeyboardInterrupt would print a traceback there, and wait for ever if stderr is not read.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if handler is not signal.default_int_handler or not in_main_thread:
+        yield
+        return
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+
+
 def clear_pending_interrupt() -> None:
     """Makes CPython forget a KeyboardInterrupt that has been handled.
 
@@ -177,4 +196,5 @@ def _call_handler(signum: int, handler: Any) -> None:
     try:
         handler(signum, None)
     except Exception as error:  # from submitit: a job that has timed out too often
-        print(f"vggexp: {signal.Signals(signum).name}: {error}", file=sys.stderr)
+        name = signal.Signals(signum).name
+        print(f"vggexp: {name}: {one_line(error)}", file=sys.stderr)

@@ -16,9 +16,14 @@ from typing import IO, Any, BinaryIO, cast
 import torch
 from torch import Tensor
 
-from vggexp.errors import CheckpointError, ResourceError
+from vggexp.errors import CheckpointError, ResourceError, VggexpError
 from vggexp.formatting import one_line
-from vggexp.system.files import open_no_follow, open_regular, replace_when_done
+from vggexp.system.files import (
+    missing_resource,
+    open_no_follow,
+    open_regular,
+    replace_when_done,
+)
 
 MAGIC = b"VGGEXP01"
 TRAILER_BYTES = len(MAGIC) + 32
@@ -71,7 +76,12 @@ def save(path: Path, content: dict[str, Any]) -> None:
 
 
 def verify(path: Path) -> None:
-    """Raises CheckpointError unless every byte is as it was written."""
+    """Checks that every byte is as it was written.
+
+    Raises:
+        CheckpointError: The file is damaged, or is no regular file.
+        ResourceError: A permission or a resource is missing.
+    """
     digest = hashlib.sha256()
     try:
         with open(path, "rb", opener=open_regular) as file:
@@ -84,7 +94,7 @@ def verify(path: Path) -> None:
                 remaining -= len(chunk)
             trailer = file.read(TRAILER_BYTES)
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     if remaining != 0 or trailer != MAGIC + digest.digest():
         raise DamagedError(
             f"{path}: damaged, its content does not have the hash it was written with"
@@ -95,7 +105,8 @@ def load(path: Path) -> dict[str, Any]:
     """Reads a verified checkpoint onto the CPU without executing anything in the file.
 
     Raises:
-        CheckpointError: The file is damaged, unreadable or not a checkpoint.
+        CheckpointError: The file is damaged or not a checkpoint.
+        ResourceError: As `verify`.
     """
     verify(path)
     _check_archive(path)
@@ -108,16 +119,23 @@ def load_foreign(path: Path) -> Any:
     The form of torch.save before 2020 is read too.
 
     Raises:
-        CheckpointError: The file is unreadable or was not written by torch.save.
+        CheckpointError: The file was not written by torch.save.
+        ResourceError: As `verify`.
     """
     try:
         with open(path, "rb", opener=open_regular) as file:
             is_zip = file.read(len(ZIP_MAGIC)) == ZIP_MAGIC
     except OSError as error:
-        raise CheckpointError(f"{path}: cannot be read: {error.strerror}") from error
+        raise _unreadable(path, error) from error
     if is_zip:
         _check_archive(path)
     return _read(path)
+
+
+def _unreadable(path: Path, error: OSError) -> VggexpError:
+    return missing_resource(path, error) or CheckpointError(
+        f"{path}: cannot be read: {error.strerror}"
+    )
 
 
 def _read(path: Path) -> Any:

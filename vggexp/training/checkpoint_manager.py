@@ -152,7 +152,7 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
     Raises:
         CheckpointError: There were checkpoints and none is good, or the newest is whole and no run
             writes such content. A run never starts over silently.
-        ResourceError: The folder is a link.
+        ResourceError: The folder is a link, or a permission or a resource is missing.
     """
     refuse_link(folder)
     paths = find_checkpoints(folder)

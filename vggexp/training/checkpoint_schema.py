@@ -33,7 +33,8 @@ def load(path: Path) -> dict[str, Any]:
 
     Raises:
         DamagedError: The content of the file is not what was written.
-        CheckpointError: The file is unreadable, of a newer format, or no run writes such content.
+        CheckpointError: The file is of a newer format, or no run writes such content.
+        ResourceError: A permission or a resource is missing.
     """
     content = checkpoint.load(path)
     try:

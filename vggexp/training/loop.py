@@ -336,10 +336,13 @@ def has_reached(state: TrainState, until: Position | None) -> bool:
 
 
 def should_stop_early(history: list[EpochMetrics], patience: int | None) -> bool:
-    """Returns whether the last `patience` epochs brought no better validation accuracy."""
-    if patience is None or len(history) <= patience:
+    """Returns whether the last `patience` epochs brought no better validation accuracy.
+
+    Epochs without a validation split do not count: resume=force may have added the split later.
+    """
+    accuracies = [row["val/accuracy"] for row in history if "val/accuracy" in row]
+    if patience is None or len(accuracies) <= patience:
         return False
-    accuracies = [metrics["val/accuracy"] for metrics in history]
     return max(accuracies[-patience:]) <= max(accuracies[:-patience])
 
 
