@@ -19,6 +19,7 @@ from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
 from vggexp.errors import RankError, ResourceError, StoppedError, VggexpError
 from vggexp.loggers.console import Console
+from vggexp.loggers.hparams import hparams_table
 from vggexp.loggers.run_logger import RunLogger
 from vggexp.runner import banner, figures
 from vggexp.runner.build import load_weights, train_settings
@@ -50,6 +51,7 @@ class TrainingJob:
 
     config: Config
     overrides: Sequence[str]  # as typed
+    swept: Sequence[str]  # the keys with several values in the sweep of this run
     folder: Path  # the run directory, locked by this process
     device_setup: DeviceSetup
     data: DataLoaders
@@ -182,9 +184,10 @@ def _make_checkpoint_manager(job: TrainingJob) -> CheckpointManager:
 
 
 def _make_logger(job: TrainingJob) -> RunLogger:
-    hparams = figures.hyperparameters(job.config)
+    state = job.state
+    hparams = hparams_table(job.config, job.overrides, job.swept)
     epochs = job.config.train.epochs
-    logger = RunLogger(job.folder, job.console, epochs, hparams, job.state.history)
+    logger = RunLogger(job.folder, job.console, epochs, hparams, state.history, state.step)
     draw = partial(figures.log_first_images, logger, job.data)
     logger.best_effort("the first images", draw)
     return logger
@@ -285,7 +288,7 @@ def _finish(
     content |= total_times(state.history, timer.read())
     scalars = {}
     for key, value in content.items():
-        if "/" in key and not key.startswith("time/"):
+        if key.startswith(("train/", "val/", "test/")):
             scalars[key] = value
     logger.tensorboard.final(scalars, state.epoch)
     draw = partial(figures.log_test_images, logger, data, probs, test.labels, state.epoch)
