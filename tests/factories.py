@@ -155,6 +155,7 @@ class RecordingLogger:
 
     def __init__(self) -> None:
         self.rows: list[dict] = []
+        self.steps: list[dict] = []
         self.images_seen: list[list[int]] = []  # epoch, batches, images
         self.messages: list[str] = []
 
@@ -164,6 +165,9 @@ class RecordingLogger:
 
     def update(self, images: int) -> None:
         self.images_seen[-1][-1] += images
+
+    def step(self, row: dict) -> None:
+        self.steps.append(row)
 
     def epoch(self, row: dict) -> None:
         self.rows.append(row)

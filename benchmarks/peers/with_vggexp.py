@@ -36,6 +36,7 @@ def train_run(overrides: list[str], images: int, report: Report) -> None:
     config = expand.compose_run(compose.parse_command(overrides))
     # Imports torch, so these imports follow the composition as in a run.
     from vggexp.loggers.console import Console
+    from vggexp.loggers.hparams import hparams_table
     from vggexp.loggers.run_logger import RunLogger
     from vggexp.runner import build
     from vggexp.runner.job import evaluate_epoch
@@ -61,7 +62,7 @@ def train_run(overrides: list[str], images: int, report: Report) -> None:
     run_loop = loop.TrainLoop(
         build.train_settings(config, device_setup),
         PhaseTimer(device_setup.device),
-        RunLogger(folder, console, config.train.epochs, {}, []),
+        RunLogger(folder, console, config.train.epochs, hparams_table(config), []),
         CheckpointManager(folder / "checkpoints", "last", minutes, {}),
         StopFlag(),
     )

@@ -1,6 +1,7 @@
 """The benchmarks measure what they say, at sizes that do not measure speed."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -74,6 +75,14 @@ def test_the_memory_of_a_step(tmp_path):
     assert row[0] == overrides
     assert row[1] == expected_precision(config.device)
     assert row[2] == f"{tensor_bytes(config)['total'] / 1e6:,.0f}"
+
+
+@pytest.mark.process
+def test_the_cost_of_the_curves():
+    overrides = "data=synthetic data.images=96 data.batch_size=32 arch=lenet device=cpu"
+    command = [sys.executable, "-m", "benchmarks.curves", *overrides.split()]
+    process = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert re.search(r"share of the training   [+-][\d.]+ %\n$", process.stdout)
 
 
 SMALL = "data=synthetic data.batch_size=16 arch.width=0.25 arch.hidden=[64]"

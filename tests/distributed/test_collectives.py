@@ -170,6 +170,8 @@ def check_saved_sums(rank):
     assert sums.count == (5, 0)[rank]
     assert sums.sums.tolist() == ([7, 3], [0, 0])[rank]
     assert sums.read("train") == {"train/loss": 7 / 5, "train/accuracy": 3 / 5}
+    point = {"loss": 7 / 5, "accuracy": 3 / 5, "gradient_norm": 2.0}
+    assert sums.read_since_last(torch.tensor(2.0)) == point
 
 
 def check_micro_batches(rank):

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vggexp.loggers.event_files import PNG, read_image_summary
+from vggexp.loggers.hparams import HParamsTable
 from vggexp.loggers.tensorboard import TensorBoardLogger
 from vggexp.runs.directory import EVENTS_PREFIX
 
@@ -13,7 +14,9 @@ from vggexp.runs.directory import EVENTS_PREFIX
 @pytest.fixture
 def folder(tmp_path):
     """Two images of the tag a/b, with 4 and 6 pixels a side, and one of the tag c with 8."""
-    logger = TensorBoardLogger(tmp_path, {"seed": 0}, [], warn=pytest.fail)
+    logger = TensorBoardLogger(
+        tmp_path, HParamsTable({"seed": 0}, ["seed"], []), [], warn=pytest.fail
+    )
     for step, size in enumerate((4, 6)):
         logger.images("a/b", np.zeros((size, size, 3), np.uint8), step)
     logger.images("c", np.zeros((8, 8, 3), np.uint8), 0)

@@ -1,6 +1,8 @@
 """TensorBoardLogger, as TensorBoard's own readers load its event files."""
 
+import itertools
 import os
+import re
 import resource
 import time
 
@@ -9,11 +11,14 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.api_pb2 import DataType
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from vggexp.loggers.tensorboard import TensorBoardLogger
+from vggexp.loggers.hparams import HParamsTable
+from vggexp.loggers.tensorboard import TensorBoardLogger, scalar_tag
 
 HPARAMS = {"optimizer.lr": 0.01, "seed": 3, "arch.norm": "none", "device.compile": False}
+TABLE = HParamsTable(HPARAMS, ["arch.norm", "optimizer.lr", "device.compile"], ["optimizer.lr"])
 
 
 def row(epoch):
@@ -27,6 +32,10 @@ def row(epoch):
     }
 
 
+def point(step, epoch):
+    return {"epoch": epoch, "step": step, "lr": 0.1, "loss": 1 / step, "gradient_norm": None}
+
+
 def fail(message):
     raise AssertionError(message)
 
@@ -36,9 +45,9 @@ def open_logger():
     """Opens loggers, and closes at the end those that a test leaves open as a killed run would."""
     loggers = []
 
-    def open_one(folder, rows=(), warn=fail):
+    def open_one(folder, rows=(), warn=fail, steps=()):
         folder.mkdir(exist_ok=True)
-        logger = TensorBoardLogger(folder, HPARAMS, rows, warn)
+        logger = TensorBoardLogger(folder, TABLE, rows, warn, steps)
         loggers.append(logger)
         return logger
 
@@ -70,6 +79,21 @@ def plugin(folder, tag):
     return HParamsPluginData.FromString(metadata.plugin_data.content)
 
 
+@pytest.mark.parametrize(
+    ("key", "tag"),
+    [
+        ("train/loss", "loss/train"),
+        ("val/accuracy", "accuracy/val"),
+        ("lr", "lr"),
+        ("images_per_second", "time/images_per_second"),
+        ("time/data_seconds", "time/data_seconds"),
+        ("test/top5_accuracy", "test/top5_accuracy"),
+    ],
+)
+def test_a_tag_begins_with_the_metric(key, tag):
+    assert scalar_tag(key) == tag
+
+
 def test_a_run_is_one_file_with_the_keys_of_metrics_as_tags(open_logger, tmp_path):
     logger = open_logger(tmp_path / "run")
     for epoch in (1, 2, 3):
@@ -77,11 +101,12 @@ def test_a_run_is_one_file_with_the_keys_of_metrics_as_tags(open_logger, tmp_pat
     logger.final({"test/accuracy": 0.75, "train/loss": 9.0}, 3)
     logger.close(ok=True)
     series = points(tmp_path / "run")
-    assert series.keys() == row(1).keys() - {"epoch", "step"} | {"test/accuracy"}
-    assert series["val/loss"] == [(1, 2.0), (2, 1.0), (3, pytest.approx(2 / 3))]
+    keys = row(1).keys() - {"epoch", "step"} | {"test/accuracy"}
+    assert series.keys() == {scalar_tag(key) for key in keys}
+    assert series["loss/val"] == [(1, 2.0), (2, 1.0), (3, pytest.approx(2 / 3))]
     # Each (tag, step) exists once; the first value stays.
-    assert series["train/loss"][2:] == [(3, pytest.approx(1 / 3))]
-    assert series["test/accuracy"] == [(3, 0.75)]
+    assert series["loss/train"][2:] == [(3, pytest.approx(1 / 3))]
+    assert series["accuracy/test"] == [(3, 0.75)]
     runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload().Runs()
     assert list(runs) == ["run"]
 
@@ -105,7 +130,7 @@ def test_a_resumed_run_exists_once_in_one_later_file(open_logger, tmp_path):
     assert [size > 0 for size in event_files(tmp_path).values()] == [False, True]
     assert (tmp_path / "metrics.jsonl").exists()
     assert all([step for step, _ in series] == [1, 2, 3] for series in points(tmp_path).values())
-    one, two, _ = load(tmp_path).Scalars("train/loss")
+    one, two, _ = load(tmp_path).Scalars("loss/train")
     assert two.wall_time - one.wall_time == pytest.approx(100)
     assert abs(two.wall_time - time.time()) < 60
 
@@ -122,9 +147,9 @@ def test_open_loaders_show_the_epochs_of_a_resumed_run(open_logger, tmp_path):
         for epoch in range(3, last + 1):
             attempt.epoch(row(epoch))
         attempt.close(ok=True)
-        steps = [point.step for point in loader.Reload().Scalars("val/loss")]
+        steps = [point.step for point in loader.Reload().Scalars("loss/val")]
         assert steps == list(range(1, last + 1))
-    steps = [point.step for point in server.Reload().Scalars("run", "val/loss")]
+    steps = [point.step for point in server.Reload().Scalars("run", "loss/val")]
     assert steps == [1, 2, 3, 4, 5]
 
 
@@ -160,7 +185,7 @@ def test_each_point_is_shown_once_while_both_files_exist(open_logger, tmp_path, 
     assert all(event_files(tmp_path).values())
     assert len(event_files(tmp_path)) == 2
     assert len(warnings) == 1
-    assert [step for step, _ in points(tmp_path)["train/loss"]] == [1]
+    assert [step for step, _ in points(tmp_path)["loss/train"]] == [1]
 
 
 @pytest.mark.parametrize("ok, status", [(True, "STATUS_SUCCESS"), (False, "STATUS_FAILURE")])
@@ -179,14 +204,66 @@ def test_hyperparameters_keep_their_types_and_the_end_has_a_status(
     )
 
 
-def test_training_and_validation_share_a_chart(open_logger, tmp_path):
+def test_the_columns_of_the_table_are_marked_hyperparameters_and_the_scores(open_logger, tmp_path):
     open_logger(tmp_path)
+    experiment = plugin(tmp_path, "_hparams_/experiment").experiment
+    types = {info.name: DataType.Name(info.type) for info in experiment.hparam_infos}
+    assert types == {
+        "arch.norm": "DATA_TYPE_STRING",
+        "optimizer.lr": "DATA_TYPE_FLOAT64",
+        "device.compile": "DATA_TYPE_BOOL",
+    }
+    assert [info.name for info in experiment.hparam_infos if info.differs] == ["optimizer.lr"]
+    scores = [info.name.tag for info in experiment.metric_infos]
+    assert scores == ["accuracy/val", "accuracy/test", "loss/val", "loss/test"]
+
+
+def test_a_chart_has_one_line_for_each_run(open_logger, tmp_path):
+    logger = open_logger(tmp_path)
+    logger.epoch(row(1) | {"train/accuracy": 0.5, "val/accuracy": 0.5})
+    logger.final({"test/accuracy": 0.5, "test/loss": 2.0}, 1)
+    tags = points(tmp_path)
     (event,) = load(tmp_path).Tensors("custom_scalars__config__")
-    charts = Layout.FromString(event.tensor_proto.string_val[0]).category[0].chart
-    assert {chart.title: list(chart.multiline.tag)[:2] for chart in charts}.items() >= {
-        "loss": ["train/loss", "val/loss"],
-        "accuracy": ["train/accuracy", "val/accuracy"],
-    }.items()
+    sections = Layout.FromString(event.tensor_proto.string_val[0]).category
+    assert [section.title for section in sections] == ["accuracy", "loss", "time"]
+    lines = {}
+    for chart in itertools.chain.from_iterable(section.chart for section in sections):
+        (pattern,) = chart.multiline.tag
+        lines[chart.title] = [tag for tag in tags if re.match(pattern, tag)]
+    assert lines == {
+        "accuracy, validation": ["accuracy/val"],
+        "accuracy, training": ["accuracy/train"],
+        "accuracy, test": ["accuracy/test"],
+        "loss, validation": ["loss/val"],
+        "loss, training": ["loss/train"],
+        "loss, test": ["loss/test"],
+        "seconds of an epoch": ["time/epoch_seconds"],
+        "images per second": ["time/images_per_second"],
+    }
+
+
+def test_the_steps_are_a_section_against_optimizer_steps(open_logger, tmp_path):
+    logger = open_logger(tmp_path)
+    logger.step(point(2, 1))
+    logger.step(point(4, 1))
+    series = points(tmp_path)
+    assert series.keys() == {"step/lr", "step/loss", "step/gradient_norm"}
+    assert series["step/loss"] == [(2, 0.5), (4, 0.25)]
+    assert np.isnan(series["step/gradient_norm"][0][1])
+
+
+def test_a_resumed_run_has_each_step_once_within_its_epoch(open_logger, tmp_path):
+    steps = [point(step, 1 + step // 11) for step in (5, 10, 15, 25)]
+    logger = open_logger(tmp_path, [row(1), row(2)], steps=steps)
+    logger.step(point(25, 3))
+    logger.step(point(30, 3))
+    events = load(tmp_path).Scalars("step/loss")
+    assert [event.step for event in events] == [5, 10, 15, 25, 30]
+    first, _ = load(tmp_path).Scalars("loss/train")
+    times = [event.wall_time for event in events]
+    assert times == sorted(times)
+    assert times[0] == pytest.approx(first.wall_time - 50)
+    assert times[1] == pytest.approx(first.wall_time)
 
 
 def test_images_and_a_null_are_readable(open_logger, tmp_path):
@@ -200,7 +277,7 @@ def test_images_and_a_null_are_readable(open_logger, tmp_path):
     for tag, step in (("input", 0), ("test/confusion", 2)):
         (event,) = events.Images(tag)
         assert (event.width, event.height, event.step) == (30, 20, step)
-    assert np.isnan(events.Scalars("train/loss")[0].value)
+    assert np.isnan(events.Scalars("loss/train")[0].value)
 
 
 def test_a_graph_is_written_or_left_out_without_a_warning(open_logger, tmp_path, capfd, recwarn):
@@ -254,23 +331,14 @@ def test_a_full_disk_is_one_warning_and_leaves_a_readable_file(
     assert "File too large" in warnings[0]
     assert (earlier.stat().st_size > 0) == (epochs == [1])
     assert sum(size > 0 for size in event_files(tmp_path).values()) == 1
-    assert [step for step, _ in points(tmp_path)["train/loss"]] == epochs
+    assert [step for step, _ in points(tmp_path)["loss/train"]] == epochs
 
 
 @pytest.mark.parametrize("broken", ["missing", "file"])
 def test_an_unusable_folder_is_one_warning(tmp_path, broken):
     (tmp_path / "file").touch()
     warnings = []
-    logger = TensorBoardLogger(tmp_path / broken, HPARAMS, [], warnings.append)
+    logger = TensorBoardLogger(tmp_path / broken, TABLE, [], warnings.append)
     logger.epoch(row(1))
     logger.close(ok=True)
     assert len(warnings) == 1
-
-
-def test_the_accuracies_of_all_splits_share_a_chart(open_logger, tmp_path):
-    open_logger(tmp_path)
-    (event,) = load(tmp_path).Tensors("custom_scalars__config__")
-    charts = Layout.FromString(event.tensor_proto.string_val[0]).category[0].chart
-    tags = {chart.title: set(chart.multiline.tag) for chart in charts}
-    for metric in ("loss", "accuracy"):
-        assert tags[metric] == {f"{split}/{metric}" for split in ("train", "val", "test")}

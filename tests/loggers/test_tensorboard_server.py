@@ -15,8 +15,9 @@ import pytest
 from PIL import Image
 
 from tools import chromium
-from vggexp.loggers.tensorboard import TensorBoardLogger
-from vggexp.sweep.tensorboard import write_means
+from vggexp.loggers.hparams import HParamsTable
+from vggexp.loggers.tensorboard import TensorBoardLogger, scalar_tag
+from vggexp.sweep.tensorboard import write_means, write_sweep
 
 pytestmark = pytest.mark.process
 
@@ -37,7 +38,10 @@ def row(epoch):
 
 def record(folder, hparams, rows, ok):
     folder.mkdir(exist_ok=True)
-    logger = TensorBoardLogger(folder, hparams, rows, pytest.fail)
+    table = HParamsTable(hparams, sorted(hparams)[-1:], sorted(hparams)[-1:])
+    steps = [{"epoch": 1, "step": 5, "loss": 1.5}]
+    logger = TensorBoardLogger(folder, table, rows, pytest.fail, steps)
+    logger.step({"epoch": 2, "step": 10, "loss": 1.0})
     logger.epoch(row(len(rows) + 1))
     logger.final({"test/accuracy": 0.5}, len(rows) + 1)
     logger.close(ok)
@@ -126,17 +130,19 @@ def test_both_loaders_show_each_run_and_each_point_once(ask):
     assert sorted(ask("runs")) == ["a", "b"]
     tags = ask("plugin/scalars/tags")
     assert tags["a"].keys() == tags["b"].keys()
-    assert tags["b"].keys() == row(1).keys() - {"epoch", "step"} | {"test/accuracy"}
+    keys = row(1).keys() - {"epoch", "step"} | {"test/accuracy"}
+    assert tags["b"].keys() == {scalar_tag(key) for key in keys} | {"step/loss"}
     for run in "ab":
-        points = ask(f"plugin/scalars/scalars?run={run}&tag=train/loss")
+        points = ask(f"plugin/scalars/scalars?run={run}&tag=loss/train")
         assert [(step, value) for _, step, value in points] == [(1, 1.0), (2, 0.5)]
+        points = ask(f"plugin/scalars/scalars?run={run}&tag=step/loss")
+        assert [(step, value) for _, step, value in points] == [(5, 1.5), (10, 1.0)]
 
     infos = ask("plugin/hparams/experiment", {"experimentName": ""})
-    assert {info["name"]: info["type"] for info in infos["hparamInfos"]} == {
-        "lr": "DATA_TYPE_FLOAT64",
-        "compile": "DATA_TYPE_BOOL",
-    }
-    assert {info["name"]["tag"] for info in infos["metricInfos"]} == tags["a"].keys()
+    types = {info["name"]: info["type"] for info in infos["hparamInfos"]}
+    assert types == {"lr": "DATA_TYPE_FLOAT64"}
+    scores = [info["name"]["tag"] for info in infos["metricInfos"]]
+    assert scores == ["accuracy/val", "accuracy/test", "loss/val", "loss/test"]
 
     rows = {
         group["name"]: group
@@ -149,20 +155,26 @@ def test_both_loaders_show_each_run_and_each_point_once(ask):
     }
     assert rows["a"]["hparams"] == {"lr": 0.1, "compile": True}
     metrics = {metric["name"]["tag"]: metric["value"] for metric in rows["b"]["metricValues"]}
-    assert (metrics["train/loss"], metrics["test/accuracy"]) == (0.5, 0.5)
+    assert (metrics["loss/val"], metrics["accuracy/test"]) == (1.0, 0.5)
 
-    (category,) = ask("plugin/custom_scalars/layout")["category"]
-    assert category["chart"][0]["multiline"]["tag"] == ["train/loss", "val/loss", "test/loss"]
+    sections = ask("plugin/custom_scalars/layout")["category"]
+    titles = {section["title"]: len(section["chart"]) for section in sections}
+    assert titles == {"accuracy": 3, "loss": 3, "time": 2}
 
 
 def test_both_loaders_show_the_epochs_of_a_run_that_continues(ask, tmp_path):
     def steps():
-        points = ask("plugin/scalars/scalars?run=a&tag=train/loss")
+        points = ask("plugin/scalars/scalars?run=a&tag=loss/train")
         return [step for _, step, _ in points]
 
     record(tmp_path / "a", {"lr": 0.1, "compile": True}, [row(1), row(2)], ok=True)
     wait(lambda: len(steps()) == 3)
     assert steps() == [1, 2, 3]
+
+
+LABELS = ["arch.norm=batch,arch.hidden=[16]", "arch.norm=none,arch.hidden=[16]"]
+SWEEP = "sweeps/norm-seed"
+SETTING = f"{SWEEP}/repeats/{LABELS[0]}"
 
 
 @pytest.fixture(scope="module")
@@ -171,41 +183,63 @@ def sweep(tmp_path_factory):
     root = tmp_path_factory.mktemp("outputs")
     for seed in (0, 1):
         record(root / f"vgg11-seed{seed}", {"arch.norm": "batch", "seed": seed}, [row(1)], ok=True)
-    (root / "sweeps" / "norm-seed").mkdir(parents=True)
-    write_means(root / "sweeps" / "norm-seed", {LABEL: [[row(1), row(2)]] * 2})
+    (root / SWEEP).mkdir(parents=True)
+    write_sweep(root / SWEEP, HParamsTable({"seed": 0}, ["seed"], ["seed"]))
+    write_means(root / SWEEP, dict.fromkeys(LABELS, [[row(1), row(2)]] * 2))
     with serve(root, "--reload_interval=1") as server:
         yield (
             root,
             server,
-            client(server, lambda ask: len(ask("runs")) == 3 and "run" in layout_titles(ask)),
+            client(server, lambda ask: len(ask("runs")) == 5 and len(layout(ask)) == 5),
         )
 
 
-LABEL = "arch.norm=batch,arch.hidden=[16]"
+def layout(ask):
+    """Returns the charts of the Custom Scalars tab: section -> title -> regular expression."""
+    sections = {}
+    for category in ask("plugin/custom_scalars/layout").get("category", []):
+        charts = {chart["title"]: chart["multiline"]["tag"][0] for chart in category["chart"]}
+        sections[category["title"]] = charts
+    return sections
 
 
-def layout_titles(ask):
-    return [
-        category["title"] for category in ask("plugin/custom_scalars/layout").get("category", [])
-    ]
-
-
-def test_a_sweep_is_one_more_run_without_hyperparameters(sweep):
-    root, _, ask = sweep
-    assert sorted(ask("runs")) == ["sweeps/norm-seed", "vgg11-seed0", "vgg11-seed1"]
+def test_each_setting_of_a_sweep_is_one_more_run_without_hyperparameters(sweep):
+    _, _, ask = sweep
+    settings = [f"{SWEEP}/repeats/{label}" for label in LABELS]
+    assert sorted(ask("runs")) == [SWEEP, *settings, "vgg11-seed0", "vgg11-seed1"]
     assert statuses(ask).keys() == {"vgg11-seed0", "vgg11-seed1"}
-    assert sorted(layout_titles(ask)) == ["repeats: norm-seed", "run"]
-    run_charts = urlencode({"run": "sweeps/norm-seed", "tag": "(train/loss)|(val/loss)"})
-    assert ask(f"plugin/custom_scalars/scalars?{run_charts}")["tag_to_events"] == {}
+
+
+@pytest.mark.parametrize(
+    ("section", "chart", "lines"),
+    [
+        ("loss", "loss, validation", {"vgg11-seed0": 1, "vgg11-seed1": 1}),
+        ("mean over the seeds", "val/loss", {SETTING: 1}),
+        ("mean and one sd below and above", "val/loss", {SETTING: 3}),
+    ],
+)
+def test_a_chart_has_the_lines_of_its_runs_only(sweep, section, chart, lines):
+    _, _, ask = sweep
+    found = {}
+    for run in ("vgg11-seed0", "vgg11-seed1", SWEEP, SETTING):
+        query = urlencode({"run": run, "tag": layout(ask)[section][chart]})
+        tags = ask(f"plugin/custom_scalars/scalars?{query}")["tag_to_events"]
+        if tags:
+            found[run] = len(tags)
+    assert found == lines
+
+
+def test_a_server_shows_the_means_that_replace_earlier_ones(sweep):
+    root, _, ask = sweep
 
     def points():
-        mean = urlencode({"run": "sweeps/norm-seed", "tag": f"repeats/val/loss/{LABEL}"})
+        mean = urlencode({"run": SETTING, "tag": "repeats/loss/val"})
         return [point[1:] for point in ask(f"plugin/scalars/scalars?{mean}")]
 
     assert points() == [[1, 2.0], [2, 1.0]]
-    write_means(root / "sweeps" / "norm-seed", {LABEL: [[row(1) | {"val/loss": 8.0}, row(2)]] * 2})
+    write_means(root / SWEEP, {LABELS[0]: [[row(1) | {"val/loss": 8.0}, row(2)]] * 2})
     wait(lambda: points() == [[1, 8.0], [2, 1.0]])
-    assert points() == [[1, 8.0], [2, 1.0]]  # by a server that had read the earlier file
+    assert points() == [[1, 8.0], [2, 1.0]]
 
 
 def load_in_chromium(folder, address, *flags):
@@ -226,7 +260,7 @@ def test_in_a_browser(sweep, tmp_path):
     """Names appear in the text of the page; charts in shadow trees change the colors."""
     _, server, _ = sweep
     page = load_in_chromium(tmp_path, f"{server}/#timeseries", "--dump-dom")
-    for name in ("vgg11-seed0", "vgg11-seed1", "sweeps/norm-seed", "train/loss", LABEL):
+    for name in ("vgg11-seed0", "vgg11-seed1", SWEEP, "loss/train", LABELS[0]):
         assert name in page
     screenshots = {}
     for tab in ("hparams", "custom_scalars"):

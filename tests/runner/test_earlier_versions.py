@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import result
 from tools.release import unpack
@@ -59,6 +60,15 @@ def test_an_interrupted_run_continues(run):
     assert "numerics 1 -> 2" in output
     lines = Path("outputs/interrupted/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["epoch"] for line in lines] == [1, 2, 3]
+
+
+def test_the_events_of_an_interrupted_run_are_written_again(run):
+    run(*overrides("interrupted"))
+    events = EventAccumulator("outputs/interrupted", size_guidance={"scalars": 0}).Reload()
+    tags = set(events.Tags()["scalars"])
+    assert {"accuracy/train", "accuracy/test", "step/loss"} <= tags
+    assert not {tag for tag in tags if tag.startswith(("train/", "val/", "test/", "best/"))}
+    assert [point.step for point in events.Scalars("loss/train")] == [1, 2, 3]
 
 
 def test_an_interrupted_run_ends_with_the_bits_of_an_uninterrupted_one(run):

@@ -12,6 +12,8 @@ import yaml
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import TINY, result
+from vggexp.loggers.tensorboard import scalar_tag
+from vggexp.runs.steps import read_steps
 from vggexp.training import checkpoint
 
 pytestmark = pytest.mark.process
@@ -105,14 +107,33 @@ def test_tensorboard_shows_the_record(command):
     events.Reload()
     rows = metrics("a")
     for key in rows[0].keys() - {"epoch", "step"}:
-        points = events.Scalars(key)
+        points = events.Scalars(scalar_tag(key))
         assert [point.step for point in points] == [row["epoch"] for row in rows]
         values = [row[key] for row in rows]
         assert [point.value for point in points] == pytest.approx(values, rel=1e-6)
-    assert events.Scalars("test/accuracy")[0].value == pytest.approx(result("a")["test/accuracy"])
-    images = {"images/first_batch", "test/confusion", "test/worst_mistakes"}
+    assert events.Scalars("accuracy/test")[0].value == pytest.approx(result("a")["test/accuracy"])
+    images = {"train/first_batch", "test/confusion", "test/worst_mistakes"}
     assert set(events.Tags()["images"]) == images
     assert events.Tags()["graph"]
+
+
+def test_tensorboard_shows_the_curves_inside_the_epochs(command):
+    command(*TINY, "run.name=a", "train.log_steps=2")
+    rows = read_steps(Path("outputs/a"))
+    assert [(row["epoch"], row["step"]) for row in rows] == [(1, 2), (2, 4), (2, 6)]
+    events = EventAccumulator("outputs/a", size_guidance={"scalars": 0})
+    events.Reload()
+    for key in ("loss", "accuracy", "lr", "gradient_norm"):
+        points = [(point.step, point.value) for point in events.Scalars(f"step/{key}")]
+        assert points == [(row["step"], pytest.approx(row[key], rel=1e-6)) for row in rows]
+
+
+def test_the_curves_change_no_bit(command):
+    for name, log_steps in (("a", 0), ("b", 1), ("c", "null")):
+        assert command(*TINY, f"run.name={name}", f"train.log_steps={log_steps}")[0] == 0
+    hashes = {result(name)["weights_sha256"] for name in "abc"}
+    assert len(hashes) == 1
+    assert not Path("outputs/a/steps.jsonl").exists()
 
 
 def test_the_same_command_gives_the_same_bits(command):

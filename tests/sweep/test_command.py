@@ -8,6 +8,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.conftest import TINY, result
 
@@ -94,7 +96,7 @@ def test_a_job_that_ends_before_its_run_begins_is_a_failed_row(command):
 
 
 @pytest.mark.process
-def test_repeats_have_a_mean_and_are_one_run_in_tensorboard(tmp_path):
+def test_repeats_have_a_mean_and_are_runs_in_tensorboard(tmp_path):
     argv = ["-m", *TINY, "train.epochs=1", "optimizer.lr=0.01,0.02", "sweep.repeats=2"]
     process = subprocess.run(
         [sys.executable, "-m", "vggexp", *argv],
@@ -113,7 +115,17 @@ def test_repeats_have_a_mean_and_are_one_run_in_tensorboard(tmp_path):
     mean = f"{sum(losses) / 2:.4f}"
     assert mean in process.stdout
     assert mean in (folder / "results.md").read_text()
-    assert len(list(folder.glob("events.out.tfevents.*"))) == 1
+    settings = sorted(path.name for path in folder.glob("repeats/*"))
+    assert settings == ["optimizer.lr=0.01", "optimizer.lr=0.02"]
+    runs = [path.parent for path in tmp_path.glob("outputs/*/result.json")]
+    assert [table_columns(path) for path in (*runs, folder)] == [["optimizer.lr", "seed"]] * 5
+
+
+def table_columns(folder: Path) -> list[str]:
+    """Returns the hyperparameters that are columns of TensorBoard's HParams table."""
+    metadata = EventAccumulator(str(folder)).Reload().SummaryMetadata("_hparams_/experiment")
+    experiment = HParamsPluginData.FromString(metadata.plugin_data.content).experiment
+    return [info.name for info in experiment.hparam_infos]
 
 
 @pytest.mark.process

@@ -1,13 +1,17 @@
 """Compares the bands that TensorBoard's reader loads with arithmetic."""
 
 import os
+import re
 from math import nan, sqrt
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from vggexp.sweep.tensorboard import write_means
+from vggexp.loggers.hparams import HParamsTable
+from vggexp.sweep.tensorboard import folder_name, write_means, write_sweep
 
 
 def history(*losses):
@@ -40,9 +44,9 @@ def points(events):
     ids=["even", "one ended early", "single", "null is left out", "one without epochs"],
 )
 def test_mean_and_spread(tmp_path, histories, epochs):
-    write_means(tmp_path, {"arch.blocks=[1,2],seed=a/b": histories})
-    name = "repeats/train/loss/arch.blocks=[1,2],seed=a/b"
-    series = points(load(tmp_path))
+    write_means(tmp_path, {"lr=1": histories})
+    name = "repeats/loss/train"
+    series = points(load(tmp_path / "repeats" / "lr=1"))
     assert series.keys() == {name, f"{name} mean-sd", f"{name} mean+sd"}
     for tag, sign in ((name, 0), (f"{name} mean-sd", -1), (f"{name} mean+sd", 1)):
         expected = []
@@ -51,36 +55,60 @@ def test_mean_and_spread(tmp_path, histories, epochs):
         assert series[tag] == expected
 
 
-def test_the_charts_name_exactly_the_existing_series(tmp_path):
-    rows = [{"epoch": 1, "val/accuracy": 0.5, "val/loss": 1.0, "train/loss": None, "lr": 0.1}]
-    write_means(tmp_path, {"lr=1": [rows, rows], "lr=2": [rows[:0], history(1)], "lr=3": [[], []]})
-    events = load(tmp_path)
+def test_each_setting_is_a_run_of_its_own(tmp_path):
+    (tmp_path / "sweeps").mkdir()
+    histories = [history(1), history(2)]
+    write_means(tmp_path / "sweeps", {"lr=1": histories, "arch.blocks=[1,2],root=a/b": histories})
+    runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload().Runs()
+    first, second = sorted(runs)
+    assert first.startswith("sweeps/repeats/arch.blocks=[1,2],root=a_b-")
+    assert second == "sweeps/repeats/lr=1"
+
+
+def test_a_long_label_is_a_name_that_a_file_system_takes():
+    names = {folder_name("k=" + "1" * 300 + end) for end in "ab"}
+    assert [len(name) for name in names] == [209, 209]
+
+
+def test_the_charts_match_the_lines_of_all_settings(tmp_path):
+    rows = [{"epoch": 1, "val/accuracy": 0.5, "val/loss": 1.0, "train/loss": 2.0, "lr": 0.1}]
+    write_means(tmp_path, {"lr=1": [rows, rows]})
+    events = load(tmp_path / "repeats" / "lr=1")
     (config,) = events.Tensors("custom_scalars__config__")
-    (category,) = Layout.FromString(config.tensor_proto.string_val[0]).category
-    assert category.title == f"repeats: {tmp_path.name}"
-    series = {chart.title: chart.margin.series for chart in category.chart}
-    assert {title: [line.value for line in lines] for title, lines in series.items()} == {
-        "val/accuracy": ["repeats/val/accuracy/lr=1"],
-        "val/loss": ["repeats/val/loss/lr=1"],
-        "train/loss": ["repeats/train/loss/lr=2"],
+    means, bands = Layout.FromString(config.tensor_proto.string_val[0]).category
+    matches = {}
+    for section in (means, bands):
+        for chart in section.chart:
+            (pattern,) = chart.multiline.tag
+            lines = [tag for tag in points(events) if re.match(pattern, tag)]
+            matches.setdefault(chart.title, []).append(len(lines))
+    assert matches == {
+        "val/accuracy": [1, 3],
+        "val/loss": [1, 3],
+        "train/accuracy": [0, 0],
+        "train/loss": [1, 3],
     }
-    names = []
-    for lines in series.values():
-        for line in lines:
-            names += [line.value, line.lower, line.upper]
-    assert sorted(names) == sorted(points(events))
+
+
+def test_a_sweep_has_the_columns_of_its_table(tmp_path):
+    table = HParamsTable({"optimizer.lr": 0.1, "seed": 0}, ["optimizer.lr"], ["optimizer.lr"])
+    write_sweep(tmp_path, table)
+    metadata = load(tmp_path).SummaryMetadata("_hparams_/experiment")
+    experiment = HParamsPluginData.FromString(metadata.plugin_data.content).experiment
+    assert [info.name for info in experiment.hparam_infos] == ["optimizer.lr"]
 
 
 def test_a_second_write_replaces_the_earlier_file(tmp_path):
     write_means(tmp_path, {"a": [history(1, 2), history(1, 2)]})
     write_means(tmp_path, {"a": [history(1, 4), history(3, 4)]})
-    assert points(load(tmp_path))["repeats/train/loss/a"] == [(1, 2.0), (2, 4.0)]
-    assert sorted(path.stat().st_size > 0 for path in tmp_path.iterdir()) == [False, True]
+    setting = tmp_path / "repeats" / "a"
+    assert points(load(setting))["repeats/loss/train"] == [(1, 2.0), (2, 4.0)]
+    assert sorted(path.stat().st_size > 0 for path in setting.iterdir()) == [False, True]
 
 
 def test_an_error_keeps_the_earlier_file(tmp_path, monkeypatch):
     write_means(tmp_path, {"a": [history(1), history(2)]})
-    before = os.listdir(tmp_path)
+    before = os.listdir(tmp_path / "repeats" / "a")
 
     def raise_error(*_):
         raise OSError("full")
@@ -88,4 +116,4 @@ def test_an_error_keeps_the_earlier_file(tmp_path, monkeypatch):
     monkeypatch.setattr("vggexp.loggers.event_files.RecordWriter.write", raise_error)
     with pytest.raises(OSError, match="full"):
         write_means(tmp_path, {"a": [history(nan), history(2)]})
-    assert os.listdir(tmp_path) == before
+    assert os.listdir(tmp_path / "repeats" / "a") == before

@@ -38,7 +38,7 @@ MISSING = object()
 # Fields with several values that a run may write. Training goes on from each of them.
 FREE = {"identity", "torch", "threads", "device_name", "cpu_capability", "processes", "data"}
 FREE |= {"classes", "mean", "std", "format", "epoch", "history", "micro_batches", "spent"}
-FREE |= {"optimizer", "schedule", "scaler", "ema"}
+FREE |= {"optimizer", "schedule", "scaler", "ema", "sums"}
 
 
 def fresh_state() -> TrainState:
@@ -51,7 +51,7 @@ def fresh_state() -> TrainState:
 def content() -> dict[str, Any]:
     """A checkpoint at the second batch of the second epoch."""
     state = fresh_state()
-    run_training(state, until=Position(1, 2))
+    run_training(state, until=Position(1, 2), log_steps=1)
     return make_checkpoint(state)
 
 
@@ -92,7 +92,7 @@ def resume(content: Any, state: TrainState) -> None:
     weights = {name: content[name] for name in ("net", "ema")}  # are copied
     others = {name: value for name, value in content.items() if name not in weights}
     state.restore(copy.deepcopy(others) | weights)
-    run_training(state, until=Position(2, 0))
+    run_training(state, until=Position(2, 0), log_steps=1)
 
 
 @pytest.mark.process
@@ -126,6 +126,10 @@ REFUSALS = {
     "history": ([], "epoch is 1, expected 0"),
     "step": (4, "step is 4, expected 5"),
     "optimizer": ("x", "optimizer is 'x', expected a dictionary"),
+    "sums": (
+        {"sums": torch.ones(2), "count": 16, "last_totals": [1.0, 1.0, 17.0]},
+        "sums.last_totals.2 is 17.0, expected a finite number of 0..16",
+    ),
     "format": (2, "format 2, this vggexp reads up to 1; update vggexp"),
 }
 

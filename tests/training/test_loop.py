@@ -28,7 +28,6 @@ from vggexp.training.dead_layers import DeadLayerCheck
 from vggexp.training.loop import (
     Position,
     TrainState,
-    double_micro_batches,
     should_stop_early,
     train,
 )
@@ -56,6 +55,60 @@ def test_the_same_run_is_the_same_to_the_last_bit():
     assert metrics_of(first) == metrics_of(second)
     assert not torch.equal(flat_weights(first), flat_weights(other_dropout))
     assert not torch.equal(flat_weights(first), flat_weights(other_weights))
+
+
+STEP_KEYS = ["epoch", "step", "lr", "loss", "accuracy", "gradient_norm"]
+
+
+def test_the_points_of_the_curves():
+    logger = run_training(make_state(), epochs=2, log_steps=2)
+    assert [list(row) for row in logger.steps] == [STEP_KEYS] * 3
+    assert [(row["epoch"], row["step"]) for row in logger.steps] == [(1, 2), (2, 4), (2, 6)]
+    # Images of a point between two epochs: 16 of the first epoch; of the second, 8 and then 14.
+    second, third = logger.steps[1:]
+    loss = (8 * second["loss"] + 14 * third["loss"]) / 22
+    assert loss == pytest.approx(logger.rows[1]["train/loss"])
+    assert second["lr"] == 0.05
+    assert second["gradient_norm"] > 0
+
+
+def test_the_curves_change_no_bit_of_a_run():
+    trained = []
+    for log_steps in (0, 1, 2, None):
+        state = make_state(make_model(norm="batch"), ema_decay=0.9)
+        run_training(state, log_steps=log_steps)
+        trained.append((flat_weights(state), metrics_of(state)))
+    for weights, metrics in trained[1:]:
+        assert torch.equal(weights, trained[0][0])
+        assert metrics == trained[0][1]
+
+
+def test_a_run_without_points_has_none():
+    assert run_training(make_state(), log_steps=0).steps == []
+
+
+def test_a_point_is_one_read(monkeypatch):
+    reads = []
+    tolist = Tensor.tolist
+    monkeypatch.setattr(Tensor, "tolist", lambda tensor: reads.append(tensor) or tolist(tensor))
+
+    def count(log_steps: int) -> int:
+        reads.clear()
+        run_training(make_state(), epochs=1, log_steps=log_steps)
+        return len(reads)
+
+    assert [count(1) - count(0), count(3) - count(0)] == [3, 1]
+
+
+@pytest.mark.parametrize("step", [1, 2, 4, 5])
+def test_a_resumed_run_has_the_points_of_an_uninterrupted_one(step):
+    uninterrupted = make_state()
+    checkpointer = RecordingCheckpointer(uninterrupted, step)
+    points = run_training(uninterrupted, checkpointer=checkpointer, log_steps=2).steps
+    resumed = make_state()
+    resumed.restore(checkpointer.saved[step])
+    later = run_training(resumed, log_steps=2).steps
+    assert later == [point for point in points if point["step"] > step]
 
 
 SCHEDULES = {
@@ -476,15 +529,6 @@ def test_a_signal_saves_and_stops_after_the_batch():
     with pytest.raises(StoppedError, match="stopped by SIGTERM at epoch 2 batch 2"):
         train(state, Blobs(), loop, evaluate_blobs)
     assert list(checkpointer.saved) == [3, 5]
-
-
-def test_a_micro_batch_has_at_least_one_image():
-    state = make_state(make_model())
-    state.micro_batches = 4
-    double_micro_batches(state, batch_size=6)
-    assert state.micro_batches == 6
-    with pytest.raises(ResourceError, match="a single image"):
-        double_micro_batches(state, batch_size=6)
 
 
 @pytest.mark.catalog

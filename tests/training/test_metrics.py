@@ -19,6 +19,7 @@ from vggexp.training.metrics import (
     calibration_error,
     classification_metrics,
     evaluate,
+    point_interval,
     predict,
     score_logits,
     top_k_accuracy,
@@ -130,6 +131,48 @@ def test_perfect_calibration():
 def test_a_bin_of_confidence_holds_its_upper_edge():
     probs = torch.tensor([[0.5, 0.5], [0.4, 0.6]])  # in the second and third of four bins
     assert calibration_error(probs, torch.tensor([0, 0]), bins=4) == pytest.approx(0.55)
+
+
+def add_batch(sums: MetricSums, loss: float, correct: list[bool]) -> None:
+    """Adds images of class 0, each with or without the right prediction."""
+    logits = torch.eye(2)[[0 if is_right else 1 for is_right in correct]]
+    sums.add(torch.tensor(loss), logits, torch.zeros(len(correct), dtype=torch.int64))
+
+
+def test_the_points_of_a_curve_are_means_since_the_last_point():
+    sums = MetricSums(CPU)
+    add_batch(sums, 6.0, [True, False, False])
+    first = sums.read_since_last(torch.tensor(2.5))
+    assert first == {"loss": 2.0, "accuracy": pytest.approx(1 / 3), "gradient_norm": 2.5}
+    add_batch(sums, 2.0, [True, True])
+    add_batch(sums, 4.0, [False])
+    second = sums.read_since_last(torch.tensor(0.5))
+    assert second == {"loss": 2.0, "accuracy": pytest.approx(2 / 3), "gradient_norm": 0.5}
+    assert sums.read("train") == {"train/loss": 2.0, "train/accuracy": 0.5}
+
+
+def test_the_first_point_of_an_epoch_starts_with_the_epoch():
+    sums = MetricSums(CPU)
+    add_batch(sums, 6.0, [True])
+    sums.read_since_last(torch.tensor(1.0))
+    sums.reset()
+    add_batch(sums, 1.0, [True])
+    assert sums.read_since_last(torch.tensor(1.0))["loss"] == 1.0
+
+
+def test_a_point_after_a_resume_is_that_of_the_uninterrupted_run():
+    sums = MetricSums(CPU)
+    add_batch(sums, 6.0, [True])
+    sums.read_since_last(torch.tensor(1.0))
+    add_batch(sums, 3.0, [False])
+    resumed = MetricSums(CPU)
+    resumed.load_state_dict(sums.state_dict())
+    assert resumed.read_since_last(torch.tensor(1.0))["loss"] == 3.0
+
+
+@pytest.mark.parametrize(("steps", "interval"), [(1, 1), (11, 2), (422, 43), (500, 50)])
+def test_the_first_five_epochs_have_about_fifty_points(steps, interval):
+    assert point_interval(steps) == interval
 
 
 @pytest.mark.parametrize(("rank", "images"), [(0, 8), (1, 0)])

@@ -37,7 +37,9 @@ class Operators(TorchDispatchMode):
         return function(*arguments, **(keywords or {}))
 
 
-def make_epoch(dtype: str, images: int, fused: bool = True) -> Callable[[], None]:
+def make_epoch(
+    dtype: str, images: int, fused: bool = True, log_steps: int = 0
+) -> Callable[[], None]:
     """Returns a call that trains an epoch in batches of 32 as on an accelerator.
 
     The epoch has everything that the loop does around a step.
@@ -46,7 +48,7 @@ def make_epoch(dtype: str, images: int, fused: bool = True) -> Callable[[], None
     optimizer = partial(torch.optim.SGD, momentum=0.9, fused=fused)
     state = make_state(model, optimizer, ema_decay=0.9, precision=dtype)
     autocast = partial(precision.autocast_context, dtype, CPU)
-    loop = make_loop(batch_size=32, autocast=autocast)
+    loop = make_loop(batch_size=32, autocast=autocast, log_steps=log_steps)
     loop.guard.on_cpu = False  # on the CPU the flag is read in every step
     batches = InMemoryLoader(
         torch.zeros(images, 1, 8, 8, dtype=torch.uint8),
@@ -64,8 +66,8 @@ def make_epoch(dtype: str, images: int, fused: bool = True) -> Callable[[], None
     return epoch
 
 
-def count_epoch(counter, dtype: str, images: int, fused: bool = True):
-    epoch = make_epoch(dtype, images, fused)
+def count_epoch(counter, dtype: str, images: int, fused: bool = True, log_steps: int = 0):
+    epoch = make_epoch(dtype, images, fused, log_steps)
     with counter:
         epoch()
     return counter
@@ -85,6 +87,17 @@ def test_an_epoch_waits_for_the_device_once(dtype, fused):
     assert operators_of_step(dtype, fused)[WAIT] == 0
     # The one wait is at the end of the epoch and finds out whether a step was not finite.
     assert count_epoch(Operators(), dtype, 64, fused).calls[WAIT] == 1
+
+
+def test_a_step_between_two_points_of_the_curves_costs_nothing():
+    with_points = count_epoch(Operators(), "fp32", 128, log_steps=100).calls
+    assert with_points == count_epoch(Operators(), "fp32", 128).calls
+
+
+def test_a_point_of_the_curves_does_not_wait_for_values_one_by_one():
+    """All values of a point are read at once, which is no operator on the CPU."""
+    with_points = count_epoch(Operators(), "fp32", 128, log_steps=1).calls
+    assert with_points[WAIT] == count_epoch(Operators(), "fp32", 128).calls[WAIT]
 
 
 @pytest.mark.parametrize("dtype", MAX_OPERATORS)

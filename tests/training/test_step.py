@@ -64,7 +64,9 @@ class Setup:
         )
         loss, logits = forward_backward(self.model, batch, settings)
         self.sums.add(loss, logits, batch[1])
-        return optimizer_step(self.model, self.optimizer, loss, step, settings)
+        update = optimizer_step(self.model, self.optimizer, loss, step, settings)
+        self.gradient_norm = update.gradient_norm
+        return update.applied
 
 
 def gradient(batch=FULL, **settings) -> Tensor:
@@ -101,6 +103,13 @@ def test_clipping(share):
     plain = gradient()
     clipped = gradient(clip_norm=share * plain.norm().item(), micro_batches=4)
     torch.testing.assert_close(clipped, plain * min(1, share))
+
+
+@pytest.mark.parametrize("clip_norm", [None, 0.01])
+def test_the_norm_is_that_of_the_gradient_before_clipping(clip_norm):
+    setup = Setup(make_plain_model())
+    setup.step(clip_norm=clip_norm)
+    assert float(setup.gradient_norm) == pytest.approx(float(gradient().norm()), rel=1e-6)
 
 
 def test_a_finite_step():

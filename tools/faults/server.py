@@ -149,7 +149,7 @@ def compare_with_reference(folder: Path, argv: Sequence[str], events: bool = Tru
 
 
 def _compare_runs(actual: Path, expected: Path, events: bool) -> str:
-    for name in ("result.json", "metrics.jsonl"):
+    for name in ("result.json", "metrics.jsonl", "steps.jsonl"):
         if _stable_rows(actual / name) != _stable_rows(expected / name):
             return f"{name} differs"
     if events:

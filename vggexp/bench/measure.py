@@ -14,6 +14,7 @@ import torch
 from vggexp.config.derived import layers
 from vggexp.config.schema import Config
 from vggexp.loggers.console import Console
+from vggexp.loggers.hparams import HParamsTable
 from vggexp.loggers.run_logger import RunLogger
 from vggexp.models.shapes import macs
 from vggexp.runner import build, datasets
@@ -25,12 +26,11 @@ from vggexp.training.loop import (
     TrainLoop,
     TrainSettings,
     TrainState,
-    add_throughput,
     step_settings,
     train_epoch,
 )
 from vggexp.training.step import Batch, NonFiniteGuard, optimizer_step
-from vggexp.training.timer import PhaseTimer
+from vggexp.training.timer import PhaseTimer, add_throughput
 
 PRODUCT_SIZE = 4096  # rows and columns of the matrices
 ROUNDS = 5
@@ -138,7 +138,7 @@ def loop_steps(state: TrainState, settings: TrainSettings, batches: Batches) -> 
         with tempfile.TemporaryDirectory() as name:
             folder = Path(name)
             console = Console(folder / "run.log", io.StringIO())
-            logger = RunLogger(folder, console, 1, {}, [])
+            logger = RunLogger(folder, console, 1, HParamsTable({}, (), ()), [])
             timer = PhaseTimer(settings.device)
             loop = TrainLoop(settings, timer, logger, NullCheckpointer(), StopFlag())
             state.batch = 0

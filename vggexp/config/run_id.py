@@ -27,6 +27,7 @@ NON_IDENTITY_KEYS = (
     "train.init_from",
     "train.probe_steps",
     "train.stop_if_dead",
+    "train.log_steps",
     "device.timeout_minutes",
 )
 ADDED_KEYS = ("data.sha256", "data.cache")  # that version 0.1.0 did not count

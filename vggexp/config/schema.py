@@ -209,6 +209,7 @@ class Train:
     freeze: Annotated[int, Range(1, 12)] | None
     probe_steps: Large | None
     stop_if_dead: bool | None
+    log_steps: Annotated[int, Range(0, 10**9)] | None
 
 
 @dataclass(frozen=True)

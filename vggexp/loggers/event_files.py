@@ -13,7 +13,7 @@ import struct
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import IO, NamedTuple, TypeAlias
+from typing import IO, Any, TypeAlias
 
 import numpy as np
 from google.protobuf.message import DecodeError
@@ -28,11 +28,19 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import (
     Category,
     Chart,
     Layout,
-    MarginChartContent,
     MultilineChartContent,
 )
 from tensorboard.plugins.hparams import metadata as hparams_metadata
-from tensorboard.plugins.hparams.api_pb2 import Status
+from tensorboard.plugins.hparams.api_pb2 import (
+    DATA_TYPE_BOOL,
+    DATA_TYPE_FLOAT64,
+    DATA_TYPE_STRING,
+    Experiment,
+    HParamInfo,
+    MetricInfo,
+    MetricName,
+    Status,
+)
 from tensorboard.plugins.hparams.plugin_data_pb2 import (
     HParamsPluginData,
     SessionEndInfo,
@@ -41,6 +49,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import (
 from tensorboard.plugins.text.metadata import create_summary_metadata
 from tensorboard.summary.writer.record_writer import RecordWriter
 
+from vggexp.loggers.hparams import HParam, HParamsTable
 from vggexp.runs.directory import EVENTS_PREFIX
 from vggexp.system.files import open_no_follow, read_file
 
@@ -48,7 +57,6 @@ MAX_BYTES = 1 << 26  # of a file that is read; a run's event file has less than 
 EMPTY_SECONDS = 3600  # that a replaced file stays, empty; a loader polls far more often
 PNG = b"\x89PNG\r\n\x1a\n"  # first bytes of a PNG image
 
-HParam = bool | int | float | str
 Value: TypeAlias = Summary.Value
 
 
@@ -188,6 +196,31 @@ def hparams_end(ok: bool, wall_time: float) -> Value:
     return _hparams(hparams_metadata.SESSION_END_INFO_TAG, data)
 
 
+def hparams_columns(table: HParamsTable, metrics: Sequence[str]) -> Value:
+    """Returns the columns of the HParams table; without them TensorBoard shows other ones.
+
+    Args:
+        metrics: tags of the scalars that are columns.
+    """
+    hparams = []
+    for key in table.columns:
+        column_type = _column_type(table.values.get(key))
+        # The mark means "differs among the runs". TensorBoard shows the marked columns first.
+        is_first = key in table.main_columns
+        hparams.append(HParamInfo(name=key, type=column_type, differs=is_first))
+    scores = [MetricInfo(name=MetricName(tag=tag)) for tag in metrics]
+    experiment = Experiment(hparam_infos=hparams, metric_infos=scores)
+    return _hparams(hparams_metadata.EXPERIMENT_TAG, HParamsPluginData(experiment=experiment))
+
+
+def _column_type(value: HParam | None) -> Any:
+    if isinstance(value, bool):
+        return DATA_TYPE_BOOL
+    if isinstance(value, int | float):
+        return DATA_TYPE_FLOAT64
+    return DATA_TYPE_STRING
+
+
 def _hparams(tag: str, data: HParamsPluginData) -> Value:
     """The plugin reads only the metadata, so the tensor is empty."""
     return Value(
@@ -197,32 +230,23 @@ def _hparams(tag: str, data: HParamsPluginData) -> Value:
     )
 
 
-class BandTags(NamedTuple):
-    """Tags of a line and of the limits of the band around the line."""
+def chart_layout(sections: Mapping[str, Mapping[str, str]]) -> Value:
+    """Returns the charts of the Custom Scalars tab.
 
-    value: str
-    lower: str
-    upper: str
-
-
-def line_chart(title: str, tags: Sequence[str]) -> Chart:
-    """Returns a chart of several lines.
+    The server merges the layouts of all runs. Sections of one title must have the same charts, or
+    the server loses some.
 
     Args:
-        tags: regular expressions.
+        sections: for each section its charts, and for each chart a regular expression that matches
+            the tags of its lines.
     """
-    return Chart(title=title, multiline=MultilineChartContent(tag=tags))
-
-
-def band_chart(title: str, bands: Iterable[BandTags]) -> Chart:
-    """Returns a chart of several lines, each inside a band."""
-    series = [MarginChartContent.Series(**band._asdict()) for band in bands]
-    return Chart(title=title, margin=MarginChartContent(series=series))
-
-
-def chart_layout(title: str, charts: Sequence[Chart]) -> Value:
-    """Returns the charts of the Custom Scalars tab, under one title."""
-    layout = Layout(category=[Category(title=title, chart=charts)])
+    layout = Layout()
+    for title, charts in sections.items():
+        section = Category(title=title)
+        for chart_title, tags in charts.items():
+            lines = MultilineChartContent(tag=[tags])
+            section.chart.append(Chart(title=chart_title, multiline=lines))
+        layout.category.append(section)
     tensor = TensorProto(
         dtype=DT_STRING,
         string_val=[layout.SerializeToString()],

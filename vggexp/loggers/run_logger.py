@@ -1,18 +1,21 @@
-"""Reports the epochs of a run: on the console, in metrics.jsonl and in TensorBoard.
+"""Reports a run: on the console, in metrics.jsonl and steps.jsonl, and in TensorBoard.
 
-metrics.jsonl is the source of truth. TensorBoard is a view of that file.
+The two files are the source of truth. TensorBoard is a view of them.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import os
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
 
+from vggexp.errors import CheckpointError
 from vggexp.loggers.console import Console, Progress
+from vggexp.loggers.hparams import HParamsTable
 from vggexp.loggers.tensorboard import TensorBoardLogger
 from vggexp.runs import jsonl
-from vggexp.runs.directory import METRICS
-from vggexp.training.loop import EpochMetrics
+from vggexp.runs.directory import METRICS, STEPS
+from vggexp.runs.steps import read_steps
+from vggexp.training.loop import EpochMetrics, StepMetrics
 
 
 class RunLogger:
@@ -20,8 +23,10 @@ class RunLogger:
 
     Args:
         epochs: number of epochs of the run.
-        hparams: the columns of TensorBoard's HParams table.
+        hparams: TensorBoard's HParams table.
         history: the epochs so far, of a resumed run.
+        step: the optimizer steps so far. Later lines of steps.jsonl come from an attempt that was
+            killed; the run takes these steps again.
     """
 
     def __init__(
@@ -29,18 +34,39 @@ class RunLogger:
         folder: Path,
         console: Console,
         epochs: int,
-        hparams: Mapping[str, Any],
+        hparams: HParamsTable,
         history: Sequence[EpochMetrics],
+        step: int = 0,
     ):
         self.folder = folder
         self.console = console
         self.epochs = epochs
         jsonl.rewrite(folder / METRICS, history)
-        self.tensorboard = TensorBoardLogger(folder, hparams, history, warn=console.line)
+        steps = self._keep_steps(step)
+        self.tensorboard = TensorBoardLogger(folder, hparams, history, console.line, steps)
+
+    def _keep_steps(self, last: int) -> list[StepMetrics]:
+        """Removes the lines of steps.jsonl after a step, and returns the others."""
+        path = self.folder / STEPS
+        if not os.path.lexists(path):
+            return []
+        rows = []
+        try:
+            rows = [row for row in read_steps(self.folder) if row["step"] <= last]
+        except CheckpointError as error:  # only a curve is lost, which must not cost the run
+            reason, _, _ = str(error).partition("; ")
+            self.console.line(f"warning: {reason}; the curves inside the epochs start again")
+        jsonl.rewrite(path, rows)
+        return rows
 
     def progress(self, epoch: int, batches: int, done: int) -> AbstractContextManager[Progress]:
         """Counts the batches of an epoch in the block."""
         return self.console.progress(f"epoch {epoch}/{self.epochs}", batches, done)
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Reports a point of the curves inside the epochs."""
+        jsonl.append(self.folder / STEPS, metrics, wait=False)
+        self.tensorboard.step(metrics)
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """Reports a finished epoch."""

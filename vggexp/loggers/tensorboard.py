@@ -1,6 +1,7 @@
 """Shows a run in TensorBoard.
 
-The event file is a view of metrics.jsonl. The hyperparameters are one row of the HParams table.
+The event file is a view of metrics.jsonl and steps.jsonl. The hyperparameters are one row of the
+HParams table.
 """
 
 import contextlib
@@ -16,15 +17,43 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggexp.loggers import event_files
-from vggexp.loggers.event_files import HParam
+from vggexp.loggers.hparams import HParamsTable
 from vggexp.system.files import make_inner_dir
-from vggexp.training.loop import EpochMetrics
+from vggexp.training.loop import EpochMetrics, StepMetrics
 
-CHARTS = {  # title -> tags; training and validation share a chart
-    "loss": ["train/loss", "val/loss", "test/loss"],
-    "accuracy": ["train/accuracy", "val/accuracy", "test/accuracy"],
-    "seconds": ["time/.*_seconds"],
+POSITION = ("epoch", "step")  # the keys of a row that are no metrics
+METRICS = ("accuracy", "loss")
+SPLITS = {"val": "validation", "train": "training", "test": "test"}
+# The charts of the Custom Scalars tab: section -> title -> tag. A chart has one line for each run.
+CHARTS = {
+    metric: {f"{metric}, {name}": f"{metric}/{split}$" for split, name in SPLITS.items()}
+    for metric in METRICS
 }
+CHARTS["time"] = {
+    "seconds of an epoch": "time/epoch_seconds$",
+    "images per second": "time/images_per_second$",
+}
+# The columns of the HParams table that are scores.
+SCORES = ("accuracy/val", "accuracy/test", "loss/val", "loss/test")
+
+
+def scalar_tag(key: str) -> str:
+    """Returns the tag of a key of metrics.jsonl.
+
+    TensorBoard sorts by name and opens the first two groups. So the metric stands before the
+    split, and no other group comes before accuracy and loss.
+    """
+    split, _, metric = key.partition("/")
+    if metric in METRICS:
+        return f"{metric}/{split}"
+    if key == "images_per_second":
+        return f"time/{key}"
+    return key
+
+
+def table_columns(table: HParamsTable) -> Any:
+    """Returns the columns of the HParams table, with the scores behind the hyperparameters."""
+    return event_files.hparams_columns(table, SCORES)
 
 
 def write_evaluation(
@@ -37,13 +66,13 @@ def write_evaluation(
     """Writes an evaluation as a run of its own; replaces the folder's earlier events.
 
     Args:
-        scores: by tags that the evaluated run has too.
+        scores: by keys that the evaluated run has too.
         epoch: of the evaluated weights.
         text: Markdown.
         confusion: an image, uint8 [H, W, 3].
     """
     make_inner_dir(folder)
-    values = [event_files.scalar(tag, score) for tag, score in scores.items()]
+    values = [event_files.scalar(scalar_tag(key), score) for key, score in scores.items()]
     values.append(event_files.text("evaluation", text))
     values.append(event_files.image("test/confusion", confusion))
     now = time.time()
@@ -61,16 +90,18 @@ class TensorBoardLogger:
     but never the run.
 
     Args:
-        hparams: the columns of the HParams table.
+        hparams: the run's row and the columns of the HParams table.
         rows: metrics.jsonl so far; empty in a new run.
+        steps: steps.jsonl so far.
     """
 
     def __init__(
         self,
         folder: Path,
-        hparams: Mapping[str, HParam],
+        hparams: HParamsTable,
         rows: Sequence[EpochMetrics],
         warn: Callable[[str], None],
+        steps: Sequence[StepMetrics] = (),
     ):
         self._folder = folder
         self._warn = warn
@@ -78,7 +109,12 @@ class TensorBoardLogger:
         self._written: set[tuple[str, int]] = set()
         with self._guard():
             with event_files.replace_event_files(folder) as self._file:
-                self._write_history(hparams, rows)
+                self._write_history(hparams, rows, steps)
+
+    def step(self, metrics: StepMetrics) -> None:
+        """Writes the metrics of a step against the number of optimizer steps."""
+        with self._guard():
+            self._write([self._step_scalars(metrics, time.time())])
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """Writes every key of an epoch as a scalar."""
@@ -126,33 +162,65 @@ class TensorBoardLogger:
             self._write([event_files.summary_event([status], 0, now)])
         self._close_file()
 
-    def _write_history(self, hparams: Mapping[str, HParam], rows: Sequence[EpochMetrics]) -> None:
-        """Writes the epochs with times as if they had followed each other up to now."""
+    def _write_history(
+        self,
+        hparams: HParamsTable,
+        rows: Sequence[EpochMetrics],
+        steps: Sequence[StepMetrics],
+    ) -> None:
+        """Writes the epochs with times as if they had followed each other up to now.
+
+        The steps of an epoch have equal distances. Those of the epoch under way stand at its start.
+        """
         wall_time = time.time() - sum(map(_epoch_seconds, rows))
-        charts = [event_files.line_chart(title, tags) for title, tags in CHARTS.items()]
         header = [
-            event_files.hparams_start(hparams, wall_time),
-            event_files.chart_layout("run", charts),
+            event_files.hparams_start(hparams.values, wall_time),
+            table_columns(hparams),
+            event_files.chart_layout(CHARTS),
         ]
         events = event_files.session_start_events(wall_time)
         events.append(event_files.summary_event(header, 0, wall_time))
+        steps_of_epoch: dict[int, list[StepMetrics]] = {}
+        for step in steps:
+            steps_of_epoch.setdefault(step["epoch"], []).append(step)
         for row in rows:
-            wall_time += _epoch_seconds(row)
+            seconds = _epoch_seconds(row)
+            points = steps_of_epoch.pop(row["epoch"], [])
+            for index, step in enumerate(points, 1):
+                step_time = wall_time + seconds * index / len(points)
+                events.append(self._step_scalars(step, step_time))
+            wall_time += seconds
             events.append(self._scalars(row, row["epoch"], wall_time))
+        for points in steps_of_epoch.values():
+            events += [self._step_scalars(step, wall_time) for step in points]
         self._write(events)
 
     def _scalars(self, metrics: Mapping[str, Any], epoch: int, wall_time: float) -> Any:
-        """Returns an event of the scalars that have not been written at this epoch.
+        scalars = {}
+        for key, number in metrics.items():
+            if key not in POSITION:
+                scalars[scalar_tag(key)] = number
+        return self._event(scalars, epoch, wall_time)
 
-        A null of metrics.jsonl is a number that was not finite; its scalar is NaN.
+    def _step_scalars(self, metrics: StepMetrics, wall_time: float) -> Any:
+        scalars = {}
+        for key, number in metrics.items():
+            if key not in POSITION:
+                scalars[f"step/{key}"] = number
+        return self._event(scalars, metrics["step"], wall_time)
+
+    def _event(self, scalars: Mapping[str, Any], step: int, wall_time: float) -> Any:
+        """Returns an event of the scalars that have not been written at this step.
+
+        A null of a JSON file is a number that was not finite; its scalar is NaN.
         """
         values = []
-        for tag, number in metrics.items():
-            if tag in ("epoch", "step") or (tag, epoch) in self._written:
+        for tag, number in scalars.items():
+            if (tag, step) in self._written:
                 continue
-            self._written.add((tag, epoch))
+            self._written.add((tag, step))
             values.append(event_files.scalar(tag, float("nan") if number is None else number))
-        return event_files.summary_event(values, epoch, wall_time)
+        return event_files.summary_event(values, step, wall_time)
 
     def _write(self, events: Sequence[Any]) -> None:
         if self._file is not None:

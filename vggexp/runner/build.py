@@ -153,6 +153,7 @@ def train_settings(config: Config, device_setup: DeviceSetup) -> TrainSettings:
         autocast=device_setup.autocast,
         forward_backward=_step_function(config),
         dead_layer_check=dead_layer_check(config),
+        log_steps=train.log_steps,
     )
 
 

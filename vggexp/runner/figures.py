@@ -1,13 +1,9 @@
-"""Writes what TensorBoard shows of a run besides scalars: hyperparameters, images, the graph."""
+"""Writes what TensorBoard shows of a run besides scalars and hyperparameters: images, the graph."""
 
 import numpy
 import torch
 from torch import Tensor, nn
 
-from vggexp.config.keys import to_plain
-from vggexp.config.run_id import identity, network_name
-from vggexp.config.schema import Config
-from vggexp.formatting import format_value
 from vggexp.loggers.run_logger import RunLogger
 from vggexp.runner.datasets import DataLoaders
 from vggexp.runs.confusion import count_confusions
@@ -17,24 +13,12 @@ FIRST_IMAGES = 32  # of the first batch
 WORST_MISTAKES = 25
 
 
-def hyperparameters(config: Config) -> dict[str, bool | int | float | str]:
-    """Returns the columns of the HParams table: the network, and each key of the run's identity.
-
-    So runs that differ show it, whether a command or a file set the key. TensorBoard lists the
-    columns with several values first.
-    """
-    columns: dict[str, bool | int | float | str] = {"network": network_name(config)}
-    for key, value in identity(to_plain(config)).items():
-        columns[key] = value if isinstance(value, bool | int | float) else format_value(value)
-    return columns
-
-
 def log_first_images(logger: RunLogger, images: Tensor) -> None:
     """Writes the first of a batch of images [N, C, H, W], as the network receives them."""
     from vggexp.loggers.images import image_grid
 
     grid = image_grid(images[:FIRST_IMAGES].float().cpu().numpy())
-    logger.tensorboard.images("images/first_batch", grid)
+    logger.tensorboard.images("train/first_batch", grid)
 
 
 def log_test_images(

@@ -21,6 +21,7 @@ from vggexp.distributed.stop import DistributedStop
 from vggexp.errors import RankError, ResourceError, StoppedError, VggexpError
 from vggexp.formatting import plural
 from vggexp.loggers.console import Console
+from vggexp.loggers.hparams import hparams_table
 from vggexp.loggers.run_logger import RunLogger
 from vggexp.runner import banner, figures
 from vggexp.runner.build import load_weights, train_settings
@@ -52,6 +53,7 @@ class TrainingJob:
 
     config: Config
     overrides: Sequence[str]  # as typed
+    swept: Sequence[str]  # the keys with several values in the sweep of this run
     folder: Path  # the run directory, locked by this process
     device_setup: DeviceSetup
     data: DataLoaders
@@ -187,10 +189,11 @@ def _make_checkpoint_manager(job: TrainingJob) -> CheckpointManager:
 
 
 def _make_logger(job: TrainingJob) -> RunLogger:
-    hparams = figures.hyperparameters(job.config)
+    state = job.state
+    hparams = hparams_table(job.config, job.overrides, job.swept)
     epochs = job.config.train.epochs
     images, _ = next(iter(job.data.train.train(0)))  # an error of the data ends the run here
-    logger = RunLogger(job.folder, job.console, epochs, hparams, job.state.history)
+    logger = RunLogger(job.folder, job.console, epochs, hparams, state.history, state.step)
     draw = partial(figures.log_first_images, logger, images)
     logger.best_effort("the first images", draw)
     return logger
@@ -301,7 +304,7 @@ def _finish(
     content["time/rest_seconds"] = timer.paused_seconds
     scalars = {}
     for key, value in content.items():
-        if "/" in key and not key.startswith("time/"):
+        if key.startswith(("train/", "val/", "test/")):
             scalars[key] = value
     logger.tensorboard.final(scalars, state.epoch)
     draw = partial(figures.log_test_images, logger, data, probs, test.labels, state.epoch)

@@ -30,7 +30,7 @@ POLL_SECONDS = 0.05
 STOPPED_AT_ONCE = "stopped at once by a second Ctrl-C"
 
 
-def run_ranks(config: Config, overrides: Sequence[str]) -> int:
+def run_ranks(config: Config, overrides: Sequence[str], swept: Sequence[str] = ()) -> int:
     """Trains with `device.processes` ranks.
 
     Returns:
@@ -55,7 +55,8 @@ def run_ranks(config: Config, overrides: Sequence[str]) -> int:
             _quiet_launch(),
             _forward_signals(stop),
         ):
-            elastic_launch(_launch_config(ranks, logs), run_rank)(config, list(overrides))
+            launch_ranks = elastic_launch(_launch_config(ranks, logs), run_rank)
+            launch_ranks(config, list(overrides), list(swept))
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
@@ -73,7 +74,7 @@ def run_ranks(config: Config, overrides: Sequence[str]) -> int:
     return 0
 
 
-def run_rank(config: Config, overrides: list[str]) -> None:
+def run_rank(config: Config, overrides: list[str], swept: list[str]) -> None:
     """Trains one rank in a process of its own; exits with a code other than 0 if it fails."""
     from vggexp.runner.run import run
 
@@ -81,7 +82,7 @@ def run_rank(config: Config, overrides: list[str]) -> None:
     with handle_stop_signals() as stop:
         code = 0
         try:
-            run(config, overrides, stop)
+            run(config, overrides, stop, swept)
         except RankError as error:
             code = error.exit_code
             if stop.signal is None:  # after a signal the starting process reports the lost rank

@@ -17,7 +17,7 @@ from vggexp.distributed.stop import DistributedStop
 from vggexp.loggers.console import Console
 from vggexp.runner.init_weights import load_init_weights
 from vggexp.runner.job import TrainingJob, train_and_record
-from vggexp.runner.resume import build_run, create_run_dir, open_run_dir
+from vggexp.runner.resume import OpenedRun, RunSetup, build_run, create_run_dir, open_run_dir
 from vggexp.runs import records
 from vggexp.runs.environment import code_sha256
 from vggexp.system import memory
@@ -34,13 +34,19 @@ PER_MACHINE_KEYS = (
 )
 
 
-def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) -> dict[str, Any]:
+def run(
+    config: Config,
+    overrides: Sequence[str],
+    stop: StopFlag | None = None,
+    swept: Sequence[str] = (),
+) -> dict[str, Any]:
     """Trains, tests and records a run. Every rank calls this; only rank 0 writes.
 
     Args:
         config: a checked configuration.
         overrides: the overrides as typed, for overrides.txt.
         stop: the caller's flag, if the caller already handles signals.
+        swept: the keys with several values in the sweep that the run belongs to.
 
     Returns:
         The content of result.json; empty on ranks above 0 that have trained.
@@ -68,14 +74,7 @@ def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) 
             )
         if collectives.world_size() > 1:
             stop = DistributedStop(stop)
-        with memory.oom_as_resource_error(
-            "before the first batch; choose a smaller network, data.resize or data.limit"
-        ):
-            setup = build_run(config, opened.checkpoint, console)
-            init_lines: list[str] = []
-            if opened.checkpoint is None:  # ranks above 0 get the weights from rank 0 later
-                load = partial(load_init_weights, setup.state.model, config)
-                init_lines = collectives.run_on_rank_zero(load)
+        setup, init_lines = _build_run(config, opened, console)
         stop.rest(0)  # lets all ranks know of a signal that one rank got
         stop.check("before its first batch")
         if opened.is_new:
@@ -83,6 +82,7 @@ def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) 
         job = TrainingJob(
             config=config,
             overrides=overrides,
+            swept=swept,
             folder=opened.folder,
             device_setup=setup.device_setup,
             data=setup.data,
@@ -94,6 +94,19 @@ def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) 
             started_at=started_at,
         )
         return train_and_record(job)
+
+
+def _build_run(config: Config, opened: OpenedRun, console: Console) -> tuple[RunSetup, list[str]]:
+    """Builds the run, and returns the lines of the start banner on its initial weights."""
+    with memory.oom_as_resource_error(
+        "before the first batch; choose a smaller network, data.resize or data.limit"
+    ):
+        setup = build_run(config, opened.checkpoint, console)
+        if opened.checkpoint is not None:
+            return setup, []
+        # Ranks above 0 get the weights from rank 0 later.
+        load = partial(load_init_weights, setup.state.model, config)
+        return setup, collectives.run_on_rank_zero(load)
 
 
 def _launch_fingerprint(config: Config) -> dict[str, Any]:

@@ -19,6 +19,7 @@ CONFIG = "config.yaml"
 RESULT = "result.json"
 ENVIRONMENT = "env.json"
 METRICS = "metrics.jsonl"
+STEPS = "steps.jsonl"
 PREDICTIONS = "predictions.npz"
 NO_CONFIG = "not the folder of a run, it has no config.yaml"
 CLOSED = "cannot be read: Permission denied"  # of a folder that is not searchable

@@ -1,4 +1,8 @@
-"""Writes JSON that survives a crash: metrics.jsonl, and small files replaced in one step."""
+"""Writes JSON that survives a crash: metrics.jsonl, steps.jsonl, and small files.
+
+metrics.jsonl has a line for each finished epoch. steps.jsonl has a line for each point of the
+curves inside the epochs.
+"""
 
 import contextlib
 import json
@@ -12,11 +16,14 @@ from vggexp.runs import schema
 from vggexp.system.files import atomic_write, fsync_dir, open_no_follow, open_regular
 
 
-def append(path: Path, metrics: Mapping[str, Any]) -> None:
-    """Adds one line and waits until the line is on the disk.
+def append(path: Path, metrics: Mapping[str, Any], wait: bool = True) -> None:
+    """Adds one line.
 
     A last line that a crash cut short is dropped first. NaN and infinity, which JSON cannot
     express, become null.
+
+    Args:
+        wait: whether to wait until the line is on the disk, which takes milliseconds.
     """
     if _is_cut_short(path):
         rewrite(path, [*read(path), metrics])
@@ -25,13 +32,14 @@ def append(path: Path, metrics: Mapping[str, Any]) -> None:
     with open(path, "ab", opener=open_no_follow) as file:
         file.write(_line(metrics))
         file.flush()
-        os.fsync(file.fileno())
+        if wait:
+            os.fsync(file.fileno())
     if is_new:
         fsync_dir(path.parent)
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Returns the lines of finished epochs, without a last line that a crash cut short.
+    """Returns the lines of epochs or steps, without a last line that a crash cut short.
 
     Returns [] if the file is missing.
 

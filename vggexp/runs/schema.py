@@ -113,10 +113,18 @@ def check_result(content: Mapping[str, Any]) -> None:
 
 
 def check_epoch(row: Mapping[str, Any]) -> None:
-    """Raises ValueError unless an object of metrics.jsonl has an epoch, and numbers or null."""
+    """Raises ValueError unless an object of metrics.jsonl or steps.jsonl fits.
+
+    It needs an epoch; its other values are numbers or null.
+    """
     _check("epoch", row.get("epoch"), _is_whole(row.get("epoch")), "a whole number")
     for key, value in row.items():
         _check(key, value, value is None or _is_number(value), "a number")
+
+
+def check_step(row: Mapping[str, Any]) -> None:
+    """Raises ValueError unless an object of steps.jsonl has a step."""
+    _check("step", row.get("step"), _is_whole(row.get("step")), "a whole number")
 
 
 def check_environment(content: Mapping[str, Any]) -> None:

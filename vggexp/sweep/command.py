@@ -1,7 +1,7 @@
 """Runs the grids and searches of `python -m vggexp`, and reports what their jobs leave behind."""
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from vggexp.config import compose
@@ -14,7 +14,7 @@ from vggexp.runs import jsonl, records
 from vggexp.runs.directory import METRICS
 from vggexp.sweep.dry_run import dry_run_table, job_outlooks, outlook_line, search_line
 from vggexp.sweep.expand import GridSweep
-from vggexp.sweep.results import SweepJob, repeat_folders, write_sweep_table
+from vggexp.sweep.results import SweepJob, repeat_folders, swept_keys, write_sweep_table
 from vggexp.sweep.search_space import SearchPlan
 from vggexp.sweep.task import HydraTask, run_hydra
 from vggexp.system.files import make_dir, os_error_as_resource_error
@@ -32,9 +32,9 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         SweepError: a job did not finish.
     """
     configs = [job.config for job in grid.jobs]
+    overrides = [job.overrides for job in grid.jobs]
     at_a_time = grid.jobs_at_a_time
     if configs[0].sweep.dry_run:
-        overrides = [job.overrides for job in grid.jobs]
         outlooks = job_outlooks(configs, at_a_time)
         print_text("\n".join(dry_run_table(overrides, outlooks, at_a_time)))
         return 0
@@ -45,7 +45,8 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     with os_error_as_resource_error(folder, "made", hint):
         make_dir(folder)
     print_text(f"sweep    {_grid_line(configs, at_a_time)}")
-    task = HydraTask(grid.configs())
+    swept = swept_keys(overrides)
+    task = HydraTask(grid.configs(), swept)
     code = run_hydra(command, _sweep_dir_override(folder), task=task)
     if code:
         return code
@@ -54,7 +55,7 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         reason = task.errors.get(tuple(job_overrides), "")
         jobs.append(SweepJob(job_overrides, run_dir, config, reason))
     rows = write_sweep_table(jobs, configs[0].sweep.objective, folder)
-    write_repeats_events(folder, repeat_folders(jobs))
+    write_events(folder, jobs, swept)
     _print_where(folder)
     unfinished = sum(row["state"] != "finished" for row in rows)
     if unfinished:
@@ -88,21 +89,25 @@ def _sweep_dir_override(folder: Path) -> str:
     return f"hydra.sweep.dir={quoted(str(folder))}"
 
 
-def write_repeats_events(folder: Path, run_dirs: Mapping[str, Sequence[Path]]) -> None:
-    """Writes the means over repeats for TensorBoard, or warns: TensorBoard is only a view.
+def write_events(folder: Path, jobs: Sequence[SweepJob], swept: Sequence[str]) -> None:
+    """Writes what TensorBoard shows of a sweep, or warns: TensorBoard is only a view.
 
     Args:
         folder: the folder of the sweep.
-        run_dirs: the result of `repeat_folders`.
+        jobs: the jobs.
+        swept: the keys with several values.
     """
-    if not run_dirs:
-        return
-    from vggexp.sweep.tensorboard import write_means
+    from vggexp.loggers.hparams import hparams_table
+    from vggexp.sweep.tensorboard import write_means, write_sweep
 
     try:
+        for job in jobs:
+            if job.config is not None:  # any job of the sweep has the columns
+                write_sweep(folder, hparams_table(job.config, job.overrides, swept))
+                break
         histories = {}
-        for label, folders in run_dirs.items():
-            histories[label] = [jsonl.read(run_dir / METRICS) for run_dir in folders]
+        for label, run_dirs in repeat_folders(jobs).items():
+            histories[label] = [jsonl.read(run_dir / METRICS) for run_dir in run_dirs]
         write_means(folder, histories)
     except Exception as error:
         print(printable(f"warning: TensorBoard: {error}"), file=sys.stderr)
@@ -126,11 +131,14 @@ def run_search(command: compose.Command, plan: SearchPlan) -> int:
         study = open_study(folder, plan.name, objective)
         ended = sum(trial.state.is_finished() for trial in proposed_trials(study))
         print_text(f"sweep    {search_line(plan, ended)}")
-        code = run_hydra(command, _sweep_dir_override(folder))
+        swept = list(plan.axes)
+        code = run_hydra(command, _sweep_dir_override(folder), task=HydraTask(swept=swept))
         if code:
             return code
         study = open_study(folder)
-    rows = write_sweep_table(trial_jobs(study, plan.axes), objective, folder)
+    jobs = trial_jobs(study, plan.axes)
+    rows = write_sweep_table(jobs, objective, folder)
+    write_events(folder, jobs, swept)
     _print_where(folder)
     failed = sum(row[objective] is None for row in rows)
     if failed:

@@ -266,6 +266,11 @@ def _varying_keys(rows: Sequence[dict[str, str]]) -> list[str]:
     return [key for key in keys if len({row.get(key) for row in rows}) > 1]
 
 
+def swept_keys(overrides: Sequence[Sequence[str]]) -> list[str]:
+    """Returns the keys with several values among the overrides of the jobs."""
+    return _varying_keys([parse_job(job) for job in overrides])
+
+
 def parse_job(overrides: Sequence[str]) -> dict[str, str]:
     """Returns the values of a job by key, as typed."""
     return typed_values(map(parse_override, overrides))

@@ -50,14 +50,24 @@ class HydraTask:
     from it, and leave the errors of the jobs in `errors`.
     """
 
-    def __init__(self, configs: Mapping[tuple[str, ...], Config] | None = None):
-        """Takes the checked configurations of a grid by overrides (`GridSweep.configs`)."""
+    def __init__(
+        self,
+        configs: Mapping[tuple[str, ...], Config] | None = None,
+        swept: Sequence[str] = (),
+    ):
+        """Creates the task of a run or a sweep.
+
+        Args:
+            configs: the checked configurations of a grid by overrides (`GridSweep.configs`).
+            swept: the keys with several values in the sweep.
+        """
         self.configs = configs or {}
+        self.swept = swept
         self.errors: dict[tuple[str, ...], str] = {}  # of failed jobs, by overrides
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves out the configurations: a launcher may pickle the task once for each job."""
-        return {"configs": {}, "errors": {}}
+        return {"configs": {}, "swept": self.swept, "errors": {}}
 
     def __call__(self, node: DictConfig) -> float | None:
         with list_folders_once():
@@ -73,13 +83,14 @@ class HydraTask:
             config = validate_node(node)  # checks also the jobs that a search has just made
             folder = records.run_dir(config)  # before training: with resume=never it is a new one
             if in_sweep and launcher != "local":
-                code = _code_without_training(config, overrides, folder, launcher)
+                code = _code_without_training(config, overrides, folder, launcher, self.swept)
         except VggexpError as error:
             self.errors[tuple(overrides)] = str(error)
             report_error(error, should_report_error)
             code = error.exit_code
         if code is None:
-            code = train_job(config, overrides, in_sweep)  # prints its own errors
+            # Prints its own errors.
+            code = train_job(config, overrides, in_sweep, self.swept)
             if in_sweep and code == 128 + signal.SIGTERM:
                 requeue_if_preempted()
         if code == 0:
@@ -120,7 +131,11 @@ def run_hydra(command: compose.Command, *overrides: str, task: HydraTask | None 
 
 
 def _code_without_training(
-    config: Config, overrides: Sequence[str], folder: Path, launcher: str | None
+    config: Config,
+    overrides: Sequence[str],
+    folder: Path,
+    launcher: str | None,
+    swept: Sequence[str],
 ) -> int | None:
     """Returns the exit code of a job that failed before, or that a child process has trained.
 
@@ -132,7 +147,7 @@ def _code_without_training(
         return 1
     shares_process = launcher in SHARED_PROCESS_LAUNCHERS
     if shares_process and records.finished_result(config) is None:
-        return _train_in_child(config, overrides)
+        return _train_in_child(config, overrides, swept)
     return None
 
 
@@ -144,13 +159,16 @@ def _already_failed(config: Config, folder: Path) -> bool:
     return True
 
 
-def train_job(config: Config, overrides: Sequence[str], in_sweep: bool = False) -> int:
+def train_job(
+    config: Config, overrides: Sequence[str], in_sweep: bool = False, swept: Sequence[str] = ()
+) -> int:
     """Trains in this process, or starts the ranks of `device.processes`.
 
     Args:
         config: a checked configuration.
         overrides: the overrides, for the run's record.
         in_sweep: whether a bug ends only this job, with a traceback; else the bug is raised.
+        swept: the keys with several values in the sweep.
 
     Returns:
         The exit code; the errors have been printed.
@@ -162,10 +180,10 @@ def train_job(config: Config, overrides: Sequence[str], in_sweep: bool = False) 
         if ranks == 1 and (config.device.processes or 1) > 1:
             from vggexp.runner import launch
 
-            return launch.run_ranks(config, overrides)
+            return launch.run_ranks(config, overrides, swept)
         from vggexp.runner.run import run  # imports torch, once there is something to train
 
-        run(config, overrides)
+        run(config, overrides, swept=swept)
     except VggexpError as error:
         report_error(error, should_report_error)
         return error.exit_code if error.signal is None else 128 + error.signal
@@ -195,7 +213,7 @@ def report_if_finished(config: Config) -> bool:
     return True
 
 
-def _train_in_child(config: Config, overrides: Sequence[str]) -> int:
+def _train_in_child(config: Config, overrides: Sequence[str], swept: Sequence[str]) -> int:
     """Trains in a child process, which may crash, and sends the first stop signal on to it.
 
     Returns:
@@ -204,7 +222,7 @@ def _train_in_child(config: Config, overrides: Sequence[str]) -> int:
     import vggexp.runner.run  # noqa: F401  # once, for all jobs of this process
 
     with handle_stop_signals() as stop:
-        pid = processes.fork_call(lambda: train_job(config, overrides, in_sweep=True))
+        pid = processes.fork_call(lambda: train_job(config, overrides, True, swept))
         signal_sent = False
         try:
             code = processes.poll(pid)

@@ -1,19 +1,32 @@
-"""Shows the repeats of a sweep in TensorBoard: mean and spread over the seeds.
+"""Shows a sweep in TensorBoard: the columns of its HParams table, and its repeats.
 
-The sweep is one more run, and its means are bands in the Custom Scalars tab.
+Each setting that is repeated is one more run, below the folder of the sweep. So each setting has a
+color of its own. Its mean over the seeds and the limits of the spread are three lines of this
+color in the Custom Scalars tab. The chart with filled bands would report every run without such
+tags as an error.
 """
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import isfinite
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vggexp.config.run_id import short_hash
 from vggexp.loggers import event_files
-from vggexp.loggers.event_files import BandTags
+from vggexp.loggers.hparams import HParamsTable
+from vggexp.loggers.tensorboard import scalar_tag, table_columns
 from vggexp.runs.repeats import mean_and_std
+from vggexp.system.files import make_dir
 
-TAGS = ("val/accuracy", "val/loss", "train/accuracy", "train/loss")
+KEYS = ("val/accuracy", "val/loss", "train/accuracy", "train/loss")
+FOLDER = "repeats"  # in the folder of the sweep, with a folder for each setting
+MAX_NAME_CHARS = 200  # of a folder; file systems allow 255 bytes
+# The charts are the same for all sweeps, because the server merges their sections.
+CHARTS = {
+    "mean over the seeds": {key: f"{FOLDER}/{scalar_tag(key)}$" for key in KEYS},
+    "mean and one sd below and above": {key: f"{FOLDER}/{scalar_tag(key)}" for key in KEYS},
+}
 
 History = Sequence[Mapping[str, Any]]  # of a run, one object of metrics.jsonl for each epoch
 
@@ -26,44 +39,42 @@ class ConfidenceBand(NamedTuple):
     upper: float
 
 
-Bands = dict[str, dict[int, ConfidenceBand]]  # label of a setting -> epoch -> band
-
-
-def write_means(folder: Path, histories: Mapping[str, Sequence[History]]) -> None:
-    """Writes the means of a sweep; replaces the folder's earlier events.
-
-    Args:
-        histories: for each setting the histories of its repeats.
-    """
-    bands = {}
-    for tag in TAGS:
-        bands_of_tag = _bands_of_tag(histories, tag)
-        if bands_of_tag:
-            bands[tag] = bands_of_tag
+def write_sweep(folder: Path, table: HParamsTable) -> None:
+    """Writes the columns of a sweep's HParams table; replaces the folder's earlier events."""
     now = time.time()
-    # The title is unique, because the server loses charts if several sweeps share one.
-    title = f"repeats: {folder.name}"
-    layout = event_files.chart_layout(title, [_chart(tag, bands[tag]) for tag in bands])
     events = event_files.session_start_events(now)
-    events.append(event_files.summary_event([layout], 0, now))
-    for tag, bands_of_tag in bands.items():
-        for epoch, values in _scalars(tag, bands_of_tag):
-            events.append(event_files.summary_event(values, epoch, now))
+    events.append(event_files.summary_event([table_columns(table)], 0, now))
     with event_files.replace_event_files(folder) as file, file:
         event_files.write_events(file, events)
 
 
-def _bands_of_tag(histories: Mapping[str, Sequence[History]], tag: str) -> Bands:
-    """Returns the bands of the settings that have any value."""
-    bands = {}
+def write_means(folder: Path, histories: Mapping[str, Sequence[History]]) -> None:
+    """Writes the means of a sweep; replaces the earlier events of each setting.
+
+    Args:
+        folder: the folder of the sweep.
+        histories: for each setting the histories of its repeats.
+    """
     for label, repeats in histories.items():
-        band = bands_by_epoch(repeats, tag)
-        if band:
-            bands[label] = band
-    return bands
+        now = time.time()
+        events = event_files.session_start_events(now)
+        events.append(event_files.summary_event([event_files.chart_layout(CHARTS)], 0, now))
+        for key in KEYS:
+            for epoch, band in bands_by_epoch(repeats, key).items():
+                events.append(event_files.summary_event(_scalars(key, band), epoch, now))
+        setting = folder / FOLDER / folder_name(label)
+        make_dir(setting)
+        with event_files.replace_event_files(setting) as file, file:
+            event_files.write_events(file, events)
 
 
-def bands_by_epoch(repeats: Iterable[History], tag: str) -> dict[int, ConfidenceBand]:
+def folder_name(label: str) -> str:
+    """Returns the label of a setting as the name of a folder, which TensorBoard shows."""
+    name = label.replace("/", "_")[:MAX_NAME_CHARS]
+    return name if name == label else f"{name}-{short_hash(label)}"
+
+
+def bands_by_epoch(repeats: Iterable[History], key: str) -> dict[int, ConfidenceBand]:
     """Computes the bands over the repeats that reached an epoch and have a finite value there.
 
     The band of a single value has no width.
@@ -71,7 +82,7 @@ def bands_by_epoch(repeats: Iterable[History], tag: str) -> dict[int, Confidence
     values: dict[int, list[float]] = {}
     for rows in repeats:
         for row in rows:
-            value = row.get(tag)
+            value = row.get(key)
             if value is not None and isfinite(value):
                 values.setdefault(row["epoch"], []).append(value)
     bands = {}
@@ -82,32 +93,14 @@ def bands_by_epoch(repeats: Iterable[History], tag: str) -> dict[int, Confidence
     return bands
 
 
-def _chart(tag: str, labels: Iterable[str]) -> Any:
-    """Returns a chart with a line and its band for each setting."""
-    return event_files.band_chart(tag, [_band_tags(label, tag) for label in labels])
+def _scalars(key: str, band: ConfidenceBand) -> list[Any]:
+    """Returns the three scalars of a band.
 
-
-def _band_tags(label: str, tag: str) -> BandTags:
-    """Returns the tags of a setting.
-
-    They have a heading of their own, so that they neither crowd out the charts of the runs nor
-    appear in them. The setting stands last, because the server shortens a long name before its
-    last slash.
+    Their tags have a heading of their own, so that they stay out of the charts of the runs.
     """
-    name = f"repeats/{tag}/{label}"
-    return BandTags(name, f"{name} mean-sd", f"{name} mean+sd")
-
-
-def _scalars(tag: str, bands: Bands) -> Iterator[tuple[int, list[Any]]]:
-    """Yields the epoch and the three scalars of each band."""
-    for label, band_by_epoch in bands.items():
-        tags = _band_tags(label, tag)
-        for epoch, band in band_by_epoch.items():
-            yield (
-                epoch,
-                [
-                    event_files.scalar(tags.value, band.mean),
-                    event_files.scalar(tags.lower, band.lower),
-                    event_files.scalar(tags.upper, band.upper),
-                ],
-            )
+    tag = f"{FOLDER}/{scalar_tag(key)}"
+    return [
+        event_files.scalar(tag, band.mean),
+        event_files.scalar(f"{tag} mean-sd", band.lower),
+        event_files.scalar(f"{tag} mean+sd", band.upper),
+    ]

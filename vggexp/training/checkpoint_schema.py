@@ -219,6 +219,10 @@ def _sums(name: str, value: Any) -> None:
     loss, correct = sums.tolist()
     checks.number()(f"{name}.sums.0", loss)
     checks.number(0, value["count"])(f"{name}.sums.1", correct)
+    if "last_totals" in value:
+        checks.list_of(checks.number(), 3, 3)(f"{name}.last_totals", value["last_totals"])
+        images = value["last_totals"][2]
+        checks.number(0, value["count"])(f"{name}.last_totals.2", images)
 
 
 def _schedule(name: str, value: Any) -> None:

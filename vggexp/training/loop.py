@@ -18,7 +18,8 @@ from vggexp.system import memory
 from vggexp.system.signals import StopFlag
 from vggexp.training.dead_layers import DeadLayerCheck
 from vggexp.training.ema import EMA
-from vggexp.training.metrics import MetricSums
+from vggexp.training.metrics import MetricSums, point_interval
+from vggexp.training.micro_batches import double_micro_batches, oom_message
 from vggexp.training.optimizers import set_lr
 from vggexp.training.schedules import Schedule
 from vggexp.training.step import (
@@ -30,9 +31,10 @@ from vggexp.training.step import (
     forward_backward,
     optimizer_step,
 )
-from vggexp.training.timer import PhaseTimer
+from vggexp.training.timer import PhaseTimer, add_throughput
 
 EpochMetrics = dict[str, Any]  # one line of metrics.jsonl
+StepMetrics = dict[str, Any]  # one line of steps.jsonl
 
 
 class Position(NamedTuple):
@@ -71,6 +73,12 @@ class TrainState:
         """Returns the mean loss of the current or else of the last epoch. Waits for the device."""
         metrics = self.sums.read("train") if self.batch else self.history[-1]
         return metrics["train/loss"]
+
+    def read_step(self, gradient_norm: Tensor) -> StepMetrics:
+        """Returns the metrics after a step. Waits for the device and for all ranks."""
+        position = {"epoch": self.epoch + 1, "step": self.step}
+        lr = self.schedule.at(self.step - 1)
+        return {**position, "lr": lr, **self.sums.read_since_last(gradient_norm)}
 
     def close_epoch(self, metrics: EpochMetrics) -> None:
         self.history.append(metrics)
@@ -144,6 +152,7 @@ class TrainSettings:
     autocast: Autocast
     forward_backward: ForwardBackward = forward_backward  # or CudaGraphStep, or DistributedStep
     dead_layer_check: DeadLayerCheck | None = None  # runs once, after a fixed number of steps
+    log_steps: int | None = 0  # between two points of the curves; 0: none; None: point_interval
 
 
 class Batches(Protocol):
@@ -164,6 +173,8 @@ class Logger(Protocol):
 
     def progress(self, epoch: int, batches: int, done: int) -> AbstractContextManager[Progress]: ...
 
+    def step(self, metrics: StepMetrics) -> None: ...
+
     def epoch(self, metrics: EpochMetrics) -> None: ...
 
     def log(self, text: str) -> None: ...
@@ -176,6 +187,8 @@ class NullLogger:
         return nullcontext(self)
 
     def update(self, images: int) -> None: ...
+
+    def step(self, metrics: StepMetrics) -> None: ...
 
     def epoch(self, metrics: EpochMetrics) -> None: ...
 
@@ -291,6 +304,7 @@ def train_epoch(state: TrainState, batches: Iterable[Batch], loop: TrainLoop) ->
     timer = loop.timer
     check = settings.dead_layer_check
     total = state.schedule.steps_per_epoch
+    log_steps = point_interval(total) if settings.log_steps is None else settings.log_steps
     train_mode(state.model)
     with loop.logger.progress(state.epoch + 1, total, state.batch) as progress:
         for images, labels in batches:
@@ -302,9 +316,9 @@ def train_epoch(state: TrainState, batches: Iterable[Batch], loop: TrainLoop) ->
             timer.lap("compute")
             set_lr(state.optimizer, state.schedule.at(state.step))
             step_cfg = step_settings(state, settings, loop.guard)
-            applied = optimizer_step(state.model, state.optimizer, loss, state.step, step_cfg)
+            update = optimizer_step(state.model, state.optimizer, loss, state.step, step_cfg)
             timer.lap("optimizer")
-            if not applied:
+            if not update.applied:
                 raise_if_diverged(state, loop.guard)
             state.step += 1
             state.batch += 1
@@ -314,6 +328,8 @@ def train_epoch(state: TrainState, batches: Iterable[Batch], loop: TrainLoop) ->
                 memory.trim_heap()
             if state.ema is not None:
                 state.ema.update(state.model)
+            if log_steps and state.step % log_steps == 0:
+                loop.logger.step(state.read_step(update.gradient_norm))
             progress.update(len(images) * collectives.world_size())
             timer.lap("logging")
             if loop.stop.signal or loop.checkpointer.is_due():
@@ -344,13 +360,6 @@ def should_stop_early(history: list[EpochMetrics], patience: int | None) -> bool
     if patience is None or len(accuracies) <= patience:
         return False
     return max(accuracies[-patience:]) <= max(accuracies[:-patience])
-
-
-def add_throughput(times: dict[str, float], images: int) -> dict[str, float]:
-    """Adds images_per_second; evaluation and checkpoints do not count as training time."""
-    training_seconds = times["time/epoch_seconds"]
-    training_seconds -= times["time/evaluation_seconds"] + times["time/checkpoint_seconds"]
-    return {"images_per_second": images / max(1e-9, training_seconds), **times}
 
 
 def save_within_epoch(state: TrainState, loop: TrainLoop) -> None:
@@ -409,39 +418,14 @@ def forward_backward_with_oom_retry(
             if not memory.is_out_of_memory(error):
                 raise
             if collectives.world_size() > 1:  # the other ranks are in the middle of the same step
-                raise ResourceError(oom_message(state, settings.batch_size)) from error
+                message = oom_message(state.micro_batches, settings.batch_size)
+                raise ResourceError(message) from error
         # This comes after the handler, because the traceback holds the activations.
-        double_micro_batches(state, settings.batch_size)
+        state.optimizer.zero_grad(set_to_none=True)  # gradients of the micro-batches that did fit
+        state.micro_batches = double_micro_batches(
+            state.model, state.micro_batches, settings.batch_size
+        )
         loop.logger.log(
             "warning: out of memory; from here on a batch is taken in "
             f"{state.micro_batches} micro-batches"
         )
-
-
-def double_micro_batches(state: TrainState, batch_size: int) -> None:
-    """Doubles the number of micro-batches, which gives the same sum of gradients.
-
-    Raises:
-        ResourceError: The sum would not be the same, or a micro-batch is already one image.
-    """
-    state.optimizer.zero_grad(set_to_none=True)  # gradients of the micro-batches that did fit
-    if any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in state.model.modules()):
-        reason = (
-            "to split the batch further would change what batch norm computes, "
-            "so it is yours to choose: "
-        )
-        raise ResourceError(oom_message(state, batch_size, reason))
-    if state.micro_batches >= batch_size:
-        raise ResourceError(
-            "out of memory with a single image; choose a smaller network or data.resize"
-        )
-    state.micro_batches = min(2 * state.micro_batches, batch_size)
-    torch.cuda.empty_cache()  # does nothing without a GPU
-
-
-def oom_message(state: TrainState, batch_size: int, reason: str = "choose ") -> str:
-    return (
-        f"out of memory with data.batch_size={batch_size} and "
-        f"train.accumulate={state.micro_batches}; {reason}"
-        f"train.accumulate={2 * state.micro_batches}, or a smaller data.batch_size"
-    )

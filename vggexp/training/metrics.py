@@ -1,6 +1,8 @@
 """Metrics of a model, in training and evaluation. Each image counts once, whatever the batches."""
 
 from collections.abc import Iterable
+from math import ceil
+from operator import sub
 from typing import Any
 
 import torch
@@ -13,6 +15,16 @@ from vggexp.training.step import Autocast, Batch
 CALIBRATION_BINS = 15  # bins of confidence, as in Guo et al. 2017
 # A smaller probability counts as this one in the loss, so that the loss stays finite.
 MIN_PROB = torch.finfo(torch.float32).tiny
+CURVE_POINTS = 50  # of the curves inside the epochs, over CURVE_EPOCHS; each waits for the device
+CURVE_EPOCHS = 5
+
+
+def point_interval(steps_per_epoch: int) -> int:
+    """Returns the steps between two points that give the first CURVE_EPOCHS epochs CURVE_POINTS.
+
+    The number of epochs does not count, because a run may continue with more epochs.
+    """
+    return ceil(CURVE_EPOCHS * steps_per_epoch / CURVE_POINTS)
 
 
 class MetricSums:
@@ -26,17 +38,20 @@ class MetricSums:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(2, dtype=dtype, device=device)
         self.count = 0
+        self.last_totals = [0.0, 0.0, 0.0]  # of all ranks, at the last `read_since_last`
 
     def reset(self) -> None:
         self.sums = torch.zeros_like(self.sums)
         self.count = 0
+        self.last_totals = [0.0, 0.0, 0.0]
 
     def state_dict(self) -> dict[str, Any]:
-        return {"sums": self.sums, "count": self.count}
+        return {"sums": self.sums, "count": self.count, "last_totals": self.last_totals}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sums = state["sums"].to(self.sums)
         self.count = state["count"]
+        self.last_totals = state.get("last_totals", [0.0, 0.0, 0.0])  # older checkpoints have none
         if collectives.rank():
             self.reset()
 
@@ -50,7 +65,7 @@ class MetricSums:
 
     def _totals(self) -> Tensor:
         """Returns loss, correct predictions and images of all ranks, [3]."""
-        count = self.sums.new_tensor([self.count])
+        count = self.sums.new_full((1,), self.count)  # unlike new_tensor, waits for no copy
         return collectives.all_reduce_sum(torch.cat((self.sums, count)))
 
     def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
@@ -80,6 +95,21 @@ class MetricSums:
         count = totals[2].clamp(min=1)
         loss, correct = (totals[:2] / count).tolist()
         return {f"{split}/loss": loss, f"{split}/accuracy": correct}
+
+    def read_since_last(self, gradient_norm: Tensor) -> dict[str, float]:
+        """Returns loss, accuracy and gradient_norm.
+
+        Loss and accuracy are the means over all images since the last call, or since the epoch
+        began. Waits once for the device, and for all ranks.
+
+        Args:
+            gradient_norm: Scalar on the device; read in the same wait.
+        """
+        norm = gradient_norm.to(self.sums).reshape(1)
+        *totals, norm_value = torch.cat((self._totals(), norm)).tolist()
+        loss, correct, images = map(sub, totals, self.last_totals)
+        self.last_totals = totals
+        return {"loss": loss / images, "accuracy": correct / images, "gradient_norm": norm_value}
 
 
 @torch.inference_mode()

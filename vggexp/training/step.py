@@ -5,6 +5,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import reduce
 from math import ceil
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -116,21 +117,25 @@ def forward_backward(
     return reduce(torch.add, losses), torch.cat(logits)
 
 
+class Update(NamedTuple):
+    """What became of the gradients of a step."""
+
+    applied: bool  # false if the guard blocked the update
+    gradient_norm: Tensor  # of the whole gradient before clipping, a scalar on the device
+
+
 def optimizer_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     loss: Tensor,
     step: int,
     settings: StepSettings,
-) -> bool:
+) -> Update:
     """Clips, applies and clears the gradients.
 
     Args:
         loss: First result of `forward_backward`.
         step: Index of the step, which the guard remembers.
-
-    Returns:
-        False if the guard blocked the update.
     """
     scaler = settings.scaler
     scaler.unscale_(optimizer)  # clipping needs the true gradients
@@ -139,12 +144,13 @@ def optimizer_step(
     norm = get_total_norm(gradients)
     if settings.clip_norm is not None:
         clip_grads_with_norm_(parameters, settings.clip_norm, norm)
+    guarded_norm = norm
     if scaler.is_enabled():
         # fp16 overflows now and then: the scaler skips such a step and lowers its scale.
-        norm = torch.zeros_like(norm)
-    allowed = settings.guard.allows(step, loss, norm, optimizer)
+        guarded_norm = torch.zeros_like(norm)
+    allowed = settings.guard.allows(step, loss, guarded_norm, optimizer)
     if allowed:
         scaler.step(optimizer)
         scaler.update()
     optimizer.zero_grad(set_to_none=True)
-    return allowed
+    return Update(allowed, norm)

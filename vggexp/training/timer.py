@@ -11,6 +11,13 @@ PARTS = ("data", "copy", "compute", "optimizer", "evaluation", "checkpoint", "lo
 OTHER = ""  # time that belongs to no part
 
 
+def add_throughput(times: dict[str, float], images: int) -> dict[str, float]:
+    """Adds images_per_second; evaluation and checkpoints do not count as training time."""
+    training_seconds = times["time/epoch_seconds"]
+    training_seconds -= times["time/evaluation_seconds"] + times["time/checkpoint_seconds"]
+    return {"images_per_second": images / max(1e-9, training_seconds), **times}
+
+
 def record_cuda_event() -> Any:
     event = torch.cuda.Event(enable_timing=True)
     event.record()
