@@ -28,7 +28,7 @@ ORDER = [
     ["cli"],
     ["runner"],
     ["sweep"],
-    ["plan", "bench", "verify"],
+    ["plan", "bench", "verify", "tensorboard"],
     ["export"],
     ["evaluate"],
     ["predict"],
@@ -50,7 +50,17 @@ SOURCES = {
 }
 TREES = {name: ast.parse(path.read_text("utf-8")) for name, path in SOURCES.items()}
 PACKAGE = {name: tree for name, tree in TREES.items() if name.split(".")[0] == "vggexp"}
-COMMANDS = ["plan", "evaluate", "export", "predict", "compare", "report", "bench", "verify"]
+COMMANDS = [
+    "plan",
+    "evaluate",
+    "export",
+    "predict",
+    "compare",
+    "report",
+    "bench",
+    "verify",
+    "tensorboard",
+]
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -115,13 +125,13 @@ def test_only_configuration_and_sweeps_know_hydra():
     assert not [name for name in importers("hydra", "omegaconf") if not name.startswith(allowed)]
 
 
-def test_only_one_logger_knows_tensorboard_files():
+def test_only_one_logger_and_one_command_know_tensorboard():
     users = {
         name
         for name, tree in TREES.items()
         if "tensorboard" in {m.split(".")[0] for m in imports(tree)}
     }
-    assert users == {"vggexp.loggers.event_files"}
+    assert users == {"vggexp.loggers.event_files", "vggexp.tensorboard.server"}
 
 
 def test_only_data_unpickles_and_few_modules_start_programs():

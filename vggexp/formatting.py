@@ -2,6 +2,7 @@
 
 import csv
 import io
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -73,6 +74,11 @@ def one_line(error: object) -> str:
 def error_line(message: str) -> str:
     """Formats the line of an error."""
     return f"vggexp: error: {printable(message)}"
+
+
+def tensorboard_command(folder: object) -> str:
+    """Formats the command that shows a run or a sweep in TensorBoard."""
+    return f"python -m vggexp.tensorboard {shlex.quote(str(folder))}"
 
 
 def duration(seconds: float) -> str:

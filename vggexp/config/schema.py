@@ -212,6 +212,8 @@ class Train:
 class Run:
     root: str
     name: str | None
+    network: str | None
+    label: str | None
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from vggexp.config.hints import hints
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
 from vggexp.distributed import collectives
-from vggexp.formatting import duration
+from vggexp.formatting import duration, tensorboard_command
 from vggexp.models.shapes import macs, parameters
 from vggexp.runner.datasets import DataLoaders
 from vggexp.runner.hardware import DeviceSetup
@@ -66,7 +66,7 @@ def _gpu_bytes(device: torch.device) -> int | None:
 
 
 def end_banner(result: Mapping[str, Any], folder: Path) -> list[str]:
-    """Returns the test metrics, where the time went, and the run directory.
+    """Returns the test metrics, where the time went, the run directory, and what shows it.
 
     Args:
         result: the content of result.json.
@@ -84,6 +84,7 @@ def end_banner(result: Mapping[str, Any], folder: Path) -> list[str]:
         f"time     {duration(total)} in {epochs}: {', '.join(parts)}",
         *time_advice(total, shares),
         f"folder   {folder}",
+        f"show     {tensorboard_command(folder)}",
     ]
 
 

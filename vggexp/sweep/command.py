@@ -7,10 +7,11 @@ from pathlib import Path
 from vggexp.config import compose
 from vggexp.config.overrides import quoted
 from vggexp.errors import SweepError
-from vggexp.formatting import printable
+from vggexp.formatting import printable, tensorboard_command
 from vggexp.loggers.console import print_text
 from vggexp.runs import jsonl, records
 from vggexp.runs.directory import METRICS
+from vggexp.runs.sweeps import SweptRun, write_runs
 from vggexp.sweep.expand import GridSweep
 from vggexp.sweep.results import SweepJob, repeat_folders, write_sweep_table
 from vggexp.sweep.search_space import SearchPlan
@@ -42,8 +43,9 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     hint = "choose another run.root or hydra.sweep.dir"
     with os_error_as_resource_error(folder, "made", hint):
         make_dir(folder)
+        write_runs(folder, [SweptRun(*pair) for pair in zip(run_dirs, overrides, strict=True)])
     task = HydraTask(grid.configs())
-    code = run_hydra(command, _sweep_dir_override(folder), task=task)
+    code = run_hydra(command, _sweep_dir_override(folder), grid.label_override, task=task)
     if code:
         return code
     jobs = []
@@ -52,6 +54,7 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         jobs.append(SweepJob(job_overrides, run_dir, config, reason))
     rows = write_sweep_table(jobs, configs[0].sweep.objective, folder)
     write_repeats_events(folder, repeat_folders(jobs))
+    _print_where(folder)
     unfinished = sum(row["state"] != "finished" for row in rows)
     if unfinished:
         raise SweepError(
@@ -59,6 +62,11 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
             f"the lines above and {folder} hold the reasons"
         )
     return 0
+
+
+def _print_where(folder: Path) -> None:
+    """Prints the folder of a sweep, and the command that shows its runs."""
+    print_text(f"folder   {folder}\nshow     {tensorboard_command(folder)}")
 
 
 def _sweep_dir_override(folder: Path) -> str:
@@ -100,11 +108,12 @@ def run_search(command: compose.Command, plan: SearchPlan) -> int:
     objective = plan.config.sweep.objective
     with lock_run_dir(folder):
         open_study(folder, plan.name, objective)  # refuses another search's folder before Hydra
-        code = run_hydra(command, _sweep_dir_override(folder))
+        code = run_hydra(command, _sweep_dir_override(folder), plan.label_override)
         if code:
             return code
         study = open_study(folder)
     rows = write_sweep_table(trial_jobs(study, plan.axes), objective, folder)
+    _print_where(folder)
     failed = sum(row[objective] is None for row in rows)
     if failed:
         raise SweepError(

@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.plugin import Plugin
 from omegaconf import DictConfig
 
-from vggexp.config.compose import own_keys
+from vggexp.config.compose import without_plugins
 from vggexp.config.diagnostics import ComposeFn
 from vggexp.config.hydra_safety import TARGET, plugin_name, resolved
 from vggexp.config.keys import flatten
@@ -218,7 +218,7 @@ def cached_compose(compose_fn: ComposeFn, hydra_overrides: Sequence[Override]) -
                 values.append(override.parsed)
         texts = tuple(files)
         if texts not in composed_files:
-            composed_files[texts] = own_keys(compose_fn([*shared, *texts]))
+            composed_files[texts] = without_plugins(compose_fn([*shared, *texts]))
         node = copy.deepcopy(composed_files[texts])
         loader._apply_overrides_to_config(values, node)
         return node

@@ -66,6 +66,7 @@ class SearchPlan(NamedTuple):
     folder: Path
     axes: dict[str, SearchAxis]
     config: Config  # with every axis at its first value
+    label_override: str  # for Hydra, so that its jobs have the same labels
 
 
 def search_space(overrides: Sequence[Override]) -> SearchSpace:
@@ -184,7 +185,10 @@ def search_problems(node: DictConfig) -> Iterator[str]:
 
 
 def plan_search(
-    node: DictConfig, axes: dict[str, SearchAxis], configs: Sequence[Config]
+    node: DictConfig,
+    axes: dict[str, SearchAxis],
+    configs: Sequence[Config],
+    label_override: str,
 ) -> SearchPlan:
     """Names a search and chooses its folder.
 
@@ -192,12 +196,14 @@ def plan_search(
         node: the composed outline of the command.
         axes: the axes by key.
         configs: the configurations of `grid.endpoint_jobs`.
+        label_override: of the keys that are no axes.
 
     Raises:
         ConfigError: hydra.sweep.dir is not a folder's name, or refers to something unknown.
     """
     name = search_name(node.hydra.sweeper, axes, configs)
-    return SearchPlan(name, sweep_folder(node, configs[0], name), axes, configs[0])
+    folder = sweep_folder(node, configs[0], name)
+    return SearchPlan(name, folder, axes, configs[0], label_override)
 
 
 def sweep_folder(node: DictConfig, config: Config, name: str) -> Path:
