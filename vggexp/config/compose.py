@@ -251,8 +251,9 @@ def build_config(
 def _with_labels(config: Config, overrides: Sequence[Override], hydra: DictConfig) -> Config:
     """Labels a run by its file of the group `arch`, and by its overrides.
 
-    The keys of hydra.job.config.override_dirname.exclude_keys are no part of the label. In a sweep
-    they are the keys that have the same value in each job.
+    The keys of hydra.job.config.override_dirname.exclude_keys are no part of the label: `device`,
+    because auto and the device that it finds are one configuration. In a sweep they are the keys
+    that have the same value in each job.
     """
     sources = hydra.runtime.config_sources
     folders = [source.path for source in sources if source.schema == "file"]

@@ -59,7 +59,7 @@ def read_runs(folder: Path) -> list[SweptRun] | None:
             runs = {run.folder: run for run in read(folder, content)}
         except FileNotFoundError:
             continue
-        except (ValueError, TypeError, LookupError, csv.Error) as error:
+        except (ValueError, TypeError, LookupError, AttributeError, csv.Error) as error:
             raise schema.damaged(path, f"not the runs of a sweep: {error}") from error
         return list(runs.values())
     return None

@@ -1,6 +1,5 @@
 """Command `vggexp.tensorboard`: shows runs in TensorBoard under readable names."""
 
-import argparse
 import contextlib
 import json
 import os
@@ -16,6 +15,7 @@ from vggexp.formatting import plural
 from vggexp.loggers.console import print_text
 from vggexp.system.signals import handle_stop_signals
 from vggexp.tensorboard.links import ShownRuns, check_folders, link_event_files
+from vggexp.tensorboard.port import check_port, parse_port
 
 DESCRIPTION = """python -m vggexp.tensorboard DIR... [--port N] [--json]:
 shows runs in TensorBoard, each under the settings in which the runs differ.
@@ -54,13 +54,9 @@ def _show(argv: Sequence[str]) -> None:
     if find_spec("tensorboard") is None:
         raise ConfigError("TensorBoard is not installed; pip install tensorboard")
     check_folders(arguments.folders)
+    if arguments.port is not None:
+        check_port(arguments.port)
     serve(arguments.folders, arguments.port, arguments.json)
-
-
-def parse_port(text: str) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= 65535:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1..65535")
-    return int(text)
 
 
 def describe(address: str, names: Mapping[Path, str], as_json: bool) -> str:
