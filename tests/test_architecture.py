@@ -28,7 +28,7 @@ ORDER = [
     ["cli"],
     ["runner"],
     ["sweep"],
-    ["plan", "bench", "verify", "check"],
+    ["plan", "bench", "verify", "tensorboard"],
     ["check"],
     ["export"],
     ["evaluate"],
@@ -117,13 +117,13 @@ def test_only_configuration_and_sweeps_know_hydra():
     assert not [name for name in importers("hydra", "omegaconf") if not name.startswith(allowed)]
 
 
-def test_only_one_logger_knows_tensorboard_files():
+def test_only_one_logger_and_one_command_know_tensorboard():
     users = {
         name
         for name, tree in TREES.items()
         if "tensorboard" in {m.split(".")[0] for m in imports(tree)}
     }
-    assert users == {"vggexp.loggers.event_files"}
+    assert users == {"vggexp.loggers.event_files", "vggexp.tensorboard.server"}
 
 
 def test_only_data_unpickles_and_few_modules_start_programs():

@@ -55,6 +55,9 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
             text = main_fn()
             if text is not None:
                 print_text(text)
+    except StoppedError as error:
+        print_stopped(f"vggexp: {printable(str(error))}")
+        return error.exit_code
     except VggexpError as error:
         print_error(error_line(str(error)))
         return error.exit_code

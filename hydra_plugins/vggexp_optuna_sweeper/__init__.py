@@ -157,9 +157,9 @@ class OptunaSweeper(Sweeper):
 
     def _run_dir(self, params: Mapping[str, Any]) -> str:
         """Returns the run directory for values. Raises ConfigError if they do not fit together."""
-        from vggexp.config import run_id
         from vggexp.config.diagnostics import compose_error_line
         from vggexp.errors import ConfigError
+        from vggexp.runs import records
         from vggexp.sweep.expand import validate_node
 
         assert self.hydra_context is not None
@@ -170,4 +170,4 @@ class OptunaSweeper(Sweeper):
             config = validate_node(node)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(compose_error_line(error)) from error
-        return str(Path(config.run.root) / run_id.run_name(config))
+        return str(records.run_dir(config))

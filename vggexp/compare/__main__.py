@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vggexp import cli
 from vggexp.runs import directory
+from vggexp.runs.sweeps import expand_sweeps
 
 DESCRIPTION = """python -m vggexp.compare RUN RUN... [--different-data] [--json]:
 lists the differences between finished runs and tests whether their accuracies differ.
@@ -31,6 +32,8 @@ Runs of different data are refused with exit code 4. Data is different if the SH
 or test file differs, or the test labels do. --different-data compares the means of such runs, with
 a warning. If the test images are not the same, McNemar's test is left out.
 
+The folder of a sweep, as outputs/sweeps/NAME, stands for its runs.
+
 A run that may not be read is named on stderr and left out, if two others remain.
 
 Exit codes: 0 if the runs were compared, whatever the result. 2 for fewer than two runs, or if a
@@ -54,7 +57,8 @@ def _compare(argv: Sequence[str]) -> str:
         help="compare runs of different data too, with a warning",
     )
     arguments = parser.parse_intermixed_args(argv)
-    folders = _leave_out_closed(arguments.run)
+    folders = expand_sweeps(arguments.run, lambda error: cli.warn_left_out(str(error)))
+    folders = _leave_out_closed(folders)
     directory.require_run(*folders)
     from vggexp.compare import comparison, render  # import scipy: only after the arguments pass
 

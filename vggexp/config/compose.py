@@ -10,7 +10,7 @@ import os
 import re
 import shlex
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -21,15 +21,23 @@ from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
 from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vggexp import __version__
 from vggexp.config import hydra_safety
 from vggexp.config.device import conf_dir, device_profile
 from vggexp.config.diagnostics import ComposeFn, compose_error_line, diagnose
-from vggexp.config.overrides import SECTIONS, Override, quote_filter, typed_values
+from vggexp.config.labels import read_arch_file
+from vggexp.config.overrides import (
+    SECTIONS,
+    Override,
+    format_override,
+    quote_filter,
+    typed_values,
+)
 from vggexp.config.parse import in_quotes, parse_partial
+from vggexp.config.run_id import with_labels
 from vggexp.config.schema import Config
 from vggexp.config.validate import validate
 from vggexp.errors import ConfigError, ResourceError
@@ -214,12 +222,15 @@ def compose_or_diagnose(overrides: Sequence[Override], compose_fn: ComposeFn) ->
         return Composition(node, problems, refusal=compose_error_line(error))
 
 
-def build_config(composition: Composition, overrides: Sequence[Override]) -> Config:
+def build_config(
+    composition: Composition, overrides: Sequence[Override], hydra: DictConfig | None = None
+) -> Config:
     """Parses and validates a composition.
 
     Args:
         composition: the result of `compose_or_diagnose`.
-        overrides: the composed overrides; error texts show values as they stand there.
+        overrides: the composed overrides; error texts and labels show values as they stand there.
+        hydra: Hydra's own keys, if they are not in the node.
 
     Raises:
         ConfigError: with every problem of the composition and of its values.
@@ -236,7 +247,36 @@ def build_config(composition: Composition, overrides: Sequence[Override]) -> Con
         all_problems = [composition.refusal]
     if all_problems:
         raise ConfigError(*all_problems)
-    return config
+    return _with_labels(config, overrides, hydra or composition.node.hydra)
+
+
+def _with_labels(config: Config, overrides: Sequence[Override], hydra: DictConfig) -> Config:
+    """Labels a run by its file of the group `arch`, and by its overrides.
+
+    The keys of hydra.job.config.override_dirname.exclude_keys are no part of the label: `device`,
+    because auto and the device that it finds are one configuration. In a sweep they are the keys
+    that have the same value in each job.
+    """
+    sources = hydra.runtime.config_sources
+    folders = [source.path for source in sources if source.schema == "file"]
+    file = read_arch_file(str(hydra.runtime.choices.get("arch")), folders)
+    excluded = hydra.job.config.override_dirname.exclude_keys
+    shown = [override for override in overrides if override.key not in excluded]
+    return with_labels(config, file, shown)
+
+
+def exclude_from_labels(keys: Iterable[str]) -> str:
+    """Returns the override by which Hydra's jobs leave keys out of their labels."""
+    return format_override("hydra.job.config.override_dirname.exclude_keys", sorted(keys))
+
+
+def without_plugins(node: DictConfig) -> DictConfig:
+    """Returns a node with only those of Hydra's own keys that `build_config` reads."""
+    own = own_keys(node)
+    runtime = {key: node.hydra.runtime[key] for key in ("config_sources", "choices")}
+    with open_dict(own):
+        own.hydra = {"runtime": runtime, "job": {"config": node.hydra.job.config}}
+    return own
 
 
 def with_typed_values(problems: Sequence[str], overrides: Sequence[Override]) -> Iterator[str]:

@@ -3,13 +3,16 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
-from vggexp.config.derived import input_spec, layers
 from vggexp.config.keys import flatten, to_plain
-from vggexp.config.schema import Config, Vgg
+from vggexp.config.labels import PATH_KEYS, ArchFile, network_label, run_label
+from vggexp.config.schema import Config
 from vggexp.formatting import HASH_CHARS, format_value
-from vggexp.models import shapes
+
+if TYPE_CHECKING:  # the module imports Hydra
+    from vggexp.config.overrides import Override
 
 # Keys that do not change a result. A key that is null is left out as well, so that names survive
 # a new option. An image folder, and the weights that `train.init_from` names, enter by their
@@ -116,29 +119,40 @@ def short_hash(content: object) -> str:
 
 
 def run_name(config: Config) -> str:
-    """Returns run.name, or a readable beginning and the hash of the run's identity."""
-    if config.run.name is not None:
-        return config.run.name
-    network = network_name(config)
-    size = input_spec(config).size
-    seed = f"-seed{config.seed}" if config.seed else ""
-    readable = f"{network}-{config.data.name}-{size}px-lr{config.optimizer.lr:g}{seed}"
-    return f"{readable}-{short_hash(identity(to_plain(config)))}"
+    """Returns run.name, or the label and the hash of the run."""
+    return config.run.name or f"{_label(config)}-{run_hash(config)}"
+
+
+def run_hash(config: Config) -> str:
+    """Returns the 8 hexadecimal digits that decide which run a configuration is."""
+    return short_hash(identity(to_plain(config)))
 
 
 def network_name(config: Config) -> str:
-    """Returns vgg16, vgg16_bn, vgg16c, vgg11_lrn-w0.25, lenet, ...
+    """Returns run.network, or a description of the network; see `network_label`."""
+    return config.run.network or network_label(config.arch)
 
-    The name of a VGG follows from its blocks, whatever file they came from.
+
+def _label(config: Config) -> str:
+    return config.run.label or run_label(config, network_name(config))
+
+
+def with_labels(
+    config: Config, file: ArchFile | None = None, overrides: Sequence["Override"] = ()
+) -> Config:
+    """Sets `run.network` and `run.label`, unless they have been given.
+
+    Args:
+        file: the file of the group `arch` that was chosen, if it is known.
+        overrides: the overrides of the run as typed.
     """
-    arch = config.arch
-    if not isinstance(arch, Vgg):
-        return arch.name
-    depth = shapes.weight_layers(layers(config))
-    pointwise = "c" if any(block.pointwise for block in arch.blocks) else ""
-    norm = {"none": "", "batch": "_bn", "lrn": "_lrn"}[arch.norm]
-    width = f"-w{arch.width:g}" if arch.width != 1 else ""
-    return f"vgg{depth}{pointwise}{norm}{width}"
+    chosen = []
+    for override in {override.key: override for override in overrides}.values():
+        if override.key in PATH_KEYS or not override.key.startswith((*NON_IDENTITY_KEYS, "hydra")):
+            chosen.append(override)
+    network = config.run.network or network_label(config.arch, file)
+    label = config.run.label or run_label(config, network, chosen)
+    return replace(config, run=replace(config.run, network=network, label=label))
 
 
 def sweep_name(jobs: Sequence[Sequence[str]]) -> str:

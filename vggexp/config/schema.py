@@ -216,6 +216,8 @@ class Train:
 class Run:
     root: str
     name: str | None
+    network: str | None
+    label: str | None
 
 
 @dataclass(frozen=True)

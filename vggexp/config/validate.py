@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from vggexp.config import torch_optim
 from vggexp.config.derived import INPUT_KEYS, InputSpec, input_spec, spatial_ops
+from vggexp.config.labels import MAX_LABEL_CHARS, MAX_NETWORK_CHARS
 from vggexp.config.schema import Arch, Config, ImageFolder, Plateau, Step, Vgg
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
@@ -15,6 +16,7 @@ from vggexp.models import shapes
 
 MAX_BLOCKS = 12
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,119}")
+NAME_CHARACTERS = "letters, digits or _ . + = , - (the first a letter, digit or _)"
 WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 SHA256 = re.compile(r"[0-9a-f]{64}")
 OBJECTIVES = (
@@ -317,10 +319,18 @@ def _check_run_name(config: Config) -> Problems:
     if name is None:
         return
     if not RUN_NAME.fullmatch(name) or WINDOWS_DEVICE.fullmatch(name):
-        characters = "letters, digits or _ . + = , - (the first a letter, digit or _)"
-        yield f"run.name={name}: must be 1..120 {characters}, no device name of Windows"
+        yield f"run.name={name}: must be 1..120 {NAME_CHARACTERS}, no device name of Windows"
     if name in ("sweeps", "report.html", "report.csv", "report.md"):
         yield f"run.name={name}: sweeps and reports stand there in run.root; choose another"
+
+
+@rule("run.network", "run.label")
+def _check_labels(config: Config) -> Problems:
+    limits = {"network": MAX_NETWORK_CHARS, "label": MAX_LABEL_CHARS}
+    for key, max_chars in limits.items():
+        text = getattr(config.run, key)
+        if text is not None and (not RUN_NAME.fullmatch(text) or len(text) > max_chars):
+            yield f"run.{key}={text}: must be 1..{max_chars} {NAME_CHARACTERS}"
 
 
 @rule("run.root")

@@ -13,6 +13,7 @@ from vggexp.errors import CheckpointError, ConfigError
 from vggexp.models import shapes
 from vggexp.runs import data_root, directory
 from vggexp.runs.records import RunRecord, load_config, read_run, test_fingerprint
+from vggexp.runs.sweeps import expand_sweeps
 
 DESCRIPTION = """python -m vggexp.evaluate RUN [options] [--json]:
 evaluate a finished run on its test set with the methods of the VGG paper.
@@ -27,8 +28,9 @@ The network computes a softmax for each view, and the prediction is the mean ove
 size S alone. The paper uses S-32, S and S+32 for S=256, and 256, 384 and 512 after training with
 scale jitter, with crops of 224. An image of exactly the crop size has only one crop. A smaller
 image gets a black border. --flip adds the mirror image of each view: use it for photographs, not
-for digits. --with RUN2 averages the softmax of several runs over the same test images. --data gives
-the place of data that was moved; it has to be the data that the runs were tested on.
+for digits. --with RUN2 averages the softmax of several runs over the same test images; the folder
+of a sweep stands for its other runs. --data gives the place of data that was moved; it has to be
+the data that the runs were tested on.
 
 Reports accuracy, top-5 accuracy, loss, calibration error (15 bins of confidence), per-class
 accuracy and the confusion matrix. Writes to RUN/evaluations a JSON file, and events that
@@ -72,7 +74,7 @@ def _evaluate(argv: Sequence[str]) -> str:
     )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=data_root.HELP)
     arguments = parser.parse_intermixed_args(argv)
-    folders = [arguments.run, *arguments.others]
+    folders = [arguments.run, *_other_runs(arguments.run, arguments.others)]
     directory.require_run(*folders)
     check_runs(folders, arguments.mode, arguments.scales)
     for folder in folders:
@@ -85,6 +87,16 @@ def _evaluate(argv: Sequence[str]) -> str:
     if arguments.json:
         return json.dumps({**result.to_dict(), "file": str(result.file)})
     return format_report(result)
+
+
+def _other_runs(run: Path, others: Sequence[Path]) -> list[Path]:
+    """Returns the runs to average with RUN: of a sweep all other runs."""
+    folders = []
+    for other in others:
+        for folder in expand_sweeps([other], lambda error: cli.warn_left_out(str(error))):
+            if folder == other or folder.resolve() != run.resolve():
+                folders.append(folder)
+    return folders
 
 
 def parse_scales(text: str) -> tuple[int, ...]:

@@ -17,12 +17,12 @@ from vggexp.system.files import atomic_write, make_dir, os_error_as_resource_err
 DESCRIPTION = """python -m vggexp.report DIR... [--out FOLDER] [--json]:
 shows runs side by side, as Markdown, CSV and one HTML page.
 
-DIR is a run directory, or a folder that holds run directories at any depth. Running, interrupted
-and failed runs are included. A link to a run is followed. Files among the DIRs are passed over, so
-`outputs/*` works again beside an earlier report. What cannot be read is named on stderr and left
-out. Prints the table and writes report.html, report.csv and report.md into FOLDER. FOLDER is by
-default the first DIR, or the current folder if the first DIR is itself a run. The page needs no
-network and no server.
+DIR is a run directory, a folder that holds run directories at any depth, or the folder of a sweep
+(outputs/sweeps/NAME), which stands for its runs. Running, interrupted and failed runs are included.
+A link to a run is followed. Files among the DIRs are passed over, so `outputs/*` works again beside
+an earlier report. What cannot be read is named on stderr and left out. Prints the table and writes
+report.html, report.csv and report.md into FOLDER. FOLDER is by default the first DIR, or the
+current folder if the first DIR is itself a run. The page needs no network and no server.
 """
 
 NO_RUN = "holds no run (a run is a folder with config.yaml and result.json)"

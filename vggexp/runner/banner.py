@@ -11,7 +11,7 @@ from vggexp.config.hints import hints
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
 from vggexp.distributed import collectives
-from vggexp.formatting import duration, format_bytes, plural
+from vggexp.formatting import duration, format_bytes, plural, tensorboard_command
 from vggexp.models.shapes import macs, parameters
 from vggexp.runner.advice import part_seconds, time_advice
 from vggexp.runner.datasets import DataLoaders
@@ -75,6 +75,7 @@ def end_banner(config: Config, result: Mapping[str, Any], folder: Path) -> list[
         _time_line(result),
         *time_advice(config, result),
         f"folder   {folder}",
+        f"show     {tensorboard_command(folder)}",
     ]
 
 

@@ -1,7 +1,9 @@
 """Reads and writes the files of a run directory, except the metrics. Needs no torch."""
 
 import os
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from vggexp.system.locks import lock_run_dir
 CONFIG = "config.yaml"
 RESULT = "result.json"
 ENVIRONMENT = "env.json"
+OVERRIDES = "overrides.txt"
 METRICS = "metrics.jsonl"
 STEPS = "steps.jsonl"
 PREDICTIONS = "predictions.npz"
@@ -110,11 +113,39 @@ def read_config(folder: Path) -> dict[str, Any]:
     return content
 
 
-def unused_name(root: Path, name: str) -> str:
-    """Returns the first of `name`, name-2, name-3, ... that does not exist in `root`."""
+def names_with_hash(root: Path, run_hash: str) -> dict[str, int]:
+    """Returns the names in `root` that end in a run's hash, sorted, each with its number.
+
+    The number is 1, or that of a copy: 2 for `vgg11-fashion_mnist-96px-lr0.01-33b7f214-2`. Nothing
+    is known yet of what the names stand for. Empty if the folder cannot be listed.
+    """
+    try:
+        names = _list_names(root, os.stat(root).st_mtime_ns)
+    except OSError:
+        return {}
+    numbers = {}
+    for name in names:
+        beginning, found, end = name.rpartition(f"-{run_hash}")
+        if beginning and found and re.fullmatch(r"(-[1-9]\d{0,8})?", end, re.ASCII):
+            numbers[name] = int(end[1:] or 1)
+    return numbers
+
+
+@lru_cache(maxsize=4)
+def _list_names(root: Path, modified_ns: int) -> list[str]:
+    """Lists a folder once for each of its states: a sweep looks up each of its jobs."""
+    return sorted(os.listdir(root))
+
+
+def unused_name(root: Path, name: str, taken: Collection[int] = ()) -> str:
+    """Returns the first of `name`, name-2, name-3, ... that does not exist in `root`.
+
+    Args:
+        taken: numbers, from 1 for `name` itself, that are in use under another name.
+    """
     number = 1
     candidate = name
-    while (root / candidate).exists():
+    while number in taken or os.path.lexists(root / candidate):
         number += 1
         candidate = f"{name}-{number}"
     return candidate
@@ -130,7 +161,7 @@ def write_metadata(
     text = yaml.safe_dump(dict(config), sort_keys=False, allow_unicode=True)
     atomic_write(folder / CONFIG, text.encode())
     lines = [f"{override}\n" for override in overrides]
-    atomic_write(folder / "overrides.txt", "".join(lines).encode())
+    atomic_write(folder / OVERRIDES, "".join(lines).encode())
     write_json(folder / ENVIRONMENT, environment)
 
 

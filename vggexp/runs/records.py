@@ -4,13 +4,13 @@ Needs no torch.
 """
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from vggexp.config.keys import flatten, to_plain
 from vggexp.config.parse import parse_config
-from vggexp.config.run_id import differences, identity, run_name
+from vggexp.config.run_id import differences, identity, run_hash, run_name
 from vggexp.config.schema import Config
 from vggexp.config.validate import validate
 from vggexp.data.catalog import DATASETS
@@ -24,12 +24,14 @@ from vggexp.runs.directory import (
     PREDICTIONS,
     RESULT,
     is_searchable,
+    names_with_hash,
     read_config,
     read_environment,
     read_result,
     unused_name,
 )
 from vggexp.runs.schema import damaged
+from vggexp.runs.sweeps import expand_sweeps
 from vggexp.system.locks import is_locked
 
 PLACE_KEYS = ("run", "data.root")  # may name folders that a copied run does not have
@@ -96,13 +98,14 @@ def find_runs(
 ) -> list[Path]:
     """Returns the run directories at or below the folders, each once, sorted by name.
 
-    A link to a run directory is followed, a link to another folder is not: it may lead in a circle.
+    The folder of a sweep stands for its runs. A link to a run directory is followed, a link to
+    another folder is not: it may lead in a circle.
 
     Args:
         skip: receives the reason for each folder that is not searched.
     """
     runs: dict[Path, Path] = {}
-    for folder in folders:
+    for folder in expand_sweeps(folders, skip):
         for path in _find_below(folder, skip):
             target = path.resolve()
             if target not in runs or not path.is_symlink():  # the folder's own name is better
@@ -132,11 +135,39 @@ def _find_below(folder: Path, skip: Callable[[VggexpError], None]) -> Iterator[P
 
 def run_dir(config: Config) -> Path:
     """Returns the folder of this configuration's run, whether or not the run exists."""
+    if config.resume != "never":
+        return _existing_run_dir(config)
     root = Path(config.run.root)
-    name = run_name(config)
-    if config.resume == "never":
-        name = unused_name(root, name)
-    return root / name
+    taken: Collection[int] = ()
+    if config.run.name is None:
+        taken = names_with_hash(root, run_hash(config)).values()
+    return root / unused_name(root, run_name(config), taken)
+
+
+def _existing_run_dir(config: Config) -> Path:
+    """Returns the folder of the run that `resume` continues.
+
+    The hash at the end of the name decides which run it is: what stands before the hash depends on
+    the version, and on how the command was typed. The exact name comes first, then the first by
+    name of the folders with the hash that hold this run. A file, a folder without a run, and a
+    run of another configuration, which only run.name can have put there, are passed over.
+    """
+    root = Path(config.run.root)
+    folder = root / run_name(config)
+    if config.run.name is not None or os.path.lexists(folder):
+        return folder
+    for name, number in names_with_hash(root, run_hash(config)).items():
+        if number == 1 and _holds_run(root / name, config):
+            return root / name
+    return folder
+
+
+def _holds_run(folder: Path, config: Config) -> bool:
+    try:
+        recorded = identity(read_config(folder))
+    except (VggexpError, OSError):
+        return False
+    return recorded == identity(to_plain(config))
 
 
 def finished_line(config: Config, result: Mapping[str, Any]) -> str:
@@ -160,7 +191,7 @@ def finished_result(config: Config) -> dict[str, Any] | None:
             what a run writes.
         ResourceError: a permission or a resource is missing.
     """
-    folder = Path(config.run.root) / run_name(config)
+    folder = _existing_run_dir(config)
     if not is_searchable(folder):
         raise ResourceError(f"{folder}: {CLOSED}")
     if config.resume == "never" or not folder.exists():

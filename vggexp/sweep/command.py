@@ -12,6 +12,7 @@ from vggexp.formatting import plural, printable, report_command, tensorboard_com
 from vggexp.loggers.console import print_text
 from vggexp.runs import jsonl, records
 from vggexp.runs.directory import METRICS
+from vggexp.runs.sweeps import SweptRun, write_runs
 from vggexp.sweep.dry_run import dry_run_table, job_outlooks, outlook_line, search_line
 from vggexp.sweep.expand import GridSweep
 from vggexp.sweep.results import SweepJob, repeat_folders, swept_keys, write_sweep_table
@@ -44,10 +45,11 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     hint = "choose another run.root or hydra.sweep.dir"
     with os_error_as_resource_error(folder, "made", hint):
         make_dir(folder)
+        write_runs(folder, [SweptRun(*pair) for pair in zip(run_dirs, overrides, strict=True)])
     print_text(f"sweep    {_grid_line(configs, at_a_time)}")
     swept = swept_keys(overrides)
     task = HydraTask(grid.configs(), swept)
-    code = run_hydra(command, _sweep_dir_override(folder), task=task)
+    code = run_hydra(command, _sweep_dir_override(folder), grid.label_override, task=task)
     if code:
         return code
     jobs = []
@@ -132,7 +134,8 @@ def run_search(command: compose.Command, plan: SearchPlan) -> int:
         ended = sum(trial.state.is_finished() for trial in proposed_trials(study))
         print_text(f"sweep    {search_line(plan, ended)}")
         swept = list(plan.axes)
-        code = run_hydra(command, _sweep_dir_override(folder), task=HydraTask(swept=swept))
+        task = HydraTask(swept=swept)
+        code = run_hydra(command, _sweep_dir_override(folder), plan.label_override, task=task)
         if code:
             return code
         study = open_study(folder)

@@ -23,6 +23,7 @@ from vggexp.config.compose import (
     Composition,
     build_config,
     compose_or_diagnose,
+    exclude_from_labels,
     hydra_session,
     own_keys,
     with_typed_values,
@@ -72,6 +73,7 @@ class GridSweep(NamedTuple):
 
     jobs: list[ComposedJob]
     folder: Path  # of the tables
+    label_override: str  # for Hydra, so that its jobs have the same labels
     jobs_at_a_time: int = 1  # on this host
 
     def configs(self) -> dict[tuple[str, ...], Config]:
@@ -204,9 +206,18 @@ def _check_shown(node: DictConfig | None, arguments: argparse.Namespace) -> None
         raise ConfigError(compose_error_line(error)) from error
 
 
-def validate_node(node: DictConfig) -> Config:
-    """Parses and validates a job as Hydra passes it to its task. Raises ConfigError."""
-    return pin_data(pin_init_weights(build_config(Composition(node), [])))
+def validate_node(node: DictConfig, hydra: DictConfig | None = None) -> Config:
+    """Parses and validates a job as Hydra passes it to its launchers and its task.
+
+    Args:
+        node: the configuration of the job.
+        hydra: Hydra's own keys, if they are not in the node.
+
+    Raises:
+        ConfigError: with every problem of the configuration.
+    """
+    overrides = [*map(parse_override, (hydra or node.hydra).overrides.task)]
+    return pin_data(pin_init_weights(build_config(Composition(node), overrides, hydra)))
 
 
 def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
@@ -235,7 +246,9 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
         else:
             seed = _first_seed(node, outline.overrides) if sweep.repeats > 1 else 0
             combinations = expand_grid(overrides, sweep, seed)
+        label_override = exclude_from_labels(_common_keys(combinations))
         hydra_overrides = [override for override in outline.overrides if override.is_hydra]
+        hydra_overrides.append(parse_override(label_override))
         if outline.composition.problems:  # perhaps of these keys; the others are still checked
             hydra_overrides = []
         common = common_overrides(combinations)
@@ -250,10 +263,20 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
             )
     _reject_equal_runs(jobs)
     if axes:
-        return plan_search(node, axes, [job.config for job in jobs])
+        return plan_search(node, axes, [job.config for job in jobs], label_override)
     name = run_id.sweep_name([job.overrides for job in jobs])
-    folder = sweep_folder(node, jobs[0].config, name)
-    return GridSweep(jobs, folder, planned_jobs_at_a_time(node, jobs[0].config))
+    return GridSweep(
+        jobs=jobs,
+        folder=sweep_folder(node, jobs[0].config, name),
+        label_override=label_override,
+        jobs_at_a_time=planned_jobs_at_a_time(node, jobs[0].config),
+    )
+
+
+def _common_keys(combinations: Sequence[list[str]]) -> set[str]:
+    """Returns the keys that have the same value in each job."""
+    common = set.intersection(*map(set, combinations))
+    return {parse_override(text).key for text in common}
 
 
 def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:
@@ -261,7 +284,7 @@ def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:
     first: dict[str, ComposedJob] = {}
     for job in jobs:
         name = run_id.run_name(job.config)
-        other = first.setdefault(name, job)
+        other = first.setdefault(job.config.run.name or run_id.run_hash(job.config), job)
         if other is job:
             continue
         differing = sorted({*other.overrides} ^ {*job.overrides}) or job.overrides

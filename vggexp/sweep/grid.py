@@ -14,7 +14,7 @@ from hydra.core.plugins import Plugins
 from hydra.plugins.plugin import Plugin
 from omegaconf import DictConfig, OmegaConf
 
-from vggexp.config.compose import own_keys
+from vggexp.config.compose import without_plugins
 from vggexp.config.device import device_profile
 from vggexp.config.diagnostics import ComposeFn
 from vggexp.config.hydra_safety import TARGET, plugin_name, resolved
@@ -247,7 +247,7 @@ def cached_compose(
                 changed.add(override.key.partition(".")[0])
         texts = tuple(files)
         if texts not in composed_files:
-            composed = own_keys(compose_fn([*shared, *texts]))
+            composed = without_plugins(compose_fn([*shared, *texts]))
             resolve_device(composed)
             composed_files[texts] = ComposedFiles(composed, _referring_sections(composed))
         node = composed_files[texts].copy(changed)

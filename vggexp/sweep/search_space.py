@@ -69,6 +69,7 @@ class SearchPlan(NamedTuple):
     config: Config  # with every axis at its first value
     settings: SearchSettings
     jobs_at_a_time: int  # that share the threads of this host
+    label_override: str  # for Hydra, so that its jobs have the same labels
 
 
 def search_space(overrides: Sequence[Override]) -> SearchSpace:
@@ -187,7 +188,10 @@ def search_problems(node: DictConfig) -> Iterator[str]:
 
 
 def plan_search(
-    node: DictConfig, axes: dict[str, SearchAxis], configs: Sequence[Config]
+    node: DictConfig,
+    axes: dict[str, SearchAxis],
+    configs: Sequence[Config],
+    label_override: str,
 ) -> SearchPlan:
     """Names a search and chooses its folder.
 
@@ -195,6 +199,7 @@ def plan_search(
         node: the composed outline of the command.
         axes: the axes by key.
         configs: the configurations of `grid.endpoint_jobs`.
+        label_override: of the keys that are no axes.
 
     Raises:
         ConfigError: hydra.sweep.dir is not a folder's name, or refers to something unknown.
@@ -208,6 +213,7 @@ def plan_search(
         config=configs[0],
         settings=settings,
         jobs_at_a_time=planned_jobs_at_a_time(node, configs[0]),
+        label_override=label_override,
     )
 
 

@@ -80,7 +80,8 @@ class HydraTask:
         launcher = hydra_safety.plugin_name(hydra_config, "launcher")
         code: int | None = None  # of a job that needs no training in this process
         try:
-            config = validate_node(node)  # checks also the jobs that a search has just made
+            # Checks also the jobs that a search has just made.
+            config = validate_node(node, hydra_config)
             folder = records.run_dir(config)  # before training: with resume=never it is a new one
             if in_sweep and launcher != "local":
                 code = _code_without_training(config, overrides, folder, launcher, self.swept)
