@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vggexp import cli
 from vggexp.runs import directory
+from vggexp.runs.records import without_neighbors
 
 DESCRIPTION = """python -m vggexp.compare RUN RUN... [--different-data] [--json]:
 lists the differences between finished runs and tests whether their accuracies differ.
@@ -31,7 +32,8 @@ Runs of different data are refused with exit code 4. Data is different if the SH
 or test file differs, or the test labels do. --different-data compares the means of such runs, with
 a warning. If the test images are not the same, McNemar's test is left out.
 
-A run that may not be read is named on stderr and left out, if two others remain.
+A run that may not be read is named on stderr and left out, if two others remain. The files of a
+report, README.md and the folder `sweeps` are passed over, so `compare outputs/*` works.
 
 Exit codes: 0 if the runs were compared, whatever the result. 2 for fewer than two runs, or if a
 directory does not exist. 4 if a directory is not a run, or the run is not finished or is damaged.
@@ -54,7 +56,7 @@ def _compare(argv: Sequence[str]) -> str:
         help="compare runs of different data too, with a warning",
     )
     arguments = parser.parse_intermixed_args(argv)
-    folders = _leave_out_closed(arguments.run)
+    folders = _leave_out_closed(without_neighbors(arguments.run))
     directory.require_run(*folders)
     from vggexp.compare import comparison, render  # import scipy: only after the arguments pass
 
