@@ -77,11 +77,12 @@ def test_the_best_run_is_first_and_failed_runs_are_last():
         make_record("n"),
         make_record("a", val_accuracy=0.9),
         make_record("r", state="running", epoch=None),
-        make_record("p", state="paused", rows=epochs, epoch=None),
+        make_record("p", state="paused", rows=[epoch], epoch=None),
+        make_record("q", state="paused", rows=epochs, epoch=None),
         make_record("s", state="not started", epoch=None),
     ]
     table = build_table(runs)
-    assert "".join(row["run"] for row in table.rows) == "abnrpisf"
+    assert "".join(row["run"] for row in table.rows) == "abnqprisf"
     assert [run.name for run in table.runs] == [row["run"] for row in table.rows]
     rows = {row["run"]: row for row in table.rows}
     assert rows["i"]["val/accuracy"] == 0.95

@@ -122,8 +122,8 @@ function tickLabels(ticks) {
 
 /* Draws points, or curves if `joined` is set.
 
-   sets: [{run, color, dashed, cross, points: [[x, y, text]]}]; a set without a color is gray, and a
-   `cross` ends a curve that failed.
+   sets: [{run, color, dashed, end, points: [[x, y, text]]}]; a set without a color is gray, and `end`
+   is the mark at the end of a curve: "cross" or "ring".
    legend: [{label, value, color, dashed, run}].
    axisSets: the sets that the vertical axis is made for, if they are not those that are drawn. */
 function drawChart(figure, { title, x, y, sets, axisSets = sets, legend, note, joined }) {
@@ -201,10 +201,11 @@ function drawCurve(plot, set) {
   path.classList.toggle("plain", !set.color);
   path.classList.toggle("dashed", Boolean(set.dashed));
   path.classList.toggle("single", isSingle);
-  if (!set.cross) return;
-  const [a, b] = points.at(-1);
-  const cross = `M${a - 4} ${b - 4}l8 8m0 -8l-8 8`;
-  addSvg("path", { class: "cross", d: cross, ...runData(set.run), ...setStyle(set) }, plot);
+  const [cx, cy] = points.at(-1);
+  const attributes = { class: set.end, ...runData(set.run), ...setStyle(set) };
+  const cross = `M${cx - 4} ${cy - 4}l8 8m0 -8l-8 8`;
+  if (set.end === "cross") addSvg("path", { ...attributes, d: cross }, plot);
+  if (set.end === "ring") addSvg("circle", { ...attributes, cx, cy, r: 3.5 }, plot);
 }
 
 function drawDot(svg, set, frame) {

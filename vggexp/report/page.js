@@ -4,6 +4,7 @@ const page = JSON.parse(document.getElementById("data").textContent);
 const panel = document.getElementById("panel");
 const MAX_COLORED = 12; // runs of a table that have their own color, and are drawn first
 const COLORS = 6; // number of colors; the second COLORS runs are dashed
+const CURVE_ENDS = { failed: "cross", paused: "ring" }; // marks by the state of the run
 const PART_NAMES = { train: "Training", val: "Validation", test: "Test" };
 
 page.runs.forEach((run, index) => (run.index = index));
@@ -33,6 +34,14 @@ function epochAxis(sets) {
   return { label: isUneven ? "epoch, logarithmic" : "epoch", whole: true, logarithmic: isUneven };
 }
 
+
+/* Explains the marks at the ends of curves. */
+function endNote(sets) {
+  const ends = new Set(sets.filter((set) => set.points.length).map((set) => set.end));
+  return [ends.has("cross") && "✕ failed", ends.has("ring") && "○ paused"]
+    .filter(Boolean)
+    .join(" · ");
+}
 
 /* Returns the last value of a curve, as the tables have it. */
 function lastValue({ points }) {
@@ -138,7 +147,7 @@ class DataSection {
       drawn.map((run) => ({
         run: run.index,
         ...this.color(run),
-        cross: run.state === "failed",
+        end: CURVE_ENDS[run.state],
         label: run.name,
         points: curvePoints(run, key, i + 1),
       })),
@@ -147,10 +156,7 @@ class DataSection {
       const sets = panels[i];
       const colored = sets.filter((set) => set.color);
       const gray = sets.length - colored.length;
-      const failed = sets.some((set) => set.cross && set.points.length);
-      const notes = [];
-      if (gray) notes.push(`${gray} other runs: gray`);
-      if (failed) notes.push("✕ failed");
+      const notes = [gray && `${gray} other runs: gray`, endNote(sets)];
       drawChart(this.curveFigures[i], {
         title: metricTitle(key),
         x: epochAxis(sets),
@@ -159,7 +165,7 @@ class DataSection {
         // Training and held-out metric share a scale.
         axisSets: sets.flatMap((set, rank) => [set, panels[i ^ 1][rank]]),
         legend: colored.map((set) => ({ ...set, value: lastValue(set) })),
-        note: notes.join(" · "),
+        note: notes.filter(Boolean).join(" · "),
         joined: true,
       });
     });
@@ -325,7 +331,7 @@ function drawRunCurves(figure, run, keys, first) {
   const sets = keys.slice(first, first + 2).map((key, i) => ({
     label: metricTitle(key),
     color: `var(--c${i})`,
-    cross: run.state === "failed",
+    end: CURVE_ENDS[run.state],
     points: curvePoints(run, key, first + i + 1),
   }));
   drawChart(figure, {
@@ -334,7 +340,7 @@ function drawRunCurves(figure, run, keys, first) {
     y: metricAxis(keys[first]),
     sets,
     legend: sets.map((set) => ({ ...set, value: lastValue(set) })),
-    note: run.state === "failed" ? "✕ failed" : "",
+    note: endNote(sets),
     joined: true,
   });
 }
