@@ -113,3 +113,15 @@ def test_a_closed_run_is_left_out_if_two_remain(make_run, capfd):
     assert error == "vggexp: warning: b: cannot be read: Permission denied (left out)\n"
     assert "| B " in out
     assert "| C " not in out
+
+
+def test_what_stands_beside_the_runs_is_passed_over(make_run, capfd):
+    make_run("a")
+    make_run("b", lr=0.2)
+    Path("sweeps").mkdir()
+    for name in ("report.html", "report.csv", "report.md", "README.md"):
+        Path(name).touch()
+    assert main(sorted(os.listdir())) == 0
+    assert capfd.readouterr().err == ""
+    check_refusal(["a", "report.html"], 2, "given 1; see --help", capfd)
+    check_refusal(["report.html"], 2, "report.html: not a directory", capfd)

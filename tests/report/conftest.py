@@ -33,11 +33,12 @@ def compose_flat(*overrides):
     return flatten(to_plain(config))
 
 
-def make_record(name, *overrides, keys=(), state="finished", rows=(), **result):
+def make_record(name, *overrides, keys=(), state="finished", rows=(), data_files=None, **result):
     """Makes a RunRecord without files.
 
     Args:
         keys: Values that replace those of the composed configuration, such as {"seed": 1}.
+        data_files: The fingerprint of the data, {"train": SHA-256}.
         result: Values of result.json: val_accuracy=0.5 is "val/accuracy".
     """
     values = {key.replace("_", "/"): value for key, value in result.items()}
@@ -47,7 +48,7 @@ def make_record(name, *overrides, keys=(), state="finished", rows=(), **result):
         compose_flat(*overrides) | dict(keys),
         {"epoch": 5, **values},
         list(rows),
-        {},
+        {"data": data_files} if data_files else {},
     )
 
 
@@ -70,8 +71,8 @@ class Page(HTMLParser):
     Attributes:
         elements: Number of elements of each tag.
         attributes: Names of all attributes.
-        headers: Headers of the table of runs.
-        rows: Cells of the table of runs, as (displayed text, exact value).
+        headers: Headers of the first table of runs.
+        rows: Cells of the tables of runs, as (displayed text, exact value).
         data: Text of the element with the data of the charts.
     """
 
@@ -84,6 +85,7 @@ class Page(HTMLParser):
         self.data = ""
         self._exact: str | None = None
         self._section: str | None = None
+        self._in_head = False
         self._texts: list[str] = []
         self.feed(text)
 
@@ -91,11 +93,12 @@ class Page(HTMLParser):
         values = dict(attributes)
         self.elements[tag] = self.elements.get(tag, 0) + 1
         self.attributes |= values.keys()
-        if values.get("id") in ("runs", "data"):
-            self._section = values["id"]
-        elif self._section == "runs" and tag in ("th", "td", "tr"):
+        if values.get("id") == "data" or values.get("class") == "runs":
+            self._section = values.get("id") or "runs"
+        elif self._section == "runs" and tag in ("th", "td", "tr", "thead"):
             self._texts = []
             self._exact = values.get("data-value")
+            self._in_head = self._in_head or tag == "thead"
             if tag == "tr" and "data-run" in values:
                 self.rows.append([])
 
@@ -105,12 +108,15 @@ class Page(HTMLParser):
             self.data += text
 
     def handle_endtag(self, tag):
-        if self._section == "runs" and tag == "th":
-            self.headers.append("".join(self._texts))
-        elif self._section == "runs" and tag == "td":
+        if self._section == "runs" and tag in ("th", "td"):
             displayed = "".join(self._texts)
             exact = displayed if self._exact is None else self._exact
-            self.rows[-1].append((displayed, exact))
+            if not self._in_head:
+                self.rows[-1].append((displayed, exact))
+            elif displayed not in self.headers:
+                self.headers.append(displayed)
+        elif tag == "thead":
+            self._in_head = False
         elif tag in ("table", "script"):
             self._section = None
 

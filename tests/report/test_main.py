@@ -26,9 +26,9 @@ def test_all_files_have_the_same_numbers(sweep, tmp_path, capsys):
     rows = read_csv(tmp_path)
     assert len(rows) == 50
     assert len(page.rows) == 50
-    assert page.headers[1:] == list(rows[0])
+    assert sorted(page.headers) == sorted(rows[0])
     for row, cells in zip(rows, page.rows, strict=True):
-        assert [exact for _, exact in cells[1:]] == list(row.values())
+        assert {name: cells[index][1] for index, name in enumerate(page.headers)} == row
         displayed = dict(zip(page.headers, (text for text, _ in cells), strict=True))
         assert displayed["parameters"] == f"{int(row['parameters']):,}"
         if row["val/accuracy"]:
@@ -119,6 +119,48 @@ def test_the_files_go_beside_the_runs_or_into_the_named_folder(tmp_path, monkeyp
     assert not [name for name in os.listdir(first) if name.startswith("report")]
 
 
+def test_data_sets_have_tables_of_their_own(tmp_path, capsys):
+    make_runs(tmp_path, 3)
+    for folder, letter in zip(sorted(tmp_path.iterdir()), "aba", strict=True):
+        environment = json.loads((folder / "env.json").read_text())
+        environment["data"] = {"train": letter * 64}
+        (folder / "env.json").write_text(json.dumps(environment))
+    assert main([str(tmp_path)]) == 0
+    tables = capsys.readouterr().out.split("## fashion_mnist ")
+    assert [table.count("| finished |") for table in tables] == [0, 2, 1]
+    data = [row["data"] for row in read_csv(tmp_path)]
+    assert data[0] == data[1] != data[2]
+
+
+def test_the_best_runs_that_satisfy_a_condition(sweep, tmp_path, capsys):
+    arguments = [str(sweep), f"--out={tmp_path}", "--json", "--best=2"]
+    assert main([*arguments, "--where=network == 'vgg13' and val/accuracy > 0"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    assert [run["network"] for run in result["runs"]] == ["vgg13"] * 2
+    assert [run["data"] for run in result["runs"]] == ["fashion_mnist"] * 2
+    assert len(result["repeats"]) == 2
+    assert len(read_csv(tmp_path)) == 2
+
+
+@pytest.mark.parametrize(
+    ("option", "code", "message"),
+    [
+        ("--best=0", 2, "--best 0: not a whole number from 1"),
+        ("--best=-1", 2, "--best -1: not a whole number from 1"),
+        ("--best=x", 2, "--best x: not a whole number from 1"),
+        ("--where=val/acuracy > 0.9", 2, "val/acuracy: unknown; nearest val/accuracy"),
+        ("--where=val/accuracy > 1", 3, "holds for none of 50 runs"),
+    ],
+)
+def test_a_wrong_selection_is_one_line(option, code, message, sweep, tmp_path, capsys):
+    assert main([str(sweep), f"--out={tmp_path}", option]) == code
+    error = capsys.readouterr().err
+    assert error.startswith("vggexp: error: --")
+    assert message in error
+    assert error.count("\n") == 1
+    assert os.listdir(tmp_path) == []
+
+
 def test_links_to_runs_are_followed_and_other_links_are_named(tmp_path, capsys):
     outputs = tmp_path / "outputs"
     make_runs(outputs, 2)
@@ -137,11 +179,13 @@ def test_links_to_runs_are_followed_and_other_links_are_named(tmp_path, capsys):
 def test_a_report_of_all_names_works_twice(tmp_path, monkeypatch, capsys):
     make_runs(tmp_path, 2)
     (tmp_path / "README").touch()
+    (tmp_path / "sweeps").mkdir()
     monkeypatch.chdir(tmp_path)
     for _ in range(2):
         assert main(sorted(os.listdir())) == 0
         assert capsys.readouterr().err == ""
     assert len(read_csv(tmp_path)) == 2
+    assert os.listdir("sweeps") == []
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "exports", "evaluations", "jobs"])

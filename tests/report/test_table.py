@@ -1,5 +1,8 @@
 """Checks the table: which settings have a column, which run ranks first, and means over seeds."""
 
+import csv
+import os
+from datetime import datetime
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -7,7 +10,15 @@ import pytest
 
 from tests.report.conftest import make_record
 from vggexp.config.keys import unflatten
-from vggexp.report.table import build_table, repeat_rows, to_csv, to_markdown
+from vggexp.report.table import (
+    build_sections,
+    build_table,
+    display_cell,
+    repeat_rows,
+    short_names,
+    to_csv,
+    to_markdown,
+)
 from vggexp.runs.records import RunRecord
 
 
@@ -39,7 +50,7 @@ def test_networks_of_one_name_are_distinguished_by_their_blocks():
     ]
     table = build_table(runs)
     assert table.settings == ["arch.blocks"]
-    line = to_csv(["arch.blocks", "parameters"], table.rows).splitlines()[1]
+    line = to_csv([table]).splitlines()[1]
     assert line.startswith('"[[1,8],[1,32]]",')
 
 
@@ -66,13 +77,16 @@ def test_the_best_run_is_first_and_failed_runs_are_last():
         make_record("n"),
         make_record("a", val_accuracy=0.9),
         make_record("r", state="running", epoch=None),
+        make_record("p", state="paused", rows=[epoch], epoch=None),
+        make_record("q", state="paused", rows=epochs, epoch=None),
         make_record("s", state="not started", epoch=None),
     ]
     table = build_table(runs)
-    assert "".join(row["run"] for row in table.rows) == "abnrisf"
+    assert "".join(row["run"] for row in table.rows) == "abnqprisf"
     assert [run.name for run in table.runs] == [row["run"] for row in table.rows]
     rows = {row["run"]: row for row in table.rows}
     assert rows["i"]["val/accuracy"] == 0.95
+    assert rows["p"]["val/accuracy"] == 0.95
     assert rows["i"]["epochs"] == 3
     assert rows["i"]["seconds"] == 7.0
     assert rows["b"]["seconds"] == 12.5
@@ -144,3 +158,76 @@ def test_texts_do_not_break_a_markdown_table():
     assert "a\\|b\\n\\<c>\\x1b[2J" in lines[2]
     assert lines[3] == f"| {'x' * 77}... |"
     assert lines[4].split()[1] == "-"
+
+
+def test_the_score_stands_before_many_settings():
+    keys = ("a.a", "a.b", "a.c", "a.d", "a.e")
+    runs = [make_record(str(n), keys=dict.fromkeys(keys, n), val_accuracy=0.5) for n in (1, 2)]
+    many = build_table(runs).columns
+    assert many[:8] == ["val/accuracy", "val/loss", "test/accuracy", *keys]
+    few = build_table([make_record("a"), make_record("b", keys={"seed": 1})]).columns
+    assert few[:2] == ["seed", "val/accuracy"]
+
+
+def test_the_page_shows_the_run_and_its_score_first():
+    table = build_table([make_record("a", val_accuracy=0.5), make_record("b", keys={"seed": 1})])
+    assert table.page_columns[:4] == ["run", "val/accuracy", "test/accuracy", "seed"]
+    assert sorted(table.page_columns) == sorted(table.columns)
+    tested = build_table([make_record("a", test_accuracy=0.5)])
+    assert tested.page_columns[:2] == ["run", "test/accuracy"]
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["vgg11-32px-0a1b2c3d"], ["vgg11-32px"]),
+        (["vgg11-32px-0a1b2c3d", "vgg16-32px-4e5f6a7b"], ["vgg11", "vgg16"]),
+        (["a-lr1e-05-0a1b2c3d", "a-lr1e-04-4e5f6a7b"], ["lr1e-05", "lr1e-04"]),
+        (["a-x-0a1b2c3d", "a-x-4e5f6a7b"], ["a-0a1b2c3d", "a-4e5f6a7b"]),
+        (["a-x-0a1b2c3d", "a-y-4e5f6a7b", "my-x"], ["x", "y", "my-x"]),
+        (["x-0a1b2c3d", "x-y-4e5f6a7b", "y"], ["x-0a1b2c3d", "y-4e5f6a7b", "y"]),
+    ],
+)
+def test_short_names_are_what_differs(names, expected):
+    assert short_names(names) == expected
+
+
+def test_the_date_is_that_of_the_result(tmp_path):
+    (tmp_path / "result.json").touch()
+    os.utime(tmp_path / "result.json", (0, 1.7e9))
+    (row,) = build_table([make_record("a")._replace(folder=tmp_path)]).rows
+    assert row["date"] == datetime.fromtimestamp(1.7e9).strftime("%Y-%m-%d %H:%M")
+    (row,) = build_table([make_record("a")]).rows
+    assert row["date"] is None
+
+
+def test_a_huge_loss_is_short():
+    assert display_cell("val/loss", 2.5e13) == "2.5e+13"
+    assert display_cell("val/loss", 9999.5) == "9999.5000"
+
+
+def test_the_csv_of_several_data_sets_has_their_settings():
+    runs = [make_record("a", val_accuracy=0.5), make_record("b", keys={"optimizer.lr": 0.5})]
+    other = [make_record("c", "data=mnist"), make_record("d", "data=mnist", keys={"seed": 1})]
+    sections = build_sections([*runs, *other])
+    tables = [section.listed for section in sections]
+    rows = list(csv.DictReader(to_csv(tables).splitlines()))
+    assert [row["data"] for row in rows] == ["fashion_mnist"] * 2 + ["mnist"] * 2
+    assert [row["optimizer.lr"] for row in rows] == ["0.01", "0.5", "0.01", "0.01"]
+    assert [row["seed"] for row in rows] == ["0", "0", "0", "1"]
+
+
+def test_the_best_runs_keep_the_means_of_all():
+    runs = [
+        make_record(
+            f"{lr}-{seed}", keys={"optimizer.lr": lr, "seed": seed}, val_accuracy=lr + seed / 10
+        )
+        for lr in (0.1, 0.2)
+        for seed in (0, 1)
+    ]
+    (section,) = build_sections(runs, best=1)
+    assert [row["run"] for row in section.listed.rows] == ["0.2-1"]
+    assert len(section.listed.labels) == 1
+    (mean_row,) = section.repeats
+    assert mean_row["val/accuracy mean"] == pytest.approx(0.25)
+    assert len(section.table.rows) == 4

@@ -8,7 +8,7 @@ import yaml
 from tools.faults.run_files import make_config, make_run
 from vggexp.errors import CheckpointError
 from vggexp.runs.directory import write_result
-from vggexp.runs.records import find_runs, load_config, read_run
+from vggexp.runs.records import find_runs, load_config, read_run, without_neighbors
 from vggexp.system.locks import lock_run_dir
 
 
@@ -28,7 +28,16 @@ def test_each_run_is_found_once(tmp_path):
     assert find_runs([tmp_path, second, tmp_path / "deep"]) == [first, second]
 
 
-@pytest.mark.parametrize("state", ["running", "interrupted", "failed", "finished"])
+def test_neighbors_of_runs_are_no_runs(tmp_path):
+    run = write_run(tmp_path / "a")
+    report = tmp_path / "report.html"
+    assert without_neighbors([run, report, tmp_path / "sweeps"]) == [run]
+    assert without_neighbors([report]) == [report]
+    named = write_run(tmp_path / "README.md")
+    assert without_neighbors([run, named]) == [run, named]
+
+
+@pytest.mark.parametrize("state", ["running", "paused", "interrupted", "failed", "finished"])
 def test_a_running_run_without_a_process_is_interrupted(tmp_path, state):
     folder = write_run(tmp_path / "a", state)
     run = read_run(folder)

@@ -3,9 +3,10 @@
 import pytest
 
 from vggexp.config.compose import parse_command
+from vggexp.errors import ConfigError
 from vggexp.plan import plan_costs
 from vggexp.sweep.expand import compose_run
-from vggexp.sweep.filter import filter_values, matches
+from vggexp.sweep.filter import filter_values, matches, names, parse_filter
 
 
 @pytest.fixture(scope="module")
@@ -39,3 +40,14 @@ def test_an_expression_has_the_numbers_of_plan():
 )
 def test_an_expression_is_evaluated(text, expected, config):
     assert matches(text, config) is expected
+
+
+def test_a_quotient_of_a_part_and_a_metric_is_one_name():
+    text = "best/val/accuracy > val/accuracy / 2 and parameters/macs < -optimizer.lr"
+    found = set(names(parse_filter(text, "", "")))
+    assert found == {"best/val/accuracy", "val/accuracy", "parameters", "macs", "optimizer.lr"}
+
+
+def test_a_job_has_no_metric(config):
+    with pytest.raises(ConfigError, match="val/accuracy: unknown; "):
+        matches("val/accuracy > 0.9", config)

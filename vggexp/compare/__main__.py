@@ -7,6 +7,7 @@ from pathlib import Path
 
 from vggexp import cli
 from vggexp.runs import directory
+from vggexp.runs.records import without_neighbors
 from vggexp.runs.sweeps import expand_sweeps
 
 DESCRIPTION = """python -m vggexp.compare RUN RUN... [--different-data] [--json]:
@@ -34,7 +35,8 @@ a warning. If the test images are not the same, McNemar's test is left out.
 
 The folder of a sweep, as outputs/sweeps/NAME, stands for its runs.
 
-A run that may not be read is named on stderr and left out, if two others remain.
+A run that may not be read is named on stderr and left out, if two others remain. The files of a
+report, README.md and the folder `sweeps` are passed over, so `compare outputs/*` works.
 
 Exit codes: 0 if the runs were compared, whatever the result. 2 for fewer than two runs, or if a
 directory does not exist. 4 if a directory is not a run, or the run is not finished or is damaged.
@@ -57,7 +59,8 @@ def _compare(argv: Sequence[str]) -> str:
         help="compare runs of different data too, with a warning",
     )
     arguments = parser.parse_intermixed_args(argv)
-    folders = expand_sweeps(arguments.run, lambda error: cli.warn_left_out(str(error)))
+    given = without_neighbors(arguments.run)
+    folders = expand_sweeps(given, lambda error: cli.warn_left_out(str(error)))
     folders = _leave_out_closed(folders)
     directory.require_run(*folders)
     from vggexp.compare import comparison, render  # import scipy: only after the arguments pass

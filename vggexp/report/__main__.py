@@ -9,20 +9,33 @@ from pathlib import Path
 from vggexp import cli
 from vggexp.errors import ConfigError, DataError, VggexpError
 from vggexp.report.page import render_page
-from vggexp.report.table import build_table, repeat_rows, to_csv, to_markdown
+from vggexp.report.selection import Selection, select_runs
+from vggexp.report.table import Section, build_sections, markdown_text, to_csv, to_markdown
 from vggexp.runs.directory import is_searchable
-from vggexp.runs.records import RunRecord, find_runs, read_run
+from vggexp.runs.records import RunRecord, find_runs, read_run, without_neighbors
 from vggexp.system.files import atomic_write, make_dir, os_error_as_resource_error
 
-DESCRIPTION = """python -m vggexp.report DIR... [--out FOLDER] [--json]:
-shows runs side by side, as Markdown, CSV and one HTML page.
+DESCRIPTION = """python -m vggexp.report DIR... [--where CONDITION] [--best N] [--out FOLDER]
+[--json]: shows runs side by side, as Markdown, CSV and one HTML page.
 
 DIR is a run directory, a folder that holds run directories at any depth, or the folder of a sweep
-(outputs/sweeps/NAME), which stands for its runs. Running, interrupted and failed runs are included.
-A link to a run is followed. Files among the DIRs are passed over, so `outputs/*` works again beside
-an earlier report. What cannot be read is named on stderr and left out. Prints the table and writes
-report.html, report.csv and report.md into FOLDER. FOLDER is by default the first DIR, or the
-current folder if the first DIR is itself a run. The page needs no network and no server.
+(outputs/sweeps/NAME), which stands for its runs. Running, paused, interrupted and failed runs are
+included. A link to a run is followed. Files among the DIRs are
+passed over, so `outputs/*` works again beside an earlier report. What cannot be read is named on
+stderr and left out.
+
+Runs of different data have tables of their own. The data is the same if the recorded SHA-256s of
+the training and test files are.
+
+--where has the grammar of sweep.where: 'val/accuracy > 0.9 and parameters < 30e6'. Metrics of
+metrics.jsonl and result.json, state, network, run, parameters, macs, weight_layers and every key
+may stand. A condition on a value that a run does not have is not satisfied.
+
+--best lists the N best runs of each data set. Means over seeds and heat maps are of all runs.
+
+Prints the tables and writes report.html, report.csv and report.md into FOLDER. FOLDER is by default
+the first DIR, or the current folder if the first DIR is itself a run. The page needs no network and
+no server.
 """
 
 NO_RUN = "holds no run (a run is a folder with config.yaml and result.json)"
@@ -37,55 +50,86 @@ def _report(argv: Sequence[str]) -> str:
     parser.add_argument(
         "folders", type=Path, nargs="+", metavar="DIR", help="a run directory, or a folder of them"
     )
+    parser.add_argument("--where", metavar="CONDITION", help="only the runs that satisfy it")
+    parser.add_argument("--best", metavar="N", help="only the N best runs of each data set")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="folder of the three files")
     arguments = parser.parse_intermixed_args(argv)
-    return write_report(arguments.folders, arguments.out, arguments.json)
+    best = None if arguments.best is None else _parse_count(arguments.best)
+    folders = _existing_folders(arguments.folders)
+    runs = read_runs(folders)
+    selection = Selection(folders, len(runs), arguments.where, best)
+    if arguments.where is not None:
+        runs = select_runs(runs, arguments.where)
+    sections = build_sections(runs, best)
+    target = arguments.out or _default_target(folders[0])
+    return write_report(sections, selection, target, arguments.json)
 
 
-def write_report(folders: Sequence[Path], out: Path | None, as_json: bool) -> str:
+def _parse_count(text: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ConfigError(f"--best {text}: not a whole number from 1")
+    return int(text)
+
+
+def _existing_folders(paths: Sequence[Path]) -> list[Path]:
+    """Returns the folders that may hold runs. Raises ConfigError if a path does not exist."""
+    missing = []
+    for path in paths:
+        if not os.path.lexists(path) and is_searchable(path):
+            missing.append(f"{path}: no such directory")
+    if missing:
+        raise ConfigError(*missing)
+    folders = [path for path in paths if not os.path.isfile(path)]
+    if not folders:
+        raise ConfigError("DIR: only files are given, and a run is a folder; see --help")
+    return list(without_neighbors(folders))
+
+
+def write_report(
+    sections: Sequence[Section], selection: Selection, target: Path, as_json: bool
+) -> str:
     """Writes the three files and returns what the command prints.
 
     Args:
-        folders: Run directories, or folders that hold them at any depth.
-        out: Folder of the files; None for the default.
-        as_json: Return one JSON object instead of the table.
+        target: The folder of the files.
+        as_json: Return one JSON object instead of the tables.
 
     Raises:
-        ConfigError: A folder does not exist, or `out` is a file.
-        DataError: There is no run.
-        CheckpointError, ResourceError: No run can be read; the reason of the first one.
+        ConfigError: `target` is a file.
         ResourceError: A file cannot be written.
     """
-    missing = []
-    for folder in folders:
-        if not os.path.lexists(folder) and is_searchable(folder):
-            missing.append(f"{folder}: no such directory")
-    if missing:
-        raise ConfigError(*missing)
-    folders = [folder for folder in folders if not os.path.isfile(folder)]
-    if not folders:
-        raise ConfigError("DIR: only files are given, and a run is a folder; see --help")
-    runs = read_runs(folders)
-    table = build_table(runs)
-    groups = repeat_rows(table)
-    lines = to_markdown(table.columns, table.rows)
-    if groups:
-        lines += ["", *to_markdown(list(groups[0]), groups)]
-    target = out or _default_target(folders[0])
+    lines = _to_markdown(sections)
     files = {
-        "report.html": render_page(table, groups, folders),
-        "report.csv": to_csv(table.columns, table.rows),
+        "report.html": render_page(sections, selection),
+        "report.csv": to_csv([section.listed for section in sections]),
         "report.md": "\n".join(lines) + "\n",
     }
     _write(target, files)
     paths = [target / name for name in files]
     if as_json:
-        result = {"runs": table.rows, "repeats": groups, "files": list(map(str, paths))}
+        runs = [row for section in sections for row in section.listed.rows]
+        repeats = []
+        for section in sections:
+            repeats += [{"data": section.listed.data, **row} for row in section.repeats]
+        result = {"runs": runs, "repeats": repeats, "files": list(map(str, paths))}
         return json.dumps(result, default=str)
     lines.append("")
     for path in paths:
         lines.append(f"{path.suffix[1:]:<5} {path}")
     return "\n".join(lines)
+
+
+def _to_markdown(sections: Sequence[Section]) -> list[str]:
+    """Returns the tables. Each has a heading if there are several data sets."""
+    lines = []
+    for section in sections:
+        table = section.listed
+        if len(sections) > 1:
+            lines += [f"## {markdown_text(table.data)}", ""]
+        lines += [*to_markdown(table.columns, table.rows), ""]
+        if section.repeats:
+            lines += [*to_markdown(list(section.repeats[0]), section.repeats), ""]
+    return lines[:-1]
 
 
 def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
@@ -102,8 +146,9 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
             runs.append(read_run(folder))
         except VggexpError as error:
             problems.append(error)
+    named = {str(problem).partition(": ")[0] for problem in problems}
     for folder in folders:
-        if is_searchable(folder) and not find_runs([folder]):
+        if str(folder) not in named and is_searchable(folder) and not find_runs([folder]):
             problems.append(DataError(f"{folder}: {NO_RUN}"))
     if not runs:
         unreadable = [error for error in problems if not isinstance(error, DataError)]

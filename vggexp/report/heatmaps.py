@@ -4,11 +4,12 @@ import re
 from collections.abc import Sequence
 from html import escape
 from math import inf
+from statistics import quantiles
 
 import numpy as np
 
 from vggexp.formatting import format_value
-from vggexp.report.table import Table
+from vggexp.report.table import Table, repeat_rows
 from vggexp.runs.confusion import Confusions
 from vggexp.runs.repeats import Row
 
@@ -16,18 +17,19 @@ MAX_AXIS_VALUES = 24  # a setting with more values is no axis of a heat map
 # From this strength on, white text is easier to read than black. Both have a contrast of 4.5 here.
 WHITE_TEXT_STRENGTH = 0.82
 MIN_STRENGTH = 0.06  # a cell with a value differs from an empty one
+# A score further below the first quartile than FENCE times the distance of the quartiles is an
+# outlier, if there are MIN_SCORES.
+FENCE = 3
+MIN_SCORES = 4
 MAX_HEADER_CHARS = 120  # in total; longer column names are written upright
 
 Cell = tuple[str, str]  # value of the setting down, value of the setting across
 
 
-def heat_map(table: Table, groups: Sequence[Row]) -> str:
+def heat_map(table: Table) -> str:
     """Returns a section with the best score for each pair of values of two settings.
 
     A cell has the best mean over seeds or, without repeats, the best run.
-
-    Args:
-        groups: Means over seeds; empty if no run has a repeat.
 
     Returns:
         HTML; empty if fewer than two settings vary.
@@ -36,12 +38,36 @@ def heat_map(table: Table, groups: Sequence[Row]) -> str:
     if keys is None:
         return ""
     down, across = keys
+    groups = repeat_rows(table)
+    best = _best_scores(table, groups, down, across)
+    scores = [score for score in best.values() if score is not None]
+    low = _lowest_color(scores)
     note = f"{table.score} of the best finished run in each cell."
     if groups:
         note = f"Best mean {table.score} over the seeds of finished runs in each cell."
-    grid = _score_grid(down, across, _best_scores(table, groups, down, across))
+    if None in best.values():
+        note += " ✕: none finished."
+    if scores and low > min(scores):
+        note += f" ▾: below {low:.4f}, where the colors begin."
     title = f"{escape(down)} against {escape(across)}"
-    return f"<section><h2>{title}</h2><p>{note} ✕: none finished.</p>{grid}</section>"
+    grid = _score_grid(down, across, best, low)
+    return f"<section><h3>{title}</h3><p>{note}</p>{grid}</section>"
+
+
+def _lowest_color(scores: Sequence[float]) -> float:
+    """Returns the score at which the colors begin.
+
+    This is the lowest score, unless a few networks that learned nothing would leave the others
+    without a difference in color. Then it is the lowest of the others.
+    """
+    if len(scores) < MIN_SCORES:
+        return min(scores, default=0)
+    first, _, third = quantiles(scores, n=4, method="inclusive")
+    inside = [score for score in scores if score >= first - FENCE * (third - first)]
+    span = max(scores) - min(scores)
+    if max(inside) - min(inside) > span / 2:
+        return min(scores)
+    return min(inside)
 
 
 def _best_scores(
@@ -100,11 +126,10 @@ def natural_sort_key(text: str) -> tuple[tuple[float, str], ...]:
     return tuple(parts)
 
 
-def _score_grid(down: str, across: str, best: dict[Cell, float | None]) -> str:
+def _score_grid(down: str, across: str, best: dict[Cell, float | None], low: float) -> str:
     rows = sorted({cell[0] for cell in best}, key=natural_sort_key)
     columns = sorted({cell[1] for cell in best}, key=natural_sort_key)
     scores = [score for score in best.values() if score is not None]
-    low = min(scores, default=0)
     span = max(scores, default=0) - low or 1
 
     def cell_html(cell: Cell) -> str:
@@ -113,6 +138,8 @@ def _score_grid(down: str, across: str, best: dict[Cell, float | None]) -> str:
         score = best[cell]
         if score is None:
             return "<td>✕</td>"
+        if score < low:
+            return _shaded_cell(0, f"{score:.4f} ▾")
         return _shaded_cell((score - low) / span, f"{score:.4f}")
 
     cells = [[cell_html((row, column)) for column in columns] for row in rows]
@@ -154,7 +181,9 @@ def _grid(
     for name, row in zip(rows, cells, strict=True):
         body += f'<tr><th scope="row">{escape(name)}</th>{"".join(row)}</tr>'
     table = f"<thead{css_class}><tr>{header}</tr></thead><tbody>{body}</tbody>"
-    return f'<div class="box fit"><table class="grid">{table}</table></div>'
+    return (
+        f'<div class="box fit"><div class="scroll"><table class="grid">{table}</table></div></div>'
+    )
 
 
 def confusion_grid(confusions: Confusions, names: Sequence[str]) -> str:

@@ -37,14 +37,14 @@ def best_run_section(table: Table) -> str:
         content = _confusions(stored, names) + _mistakes(stored, names, run.folder)
     name = escape(table.rows[0]["run"])
     text = f"<p><code>{name}</code>: {escape(note)}</p>"
-    return f"<section><h2>The best run</h2>{text}{content}</section>"
+    return f"<section><h3>The best run</h3>{text}{content}</section>"
 
 
 def _confusions(stored: Predictions, names: Sequence[str]) -> str:
     """Returns the confusion matrix, or a table of the most frequent mistakes of many classes."""
     confusions = count_confusions(stored.labels, stored.predicted, len(names))
     if len(names) <= MAX_MATRIX_CLASSES:
-        return f"<h3>Confusion</h3>{confusion_grid(confusions, names)}"
+        return f"<h4>Confusion</h4>{confusion_grid(confusions, names)}"
     rows = [
         {
             "true class": names[pair.label],
@@ -56,7 +56,7 @@ def _confusions(stored: Predictions, names: Sequence[str]) -> str:
     if not rows:
         return ""
     note = f"The most frequent mistakes of {len(names):,} classes."
-    return f"<h3>Confusion</h3><p>{note}</p>{html_table(rows)}"
+    return f"<h4>Confusion</h4><p>{note}</p>{html_table(rows)}"
 
 
 def _mistakes(stored: Predictions, names: Sequence[str], folder: Path) -> str:
@@ -81,7 +81,7 @@ def _mistakes(stored: Predictions, names: Sequence[str], folder: Path) -> str:
         image = f'<img src="{url}" alt="the worst mistakes">'
     note = "The wrong predictions of the highest probability. Images are counted from 0."
     pair = f'<div class="pair">{html_table(rows)}{image}</div>'
-    return f"<h3>Worst mistakes</h3><p>{note}</p>{pair}"
+    return f"<h4>Worst mistakes</h4><p>{note}</p>{pair}"
 
 
 def class_names(

@@ -9,15 +9,18 @@ import json
 import re
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 from html import escape
 from pathlib import Path
 from typing import Any
 
 from vggexp import __version__
-from vggexp.formatting import duration
+from vggexp.formatting import duration, format_value, plural
 from vggexp.report import mistakes, sections
 from vggexp.report.heatmaps import heat_map
-from vggexp.report.table import Table
+from vggexp.report.run_details import run_details, split_shared
+from vggexp.report.selection import Selection
+from vggexp.report.table import Section, Table
 from vggexp.runs.repeats import Row
 
 ASSETS = Path(__file__).parent
@@ -27,28 +30,26 @@ RANKING_NOTES = {
     "so the score of the best run is too good.",
 }
 MAX_CURVE_POINTS = 200  # longer curves are thinned
+MAX_COLOR_GROUPS = 6  # values of the setting that colors the points of the costs
 
 
-def render_page(table: Table, groups: Sequence[Row], sources: Sequence[Path]) -> str:
-    """Returns the page.
-
-    Args:
-        groups: Means over seeds; empty if no run has a repeat.
-        sources: The folders given to the command.
-    """
-    script = (ASSETS / "page.js").read_text("utf-8")
-    count = len(table.runs)
+def render_page(data_sections: Sequence[Section], selection: Selection) -> str:
+    """Returns the page."""
+    script = "".join((ASSETS / name).read_text("utf-8") for name in ("charts.js", "page.js"))
+    runs = [run for section in data_sections for run in section.listed.runs]
+    count = sum(len(section.table.runs) for section in data_sections)
+    contents = []
+    first = 0
+    for index, section in enumerate(data_sections):
+        contents.append(_data_section(section, index, first))
+        first += len(section.listed.runs)
     parts = {
-        "title": "1 run" if count == 1 else f"{count:,} runs",
-        "sources": ", ".join(escape(str(path)) for path in sources),
-        "tiles": _tiles(table),
-        "ranking": RANKING_NOTES[table.score],
-        "runs": sections.runs_section(table),
-        "repeats": sections.repeats_section(groups),
-        "heat": heat_map(table, groups),
-        "best": mistakes.best_run_section(table),
-        "environment": sections.environment_section(table.runs),
-        "data": _script_json(_chart_data(table)),
+        "title": plural(count, "run") if count < 1000 else f"{count:,} runs",
+        "subtitle": _subtitle(data_sections, selection),
+        "navigation": _navigation(data_sections),
+        "sections": "".join(contents),
+        "environment": sections.environment_section(runs),
+        "data": _script_json(_script_data(data_sections)),
         "script": script,
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "style": (ASSETS / "page.css").read_text("utf-8"),
@@ -58,6 +59,74 @@ def render_page(table: Table, groups: Sequence[Row], sources: Sequence[Path]) ->
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
 
 
+def _subtitle(data_sections: Sequence[Section], selection: Selection) -> str:
+    """Returns the folders, the selection and the date."""
+    words = ["in " + ", ".join(escape(str(path)) for path in selection.folders)]
+    if selection.where is not None:
+        condition = f"<code>{escape(selection.where)}</code>"
+        words.append(f"those of {plural(selection.found, 'run')} with {condition}")
+    if selection.best is not None:
+        words.append(f"the best {selection.best} of each data set are listed")
+    now = datetime.now().astimezone()
+    words.append(f"<time>{now:%Y-%m-%d %H:%M %Z}</time>")
+    return " · ".join(words)
+
+
+def _navigation(data_sections: Sequence[Section]) -> str:
+    """Returns links to the data sets; empty if there is only one."""
+    if len(data_sections) == 1:
+        return ""
+    items = ""
+    for index, section in enumerate(data_sections):
+        name = escape(section.table.data)
+        count = plural(len(section.table.runs), "run")
+        items += f'<li><a href="#data-{index}">{name}</a> {count}</li>'
+    return (
+        f"<nav><p>{len(data_sections)} data sets. Scores on different images do not compare, "
+        f"so each has a table of its own.</p><ul>{items}</ul></nav>"
+    )
+
+
+def _data_section(section: Section, index: int, first: int) -> str:
+    """Returns all that the page shows of one data set.
+
+    Args:
+        first: Index of the first listed run among the runs of the page.
+    """
+    table = section.listed
+    parts = {
+        "id": f"data-{index}",
+        "index": str(index),
+        "name": escape(table.data),
+        "tiles": _tiles(section.table),
+        "ranking": _ranking_note(section),
+        "runs": sections.runs_section(table, first),
+        "repeats": sections.repeats_section(section),
+        "heat": heat_map(section.table),
+        "best": mistakes.best_run_section(table),
+    }
+    template = (ASSETS / "data_section.html").read_text("utf-8")
+    return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
+
+
+def _ranking_note(section: Section) -> str:
+    table = section.table
+    note = RANKING_NOTES[table.score]
+    if table.score == "val/accuracy" and table.val_images:
+        fewest = table.val_images[0]
+        if len(table.val_images) == 1:
+            note += f" Of {fewest:,} validation images, one is {1 / fewest:.4f} of the accuracy."
+        else:
+            note += (
+                f" The runs have {fewest:,} to {table.val_images[-1]:,} validation images; "
+                f"of {fewest:,}, one is {1 / fewest:.4f} of the accuracy."
+            )
+    hidden = len(table.rows) - len(section.listed.rows)
+    if hidden:
+        note += f" {plural(hidden, 'run')} of lower rank left out."
+    return note
+
+
 def _script_json(value: Any) -> str:
     """Returns JSON for a script element: no text in it can end the element or open a comment."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
@@ -65,7 +134,7 @@ def _script_json(value: Any) -> str:
 
 
 def _tiles(table: Table) -> str:
-    """Returns the numbers at the top of the page."""
+    """Returns the numbers at the top of a data set."""
     states = Counter(row["state"] for row in table.rows)
     finished = states.pop("finished", 0)
     tiles = []
@@ -74,7 +143,7 @@ def _tiles(table: Table) -> str:
         for metric in ("val/accuracy", "test/accuracy"):
             if best[metric] is not None:
                 name = f"{metric} of the best run"
-                tiles.append(_tile(name, f"{best[metric]:.4f}", table.run_label(best)))
+                tiles.append(_tile(name, f"{best[metric]:.4f}", table.labels[0]))
     others = ", ".join(f"{count} {state}" for state, count in states.items())
     tiles.append(_tile("finished", f"{finished:,} of {len(table.rows):,}", others or "all of them"))
     seconds = sum(row["seconds"] or 0 for row in table.rows)
@@ -86,22 +155,60 @@ def _tile(name: str, value: str, note: str) -> str:
     return f"<div><dt>{name}</dt><dd>{value}</dd><dd>{escape(note)}</dd></div>"
 
 
-def _chart_data(table: Table) -> dict[str, Any]:
-    """Returns what the script draws: the curves of every run, and a point for each finished run."""
+def _script_data(data_sections: Sequence[Section]) -> dict[str, Any]:
+    """Returns what the script draws and shows: all runs of the page, and which belong together."""
+    runs: list[dict[str, Any]] = []
+    charts = []
+    for section in data_sections:
+        table = section.listed
+        details = run_details(table)
+        chart = {
+            "runs": [len(runs), len(runs) + len(details)],
+            "keys": _curve_keys(table),
+            "score": table.score,
+            "varying": table.settings,
+            "groups": _color_key(table),
+        }
+        for part in ("settings", "environment"):  # what all runs of the data set share stands once
+            chart[part], remainders = split_shared([run[part] for run in details])
+            for run, own in zip(details, remainders, strict=True):
+                run[part] = own
+        for run, points in zip(details, _points(table), strict=True):
+            runs.append(run | points)
+        charts.append(chart)
+    return {"sections": charts, "runs": runs}
+
+
+def _curve_keys(table: Table) -> list[str]:
     held_out, _, _ = table.score.partition("/")
-    keys = [f"{held_out}/accuracy", "train/accuracy", f"{held_out}/loss", "train/loss"]
-    runs = []
+    return [f"{held_out}/accuracy", "train/accuracy", f"{held_out}/loss", "train/loss"]
+
+
+def _color_key(table: Table) -> str | None:
+    """Returns the setting whose values have colors; None if no setting has a few values."""
+    for key in table.settings:
+        count = len({format_value(row[key]) for row in table.rows})
+        if key != "seed" and count <= MAX_COLOR_GROUPS:
+            return key
+    return None
+
+
+def _points(table: Table) -> list[dict[str, Any]]:
+    """Returns of each run its curves, and its point in the charts of the costs if it finished."""
+    keys = _curve_keys(table)
+    color_key = _color_key(table)
+    points = []
     for row, run in zip(table.rows, table.runs, strict=True):
-        runs.append(
+        points.append(
             {
-                "name": table.run_label(row),
                 "score": row[table.score] if row["state"] == "finished" else None,
                 "seconds": row["seconds"],
                 "parameters": row["parameters"],
+                "group": format_value(row[color_key]) if color_key else "",
                 "curves": _curves(run.rows, keys),
             }
         )
-    return {"keys": keys, "score": table.score, "runs": runs}
+    return points
 
 
 def _curves(rows: Sequence[Row], keys: Sequence[str]) -> list[list[float | None]]:

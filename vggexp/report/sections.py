@@ -8,7 +8,7 @@ from typing import Any
 
 from vggexp.config.keys import flatten
 from vggexp.formatting import format_value, plural
-from vggexp.report.table import Table, csv_cell, display_cell
+from vggexp.report.table import MAX_LEADING_SETTINGS, Section, Table, csv_cell, display_cell
 from vggexp.runs.environment import WORKING_DIRECTORY
 from vggexp.runs.records import RunRecord
 from vggexp.runs.repeats import Row
@@ -30,22 +30,43 @@ MAX_OTHER_VALUES = 5  # values of other runs that the environment lists for a ke
 UNRECORDED = "-"
 
 
-def runs_section(table: Table) -> str:
+def runs_section(table: Table, first: int) -> str:
     """Returns the content of the table of runs.
 
     A row has the index of its run, and a cell has the exact value of the CSV file.
+
+    Args:
+        first: Index of the first run of the table among the runs of the page.
     """
-    header = "<th></th>"
-    for name in table.columns:
+    header = ""
+    for name in table.page_columns:
         attribute = _class_attribute(name)
         header += f'<th{attribute} scope="col"><button>{escape(name)}</button></th>'
     body = ""
-    for index, (row, run) in enumerate(zip(table.rows, table.runs, strict=True)):
-        disabled = "" if run.rows else " disabled"
-        label = f"curves of {escape(row['run'])}"
-        checkbox = f'<td><input type="checkbox" aria-label="{label}"{disabled}></td>'
-        body += f'<tr data-run="{index}">{checkbox}{_cells(table.columns, row)}</tr>'
+    for index, (row, run, label) in enumerate(
+        zip(table.rows, table.runs, table.labels, strict=True), first
+    ):
+        cell = _run_cell(row, label, has_curves=bool(run.rows))
+        body += f'<tr data-run="{index}">{cell}{_cells(table.page_columns[1:], row)}</tr>'
     return f"<thead><tr>{header}</tr></thead><tbody>{body}</tbody>"
+
+
+def _run_cell(row: Row, label: str, has_curves: bool) -> str:
+    """Returns the header of a row: the run, whether its curves are drawn, and what it lacks."""
+    name = escape(row["run"])
+    disabled = "" if has_curves else " disabled"
+    checkbox = f'<input type="checkbox" aria-label="curves of {name}"{disabled}>'
+    state = ""
+    if row["state"] != "finished":
+        state = f" {_state(row['state'])}"
+    button = f'<button title="{name}">{escape(label)}</button>'
+    content = f"<div>{checkbox}<span>{button}{state}</span></div>"
+    return f'<th class="run" scope="row" data-value="{name}">{content}</th>'
+
+
+def _state(state: str) -> str:
+    css_class = re.sub("[^a-z]", "-", state)
+    return f'<span class="state {css_class}">{escape(state)}</span>'
 
 
 def _cells(columns: Sequence[str], row: Mapping[str, Any]) -> str:
@@ -57,8 +78,7 @@ def _cell(column: str, value: Any) -> str:
     text = escape(display_cell(column, value))
     data = "" if exact == text else f' data-value="{exact}"'
     if column == "state":
-        css_class = re.sub("[^a-z]", "-", exact)
-        text = f'<span class="state {css_class}">{text}</span>'
+        text = _state(str(value))
     return f"<td{_class_attribute(column)}{data}>{text}</td>"
 
 
@@ -79,19 +99,37 @@ def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
         header += f'<th{_class_attribute(column)} scope="col">{escape(column)}</th>'
     body = "".join(f"<tr>{_cells(columns, row)}</tr>" for row in rows)
     table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
-    return f'<div class="box tall fit">{table}</div>'
+    return f'<div class="box fit"><div class="scroll tall">{table}</div></div>'
 
 
-def repeats_section(groups: Sequence[Row]) -> str:
-    """Returns the means over seeds as HTML; empty without groups."""
-    if not groups:
+def repeats_section(section: Section) -> str:
+    """Returns the means over seeds as HTML; empty if no run has a repeat."""
+    if not section.repeats:
         return ""
     note = (
         "Runs that differ only in the seed: "
-        "mean and sample standard deviation over the seeds of the finished runs. "
+        "mean ± sample standard deviation over the seeds of the finished runs. "
         "Each seed counts once; further runs of a seed are copies."
     )
-    return f"<section><h2>Repeats</h2><p>{note}</p>{html_table(groups)}</section>"
+    settings = [key for key in section.table.settings if key != "seed"]
+    leading = len(settings) if len(settings) <= MAX_LEADING_SETTINGS else 1
+    counts = [key for key in section.repeats[0] if key in ("runs", "copies", "not finished")]
+    rows = []
+    for means in section.repeats:
+        row = {key: means[key] for key in settings[:leading]}
+        for metric in ("val/accuracy", "test/accuracy"):
+            row[metric] = _mean_and_std(means, metric)
+        row |= {key: means[key] for key in [*settings[leading:], *counts]}
+        rows.append(row)
+    return f"<section><h3>Repeats</h3><p>{note}</p>{html_table(rows)}</section>"
+
+
+def _mean_and_std(means: Row, metric: str) -> str | None:
+    mean = means[f"{metric} mean"]
+    std = means[f"{metric} deviation"]
+    if mean is None:
+        return None
+    return f"{mean:.4f}" if std is None else f"{mean:.4f} ± {std:.4f}"
 
 
 def environment_section(runs: Sequence[RunRecord]) -> str:

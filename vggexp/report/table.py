@@ -1,28 +1,30 @@
-"""Tabulates runs: ranked, with the settings that differ, and with the means over seeds."""
+"""Tabulates runs of the same data: ranked, with the settings that differ, and means over seeds."""
 
+import contextlib
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 
-from vggexp.config.derived import layers
-from vggexp.config.keys import unflatten
-from vggexp.config.parse import parse_config
-from vggexp.config.run_id import NON_IDENTITY_KEYS, network_name
-from vggexp.config.schema import Config, ImageFolder
-from vggexp.errors import VggexpError
+from vggexp.config.run_id import NON_IDENTITY_KEYS
 from vggexp.formatting import HASH_CHARS, csv_table, format_value, markdown_table, shorten
-from vggexp.models import shapes
+from vggexp.report.data_sets import group_by_data
+from vggexp.report.networks import NetworkSummary, summarize_networks
+from vggexp.runs.directory import RESULT
 from vggexp.runs.records import RunRecord
 from vggexp.runs.repeats import Row, mean_rows, rank_key
 
 STATE_ORDER = (  # order of the rows; failed runs and unknown states come last
     "finished",
+    "paused",
     "running",
     "interrupted",
     "not started",
 )
-MEASURED = ("val/accuracy", "val/loss", "test/accuracy", "epochs", "seconds", "parameters")
+SCORES = ("val/accuracy", "val/loss", "test/accuracy")
+MEASURED = (*SCORES, "epochs", "seconds", "parameters", "date")
+MAX_LEADING_SETTINGS = 4  # more settings stand behind the scores, which a reader looks for first
 NETWORK_NAME_KEYS = (  # keys that the name of a network expresses
     "arch.name",
     "arch.blocks",
@@ -30,12 +32,14 @@ NETWORK_NAME_KEYS = (  # keys that the name of a network expresses
     "arch.width",
 )
 RESERVED_COLUMNS = {  # columns that no key of a configuration may take
+    "data",
     "run",
     "state",
     "network",
     "error",
     *MEASURED,
 }
+HASH = re.compile("[0-9a-f]{8}")  # in the name of a run
 FORMATS = {  # format specification of each rounded column
     "val/accuracy": ".4f",
     "val/loss": ".4f",
@@ -47,73 +51,96 @@ FORMATS = {  # format specification of each rounded column
     "test/accuracy mean": ".4f",
     "test/accuracy deviation": ".4f",
 }
+HUGE_LOSS = 1e4  # a loss from here on has four digits in all: 2.441e+13
 MAX_CELL_CHARS = 80  # of a Markdown cell
-
-
-class NetworkSummary(NamedTuple):
-    name: str
-    parameters: int | None
 
 
 class Table(NamedTuple):
     """Runs, best first. rows[i] belongs to runs[i] and has a value or None for each column."""
 
+    data: str  # the name of the data set
     runs: list[RunRecord]
     rows: list[Row]
+    labels: list[str]  # short names, unique in the table
     settings: list[str]  # the columns of the configuration: the keys with more than one value
     score: str  # the column that ranks
+    val_images: list[int]  # the different numbers of validation images, as far as they are known
 
     @property
     def columns(self) -> list[str]:
         """Returns the columns of the files, in order."""
-        columns = [*self.settings, *MEASURED, "state"]
-        if any(row["error"] for row in self.rows):
-            columns.append("error")
-        return [*columns, "run"]
+        return _columns(self.settings, self.rows)
 
-    def run_label(self, row: Row) -> str:
-        """Returns what distinguishes this run: `network=vgg11 optimizer.lr=0.01`.
+    @property
+    def page_columns(self) -> list[str]:
+        """Returns the columns of the page: a narrow screen shows the run and its score."""
+        columns = sorted(SCORES, key=lambda column: column != self.score)
+        columns.remove("val/loss")
+        rest = [column for column in self.columns if column not in ("run", *columns)]
+        return ["run", *columns, *rest]
 
-        The label of a single run is its name.
-        """
-        words = [f"{key}={format_value(row[key])}" for key in self.settings]
-        return " ".join(words) or str(row["run"])
+    def first(self, count: int | None) -> "Table":
+        """Returns the table of the best runs; of all runs for None."""
+        return self._replace(
+            runs=self.runs[:count], rows=self.rows[:count], labels=self.labels[:count]
+        )
 
 
-def build_table(runs: Sequence[RunRecord]) -> Table:
-    """Ranks the runs by the val/accuracy of the tested weights.
+def _columns(settings: Sequence[str], rows: Sequence[Row]) -> list[str]:
+    columns = [*settings, *MEASURED]
+    if len(settings) > MAX_LEADING_SETTINGS:
+        columns = [*SCORES, *settings, *MEASURED[len(SCORES) :]]
+    columns.append("state")
+    if any(row["error"] for row in rows):
+        columns.append("error")
+    return [*columns, "run"]
+
+
+def build_table(runs: Sequence[RunRecord], data: str = "") -> Table:
+    """Ranks runs of the same data by the val/accuracy of the tested weights.
 
     If no run has validation images, the runs are ranked by test/accuracy.
     """
-    configs = _identity_configs(runs)
+    networks = summarize_networks(runs)
+    configs = [_identity_config(run, network) for run, network in zip(runs, networks, strict=True)]
     settings = varying_keys(configs)
+    names = _unique_names(runs)
     rows = []
-    for run, name, config in zip(runs, _unique_names(runs), configs, strict=True):
+    for run, name, network, config in zip(runs, names, networks, configs, strict=True):
         rows.append(
             {
+                "data": data,
                 "run": name,
                 "state": run.state,
+                "network": network.name,
                 **{key: config.get(key) for key in settings},
-                **_metrics(run, config["parameters"]),
+                **_measured(run, network),
             }
         )
     score = "test/accuracy"
     if any(row["val/accuracy"] is not None for row in rows):
         score = "val/accuracy"
     order = sorted(range(len(rows)), key=lambda index: _rank(rows[index], score))
+    labels = short_names(names)
     return Table(
+        data=data,
         runs=[runs[index] for index in order],
         rows=[rows[index] for index in order],
+        labels=[labels[index] for index in order],
         settings=settings,
         score=score,
+        val_images=sorted({network.val_images for network in networks if network.val_images}),
     )
 
 
-def _rank(row: Row, score: str) -> tuple[int, bool, float]:
+def _rank(row: Row, score: str) -> tuple[int, int, bool, float]:
+    """Returns a key for `sorted`; a run that is paused at a later epoch comes first."""
     state_rank = len(STATE_ORDER)
     if row["state"] in STATE_ORDER:
         state_rank = STATE_ORDER.index(row["state"])
-    return state_rank, *rank_key(row[score], score)
+    epochs = row["epochs"] or 0
+    paused_rank = -epochs if row["state"] == "paused" else 0
+    return state_rank, paused_rank, *rank_key(row[score], score)
 
 
 def _unique_names(runs: Sequence[RunRecord]) -> list[str]:
@@ -122,51 +149,41 @@ def _unique_names(runs: Sequence[RunRecord]) -> list[str]:
     return [str(run.folder) if counts[run.name] > 1 else run.name for run in runs]
 
 
-def _identity_configs(runs: Sequence[RunRecord]) -> list[Row]:
-    """Returns for each run `network`, `parameters`, and the keys that define the run."""
-    # Many runs have the same network, and parsing a configuration takes a millisecond.
-    networks: dict[str, NetworkSummary] = {}
-    configs = []
-    for run in runs:
-        network_keys = {}
-        identity = {}
-        for key, value in run.config.items():
-            if key.startswith(("arch.", "data.")):
-                network_keys[key] = value
-            if key not in RESERVED_COLUMNS and not key.startswith(NON_IDENTITY_KEYS):
-                identity[key] = value
-        cache_key = format_value(network_keys)
-        network = networks.get(cache_key)
-        if network is None or network.parameters is None:
-            network = networks[cache_key] = _summarize_network(run.config)
-        configs.append({"network": network.name, "parameters": network.parameters, **identity})
-    return configs
+def short_names(names: Sequence[str]) -> list[str]:
+    """Returns the names without the parts that all of them share, and without hashes if possible.
 
-
-def _summarize_network(flat_config: Mapping[str, Any]) -> NetworkSummary:
-    """Returns the name and the parameters of the network.
-
-    A configuration of another version may fail to parse. The name is then `arch.blocks` or
-    `arch.name` as typed.
+    Of `vgg11-mnist-32px-lr0.1-0a1b2c3d` and `vgg16-mnist-32px-lr0.1-4e5f6a7b`, vgg11 and vgg16 are
+    left. A name without a hash was given by run.name, and stays as it is.
     """
-    try:
-        config, _ = parse_config(unflatten(flat_config))
-        if config is not None:
-            return _summarize_parsed_network(config)
-    except (VggexpError, ValueError, TypeError, AttributeError, LookupError, OverflowError):
-        pass
-    name = format_value(flat_config.get("arch.blocks") or flat_config.get("arch.name"))
-    return NetworkSummary(name, None)
+    parts = {}
+    for name in names:
+        words = re.split(r"(?<!\de)-", name)  # no part ends inside 1e-05
+        if any(map(HASH.fullmatch, words)):
+            parts[name] = words
+    shared: set[str] = set()
+    if len(parts) > 1:
+        shared = set.intersection(*map(set, parts.values()))
+    with_hash = {}
+    without_hash = {}
+    for name, words in parts.items():
+        own = [word for word in words if word not in shared]
+        readable = [word for word in own if not HASH.fullmatch(word)]
+        with_hash[name] = "-".join(own if readable else [words[0], *own])
+        without_hash[name] = "-".join(readable)
+    for short in (without_hash, with_hash):
+        labels = [short.get(name, name) for name in names]
+        if all(labels) and len(set(labels)) == len(labels):
+            return labels
+    return list(names)
 
 
-def _summarize_parsed_network(config: Config) -> NetworkSummary:
-    data = config.data
-    if isinstance(data, ImageFolder) and data.classes is None:
-        # The number of classes is unknown here: the folder may be on another machine. The name
-        # does not depend on that number.
-        config = replace(config, data=replace(data, classes=1))
-        return NetworkSummary(network_name(config), None)
-    return NetworkSummary(network_name(config), shapes.parameters(layers(config)))
+def _identity_config(run: RunRecord, network: NetworkSummary) -> Row:
+    """Returns the keys that define the run, and its network."""
+    config: Row = {"network": network.name}
+    for key, value in run.config.items():
+        if key not in RESERVED_COLUMNS and not key.startswith(NON_IDENTITY_KEYS):
+            config[key] = value
+    return config
 
 
 def varying_keys(configs: Sequence[Row]) -> list[str]:
@@ -177,7 +194,6 @@ def varying_keys(configs: Sequence[Row]) -> list[str]:
     keys = dict.fromkeys(["network", "optimizer.lr"])
     for config in configs:
         keys.update(dict.fromkeys(config))
-    keys.pop("parameters", None)
     keys.pop("seed", None)
     networks = [config["network"] for config in configs]
     varying = []
@@ -197,15 +213,18 @@ def _determines(names: Sequence[str], values: Sequence[str]) -> bool:
     return different_names > 1 and different_names == different_pairs
 
 
-def _metrics(run: RunRecord, parameters: int | None) -> Row:
-    """Returns the measured columns.
-
-    Metrics belong to the tested weights. Those of an unfinished run belong to its last epoch.
-    """
+def run_metrics(run: RunRecord) -> Row:
+    """Returns the metrics of the tested weights; those of an unfinished run's last epoch."""
     values = dict(run.rows[-1]) if run.rows else {}
     for key, value in run.result.items():
         if value is not None:
             values[key] = value
+    return values
+
+
+def _measured(run: RunRecord, network: NetworkSummary) -> Row:
+    """Returns the measured columns and the error."""
+    values = run_metrics(run)
     seconds = None
     if run.rows:
         seconds = sum(row.get("time/epoch_seconds") or 0 for row in run.rows)
@@ -216,14 +235,44 @@ def _metrics(run: RunRecord, parameters: int | None) -> Row:
         "test/accuracy": values.get("test/accuracy"),
         "epochs": values.get("epoch"),
         "seconds": run.result.get("seconds", seconds),
-        "parameters": run.result.get("parameters", parameters),
+        "parameters": run.result.get("parameters", network.parameters),
+        "date": _date(run),
         "error": str(error) if error else None,
     }
+
+
+def _date(run: RunRecord) -> str | None:
+    """Returns when result.json was last written, in local time: `2026-11-29 07:16`."""
+    with contextlib.suppress(OSError, ValueError, OverflowError):
+        changed = (run.folder / RESULT).stat().st_mtime
+        return datetime.fromtimestamp(changed).isoformat(" ", "minutes")
+    return None
 
 
 def repeat_rows(table: Table) -> list[Row]:
     """Returns a row of means over the seeds for each setting; empty if no run has a repeat."""
     return mean_rows(table.rows, table.settings, ("val/accuracy", "test/accuracy"), table.score)
+
+
+class Section(NamedTuple):
+    """What a report shows of one data set."""
+
+    table: Table  # of all runs
+    listed: Table  # of the best runs, if not all are asked for
+    repeats: list[Row]  # means over the seeds of all runs, the best first
+
+
+def build_sections(runs: Sequence[RunRecord], best: int | None = None) -> list[Section]:
+    """Returns a section for each data set.
+
+    Args:
+        best: Number of runs and of means to list; None for all.
+    """
+    sections = []
+    for data_set in group_by_data(runs):
+        table = build_table(data_set.runs, data_set.name)
+        sections.append(Section(table, table.first(best), repeat_rows(table)[:best]))
+    return sections
 
 
 def csv_cell(value: Any) -> str:
@@ -235,13 +284,23 @@ def display_cell(column: str, value: Any) -> str:
     """Returns the value rounded for readers; `-` for None."""
     if value is None:
         return "-"
-    if column in FORMATS:
-        return format(value, FORMATS[column])
+    if column in FORMATS and not isinstance(value, str):
+        is_huge = column == "val/loss" and abs(value) >= HUGE_LOSS
+        return format(value, ".4g" if is_huge else FORMATS[column])
     text = format_value(value)
     return text[:HASH_CHARS] if column.endswith("sha256") else text
 
 
-def to_csv(columns: Sequence[str], rows: Sequence[Row]) -> str:
+def to_csv(tables: Sequence[Table]) -> str:
+    """Returns the rows of all tables. With several tables, the first column is the data set."""
+    settings = list(dict.fromkeys(key for table in tables for key in table.settings))
+    rows = []
+    for table in tables:
+        for run, row in zip(table.runs, table.rows, strict=True):
+            rows.append({key: run.config.get(key) for key in settings} | row)
+    columns = _columns(settings, rows)
+    if len(tables) > 1:
+        columns.insert(0, "data")
     return csv_table(columns, [[csv_cell(row[column]) for column in columns] for row in rows])
 
 
@@ -251,10 +310,10 @@ def to_markdown(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
     Cells are shortened to MAX_CELL_CHARS, without what would break the table or be read as HTML.
     """
     cells = [
-        [_markdown_cell(display_cell(column, row[column])) for column in columns] for row in rows
+        [markdown_text(display_cell(column, row[column])) for column in columns] for row in rows
     ]
-    return markdown_table([_markdown_cell(column) for column in columns], cells)
+    return markdown_table([markdown_text(column) for column in columns], cells)
 
 
-def _markdown_cell(text: str) -> str:
+def markdown_text(text: str) -> str:
     return shorten(text, MAX_CELL_CHARS).replace("<", "\\<")

@@ -4,7 +4,7 @@ Needs no torch.
 """
 
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -36,6 +36,8 @@ from vggexp.system.locks import is_locked
 
 PLACE_KEYS = ("run", "data.root")  # may name folders that a copied run does not have
 FINGERPRINT_PREFIX = "data."  # of the keys in env.json
+# What stands in outputs/ beside the runs: a shell pattern such as outputs/* names it too.
+NEIGHBORS = ("README.md", "report.csv", "report.html", "report.md", "sweeps")
 
 
 class RunRecord(NamedTuple):
@@ -91,6 +93,12 @@ def run_state(folder: Path, result: Mapping[str, Any]) -> str:
     if state == "running" and not is_locked(folder):
         return "interrupted"
     return state
+
+
+def without_neighbors(paths: Sequence[Path]) -> Sequence[Path]:
+    """Returns the paths without the NEIGHBORS of runs; all paths if nothing else is there."""
+    runs = [path for path in paths if path.name not in NEIGHBORS or (path / CONFIG).exists()]
+    return runs or paths
 
 
 def find_runs(

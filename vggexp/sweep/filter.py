@@ -1,11 +1,12 @@
 """Evaluates `sweep.where`, an expression over a job's numbers and keys that selects jobs.
 
-The expression is parsed with `ast` and evaluated node by node, never executed.
+`--where` of a report has the same grammar. The expression is parsed with `ast` and evaluated node
+by node, never executed.
 """
 
 import ast
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from vggexp.config.derived import layers
@@ -16,6 +17,8 @@ from vggexp.errors import ConfigError
 from vggexp.models.shapes import macs, parameters, weight_layers
 
 MAX_CHARS = 1000  # of an expression
+METRIC_PARTS = ("train", "val", "test", "best", "best/val", "time")  # before a metric's last slash
+CONSTANTS = {"true": True, "false": False, "null": None}
 BINARY_OPERATORS: dict[type, Any] = {
     ast.Add: operator.add,
     ast.Sub: operator.sub,
@@ -41,29 +44,80 @@ UNARY_OPERATORS: dict[type, Any] = {
 
 def matches(text: str, config: Config) -> bool:
     """Returns whether a job satisfies the expression. Raises ConfigError if it has no truth."""
-    try:
-        result = _evaluate(parse_filter(text), filter_values(config))
-    except (TypeError, ArithmeticError, RecursionError) as error:
-        raise ConfigError(f"sweep.where={text}: {error}") from None
-    except LookupError as error:
-        raise ConfigError(f"sweep.where={text}: {error.args[0]}") from None
-    if not isinstance(result, bool):
-        raise ConfigError(
-            f"sweep.where={text}: gives {result}, not true or false; compare it with something"
-        )
-    return result
+    source = f"sweep.where={text}"
+    expression = parse_filter(text, source, "parameters < 30e6 and macs < 1e9")
+    allowed = "parameters, macs, weight_layers and keys may stand"
+    return evaluate_filter(expression, filter_values(config), source, allowed)
 
 
-def parse_filter(text: str) -> ast.expr:
-    """Parses an expression. Raises ConfigError if the text is no expression."""
+def parse_filter(text: str, source: str, example: str) -> ast.expr:
+    """Parses an expression.
+
+    Args:
+        source: The setting as typed, which begins the error.
+        example: A right expression, for the error.
+
+    Raises:
+        ConfigError: The text is no expression.
+    """
     try:
         if len(text) > MAX_CHARS:
             raise ValueError
         return ast.parse(text.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
-        raise ConfigError(
-            f"sweep.where={text}: not an expression, as parameters < 30e6 and macs < 1e9"
-        ) from None
+        raise ConfigError(f"{source}: not an expression, as {example}") from None
+
+
+def evaluate_filter(
+    expression: ast.expr, values: Mapping[str, Any], source: str, allowed: str
+) -> bool:
+    """Returns whether the values satisfy the expression.
+
+    Args:
+        source: The setting as typed, which begins the error.
+        allowed: The names that may stand in an expression, for the error.
+
+    Raises:
+        ConfigError: The expression has no truth, or a name in it is unknown.
+    """
+    try:
+        result = _evaluate(expression, values)
+    except (TypeError, ArithmeticError, RecursionError) as error:
+        raise ConfigError(f"{source}: {error}") from None
+    except KeyError as error:
+        name = error.args[0]
+        nearest = did_you_mean(name, values)
+        raise ConfigError(f"{source}: {name}: unknown; {nearest}{allowed}") from None
+    except LookupError as error:
+        raise ConfigError(f"{source}: {error.args[0]}") from None
+    if not isinstance(result, bool):
+        raise ConfigError(f"{source}: gives {result}, not true or false; compare it with something")
+    return result
+
+
+def names(node: ast.AST) -> Iterator[str]:
+    """Yields the names in an expression: `parameters`, `optimizer.lr`, `val/accuracy`."""
+    name = _name(node)
+    if name is not None:
+        yield name
+        return
+    for child in ast.iter_child_nodes(node):
+        yield from names(child)
+
+
+def _name(node: ast.AST) -> str | None:
+    """Returns the name that a node is; None for another node.
+
+    A metric such as val/accuracy is a quotient of names to Python.
+    """
+    match node:
+        case ast.Name() | ast.Attribute():
+            return ast.unparse(node)
+        case ast.BinOp(op=ast.Div(), left=left, right=ast.Name(id=metric)):
+            part = _name(left)
+            if part in METRIC_PARTS:
+                return f"{part}/{metric}"
+    return None
 
 
 def filter_values(config: Config) -> dict[str, Any]:
@@ -73,20 +127,24 @@ def filter_values(config: Config) -> dict[str, Any]:
         "parameters": parameters(table),
         "macs": macs(table),
         "weight_layers": weight_layers(table),
-        "true": True,
-        "false": False,
-        "null": None,
+        **CONSTANTS,
     }
     return values | flatten(to_plain(config))
 
 
 def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
-    """Evaluates a node. Raises LookupError for unknown names and for anything not listed here."""
+    """Evaluates a node.
+
+    Raises:
+        KeyError: A name is unknown.
+        LookupError: The node is none of those listed here.
+    """
+    name = _name(node)
+    if name is not None:
+        return values[name]
     match node:
         case ast.Constant(value=bool() | int() | float() | str() | None):
             return node.value
-        case ast.Name() | ast.Attribute():
-            return _lookup(ast.unparse(node), values)
         case ast.List() | ast.Tuple():
             return [_evaluate(item, values) for item in node.elts]
         case ast.UnaryOp() if type(node.op) in UNARY_OPERATORS:
@@ -123,12 +181,3 @@ def _evaluate_number(node: ast.expr, values: Mapping[str, Any]) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{ast.unparse(node)} is not a number")
     return value
-
-
-def _lookup(name: str, values: Mapping[str, Any]) -> Any:
-    if name not in values:
-        raise LookupError(
-            f"{name}: unknown; {did_you_mean(name, values)}"
-            "parameters, macs, weight_layers and keys may stand"
-        )
-    return values[name]

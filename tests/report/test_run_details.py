@@ -1,0 +1,63 @@
+"""Checks what the panel of a run shows."""
+
+import shlex
+
+import pytest
+
+from tests.report.conftest import make_record
+from vggexp.report.run_details import read_command, run_details, split_shared
+from vggexp.report.table import build_table
+
+
+def details_of(record):
+    (details,) = run_details(build_table([record]))
+    return details
+
+
+def test_the_command_is_quoted_for_a_shell(tmp_path):
+    overrides = ["arch.blocks=[[1,16],[2,32]]", "optimizer.lr=0.1", "run.name=it's"]
+    (tmp_path / "overrides.txt").write_text("".join(f"{word}\n" for word in overrides))
+    command = read_command(make_record("a")._replace(folder=tmp_path))
+    assert "'arch.blocks=[[1,16],[2,32]]' optimizer.lr=0.1" in command
+    assert shlex.split(command) == ["python", "-m", "vggexp", *overrides]
+
+
+def test_without_overrides_the_command_is_unknown(tmp_path):
+    assert read_command(make_record("a")._replace(folder=tmp_path)) is None
+
+
+def test_the_time_has_the_longest_part_first_and_the_rest():
+    parts = {"time/data_seconds": 1.0, "time/compute_seconds": 6.0, "time/copy_seconds": 0.0}
+    record = make_record("a", seconds=10.0)
+    record.result.update(parts)
+    assert details_of(record)["time"] == [("compute", 6.0), ("other", 3.0), ("data", 1.0)]
+
+
+def test_the_time_of_an_unfinished_run_is_that_of_its_epochs():
+    epoch = {"epoch": 1, "time/epoch_seconds": 3.0, "time/compute_seconds": 3.0}
+    record = make_record("a", rows=[epoch, epoch], state="paused")
+    assert details_of(record)["time"] == [("compute", 6.0)]
+
+
+def test_a_run_that_failed_before_its_first_epoch_has_details():
+    details = details_of(make_record("a", state="failed", epoch=None, error="no memory"))
+    assert details["error"] == "no memory"
+    assert details["scores"] == {}
+    assert details["time"] == []
+
+
+@pytest.mark.parametrize("key", ["run.root", "sweep.objective", "resume"])
+def test_where_a_run_is_stored_is_no_setting(key):
+    assert key not in details_of(make_record("a"))["settings"]
+
+
+def test_the_network_is_the_first_setting():
+    settings = details_of(make_record("a"))["settings"]
+    assert next(iter(settings.items())) == ("network", "vgg11")
+    assert settings["optimizer.lr"] == "0.01"
+
+
+def test_what_all_have_in_common_is_split_off():
+    shared, own = split_shared([{"a": "1", "b": "2"}, {"a": "1", "b": "3"}, {"a": "1"}])
+    assert shared == {"a": "1"}
+    assert own == [{"b": "2"}, {"b": "3"}, {}]
