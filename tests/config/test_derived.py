@@ -62,9 +62,10 @@ def test_a_typed_precision_is_kept(precision):
 
 
 def test_a_quarter_of_the_batch_has_a_quarter_of_the_activations():
-    whole = derived.memory_bytes(compose("train.accumulate=1"))
-    parts = derived.memory_bytes(compose("train.accumulate=4"))
-    assert parts["activations"] * 4 == whole["activations"]
+    # The peak of a single micro-batch may be at another layer: it has no sums of gradients.
+    halves = derived.memory_bytes(compose("train.accumulate=2"))
+    eighths = derived.memory_bytes(compose("train.accumulate=8"))
+    assert eighths["activations"] * 4 == halves["activations"]
 
 
 @pytest.mark.parametrize(
