@@ -65,7 +65,7 @@ LABELS = {
     "": "vgg11-fashion_mnist-96px-lr0.01",
     "optimizer.lr=1e-3 arch=vgg16c data=cifar10": "vgg16c-cifar10-32px-lr0.001",
     "seed=0": "vgg11-fashion_mnist-96px-lr0.01-seed0",
-    "device=cpu data.workers=3 resume=exact": "vgg11-fashion_mnist-96px-lr0.01",
+    "device=cpu data.workers=3 data.root=/usr resume=exact": "vgg11-fashion_mnist-96px-lr0.01",
     "train.epochs=2 optimizer=adam scheduler=cosine optimizer.weight_decay=1e-5":
         "vgg11-fashion_mnist-96px-lr0.001-adam-weight_decay1e-05-cosine-epochs2",
     "optimizer=adam optimizer.betas=[0.8,0.9] augment=none train.test_each_epoch=true":

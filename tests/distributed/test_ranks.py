@@ -14,7 +14,7 @@ import pytest
 
 from tests.conftest import TINY, write_images
 from vggexp.config.compose import parse_command
-from vggexp.config.run_id import run_name
+from vggexp.config.run_id import run_hash
 from vggexp.sweep.expand import compose_run
 from vggexp.training import checkpoint
 
@@ -89,15 +89,15 @@ def largest_difference(folder, name, other_name):
     return max(differences)
 
 
-def test_the_name_of_a_run_depends_on_typed_processes_only():
-    def name(*overrides):
-        return run_name(compose_run(parse_command([*TINY, *overrides])))
+def test_the_hash_of_a_run_depends_on_typed_processes_only():
+    def digits(*overrides):
+        return run_hash(compose_run(parse_command([*TINY, *overrides])))
 
-    assert name() == name("device.processes=1")
-    assert name() == name("device.timeout_minutes=3")
-    two_ranks = name("device.processes=2")
-    without_sync = name("device.processes=2", "device.sync_batch_norm=false")
-    assert len({name(), two_ranks, without_sync}) == 3
+    assert digits() == digits("device.processes=1")
+    assert digits() == digits("device.timeout_minutes=3")
+    two_ranks = digits("device.processes=2")
+    without_sync = digits("device.processes=2", "device.sync_batch_norm=false")
+    assert len({digits(), two_ranks, without_sync}) == 3
 
 
 @pytest.mark.process

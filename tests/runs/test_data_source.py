@@ -8,7 +8,7 @@ import pytest
 
 from tests.conftest import TINY, write_images
 from vggexp.config.compose import parse_command
-from vggexp.config.run_id import run_name
+from vggexp.config.run_id import run_hash
 from vggexp.data import image_folder
 from vggexp.errors import ConfigError, DataError
 from vggexp.runs.data_source import check_pinned_data, pin_data
@@ -39,9 +39,9 @@ def config(root, *overrides):
 
 
 def test_the_images_make_the_name(folders):
-    assert run_name(config("a")) != run_name(config("b"))
-    assert run_name(config("a")) == run_name(config("c"))
-    assert run_name(config("a")) == run_name(config(Path("a").resolve()))
+    assert run_hash(config("a")) != run_hash(config("b"))
+    assert run_hash(config("a")) == run_hash(config("c"))
+    assert run_hash(config("a")) == run_hash(config(Path("a").resolve()))
 
 
 def test_a_hash_in_the_configuration_is_checked(folders):

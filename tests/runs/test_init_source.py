@@ -9,7 +9,7 @@ import yaml
 from tests.permissions import without_root_rights
 from vggexp.config.compose import parse_command
 from vggexp.config.keys import to_plain
-from vggexp.config.run_id import run_name
+from vggexp.config.run_id import run_hash, run_name
 from vggexp.errors import CheckpointError, ConfigError, ResourceError
 from vggexp.sweep.expand import compose_run
 
@@ -60,17 +60,17 @@ def test_the_hash_of_a_run_and_of_a_file():
 
 
 def test_the_name_follows_from_the_weights(folder):
-    name = run_name(load("train.init_from=outputs/a"))
-    assert name != run_name(load())
+    name = run_hash(load("train.init_from=outputs/a"))
+    assert name != run_hash(load())
     (folder / "elsewhere").symlink_to(folder / "outputs")
     for path in ("./outputs/a/", folder / "outputs" / "a", "elsewhere/a"):
         config = load(f"train.init_from={path}", f"train.init_sha256={HASH}")
-        assert run_name(config) == name
+        assert run_hash(config) == name
     write_source(folder / "outputs" / "a", OTHER_HASH)
-    assert run_name(load("train.init_from=outputs/a")) != name
-    name_of_file = run_name(load("train.init_from=w.pth"))
+    assert run_hash(load("train.init_from=outputs/a")) != name
+    name_of_file = run_hash(load("train.init_from=w.pth"))
     (folder / "w.pth").write_bytes(b"weight s")
-    assert run_name(load("train.init_from=w.pth")) not in (name_of_file, name)
+    assert run_hash(load("train.init_from=w.pth")) not in (name_of_file, name)
 
 
 def test_a_started_run_provides_the_hash_of_a_missing_source(folder):
@@ -78,15 +78,15 @@ def test_a_started_run_provides_the_hash_of_a_missing_source(folder):
     config = load(override)
     write_started_run(folder, config)
     (folder / "outputs" / "a").rename(folder / "gone")
-    assert run_name(load(override)) == run_name(config)
+    assert run_hash(load(override)) == run_hash(config)
     with pytest.raises(ConfigError, match="no such run directory or file"):
         load(override, "run.name=other")
 
 
 def test_a_given_hash_replaces_a_missing_source():
-    name = run_name(load("train.init_from=outputs/a"))
+    name = run_hash(load("train.init_from=outputs/a"))
     config = load("train.init_from=nowhere", f"train.init_sha256={HASH}")
-    assert run_name(config) == name
+    assert run_hash(config) == name
 
 
 def test_started_runs_that_disagree_provide_no_hash(folder):

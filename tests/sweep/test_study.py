@@ -15,7 +15,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 
 from tests.conftest import TINY
 from vggexp.config.compose import parse_command
-from vggexp.config.run_id import run_name
+from vggexp.config.run_id import run_hash
 from vggexp.errors import ResourceError
 from vggexp.runs.directory import read_result
 from vggexp.sweep.expand import compose_run
@@ -237,7 +237,8 @@ def test_failed_trials_are_repeated_on_request_as_in_a_grid(command):
     argv = [*TINY, "train.epochs=1"]
     obstacles = []
     for lr in ("0.01", "0.02"):
-        obstacles.append(block(run_name(compose_run(parse_command([*argv, f"optimizer.lr={lr}"])))))
+        digits = run_hash(compose_run(parse_command([*argv, f"optimizer.lr={lr}"])))
+        obstacles.append(block(f"vgg11-hidden16-w0.05-synthetic-32px-lr{lr}-{digits}"))
     code, out, err = command(*search(4, axis))
     assert code == 7
     assert "2 of 2 runs have no val/accuracy" in err  # two of the trials have never run

@@ -192,6 +192,8 @@ def _setting_parts(config: Config, typed: Mapping[str, str], network: str) -> It
         leaf = key.rpartition(".")[2]
         if key in SHOWN_KEYS or (key == "data.size" and config.data.resize is None):
             continue
+        if key == "data.root" and not isinstance(config.data, ImageFolder):
+            continue  # where known files are
         if key in PATH_KEYS:
             yield _part(leaf, Path(typed[key]).name)
         elif "." in key:
