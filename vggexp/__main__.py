@@ -6,7 +6,13 @@ import os
 import sys
 from collections.abc import Sequence
 
-from vggexp.cli import print_error, print_stopped, report_error, translate_os_errors
+from vggexp.cli import (
+    note_replaced_files,
+    print_error,
+    print_stopped,
+    report_error,
+    translate_os_errors,
+)
 from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
@@ -48,8 +54,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(command: Command) -> int:
     """Runs a command and returns its exit code."""
     if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
+        if command.arguments.hydra_help:
+            expand.reject_own_overrides(command)
         if not (command.arguments.shell_completion or command.arguments.hydra_help):
             expand.check_composes(command)
+            note_replaced_files()
         with contextlib.redirect_stdout(io.StringIO()) as output:
             code = run_hydra(command)
         print_text(output.getvalue().removesuffix("\n"))
@@ -58,6 +67,7 @@ def _run(command: Command) -> int:
     if outline.is_sweep:
         return _run_sweep(command, outline)
     config = expand.run_config(command, outline)
+    note_replaced_files()
     ranks = rank_info().size
     if ranks > 1 and config.device.processes not in (None, ranks):
         raise ConfigError(
@@ -71,6 +81,7 @@ def _run(command: Command) -> int:
 def _run_sweep(command: Command, outline: expand.Outline) -> int:
     """Checks every job of a sweep, then runs the sweep."""
     sweep = expand.expand_sweep(command, outline)
+    note_replaced_files()
     ranks = rank_info().size
     if ranks > 1:
         raise ConfigError(
