@@ -1,4 +1,4 @@
-"""A user's own YAML: what it leaves out, which file an error names, which shipped file it replaces."""
+"""A user's own YAML: what it leaves out, which file an error names, what it replaces."""
 
 import pytest
 

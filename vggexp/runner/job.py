@@ -184,7 +184,14 @@ def _make_checkpoint_manager(job: TrainingJob) -> CheckpointManager:
 def _make_logger(job: TrainingJob) -> RunLogger:
     hparams = figures.hyperparameters(job.config)
     epochs = job.config.train.epochs
-    logger = RunLogger(job.folder, job.console, epochs, hparams, job.state.history)
+    logger = RunLogger(
+        job.folder,
+        job.console,
+        epochs,
+        hparams,
+        job.state.history,
+        rest_seconds=60 * job.config.train.rest_minutes,
+    )
     draw = partial(figures.log_first_images, logger, job.data)
     logger.best_effort("the first images", draw)
     return logger

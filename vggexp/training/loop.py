@@ -156,7 +156,7 @@ class Batches(Protocol):
 
 
 class Progress(Protocol):
-    def update(self, images: int) -> None: ...
+    def update(self, images: int, loss: Callable[[], float]) -> None: ...
 
 
 class Logger(Protocol):
@@ -175,7 +175,7 @@ class NullLogger:
     def progress(self, epoch: int, batches: int, done: int) -> AbstractContextManager[Progress]:
         return nullcontext(self)
 
-    def update(self, images: int) -> None: ...
+    def update(self, images: int, loss: Callable[[], float]) -> None: ...
 
     def epoch(self, metrics: EpochMetrics) -> None: ...
 
@@ -314,7 +314,7 @@ def train_epoch(state: TrainState, batches: Iterable[Batch], loop: TrainLoop) ->
                 memory.trim_heap()
             if state.ema is not None:
                 state.ema.update(state.model)
-            progress.update(len(images) * collectives.world_size())
+            progress.update(len(images) * collectives.world_size(), state.sums.mean_loss)
             timer.lap("logging")
             if loop.stop.signal or loop.checkpointer.is_due():
                 save_within_epoch(state, loop)
