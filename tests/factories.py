@@ -163,7 +163,7 @@ class RecordingLogger:
         self.images_seen.append([epoch, batches, 0])
         return contextlib.nullcontext(self)
 
-    def update(self, images: int) -> None:
+    def update(self, images: int, loss: Callable[[], float]) -> None:
         self.images_seen[-1][-1] += images
 
     def step(self, row: dict) -> None:

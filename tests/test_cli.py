@@ -126,6 +126,7 @@ def test_info(run_script):
     [
         ("vggexp arch=vgg1", {"arch=vgg11", "arch=vgg16c", "arch=vgg19_bn"}),
         ("vggexp arch=vgg11 optimizer.l", {"optimizer.lr="}),
+        ("vggexp device.precision=", {"device.precision=fp32", "device.precision=bf16"}),
         ("vggexp ", {"arch=", "data.", "seed=", "experiment=", "train."}),
     ],
 )

@@ -10,7 +10,13 @@ from collections.abc import Sequence
 from vggexp.system.signals import clear_pending_interrupt, end_on_interrupt
 
 with end_on_interrupt():
-    from vggexp.cli import print_error, print_stopped, report_error, translate_os_errors
+    from vggexp.cli import (
+        note_replaced_files,
+        print_error,
+        print_stopped,
+        report_error,
+        translate_os_errors,
+    )
     from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
     from vggexp.config.json_schema import json_schema
     from vggexp.data.image_folder import list_folders_once
@@ -59,8 +65,11 @@ def _run(command: Command) -> int:
         print_text(json.dumps(json_schema(), indent=1, ensure_ascii=False))
         return 0
     if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
+        if command.arguments.hydra_help:
+            expand.reject_own_overrides(command)
         if not (command.arguments.shell_completion or command.arguments.hydra_help):
             expand.check_composes(command)
+            note_replaced_files()
         with contextlib.redirect_stdout(io.StringIO()) as output:
             code = run_hydra(command)
         print_text(output.getvalue().removesuffix("\n"))
@@ -69,6 +78,7 @@ def _run(command: Command) -> int:
     if outline.is_sweep:
         return _run_sweep(command, outline)
     config = expand.run_config(command, outline)
+    note_replaced_files()
     ranks = rank_info().size
     if ranks > 1 and config.device.processes not in (None, ranks):
         raise ConfigError(
@@ -83,6 +93,7 @@ def _run(command: Command) -> int:
 def _run_sweep(command: Command, outline: expand.Outline) -> int:
     """Checks every job of a sweep, then runs the sweep."""
     sweep = expand.expand_sweep(command, outline)
+    note_replaced_files()
     ranks = rank_info().size
     if ranks > 1:
         raise ConfigError(

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from vggexp.config import own_files
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, ResourceError, StoppedError, VggexpError
 from vggexp.formatting import error_line, printable
@@ -73,6 +74,13 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
 def warn_left_out(reason: str) -> None:
     """Prints on stderr why a command leaves out one of the things it was given."""
     print(f"vggexp: warning: {printable(reason)} (left out)", file=sys.stderr)
+
+
+def note_replaced_files() -> None:
+    """Prints on stderr which shipped files the user's own files have replaced in this command."""
+    if rank_info().rank == 0:
+        for path in own_files.replaced():
+            print(printable(f"vggexp: note: {path} replaces the shipped file"), file=sys.stderr)
 
 
 @contextlib.contextmanager

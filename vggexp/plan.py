@@ -246,6 +246,7 @@ def _plan(argv: Sequence[str]) -> str:
     if command.arguments.help:
         return DESCRIPTION
     plan = plan_costs(expand.compose_run(command))
+    cli.note_replaced_files()
     if command.arguments.json:
         return json.dumps(asdict(plan))
     return cost_table(plan)

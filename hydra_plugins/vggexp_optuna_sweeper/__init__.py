@@ -68,7 +68,7 @@ class OptunaSweeper(Sweeper):
             raise SystemExit(ResourceError.exit_code) from error
 
     def _search(self, arguments: list[str]) -> None:
-        from vggexp.config.hydra_safety import resolved
+        from vggexp.config.hydra_safety import resolve_section
         from vggexp.config.overrides import parse_overrides
         from vggexp.config.parse import ErrorList
         from vggexp.loggers.console import print_text
@@ -93,7 +93,7 @@ class OptunaSweeper(Sweeper):
         text = OmegaConf.to_yaml(self.config)
         atomic_write(folder / "multirun.yaml", text.encode())  # as Hydra's own sweeper does
         overrides, _ = parse_overrides(arguments)
-        params = resolved(self.config, "hydra.sweeper.params")
+        params = resolve_section(self.config, "hydra.sweeper.params")
         self.space = search_space(job_overrides(overrides, params))
         axes = self.space.axes
         settings = search_settings(hydra.sweeper, ErrorList(), hydra.launcher)

@@ -36,6 +36,9 @@ arch.blocks=[[1,0]] -> arch.blocks[0]=[1,0]: channels=0: must be 1..65536
 arch.blocks=[[1,64,2]] -> arch.blocks[0]=[1,64,2]: 1x1s=2: more than its convolutions
 arch.blocks=[] -> arch.blocks=[]: needs 1..12 blocks
 arch.blocks=[1,64] -> arch.blocks=[1,64]: needs a list of rows; write 'arch.blocks=[[1,64]]'
+arch.blocks=[1,2,3] -> arch.blocks=[1,2,3]: needs a list of rows; write 'arch.blocks=[[1,64],[2,128],[3,256]]'
+arch.blocks=[64,128] -> arch.blocks=[64,128]: needs a list of rows; write 'arch.blocks=[[1,64],[1,128]]'
+arch.blocks=[1,64,2] -> arch.blocks=[1,64,2]: needs a list of rows, as arch.blocks=[[1,64],[2,128]]
 arch.blocks=null -> arch.blocks=null: must be a list, as arch.blocks=[[1,64],[2,128]]
 'arch.blocks=((1,64),(2,128))' -> arch.blocks=((1,64),(2,128)): no tuples here; write 'arch.blocks=[[1,64],[2,128]]'
 arch.blocks=[[1,64 -> arch.blocks=[[1,64: [ is not closed
@@ -69,6 +72,8 @@ data.batch_size=1e3 -> data.batch_size=1e3: not a whole number; write 1000
 data.batch_size=0x10 -> data.batch_size=0x10: not a whole number; write 16
 data.batch_size=60000 -> data.batch_size=60000: more than the 54000 training images
 data.resize=16 -> data.resize=16: too small for 5 poolings (16->8->4->2->1->0); at least 32
+data=digits -> data.resize=16: too small for 5 poolings (16->8->4->2->1->0); at least 32; or write arch=vgg_digits or ...
+data=digits data.resize=16 -> data.resize=16: too small for 5 poolings (16->8->4->2->1->0); at least 32
 data.resize=-224 -> data.resize=-224: must be 1..4096 or null
 data.resize=[224,224] -> data.resize=[224,224]: not a whole number; must be 1..4096 or null
 data.root=/dev/null -> data.root=/dev/null: not a directory
@@ -85,6 +90,9 @@ train=3 -> train=3: a group of keys; set train.epochs, train.rest_minutes, train
 ~nosuch -> ~nosuch: no such key
 train.epochs=${oc.env:HOME} -> train.epochs=${oc.env:HOME}: interpolations are not allowed on the command line; ...
 train.epochs=??? -> train.epochs=???: give a value
+train=false train.epochs=1 -> train=false: a group of keys; set train.epochs, train.rest_minutes, train.label_smo...
+trainer.epochs=3 -> trainer.epochs: unknown key; write train.epochs=3; keys: arch, data, augment, optimizer, ...
++model.dropout=0 -> model.dropout: unknown key; write arch.dropout=0; keys: arch, data, augment, optimizer, ...
 train.epoch=3 -> train.epoch: unknown key; nearest train.epochs; keys of train: epochs, rest_minutes, ...
 train.lr=0.1 -> train.lr: unknown key; nearest optimizer.lr; keys of train: ...
 run_name=x -> run_name: unknown key; nearest run.name; keys: arch, ...
@@ -92,6 +100,8 @@ nonsense=1 -> nonsense: unknown key; keys: arch, data, augment, optimizer, sched
 +train.epochs=3 -> +train.epochs=3: already set; write train.epochs=3
 +data.augmnt=true -> data.augmnt: unknown key; keys of data: name, ...
 seed=18446744073709551616 -> seed=18446744073709551616: must be 0..9223372036854775807
+device=gpu -> device=gpu: unknown; write device=cuda; allowed auto, cpu, cuda, mps
+device=cuda:1 -> device=cuda:1: unknown; write device=cuda, with CUDA_VISIBLE_DEVICES=1 before the command; allowed ...
 device=cpu device.precision=fp16 -> device.precision=fp16: not trained on a processor; use bf16 or fp32
 device.processes=0 -> device.processes=0: must be 1..4096 or null
 device=mps device.processes=2 -> device.processes=2: an Apple GPU takes one process; leave it out, or use device=cpu
@@ -107,15 +117,24 @@ run.name=695e0514 -> run.name=695e0514: must be text; put it into quotes: 'run.n
 'data.resize=a"b' -> data.resize=a"b: not a whole number; must be 1..4096 or null
 train.epochs=(3) -> train.epochs=(3): not a whole number; must be 1..100000
 seed:3 -> seed:3: = missing; write seed=3
-http://x -> http://x: = missing; write http://x=VALUE, or see --help
+http://x -> http://x: = missing; see --help
+epochs -> epochs: = missing; write train.epochs=VALUE
 run.name=123 -> run.name=123: must be text; put it into quotes: 'run.name="123"'
 resume=yes -> resume=yes: allowed auto, never, exact, force
+experiment=fashion -> experiment=fashion: unknown; nearest fashion_mnist_best, fashion_mnist_fast; allowed ...
 experiment=quikstart -> experiment=quikstart: unknown; nearest quickstart; allowed ...
++hydra.job.env_set.VGGEXP_X=1 +hydra.job.env_set.VGGEXP_X=2 -> +hydra.job.env_set.VGGEXP_X=2: given twice; leave one out
 hydra.nosuch=1 -> hydra.nosuch: unknown key of Hydra; --cfg hydra prints those it has
 hydra/launcher=nope -> hydra/launcher=nope: unknown; allowed basic...
 --config-dir=/nonexistent -> --config-dir=/nonexistent: no such directory
 --config-path=/tmp -> --config-path=/tmp: not allowed; add a folder with --config-dir
 --nosuchflag -> --nosuchflag: unknown flag; see --help
+--multi-run -> --multi-run: unknown flag; nearest --multirun, --run; see --help
+--epochs 3 -> --epochs 3: unknown flag; keys take no dashes, write train.epochs=3
+--batch-size=64 -> --batch-size=64: unknown flag; keys take no dashes, write data.batch_size=64
+--deterministic -> --deterministic: unknown flag; keys take no dashes, write device.deterministic=true
+--name x -> --name x: unknown flag; keys take no dashes, write run.name=x
+--gamma 0.1 -> --gamma 0.1: unknown flag; keys take no dashes, write scheduler=step scheduler.gamma=0.1
 --arch=vgg16 -> --arch=vgg16: unknown flag; keys take no dashes, write arch=vgg16
 -m train.epochs=1,x -> sweep job 2 of 2: train.epochs=x: not a whole number; must be 1..100000
 -m seed=1, -> seed=1,: ends in a comma
@@ -140,6 +159,10 @@ arch.blocks=[range(3)] -> arch.blocks=[range(3)]: several values inside another 
 -m optimizer.lr=0.1,1e-1 -> optimizer.lr=0.1,1e-1: a value stands there twice; give each value once
 -m sweep.pairs=[{seed:1},{seed:1}] -> sweep: seed=1: the same run, vgg11-fashion_mnist-96px-lr0.01-seed1...
 -m seed=1,2 ++hydra.launcher.foo=1 -> hydra.launcher.foo: unknown key; keys of this launcher: jobs, slots_per_gpu, gpus
+-m seed=1,2 hydra/sweeper=optuna +hydra.sweeper.foo=1 -> hydra.sweeper.foo: unknown key; keys of this sweeper: n_tr...
+-m seed=1,2 hydra/launcher=joblib +hydra.launcher.foo=1 -> hydra.launcher.foo: unknown key; keys of this launcher: n_...
+-m seed=1,2 hydra/launcher=submitit_local +hydra.launcher.foo=1 -> hydra.launcher.foo: unknown key; keys of this laun...
+-m seed=1,2 hydra/launcher=slurm +hydra.launcher.foo=1 -> hydra.launcher.foo: unknown key; keys of this launcher: acc...
 -m seed=1,2 ++hydra.sweeper.sampler=tpe -> hydra.sweeper.sampler: unknown key; keys of this sweeper: params
 -m seed=1,2 '+hydra.sweeper.params.sweep="a,b"' -> hydra.sweeper.params: sweep=a,b: may not be swept, it belongs to the whole sweep; give one value
 -m seed=1,2 +hydra/launcher=basic -> +hydra/launcher=basic: hydra/launcher is already set; write hydra/launcher=basic
@@ -173,6 +196,7 @@ sweep.repeats=2 -> sweep.repeats=2: needs -m (a sweep)
 'sweep.where=seed < 2' -> sweep.where=seed < 2: needs -m (a sweep)
 -m sweep.repeats=0 -> sweep.repeats=0: must be 1..100000
 -m seed=1,2 sweep.repeats=2 -> sweep.repeats=2: the seed is swept as well; leave one out
+-m sweep.pairs=[{a:1,2}] -> sweep.pairs=[{a:1,2}]: cannot be read; a list is [a,b], and keys and values are {key:val...
 -m sweep.pairs=[1] -> sweep.pairs[0]=1: needs keys and values, as {seed:1}
 -m sweep.pairs=[{lr:1}] -> lr: unknown key; nearest optimizer.lr; keys: ...
 -m sweep.pairs=[{seed:1},{seed:x}] -> sweep job 2 of 2: seed=x: not a whole number; must be 0..9223372036854775807
@@ -251,6 +275,38 @@ def test_the_advice_of_an_error_works(word, key, value):
     (fixed,) = shlex.split(advice)
     config = compose_run(parse_command([fixed if "=" in fixed else f"{key}={fixed}"]))
     assert flatten(to_plain(config))[key] == value
+
+
+def suggestions(problem: str) -> list[list[str]]:
+    """Returns the words of each command that an error suggests, without those that are patterns."""
+    setting = problem.partition(": ")[0]
+    found = []
+    for text in re.findall(r"\bwrite (.+?)(?=; |, with |$)", problem):
+        for command in text.split(" or "):
+            if re.match(r"\d|\[", command):  # the value alone
+                command = f"{setting.partition('=')[0]}={command}"
+            if "=" in command and not re.search(r"[A-Z]{4}|\$HOME", command):
+                found.append(shlex.split(command))
+    return found
+
+
+def test_every_suggested_command_is_accepted():
+    checked = 0
+    for command, _ in ROWS:
+        words = shlex.split(command)
+        with pytest.raises(ConfigError) as refused:
+            check_command(parse_command(words))
+        if len(refused.value.problems) > 1:
+            continue
+        (problem,) = refused.value.problems
+        setting = problem.partition(": ")[0]
+        key = setting.partition("=")[0].lstrip("+")
+        others = [word for word in words if word.lstrip("+").partition("=")[0] != key]
+        others = [word for word in others if word not in setting.split()]
+        for suggestion in suggestions(problem):
+            check_command(parse_command([*others, *suggestion]))
+            checked += 1
+    assert checked > 20
 
 
 def test_all_wrong_keys_are_reported_together():

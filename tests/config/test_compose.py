@@ -53,17 +53,6 @@ def test_users_override_shipped_files(tmp_path, monkeypatch):
     assert len(config_of("arch=vgg13").arch.blocks) == 5
 
 
-def test_a_plus_adds_a_key_that_a_users_file_lacks(tmp_path):
-    write(
-        tmp_path / "arch/mine.yaml",
-        "name: vgg\nblocks: [[1, 8]]\nnorm: none\nhidden: [4]\nwidth: 1\n",
-    )
-    argv = ["arch=mine", f"--config-dir={tmp_path}"]
-    assert config_of(*argv, "+arch.dropout=0.1").arch.dropout == 0.1
-    with pytest.raises(ConfigError, match="Key 'dropout' is not in struct"):
-        config_of(*argv, "arch.dropout=0.1")
-
-
 @pytest.mark.parametrize(
     ("text", "problem"),
     [

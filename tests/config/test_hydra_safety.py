@@ -138,8 +138,11 @@ def test_a_hostile_file_runs_nothing(name, folder, capsys):
 
 
 def test_hydras_help_knows_no_keys_of_vggexp(folder, capsys):
-    assert main(["arch=vgg11", "--hydra-help"]) == 2
-    assert "Could not override 'arch'" in capsys.readouterr().err
+    for words in (["arch=vgg11"], ["+foo=1"], ["=3"], ["a b"], ["arch=vgg11", "seed=1"]):
+        assert main([*words, "--hydra-help"]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"vggexp: error: {words[0]}: ")
+        assert error.count("\n") == 1
     assert main(["--hydra-help"]) == 0
     assert "--multirun" in capsys.readouterr().out
 
@@ -147,6 +150,21 @@ def test_hydras_help_knows_no_keys_of_vggexp(folder, capsys):
 def test_a_file_that_does_not_compose_is_reported_with_its_key(folder, capsys):
     assert main(write_experiment(folder, {"hydra": {"nosuch": 1}})) == 2
     assert "experiment/mine: hydra.nosuch: Key 'nosuch'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("section", "problem"),
+    [
+        (None, "mine.yaml: hydra=null: a group of keys; leave it out"),
+        (
+            {"job": {"env_copy": ["VGGEXP_NONE"]}},
+            "hydra.job.env_copy=VGGEXP_NONE: not set in the environment",
+        ),
+    ],
+)
+def test_a_section_that_hydra_cannot_use_is_refused(section, problem, folder, capsys):
+    assert main(write_experiment(folder, {"hydra": section})) == 2
+    assert capsys.readouterr().err.endswith(f"{problem}\n")
 
 
 @pytest.mark.parametrize("flag", ["--hydra-help", "--info=plugins"])

@@ -13,7 +13,7 @@ import tqdm
 
 from tests.conftest import full_pipe
 from vggexp.loggers import console as console_module
-from vggexp.loggers.console import Console, print_text
+from vggexp.loggers.console import Console, LaterEpochs, print_text
 from vggexp.system import signals
 
 EPOCH = {
@@ -87,6 +87,45 @@ def test_a_resumed_pass_counts_on_and_the_first_minute_has_no_line(clock):
         clock[0] = 80
         progress.update(images=10)
     assert out.getvalue() == "validation  batch 4/4  0.2 img/s  0.0 s left\n"
+
+
+def test_the_time_left_includes_the_later_epochs(clock):
+    out = io.StringIO()
+    for epoch_seconds, rest_seconds in ((None, 0), (900, 60)):
+        later = LaterEpochs(2, epoch_seconds, rest_seconds)
+        with Console(None, out).progress("epoch 1/3", 10, later=later) as progress:
+            clock[0] += 100
+            progress.update(images=100)
+    left = [line.split("  ")[-1] for line in out.getvalue().splitlines()]
+    assert left == ["48.3 min left", "47.0 min left"]
+
+
+def test_the_loss_is_read_only_for_a_line_that_is_due(clock):
+    out = io.StringIO()
+    reads = []
+
+    def loss() -> float:
+        reads.append(clock[0])
+        return 0.51
+
+    with Console(None, out).progress("epoch 1/1", 100) as progress:
+        for _ in range(100):
+            clock[0] += 1
+            progress.update(8, loss)
+    assert out.getvalue() == "epoch 1/1  batch 60/100  loss 0.5100  8.0 img/s  40.0 s left\n"
+    assert len(reads) == 1
+
+
+def test_a_bar_reads_the_loss_once_a_second(monkeypatch, clock):
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    losses = iter([2.0, 1.0, 0.5])
+    with Console(None, io.StringIO()).progress("epoch 1/1", 30) as progress:
+        for _ in range(30):
+            clock[0] += 0.1
+            progress.update(8, losses.__next__)
+    assert list(losses) == []
+    assert "loss " in terminal.getvalue()
 
 
 def test_an_evaluation_shows_its_progress(clock):

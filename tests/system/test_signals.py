@@ -1,6 +1,9 @@
 """Stop signals set a flag. Handlers of other libraries are called after the run has saved."""
 
+import contextlib
+import hashlib
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -9,6 +12,7 @@ import time
 
 import pytest
 
+from tests.conftest import full_pipe
 from vggexp.errors import StoppedError, WaitStoppedError
 from vggexp.system import signals
 from vggexp.system.signals import (
@@ -132,6 +136,53 @@ def test_a_second_ctrl_c_stops_at_once_whatever_came_first():
             os.kill(os.getpid(), signal.SIGINT)
         assert stop.at_once
         assert stop.signal == signal.SIGTERM
+
+
+@contextlib.contextmanager
+def terminal(monkeypatch):
+    """Makes a terminal stderr; yields the function that reads what was printed within 5 s."""
+    master, slave = os.openpty()
+
+    def read() -> str:
+        is_there, _, _ = select.select([master], [], [], 5)
+        return os.read(master, 1000).decode().replace("\r", "") if is_there else ""
+
+    with open(slave, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        yield read
+    os.close(master)
+
+
+def test_the_first_ctrl_c_is_acknowledged_once(monkeypatch):
+    with terminal(monkeypatch) as read, handle_stop_signals("stopping") as stop:
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert read() == "\nstopping\n"
+        assert stop.acknowledgement == ""
+
+
+def test_a_ctrl_c_is_acknowledged_during_a_long_call(monkeypatch):
+    """Python's handler runs after the call, so the flag is not set yet."""
+    seen = []
+    with terminal(monkeypatch) as read, handle_stop_signals("stopping", long_calls=True) as stop:
+        reader = threading.Thread(target=lambda: seen.append((read(), stop.signal)))
+        reader.start()
+        threading.Timer(0.02, lambda: os.kill(os.getpid(), signal.SIGINT)).start()
+        hashlib.pbkdf2_hmac("sha256", b"a", b"b", 1_000_000)  # releases the interpreter's lock
+        reader.join()
+        assert seen == [("\nstopping\n", None)]
+        assert stop.signal == signal.SIGINT
+    assert signal.set_wakeup_fd(-1) == -1
+
+
+def test_a_reader_that_does_not_read_gets_no_acknowledgement(monkeypatch):
+    read_end, write_end = full_pipe()
+    with open(write_end, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with handle_stop_signals("stopping") as stop:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert stop.signal == signal.SIGINT
+    os.close(read_end)
 
 
 INTERRUPTED = """

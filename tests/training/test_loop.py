@@ -428,7 +428,7 @@ class SlowPart:
     def progress(self, *_):
         return contextlib.nullcontext(self)
 
-    def update(self, images: int) -> None:
+    def update(self, images: int, loss: object) -> None:
         self.sleep("logging")
 
     def epoch(self, row) -> None: ...

@@ -39,6 +39,7 @@ def _bench(argv: Sequence[str]) -> str:
     if command.arguments.help:
         return DESCRIPTION
     config = expand.compose_run(command)
+    cli.note_replaced_files()
     if config.device.processes not in (None, 1):
         raise ConfigError(
             f"device.processes={config.device.processes}: one process is timed; leave it out"

@@ -8,10 +8,10 @@ import argparse
 import contextlib
 import os
 import re
-import shlex
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, TextIO
@@ -19,26 +19,20 @@ from typing import Any, NamedTuple, NoReturn, TextIO
 import hydra
 from hydra import compose, initialize_config_dir
 from hydra._internal.utils import get_args_parser
-from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from vggexp import __version__
-from vggexp.config import hydra_safety
-from vggexp.config.device import conf_dir, device_profile
+from vggexp.config import hydra_safety, own_files
+from vggexp.config.device import conf_dir
 from vggexp.config.diagnostics import ComposeFn, compose_error_line, diagnose
 from vggexp.config.labels import read_arch_file
-from vggexp.config.overrides import (
-    SECTIONS,
-    Override,
-    format_override,
-    quote_filter,
-    typed_values,
-)
+from vggexp.config.overrides import Override, format_override, quote_filter, typed_values
 from vggexp.config.parse import in_quotes, parse_partial
 from vggexp.config.run_id import with_labels
 from vggexp.config.schema import Config
+from vggexp.config.suggestions import fitting_archs, unknown_flag
 from vggexp.config.validate import validate
 from vggexp.errors import ConfigError, ResourceError
 
@@ -46,12 +40,9 @@ HYDRA_VERSION = tuple(int(part) for part in hydra.__version__.split(".")[:2])
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if HYDRA_VERSION < (1, 4) else {}
 HYDRA_FLAGS = ("help", "hydra_help", "cfg", "info", "shell_completion")  # Hydra's, without a run
 
+TOO_SMALL = ": too small for "  # in the problem of an image that a network does not take
+SIZE_KEYS = ("data.resize", "data.size", "arch.blocks")  # of a user who has chosen a size
 HYDRA_MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which Hydra takes one
-
-register_resolver: Any = (
-    OmegaConf.register_new_resolver if HYDRA_VERSION < (1, 4) else OmegaConf.register_resolver
-)
-register_resolver("vggexp.device", lambda key: device_profile()[key], replace=True)
 
 
 class Command(NamedTuple):
@@ -77,6 +68,7 @@ def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = 
         if not word.isascii() and word.encode(errors="replace").decode() != word:
             raise ConfigError(f"{word}: not UTF-8 text; rename the file or folder")
     hydra_safety.SafeConfigLoader.moment = hydra_safety.Moment()
+    own_files.READ.clear()
     parser = get_args_parser()
     for flag in switches:
         parser.add_argument(flag, action="store_true")
@@ -86,7 +78,8 @@ def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = 
         if action.dest == "version":
             action.version = versions()  # type: ignore[attr-defined]
     parser._print_message = _write_message  # type: ignore[method-assign, assignment]
-    parser.error = _raise_usage_error  # type: ignore[method-assign, assignment]
+    flags = [flag for action in parser._actions for flag in action.option_strings]
+    parser.error = partial(_raise_usage_error, argv, flags)  # type: ignore[method-assign, assignment]
     arguments = parser.parse_intermixed_args(list(argv))
     overrides = list(arguments.overrides)
     if arguments.experimental_rerun is not None:
@@ -157,21 +150,20 @@ def _remove_words(words: Sequence[str], removed: Sequence[str]) -> list[str]:
     return kept
 
 
-def _raise_usage_error(message: str) -> NoReturn:
-    """Raises ConfigError, in place of argparse's page of usage."""
+def _raise_usage_error(argv: Sequence[str], flags: Sequence[str], message: str) -> NoReturn:
+    """Raises ConfigError, in place of argparse's page of usage.
+
+    Args:
+        argv: the command line.
+        flags: all flags.
+        message: the text of argparse.
+    """
     unknown = message.removeprefix("unrecognized arguments: ")
     if unknown == message:
         raise ConfigError(f"{message}; see --help")
-    raise ConfigError(*map(_unknown_flag, unknown.split()))
-
-
-def _unknown_flag(word: str) -> str:
-    key, equals, value = word.lstrip("-").partition("=")
-    section, _, _ = key.partition(".")
-    if equals or section in SECTIONS:
-        value = value or "VALUE"
-        return f"{word}: unknown flag; keys take no dashes, write {shlex.quote(f'{key}={value}')}"
-    return f"{word}: unknown flag; see --help"
+    words = unknown.split()
+    unknown_flags = [word for word in words if word.startswith("-")]  # the others are their values
+    raise ConfigError(*(unknown_flag(word, argv, flags) for word in unknown_flags or words))
 
 
 @contextlib.contextmanager
@@ -194,11 +186,11 @@ def hydra_session(command: Command) -> Iterator[ComposeFn]:
 
 
 def _prepend_config_dir(folder: Path) -> None:
-    """Searches `folder` first, as hydra.main does for --config-dir."""
+    """Searches `folder` first."""
     loader: Any = GlobalHydra.instance().config_loader()
     search_path = loader.get_search_path()
-    anchor = SearchPathQuery(provider="schema")
-    search_path.prepend("command-line", f"file://{folder.resolve()}", anchor)
+    search_path.append(own_files.COMMAND_LINE, f"file://{folder.absolute()}")
+    own_files.search_first(search_path.get_path())
     loader.repository.initialize_sources(search_path)
 
 
@@ -242,7 +234,10 @@ def build_config(
     if not problems:
         value_problems += validate(config, value_problems.paths)
     all_problems = list(problems)
-    all_problems += with_typed_values(value_problems, overrides)
+    for problem in with_typed_values(value_problems, overrides):
+        if TOO_SMALL in problem and not {*SIZE_KEYS} & {*typed_values(overrides)}:
+            problem += fitting_archs(config)
+        all_problems.append(problem)
     if not all_problems and composition.refusal:
         all_problems = [composition.refusal]
     if all_problems:
@@ -280,13 +275,18 @@ def without_plugins(node: DictConfig) -> DictConfig:
 
 
 def with_typed_values(problems: Sequence[str], overrides: Sequence[Override]) -> Iterator[str]:
-    """Yields the problems; `data.batch_size=1000.0: ...` becomes `data.batch_size=1e3: ...`."""
+    """Yields the problems; `data.batch_size=1000.0: ...` becomes `data.batch_size=1e3: ...`.
+
+    A problem of a key that is not typed names the user's own file that sets it.
+    """
     typed = typed_values(overrides)
     for problem in problems:
         setting, _, text = problem.partition(": ")
         key, equals, shown = setting.partition("=")
         typed_value = typed.get(key)
-        if not equals or typed_value is None or ": " in typed_value:
+        if key.partition("[")[0] not in typed:
+            yield own_files.name_file(problem)
+        elif not equals or typed_value is None or ": " in typed_value:
             yield problem
         else:
             advice = text.replace(in_quotes(key, shown), in_quotes(key, typed_value))
@@ -316,4 +316,5 @@ def _container(node: DictConfig, problems: Sequence[str]) -> Any:
             raise ConfigError(*problems, *missing)
         return values
     except OmegaConfBaseException as error:
-        raise ConfigError(*problems, compose_error_line(error)) from error
+        problem = own_files.name_file(compose_error_line(error))
+        raise ConfigError(*problems, problem) from error

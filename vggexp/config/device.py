@@ -4,16 +4,9 @@ import ctypes
 import os
 import platform
 import sys
-from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
-import yaml
-
-from vggexp.config import yaml_limits
-
-USER_FOLDERS = "VGGEXP_CONF_PATH"  # environment variable: folders with a user's own files
 HIDDEN_DEVICES = ("", "-1", "NoDevFiles")  # values of CUDA_VISIBLE_DEVICES that hide every GPU
 
 
@@ -24,22 +17,6 @@ def conf_dir() -> str:
         if (folder / "config.yaml").is_file():
             return str(folder)
     raise FileNotFoundError(f"no configuration beside {package}")
-
-
-@cache
-def device_profile() -> dict[str, Any]:
-    """Returns the values in the file of the detected device.
-
-    A user's own folder (VGGEXP_CONF_PATH) takes precedence over the shipped one.
-    """
-    user_folders = os.environ.get(USER_FOLDERS, "").split(os.pathsep)
-    name = detect_device()
-    for folder in [*user_folders, conf_dir()]:
-        path = Path(folder, "device", f"{name}.yaml")
-        if folder and path.is_file():
-            yaml_limits.check_file(path)
-            return yaml.safe_load(path.read_text("utf-8"))
-    raise FileNotFoundError(f"no file of the device {name} in {conf_dir()}")
 
 
 def detect_device() -> str:

@@ -10,7 +10,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 
 from vggexp.config.overrides import SECTIONS, Override, format_override, group_options
-from vggexp.config.parse import ErrorList, did_you_mean
+from vggexp.config.parse import ErrorList, section_advice
+from vggexp.config.similarity import did_you_mean
+from vggexp.config.suggestions import device_advice
 from vggexp.config.torch_optim import arguments, optimizers
 from vggexp.formatting import format_value
 
@@ -76,12 +78,16 @@ def diagnose(
         return None, errors
     values: Any = OmegaConf.to_container(groups_only, resolve=False)
     known = set(_full_names(values))
+    added: set[str] = set()
     for override in parsed:
         key = override.key
         if key in groups or _depends_on(key, bad_groups, known):
             continue
         text = override.text
         problem = _value_problem(override, known, groups_only)
+        if override.action == "add" and key in added:
+            problem = f"{text}: given twice; leave one out"
+        added.add(key)
         is_new = key not in known and override.action == "change"
         if problem is not None:
             errors.append(problem)
@@ -146,7 +152,8 @@ def _group_problem(override: Override) -> str | None:
     names = value if isinstance(value, list) else [value]
     for name in map(format_value, names):
         if name not in options:
-            nearest = did_you_mean(name, options)
+            nearest = device_advice(name) if group == "device" else ""
+            nearest = nearest or did_you_mean(name, options)
             return f"{group}={name}: unknown; {nearest}allowed {', '.join(options)}"
     return None
 
@@ -175,6 +182,9 @@ def _value_problem(
     key = override.key
     if override.is_sweep:
         return f"{text}: {NEEDS_SWEEP}"
+    section = OmegaConf.select(groups_only, key) if key in SECTIONS else None
+    if isinstance(section, DictConfig) and not isinstance(override.value, dict):
+        return f"{text}: {section_advice(key, map(str, section))}"
     if override.action == "add" and key in known and not isinstance(override.value, dict):
         return f"{text}: already set; write {shlex.quote(text.lstrip('+'))}"
     if override.action == "delete" and key not in known:

@@ -10,6 +10,7 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,14 @@ from hydra._internal.core_plugins import (
     structured_config_source,
 )
 from hydra._internal.sources_registry import SourcesRegistry
+from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vggexp.config import yaml_limits
+from vggexp.config import own_files, yaml_limits
+from vggexp.config.device import detect_device
 from vggexp.config.overrides import parse_override
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
@@ -130,9 +133,17 @@ class FileConfigSource(file_config_source.FileConfigSource):
         if path.is_file():
             yaml_limits.check_file(path)
         try:
-            return super().load_config(config_path)
+            result = super().load_config(config_path)
         except (ValueError, LookupError, AttributeError, TypeError) as error:  # as of !!bool x
             raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
+        package = result.header["package"]
+        content = result.config
+        is_global = package == "_global_" or "/" not in config_path
+        if is_global and OmegaConf.is_dict(content) and content.get("hydra", {}) is None:
+            raise ConfigError(f"{path}: hydra=null: a group of keys; leave it out")
+        if self.provider != own_files.SHIPPED:
+            own_files.complete(self.path, config_path, content, package)
+        return result
 
 
 def _reject_import(source: Any, allowed: str) -> None:
@@ -171,15 +182,44 @@ class SafeConfigLoader(ConfigLoaderImpl):
     moment = Moment()  # `parse_command` sets that of the command
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "moment": self.moment}
+        state = {**self.__dict__, "moment": self.moment}
+        state.pop("_detected_profile", None)  # the other machine may have another device
+        return state
+
+    def __init__(self, config_search_path: ConfigSearchPath) -> None:
+        own_files.search_first(config_search_path.get_path())
+        super().__init__(config_search_path)
 
     def load_configuration(self, *args: Any, **kwargs: Any) -> DictConfig:
         self.moment.register()  # Hydra registers a resolver `now` of its own when it starts
-        node = super().load_configuration(*args, **kwargs)
+        OmegaConf.register_new_resolver("vggexp.device", self._detected_value, replace=True)
+        try:
+            node = super().load_configuration(*args, **kwargs)
+        except RecursionError as error:
+            files = ", ".join(map(str, own_files.with_defaults()))
+            raise ConfigError(
+                f"defaults: the files name each other in a circle: {files}"
+            ) from error
+        except KeyError as error:  # Hydra copies a variable without a look whether it is there
+            name = str(error.args[0])
+            if name in os.environ or not name.isidentifier():
+                raise
+            raise ConfigError(f"hydra.job.env_copy={name}: not set in the environment") from error
+        _resolve_device(node)
         problems = list(hydra_node_problems(node))
         if problems:
-            raise ConfigError(*problems)
+            raise ConfigError(*map(own_files.name_file, problems))
         return node
+
+    def _detected_value(self, key: str) -> Any:
+        """Returns a value from the file of the device that `device=auto` means."""
+        return self._detected_profile[key]
+
+    @cached_property
+    def _detected_profile(self) -> Any:
+        file = self.repository.load_config(f"device/{detect_device()}")
+        assert file is not None, "a file of each device is shipped"
+        return file.config
 
     def load_sweep_config(
         self, master_config: DictConfig, sweep_overrides: list[str]
@@ -194,6 +234,16 @@ class SafeConfigLoader(ConfigLoaderImpl):
                 else:
                     node[key] = section
         return node
+
+
+def _resolve_device(node: DictConfig) -> None:
+    """Replaces the references of `device=auto` by the values, so that all who look see values."""
+    device = node.get("device")
+    if not isinstance(device, DictConfig):
+        return
+    for key, value in device.items_ex(resolve=False):
+        if isinstance(value, str) and value.startswith("${vggexp.device:"):
+            device[key] = device[key]
 
 
 def install() -> None:
@@ -229,11 +279,11 @@ def hydra_node_problems(node: DictConfig) -> Iterator[str]:
     for section in ("hydra_logging", "job_logging"):
         yield from _logging_problems(node, section)
     for section in ("help", "hydra_help"):
-        resolved(node, f"hydra.{section}")
+        resolve_section(node, f"hydra.{section}")
     yield from _job_problems(node)
 
 
-def resolved(node: DictConfig, key: str) -> Any:
+def resolve_section(node: DictConfig, key: str) -> Any:
     """Returns a section of Hydra as plain data.
 
     Raises:
@@ -280,7 +330,7 @@ def _folder_problems(node: DictConfig) -> Iterator[str]:
 def _plugin_problems(node: DictConfig, section: str, classes: Mapping[str, str]) -> Iterator[str]:
     """Yields the problems of hydra.launcher or hydra.sweeper."""
     key = f"hydra.{section}"
-    values = resolved(node, key)
+    values = resolve_section(node, key)
     if not isinstance(values, dict):
         yield f"{key}={format_value(values)}: choose one with hydra/{section}=NAME"
         return
@@ -313,7 +363,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _launcher_file_problems(node: DictConfig) -> Iterator[str]:
     """Yields each key of a launcher that only the command line may set, and that a file sets."""
     typed = [parse_override(text).key for text in node.hydra.overrides.hydra]
-    launcher = resolved(node, "hydra.launcher")
+    launcher = resolve_section(node, "hydra.launcher")
     if not isinstance(launcher, dict):
         return
     for path, value in _leaves(launcher, "hydra.launcher"):
@@ -328,7 +378,7 @@ def _launcher_file_problems(node: DictConfig) -> Iterator[str]:
 
 
 def _callback_problems(node: DictConfig) -> Iterator[str]:
-    callbacks = resolved(node, "hydra.callbacks") or {}
+    callbacks = resolve_section(node, "hydra.callbacks") or {}
     if not isinstance(callbacks, dict):
         yield f"hydra.callbacks={format_value(callbacks)}: must have keys, a name for each"
         return
@@ -366,10 +416,10 @@ def _logging_problems(node: DictConfig, section: str) -> Iterator[str]:
 def _job_problems(node: DictConfig) -> Iterator[str]:
     """Yields the problems of a job's name, its variables and what Hydra logs."""
     job = node.hydra.job
-    name = str(resolved(node, "hydra.job.name"))
+    name = str(resolve_section(node, "hydra.job.name"))
     if not re.fullmatch(r"[\w-]+", name):  # Hydra names its log file so
         yield f"hydra.job.name={format_value(name)}: must be letters, digits, _ and -"
-    for variable, value in resolved(node, "hydra.job.env_set").items():
+    for variable, value in resolve_section(node, "hydra.job.env_set").items():
         if not SETTABLE_VARIABLES.fullmatch(variable):
             yield (
                 f"hydra.job.env_set.{variable}: not allowed, it may change what programs load "
@@ -380,7 +430,7 @@ def _job_problems(node: DictConfig) -> Iterator[str]:
     for variable in job.env_copy:
         if not is_readable(str(variable)):
             yield f"hydra.job.env_copy={variable}: not allowed, multirun.yaml would record it"
-    verbose = resolved(node, "hydra.verbose")
+    verbose = resolve_section(node, "hydra.verbose")
     names = verbose if isinstance(verbose, list) else [verbose]
     if not all(isinstance(name, bool | str) for name in names):
         yield f"hydra.verbose={format_value(verbose)}: must be true, false or names of loggers"

@@ -17,7 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser import types
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 
-from vggexp.config.parse import ErrorList, schema_keys
+from vggexp.config.parse import ErrorList, keys_named, schema_keys
+from vggexp.config.similarity import close_matches
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 
@@ -154,7 +155,10 @@ def _sort(*args: Any, **kwargs: Any) -> Any:
         ordered = NumberRange.of(sweep).ordered(kwargs.get("reverse", False))
         ordered.tags = sweep.tags
         return ordered
-    return _HYDRA_SORT(*args, **kwargs)
+    choices = _HYDRA_SORT(*args, **kwargs)
+    if isinstance(choices, types.ChoiceSweep):
+        choices.shuffle = False  # sort(shuffle(...)) is sorted
+    return choices
 
 
 _FUNCTIONS = create_functions()
@@ -323,6 +327,8 @@ def _grammar_problem(text: str, error: Exception) -> str | None:
         return "one = only"
     if not re.fullmatch(r"[+~]{0,2}[\w./@-]+", key, re.ASCII) or not _follows_grammar(f"{key}=1"):
         return "not a key; keys are words with dots between them"
+    if any(ord(character) < 32 for character in value):
+        return "has a line break or another control character; leave it out"
     if value.endswith(","):
         return "ends in a comma"
     if value.startswith("~"):
@@ -341,6 +347,8 @@ def _grammar_problem(text: str, error: Exception) -> str | None:
             return f"{opening} is not closed"
         if surplus < 0:
             return f"stray {closing}"
+    if value[:1] in ("[", "{"):
+        return "cannot be read; a list is [a,b], and keys and values are {key:value,key:value}"
     return str(error).splitlines()[0] if FUNCTION_CALL.fullmatch(value) else None
 
 
@@ -362,4 +370,9 @@ def _missing_equals_problem(text: str) -> str:
     for group in SECTIONS:
         if text in group_options(group):
             return f"= missing; write {group}={text}"
-    return f"= missing; write {shlex.quote(text)}=VALUE, or see --help"
+    keys = (
+        [text] if text in schema_keys() else keys_named(text) or close_matches(text, schema_keys())
+    )
+    if keys:
+        return f"= missing; write {' or '.join(f'{known}=VALUE' for known in keys)}"
+    return "= missing; see --help"

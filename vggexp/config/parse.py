@@ -4,12 +4,12 @@ import dataclasses
 import math
 import shlex
 import types
-from collections.abc import Iterable, Mapping
-from difflib import SequenceMatcher
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from vggexp.config import schema
+from vggexp.config.similarity import close_matches, did_you_mean
 from vggexp.formatting import format_value
 from vggexp.models.shapes import Block
 
@@ -24,7 +24,8 @@ BLOCK_LIMITS = {  # of the numbers in a row of arch.blocks
     "channels": schema.Range(1, 65536),
     "1x1s": schema.Range(0, 64),
 }
-MIN_SIMILARITY = 0.6  # ratio of difflib, 0..1, from which a word is suggested
+USUAL_CONVS = 8  # of a block; VGG has 4
+USUAL_BLOCKS = 5  # of a network
 
 
 class ErrorList(list[str]):
@@ -51,22 +52,6 @@ class ErrorList(list[str]):
     ) -> None:
         """Adds the error `path=value: reason`."""
         self.add(path, f"{path}={format_value(value)}: {reason}")
-
-
-def close_matches(word: str, allowed: Iterable[str]) -> list[str]:
-    """Returns at most two similar words, the most similar first; equally similar ones in order."""
-    similarity: dict[str, float] = {}
-    for option in allowed:
-        ratio = SequenceMatcher(None, word.lower(), option.lower()).ratio()
-        if ratio >= MIN_SIMILARITY:
-            similarity[option] = ratio
-    return sorted(similarity, key=lambda option: -similarity[option])[:2]
-
-
-def did_you_mean(word: str, allowed: Iterable[str]) -> str:
-    """Returns `nearest a, b; `, or the empty string if no allowed word is similar."""
-    matches = close_matches(word, allowed)
-    return f"nearest {', '.join(matches)}; " if matches else ""
 
 
 def _is_whole(value: object) -> bool:
@@ -190,17 +175,33 @@ def _list_error(
     if not isinstance(value, list | tuple):
         if item_type is Block:
             return f"must be a list, as {path}=[[1,64],[2,128]]"
-        return "must be a list" + _list_advice(item_type, _intended_int(value) or value, path)
+        return "must be a list" + _list_advice(item_type, [_intended_int(value) or value], path)
     if item_type is Block and value and all(map(_is_whole, value)):
-        return "needs a list of rows" + _list_advice(item_type, value, path)
+        for rows in _intended_rows(list(value)):
+            if advice := _list_advice(item_type, rows, path):
+                return f"needs a list of rows{advice}"
+        return f"needs a list of rows, as {path}=[[1,64],[2,128]]"
     return None
 
 
-def _list_advice(item_type: Any, item: Any, path: str) -> str:
-    """Returns the word that sets a key to a list of this one item, if the item is valid."""
+def _intended_rows(numbers: list[int]) -> Iterator[list[list[int]]]:
+    """Yields the rows of arch.blocks that a list of numbers may stand for, the likeliest first."""
+    if numbers[0] <= USUAL_CONVS:
+        yield [numbers]  # a single row
+    if len(numbers) > USUAL_BLOCKS:
+        return
+    if max(numbers) <= USUAL_CONVS:  # the convolutions of each block; the channels are VGG's
+        yield [[convs, min(64 * 2**index, 512)] for index, convs in enumerate(numbers)]
+    if min(numbers) > USUAL_CONVS:  # the channels of each block
+        yield [[1, channels] for channels in numbers]
+
+
+def _list_advice(item_type: Any, items: list[Any], path: str) -> str:
+    """Returns the word that sets a key to a list of these items, if all of them are valid."""
     errors = ErrorList()
-    convert(item_type, item, path, errors)
-    return "" if errors else "; write " + shlex.quote(f"{path}=[{format_value(item)}]")
+    for item in items:
+        convert(item_type, item, path, errors)
+    return "" if errors else "; write " + shlex.quote(f"{path}={format_value(items)}")
 
 
 def convert(
@@ -292,27 +293,60 @@ def schema_keys(cls: Any = schema.Config, path: str = "") -> Mapping[str, Any]:
     return keys
 
 
+def keys_named(name: str) -> list[str]:
+    """Returns the keys of this name in any section: optimizer.lr for lr."""
+    return [known for known in schema_keys() if known.rpartition(".")[2] == name]
+
+
+def settings_named(name: str, value: str) -> str:
+    """Returns the words that set the keys of this name, such as `optimizer.lr=0.1` for lr.
+
+    A key that only some files of a group have comes with such a file. `name` itself is a choice of
+    files, except that of a run.
+    """
+    words = []
+    choices = []
+    for key in keys_named(name):
+        group = key.partition(".")[0]
+        classes = GROUP_CLASSES.get(group, ())
+        setting = shlex.quote(f"{key}={value}")
+        if name == "name" and group != "run":
+            continue
+        if not classes or name in _annotations(classes[0]):
+            words.append(setting)
+            continue
+        owner = next(cls for cls in classes if name in _annotations(cls))
+        choices.append(f"{group}={get_args(_annotations(owner)['name'])[0]} {setting}")
+    return " or ".join(words or choices)
+
+
+def section_advice(path: str, keys: Iterable[str]) -> str:
+    """Returns what to write instead of a value for a whole section."""
+    examples = ", ".join(f"{path}.{key}" for key in list(keys)[:3])
+    return f"a group of keys; set {examples}, ..."
+
+
 def _similar_keys(
     key: str,
     siblings: Iterable[str],
     path: str,
 ) -> list[str]:
     """Returns the keys of the same name in any section, otherwise similar keys of this section."""
-    same_name = [known for known in schema_keys() if known.rpartition(".")[2] == key]
-    if same_name:
+    if same_name := keys_named(key):
         return same_name
     if not path:
         return close_matches(key.replace("/", "."), schema_keys())
     return [f"{path}.{name}" for name in close_matches(key, siblings)]
 
 
-def _unknown_key_error(
+def _unknown_key_errors(
     key: str,
+    value: object,
     siblings: Iterable[str],
     path: str,
     member: object,
-) -> str:
-    """Describes a key that the section does not have.
+) -> Iterator[str]:
+    """Describes a key that the section does not have, or each key of a section that is unknown.
 
     Args:
         siblings: the keys of the section.
@@ -323,10 +357,19 @@ def _unknown_key_error(
     section = f"keys of {path}" if path else "keys"
     known = f"{section}: {', '.join(siblings)}"
     if full_name in schema_keys():
-        return f"{full_name}: not a key of {path} {format_value(member)}; {known}"
-    similar = _similar_keys(key, siblings, path)
-    nearest = f"nearest {', '.join(similar)}; " if similar else ""
-    return f"{full_name}: unknown key; {nearest}{known}"
+        yield f"{full_name}: not a key of {path} {format_value(member)}; {known}"
+        return
+    inner = value if isinstance(value, Mapping) and not path else {}
+    for name, item in inner.items():
+        words = settings_named(str(name), format_value(item))
+        if words and not isinstance(item, Mapping):
+            yield f"{full_name}.{name}: unknown key; write {words}; {known}"
+        else:
+            yield f"{full_name}.{name}: unknown key; {known}"
+    if not inner:
+        similar = _similar_keys(key, siblings, path)
+        nearest = f"nearest {', '.join(similar)}; " if similar else ""
+        yield f"{full_name}: unknown key; {nearest}{known}"
 
 
 def parse_section(
@@ -342,8 +385,7 @@ def parse_section(
     """
     annotations = _annotations(cls)
     if not isinstance(node, Mapping):
-        examples = ", ".join(f"{path}.{key}" for key in list(annotations)[:3])
-        errors.reject(path, node, f"a group of keys; set {examples}, ...")
+        errors.reject(path, node, section_advice(path, annotations))
         return None
     rest_field = _rest_field(cls)
     named = [key for key in annotations if key != rest_field]
@@ -352,8 +394,8 @@ def parse_section(
     if rest_field is not None:
         values[rest_field] = rest
     else:
-        member = node.get("name")
-        errors.extend(_unknown_key_error(str(key), named, path, member) for key in rest)
+        for key in rest:
+            errors.extend(_unknown_key_errors(str(key), rest[key], named, path, node.get("name")))
     for key in named:
         key_path = f"{path}.{key}" if path else key
         if key in node:

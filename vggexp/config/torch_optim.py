@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeGuard
 
-from vggexp.config.parse import did_you_mean
+from vggexp.config.similarity import did_you_mean
 from vggexp.formatting import format_value
 
 # Arguments that vggexp sets itself, or that have no meaning in its loop.

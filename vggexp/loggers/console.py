@@ -16,10 +16,10 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from time import monotonic
-from typing import Any, TextIO
+from typing import Any, NamedTuple, TextIO
 
 from vggexp.errors import ResourceError, WaitStoppedError
 from vggexp.formatting import duration, printable
@@ -27,6 +27,7 @@ from vggexp.system.files import open_no_follow
 from vggexp.system.signals import interruptible
 
 LOGGER = logging.getLogger("vggexp")
+LOSS_SECONDS = 1.0  # between two readings of the loss for a bar
 MINUTE = 60.0  # seconds; the longest time without a line if there is no progress bar
 # Errors of writing if the reader is gone (`| head`), the disk is full, the stream is closed, or a
 # stop signal has come and nothing is read.
@@ -159,6 +160,25 @@ def _stdout_errors() -> Iterator[None]:
         raise ResourceError(f"stdout: cannot be written: {error.strerror}") from error
 
 
+class LaterEpochs(NamedTuple):
+    """The epochs of a run after the current one."""
+
+    count: int
+    epoch_seconds: float | None  # of the last epoch, with its evaluation; None: none has ended
+    rest_seconds: float  # pause before each of them
+
+    def seconds(self, training_seconds: float) -> float:
+        """Returns the time of these epochs.
+
+        Args:
+            training_seconds: time of an epoch without its evaluation, if none has ended.
+        """
+        return self.count * ((self.epoch_seconds or training_seconds) + self.rest_seconds)
+
+
+NO_EPOCHS = LaterEpochs(0, None, 0)
+
+
 class Console:
     """Prints lines through the logger `vggexp`, and shows the progress inside an epoch.
 
@@ -217,7 +237,9 @@ class Console:
         self.line(epoch_line(metrics, epochs))
 
     @contextlib.contextmanager
-    def progress(self, label: str, batches: int, done: int = 0) -> Iterator["Progress"]:
+    def progress(
+        self, label: str, batches: int, done: int = 0, later: LaterEpochs = NO_EPOCHS
+    ) -> Iterator["Progress"]:
         """Counts batches in the block.
 
         If stderr is a terminal it shows a bar, otherwise a line each minute.
@@ -225,9 +247,10 @@ class Console:
         Args:
             batches: number of batches of the pass.
             done: number of batches at the beginning of the block.
+            later: the epochs after this one, which the time left includes.
         """
         bar = None if self._rank else _make_bar(label, batches, done)
-        progress = Progress(self, label, batches, done, bar)
+        progress = Progress(self, label, batches, done, bar, later)
         try:
             yield progress
         finally:
@@ -263,29 +286,53 @@ class Console:
 class Progress:
     """Counts the batches of one pass. Console.progress creates it."""
 
-    def __init__(self, console: Console, label: str, batches: int, done: int, bar: Any):
+    def __init__(
+        self,
+        console: Console,
+        label: str,
+        batches: int,
+        done: int,
+        bar: Any,
+        later: LaterEpochs,
+    ):
         self._console = console
         self._label = label
         self._batches = batches
         self._bar = bar
         self._done = done
         self._first = done
+        self._later = later
         self._images = 0
         self._start = monotonic()
+        self._loss = ""  # as shown
+        self._loss_read = -LOSS_SECONDS  # time of the last reading
 
-    def update(self, images: int) -> None:
-        """Counts one batch of `images` images."""
+    def update(self, images: int, loss: Callable[[], float] | None = None) -> None:
+        """Counts one batch.
+
+        Args:
+            images: number of images in the batch.
+            loss: returns the mean loss of the epoch so far. Called only for a line that is due, and
+                each second for a bar, because the call waits for the device.
+        """
         self._done += 1
         self._images += images
         elapsed = monotonic() - self._start
         step_seconds = elapsed / (self._done - self._first)
-        remaining = duration((self._batches - self._done) * step_seconds)
+        is_line = self._bar is None and self._console.is_line_due(step_seconds)
+        if self._bar is None and not is_line:
+            return
+        if loss is not None and (is_line or elapsed - self._loss_read >= LOSS_SECONDS):
+            self._loss = f"loss {loss():.4f}  "
+            self._loss_read = elapsed
+        remaining = (self._batches - self._done) * step_seconds
+        remaining += self._later.seconds(self._batches * step_seconds)
         rate = self._images / max(elapsed, 1e-9)
-        text = f"{rate:.1f} img/s  {remaining} left"
-        if self._bar is not None:
-            self._advance_bar(text)
-        elif self._console.is_line_due(step_seconds):
+        text = f"{self._loss}{rate:.1f} img/s  {duration(remaining)} left"
+        if is_line:
             self._console.line(f"{self._label}  batch {self._done}/{self._batches}  {text}")
+        else:
+            self._advance_bar(text)
 
     def close(self) -> None:
         """Removes the bar."""

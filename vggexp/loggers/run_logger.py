@@ -9,7 +9,7 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from vggexp.errors import CheckpointError
-from vggexp.loggers.console import Console, Progress
+from vggexp.loggers.console import Console, LaterEpochs, Progress
 from vggexp.loggers.hparams import HParamsTable
 from vggexp.loggers.tensorboard import TensorBoardLogger
 from vggexp.runs import jsonl
@@ -27,6 +27,7 @@ class RunLogger:
         history: the epochs so far, of a resumed run.
         step: the optimizer steps so far. Later lines of steps.jsonl come from an attempt that was
             killed; the run takes these steps again.
+        rest_seconds: pause after each epoch but the last.
     """
 
     def __init__(
@@ -37,10 +38,15 @@ class RunLogger:
         hparams: HParamsTable,
         history: Sequence[EpochMetrics],
         step: int = 0,
+        rest_seconds: float = 0,
     ):
         self.folder = folder
         self.console = console
         self.epochs = epochs
+        self.rest_seconds = rest_seconds
+        self.epoch_seconds: float | None = None  # of the last epoch
+        if history:
+            self.epoch_seconds = history[-1]["time/epoch_seconds"]
         jsonl.rewrite(folder / METRICS, history)
         steps = self._keep_steps(step)
         self.tensorboard = TensorBoardLogger(folder, hparams, history, console.line, steps)
@@ -61,7 +67,9 @@ class RunLogger:
 
     def progress(self, epoch: int, batches: int, done: int) -> AbstractContextManager[Progress]:
         """Counts the batches of an epoch in the block."""
-        return self.console.progress(f"epoch {epoch}/{self.epochs}", batches, done)
+        label = f"epoch {epoch}/{self.epochs}"
+        later = LaterEpochs(self.epochs - epoch, self.epoch_seconds, self.rest_seconds)
+        return self.console.progress(label, batches, done, later)
 
     def step(self, metrics: StepMetrics) -> None:
         """Reports a point of the curves inside the epochs."""
@@ -70,6 +78,7 @@ class RunLogger:
 
     def epoch(self, metrics: EpochMetrics) -> None:
         """Reports a finished epoch."""
+        self.epoch_seconds = metrics["time/epoch_seconds"]
         jsonl.append(self.folder / METRICS, metrics)
         self.tensorboard.epoch(metrics)
         self.console.epoch(metrics, self.epochs)

@@ -193,7 +193,15 @@ def _make_logger(job: TrainingJob) -> RunLogger:
     hparams = hparams_table(job.config, job.overrides, job.swept)
     epochs = job.config.train.epochs
     images, _ = next(iter(job.data.train.train(0)))  # an error of the data ends the run here
-    logger = RunLogger(job.folder, job.console, epochs, hparams, state.history, state.step)
+    logger = RunLogger(
+        job.folder,
+        job.console,
+        epochs,
+        hparams,
+        state.history,
+        state.step,
+        rest_seconds=60 * job.config.train.rest_minutes,
+    )
     draw = partial(figures.log_first_images, logger, images)
     logger.best_effort("the first images", draw)
     return logger

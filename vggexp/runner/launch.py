@@ -24,7 +24,7 @@ from vggexp.errors import ConfigError, RankError, VggexpError
 from vggexp.runs import directory, records
 from vggexp.system import processes
 from vggexp.system.cpu import default_threads
-from vggexp.system.signals import STOP_SIGNALS, StopFlag, handle_stop_signals
+from vggexp.system.signals import STOP_SIGNALS, STOPPING, StopFlag, handle_stop_signals
 
 POLL_SECONDS = 0.05
 STOPPED_AT_ONCE = "stopped at once by a second Ctrl-C"
@@ -49,7 +49,7 @@ def run_ranks(config: Config, overrides: Sequence[str], swept: Sequence[str] = (
         )
     try:
         with (
-            handle_stop_signals() as stop,
+            handle_stop_signals(STOPPING) as stop,
             tempfile.TemporaryDirectory() as logs,
             _divide_threads(ranks),
             _quiet_launch(),

@@ -13,6 +13,7 @@ from vggexp.config.keys import flatten, to_plain
 from vggexp.config.run_id import identity
 from vggexp.config.schema import Config
 from vggexp.distributed import collectives
+from vggexp.distributed.rank import rank_info
 from vggexp.distributed.stop import DistributedStop
 from vggexp.loggers.console import Console
 from vggexp.runner.init_weights import load_init_weights
@@ -21,7 +22,7 @@ from vggexp.runner.resume import OpenedRun, RunSetup, build_run, create_run_dir,
 from vggexp.runs import records
 from vggexp.runs.environment import code_sha256
 from vggexp.system import memory
-from vggexp.system.signals import StopFlag, handle_stop_signals
+from vggexp.system.signals import STOPPING, StopFlag, handle_stop_signals
 
 # Keys that may differ between the machines of one run. `build_run` compares the data themselves.
 PER_MACHINE_KEYS = (
@@ -56,7 +57,9 @@ def run(
     """
     started_at = time.monotonic()
     with contextlib.ExitStack() as stack:
-        stop = stop or stack.enter_context(handle_stop_signals())
+        if stop is None:
+            line = "" if rank_info().rank else STOPPING
+            stop = stack.enter_context(handle_stop_signals(line, long_calls=True))
         device = config.device
         stack.enter_context(collectives.process_group(device.name, device.timeout_minutes))
         stack.enter_context(collectives.translate_rank_errors())

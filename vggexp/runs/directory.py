@@ -45,7 +45,7 @@ def require_run(*folders: Path) -> None:
             closed.append(str(folder))
         elif problem := folder_problem(folder):
             by_problem.setdefault(problem, []).append(str(folder))
-        elif not os.path.isfile(folder / CONFIG):
+        elif not os.path.exists(folder / CONFIG):  # read_config reports what is not a file
             foreign.append(str(folder))
     if by_problem:
         lines = [f"{', '.join(names)}: {problem}" for problem, names in by_problem.items()]

@@ -10,8 +10,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from hydra.plugins.launcher import Launcher
-from hydra.plugins.sweeper import Sweeper
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -29,7 +27,7 @@ from vggexp.config.compose import (
     with_typed_values,
 )
 from vggexp.config.diagnostics import ComposeFn, compose_error_line
-from vggexp.config.hydra_safety import resolved
+from vggexp.config.hydra_safety import resolve_section
 from vggexp.config.overrides import Override, last_of_each_key, parse_override, parse_overrides
 from vggexp.config.parse import ErrorList, convert, parse_section
 from vggexp.config.schema import Config, Seed, Sweep
@@ -124,7 +122,7 @@ def compose_outline(command: Command) -> Outline:
 
 def _sets_multirun(composition: Composition) -> bool:
     node = composition.node
-    return node is not None and resolved(node, "hydra.mode") == RunMode.MULTIRUN
+    return node is not None and resolve_section(node, "hydra.mode") == RunMode.MULTIRUN
 
 
 def _sweep_defining(overrides: Sequence[Override]) -> list[Override]:
@@ -164,6 +162,17 @@ def check_command(command: Command) -> None:
         run_config(command, outline)
 
 
+def reject_own_overrides(command: Command) -> None:
+    """Raises ConfigError for overrides that --hydra-help, which knows Hydra's keys alone, lacks."""
+    with hydra_session(command):
+        overrides, problems = parse_overrides(command.overrides)
+    for override in overrides:
+        if not override.is_hydra:
+            problems.append(f"{override.text}: --hydra-help shows Hydra's own keys; leave it out")
+    if problems:
+        raise ConfigError(*problems)
+
+
 def check_composes(command: Command) -> None:
     """Raises ConfigError if Hydra could not show the configuration that the overrides make."""
     with hydra_session(command) as compose_fn:
@@ -180,7 +189,7 @@ def check_composes(command: Command) -> None:
 
 def _check_help(node: DictConfig) -> None:
     """Checks the text that --help shows, which a file may replace."""
-    values = resolved(node, "hydra.help")
+    values = resolve_section(node, "hydra.help")
     template = string.Template(str(values["template"]))
     unknown = set(template.get_identifiers()) - HELP_PLACEHOLDERS
     if unknown or not template.is_valid():
@@ -232,7 +241,7 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
     if node is None or outline.problems:
         problems = [*outline.problems, *outline.composition.problems]
         raise ConfigError(*(problems or [outline.composition.refusal]))
-    params = resolved(node, "hydra.sweeper").get("params") or {}
+    params = resolve_section(node, "hydra.sweeper").get("params") or {}
     if not isinstance(params, dict):
         raise ConfigError(f"hydra.sweeper.params={format_value(params)}: must be keys and values")
     overrides = job_overrides(outline.overrides, params)
@@ -301,7 +310,7 @@ def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:
 def _sweep_section(node: DictConfig, overrides: Sequence[Override]) -> Sweep:
     """Parses the `sweep` section. Raises ConfigError, also for Hydra's keys that do not fit."""
     problems = ErrorList()
-    sweep = parse_section(Sweep, resolved(node, "sweep"), "sweep", problems)
+    sweep = parse_section(Sweep, resolve_section(node, "sweep"), "sweep", problems)
     if not problems:
         problems += hydra_problems(node, sweep)
     problems += search_problems(node)
@@ -311,8 +320,7 @@ def _sweep_section(node: DictConfig, overrides: Sequence[Override]) -> Sweep:
 
 
 def _reject_unknown_plugin_keys(node: DictConfig) -> None:
-    problems = [*unknown_plugin_keys(node, "launcher", Launcher)]
-    problems += unknown_plugin_keys(node, "sweeper", Sweeper)
+    problems = [*unknown_plugin_keys(node, "launcher"), *unknown_plugin_keys(node, "sweeper")]
     if problems:
         raise ConfigError(*problems)
 
@@ -320,7 +328,7 @@ def _reject_unknown_plugin_keys(node: DictConfig) -> None:
 def _first_seed(node: DictConfig, overrides: Sequence[Override]) -> int:
     """Returns the configured seed, from which `sweep.repeats` counts. Raises ConfigError."""
     problems = ErrorList()
-    seed: int = convert(Seed, resolved(node, "seed"), "seed", problems)
+    seed: int = convert(Seed, resolve_section(node, "seed"), "seed", problems)
     if problems:
         raise ConfigError(*with_typed_values(problems, overrides))
     return seed

@@ -1,23 +1,21 @@
 """Makes the jobs of a sweep from its overrides: all combinations of a grid, or a search's ends."""
 
 import copy
-import inspect
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, product
 from math import prod
 from typing import Any, NamedTuple
 
+from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import IntervalSweep
-from hydra.core.plugins import Plugins
-from hydra.plugins.plugin import Plugin
 from omegaconf import DictConfig, OmegaConf
 
 from vggexp.config.compose import without_plugins
 from vggexp.config.device import device_profile
 from vggexp.config.diagnostics import ComposeFn
-from vggexp.config.hydra_safety import TARGET, plugin_name, resolved
+from vggexp.config.hydra_safety import TARGET, plugin_name, resolve_section
 from vggexp.config.keys import flatten
 from vggexp.config.overrides import (
     Override,
@@ -301,10 +299,10 @@ def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
     sweeper = plugin_name(node.hydra, "sweeper")
     launcher = plugin_name(node.hydra, "launcher")
     is_local = launcher == "local"
-    settings = resolved(node, "hydra.launcher")
+    settings = resolve_section(node, "hydra.launcher")
     if sweeper == "basic":
         yield "hydra/sweeper=basic: not allowed; hydra/sweeper=grid makes the same jobs and more"
-    if resolved(node, "hydra.job.chdir"):
+    if resolve_section(node, "hydra.job.chdir"):
         yield "hydra.job.chdir=true: not allowed, a run has a folder of its own under run.root"
     if sweep.on_error == "stop" and not (is_local and sweeper == "grid"):
         yield "sweep.on_error=stop: needs hydra/sweeper=grid and hydra/launcher=local"
@@ -317,32 +315,35 @@ def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
             count = settings.get(key)
             if count is not None and count < 1:
                 yield f"hydra.launcher.{key}={settings[key]}: must be at least 1"
-    if launcher == "slurm" and resolved(node, "resume") == "never":
+    if launcher == "slurm" and resolve_section(node, "resume") == "never":
         yield (
             "resume=never: a job that Slurm starts again continues its run; "
             "choose auto, exact or force"
         )
 
 
-def unknown_plugin_keys(node: DictConfig, section: str, base: type[Plugin]) -> Iterator[str]:
-    """Yields a problem for each key that the class of the launcher or sweeper does not take.
+def unknown_plugin_keys(node: DictConfig, section: str) -> Iterator[str]:
+    """Yields a problem for each key that the launcher or the sweeper does not know.
+
+    The known keys are those of the configuration that the plugin has stored. Some classes take any
+    key, and ignore or refuse an unknown one only when the jobs start.
 
     Args:
         section: `launcher` or `sweeper`.
-        base: Hydra's class of all launchers, or of all sweepers.
     """
-    values = resolved(node, f"hydra.{section}")
+    values = resolve_section(node, f"hydra.{section}")
     target = values.pop(TARGET)
-    for class_ in Plugins.instance().discover(base):
-        if f"{class_.__module__}.{class_.__qualname__}" != target:
-            continue
-        parameters = inspect.signature(class_).parameters
-        if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
-            return  # the class itself checks its keys
-        for key in values:
-            if key not in parameters:
-                known = ", ".join(parameters) or "none"
-                yield f"hydra.{section}.{key}: unknown key; keys of this {section}: {known}"
+    stored = ConfigStore.instance().repo["hydra"][section].values()
+    known = next(file.node for file in stored if file.node[TARGET] == target)
+    names = [key for key in known if key != TARGET]
+    if {*values} - {*names} and plugin_name(node.hydra, section) == "slurm":
+        from submitit.slurm.slurm import SlurmExecutor
+
+        names = sorted({*names, *SlurmExecutor._valid_parameters()})
+    for key in values:
+        if key not in names:
+            keys = ", ".join(names) or "none"
+            yield f"hydra.{section}.{key}: unknown key; keys of this {section}: {keys}"
 
 
 def _joblib_problems(launcher: Mapping[str, Any]) -> Iterator[str]:

@@ -30,7 +30,7 @@ from vggexp.system.files import (
     read_tail,
     refuse_link,
 )
-from vggexp.system.signals import StopFlag, handle_stop_signals, interruptible
+from vggexp.system.signals import STOPPING_JOBS, StopFlag, handle_stop_signals, interruptible
 
 POLL_SECONDS = 0.05
 ELSEWHERE_SECONDS = 1.0  # between two checks of runs that other processes work on
@@ -165,7 +165,7 @@ def run_pool(
     with os_error_as_resource_error(logs, "made", CHOOSE_ROOT):
         make_inner_dir(logs)
     work = [job.work for job in jobs]
-    with handle_stop_signals() as stop, SweepProgress(work, len(slots)) as progress:
+    with handle_stop_signals(STOPPING_JOBS) as stop, SweepProgress(work, len(slots)) as progress:
         pool = Pool(jobs, slots, perform, logs, progress)
         try:
             pool.run_all(stop)

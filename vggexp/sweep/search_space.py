@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from vggexp.config.diagnostics import compose_error_line
-from vggexp.config.hydra_safety import plugin_name, resolved
+from vggexp.config.hydra_safety import plugin_name, resolve_section
 from vggexp.config.keys import to_plain
 from vggexp.config.overrides import NumberRange, Override
 from vggexp.config.parse import ErrorList, parse_section
@@ -177,11 +177,11 @@ def search_problems(node: DictConfig) -> Iterator[str]:
     if not is_search(node):
         return
     problems = ErrorList()
-    search_settings(resolved(node, "hydra.sweeper"), problems)
+    search_settings(resolve_section(node, "hydra.sweeper"), problems)
     yield from problems
-    if resolved(node, "resume") == "never":
+    if resolve_section(node, "resume") == "never":
         yield "resume=never: a search continues its own runs; choose auto, exact or force"
-    if resolved(node, "sweep.dry_run"):
+    if resolve_section(node, "sweep.dry_run"):
         yield "sweep.dry_run=true: belongs to a grid; a search makes its jobs as it goes"
     if find_spec("optuna") is None:
         yield "hydra/sweeper=optuna: Optuna is not installed; pip install 'vggexp[search]'"

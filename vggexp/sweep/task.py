@@ -16,7 +16,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from vggexp.cli import report_error
-from vggexp.config import compose, hydra_safety, run_id
+from vggexp.config import completion, compose, hydra_safety, run_id
 from vggexp.config.schema import Config
 from vggexp.data.image_folder import list_folders_once
 from vggexp.distributed.rank import rank_info
@@ -116,6 +116,7 @@ def run_hydra(command: compose.Command, *overrides: str, task: HydraTask | None 
         VggexpError: a launcher failed.
     """
     hydra_safety.install()
+    completion.install()
     sys.argv = [sys.argv[0], *command.flags, *command.overrides, *overrides]
     decorate = hydra.main(
         config_path=compose.conf_dir(), config_name="config", **compose.VERSION_BASE

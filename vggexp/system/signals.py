@@ -1,16 +1,18 @@
 """Turns stop signals into a flag, which the training loop reads between two batches.
 
-The signal handler only sets the flag. A system call that waits for another program or for a disk
-never sees the flag, so such a call stands in a block of `interruptible`.
+The signal handler only sets the flag, and acknowledges a Ctrl-C. A system call that waits for
+another program or for a disk never sees the flag, so such a call stands in a block of
+`interruptible`.
 """
 
 import os
+import select
 import signal
 import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
 from typing import Any
 
@@ -19,14 +21,18 @@ from vggexp.formatting import one_line
 
 STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 POLL_SECONDS = 0.2  # longest sleep between two looks at the flag
+STOPPING = "vggexp: stopping after this batch; Ctrl-C again to end at once"
+STOPPING_JOBS = "vggexp: stopping each job after its batch; Ctrl-C again to end at once"
+END = b"\0"  # of the signals that a thread watches
 GRACE_SECONDS = 2.0  # from a stop signal to the end of a call that waits
 
 
 class StopFlag:
     """The first stop signal that has arrived, if any."""
 
-    def __init__(self) -> None:
+    def __init__(self, acknowledgement: str = "") -> None:
         self.signal: signal.Signals | None = None
+        self.acknowledgement = acknowledgement  # line for the first Ctrl-C
         self.at_once = False  # a second Ctrl-C has arrived
         self.resume_hint = "run the same command to continue"
         self._waiting = ""  # what the block of `interruptible` waits for, which is running
@@ -39,6 +45,23 @@ class StopFlag:
         """
         if self.signal is not None:
             raise StoppedError(self.signal, position, self.resume_hint)
+
+    def acknowledge(self) -> None:
+        """Prints the acknowledgement once, past Python's buffers, which may be in use.
+
+        A reader that does not read gets nothing: the write would hold up the stop.
+        """
+        text = self.acknowledgement
+        self.acknowledgement = ""
+        if not text:
+            return
+        with suppress(OSError, ValueError, AttributeError):  # stderr is closed, or no file
+            descriptor = sys.stderr.fileno()
+            poll = select.poll()
+            poll.register(descriptor, select.POLLOUT)
+            start = "\n" if os.isatty(descriptor) else ""  # ends the line of ^C or of a bar
+            if poll.poll(0) == [(descriptor, select.POLLOUT)]:
+                os.write(descriptor, f"{start}{text}\n".encode())
 
     def rest(self, seconds: float) -> None:
         """Sleeps for `seconds`, or until a signal arrives."""
@@ -142,15 +165,47 @@ def clear_pending_interrupt() -> None:
 
 
 @contextmanager
-def handle_stop_signals() -> Iterator[StopFlag]:
+def _watch_for_interrupt(stop: StopFlag) -> Iterator[None]:
+    """Acknowledges a Ctrl-C in a thread.
+
+    Python calls a handler only between two calls of C functions, and the backward pass of a batch
+    is one call, which takes seconds on a processor.
+    """
+    read_end, write_end = os.pipe()
+    os.set_blocking(write_end, False)
+    earlier = signal.set_wakeup_fd(write_end, warn_on_full_buffer=False)
+
+    def watch() -> None:
+        for number in iter(lambda: os.read(read_end, 1), END):
+            if number[0] == signal.SIGINT:
+                stop.acknowledge()
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(earlier)
+        os.write(write_end, END)
+        thread.join()
+        os.close(read_end)
+        os.close(write_end)
+
+
+@contextmanager
+def handle_stop_signals(acknowledgement: str = "", long_calls: bool = False) -> Iterator[StopFlag]:
     """Yields a flag that the stop signals set.
 
     Ignored signals stay ignored. The handler of another library is called after the block,
     because only then everything is saved: submitit's handler hands the job back to Slurm and
     exits. A second Ctrl-C stops at once, with KeyboardInterrupt. Processes that are forked in the
     block do not handle the signals.
+
+    Args:
+        acknowledgement: line for stderr at the first Ctrl-C.
+        long_calls: whether the block has calls that take more than a fraction of a second.
     """
-    stop = StopFlag()
+    stop = StopFlag(acknowledgement)
     owner = os.getpid()
     received = list[int]()
     earlier_handlers: dict[int, Any] = {}
@@ -162,6 +217,8 @@ def handle_stop_signals() -> Iterator[StopFlag]:
             stop.at_once = True
             raise KeyboardInterrupt
         received.append(signum)
+        if signum == signal.SIGINT:
+            stop.acknowledge()
         if stop.signal is None:
             stop.signal = signal.Signals(signum)
             stop.start_timer()
@@ -179,7 +236,8 @@ def handle_stop_signals() -> Iterator[StopFlag]:
     alarm_handler = signal.signal(signal.SIGALRM, stop.on_timer)
     _FLAGS.append(stop)
     try:
-        yield stop
+        with _watch_for_interrupt(stop) if long_calls else nullcontext():
+            yield stop
     finally:
         _FLAGS.remove(stop)
         signal.signal(signal.SIGALRM, alarm_handler or signal.SIG_DFL)

@@ -165,7 +165,7 @@ class Batches(Protocol):
 
 
 class Progress(Protocol):
-    def update(self, images: int) -> None: ...
+    def update(self, images: int, loss: Callable[[], float]) -> None: ...
 
 
 class Logger(Protocol):
@@ -186,7 +186,7 @@ class NullLogger:
     def progress(self, epoch: int, batches: int, done: int) -> AbstractContextManager[Progress]:
         return nullcontext(self)
 
-    def update(self, images: int) -> None: ...
+    def update(self, images: int, loss: Callable[[], float]) -> None: ...
 
     def step(self, metrics: StepMetrics) -> None: ...
 
@@ -330,7 +330,7 @@ def train_epoch(state: TrainState, batches: Iterable[Batch], loop: TrainLoop) ->
                 state.ema.update(state.model)
             if log_steps and state.step % log_steps == 0:
                 loop.logger.step(state.read_step(update.gradient_norm))
-            progress.update(len(images) * collectives.world_size())
+            progress.update(len(images) * collectives.world_size(), state.sums.mean_loss)
             timer.lap("logging")
             if loop.stop.signal or loop.checkpointer.is_due():
                 save_within_epoch(state, loop)

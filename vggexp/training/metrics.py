@@ -86,6 +86,10 @@ class MetricSums:
         self.sums += added.to(self.sums.dtype)
         self.count += len(labels)
 
+    def mean_loss(self) -> float:
+        """Returns the mean loss over the images of this rank. Waits for the device."""
+        return self.sums[0].item() / max(self.count, 1)
+
     def read(self, split: str) -> dict[str, float]:
         """Returns `split`/loss and `split`/accuracy, the means over all images.
 

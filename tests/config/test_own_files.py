@@ -1,0 +1,143 @@
+"""A user's own YAML: what it leaves out, which file an error names, what it replaces."""
+
+import pytest
+
+from tests.config.test_compose import config_of, write
+from vggexp.config import device
+from vggexp.config.keys import to_plain
+from vggexp.config.run_id import run_name
+from vggexp.errors import ConfigError
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A working directory; own files are in `mine` below it."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path / "mine"
+
+
+def problem_of(*argv: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config_of("--config-dir=mine", *argv)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "overrides"),
+    [  # an own file, and the command without it that is the same run
+        ("arch", "blocks: [[1, 8]]", ["arch.blocks=[[1,8]]"]),
+        ("arch", "name: lenet", ["arch=lenet"]),
+        ("data", "resize: 32", ["data.resize=32"]),
+        ("data", "name: digits\nresize: 32", ["data=digits", "data.resize=32"]),
+        ("data", "name: synthetic\nimages: 200", ["data=synthetic", "data.images=200"]),
+        ("augment", "flip: 0.5", ["augment.flip=0.5"]),
+        ("optimizer", "lr: 0.1", ["optimizer.lr=0.1"]),
+        ("optimizer", "name: Adam\nbetas: [0.9, 0.999]", ["optimizer=adam"]),
+        ("optimizer", "name: SGD\nlr: 0.1", ["optimizer.lr=0.1", "~optimizer.momentum"]),
+        ("scheduler", "name: step\ngamma: 0.5", ["scheduler=step", "scheduler.gamma=0.5"]),
+        ("scheduler", "warmup_epochs: 1", ["scheduler.warmup_epochs=1"]),
+        ("device", "name: cuda\nthreads: 3", ["device=cuda", "device.threads=3"]),
+        ("device", "threads: 3", ["device.threads=3"]),
+        ("arch", "defaults: [vgg13]\nwidth: 0.5", ["arch=vgg13", "arch.width=0.5"]),
+    ],
+)
+def test_a_file_has_the_defaults_of_its_group(file, content, overrides, folder):
+    write(folder / file / "mine.yaml", content)
+    own = config_of(f"{file}=mine", "--config-dir=mine")
+    shipped = config_of(*overrides)
+    assert to_plain(own) == to_plain(shipped)
+    assert run_name(own) == run_name(shipped)
+
+
+def test_a_key_that_a_file_leaves_out_takes_an_override(folder):
+    write(folder / "arch/mine.yaml", "blocks: [[1, 8]]\n")
+    assert config_of("--config-dir=mine", "arch=mine", "arch.dropout=0.1").arch.dropout == 0.1
+
+
+@pytest.mark.parametrize("how", ["--config-dir", "VGGEXP_CONF_PATH"])
+def test_a_file_with_the_name_of_a_shipped_one_wins(how, folder, monkeypatch):
+    write(folder / "arch/vgg11.yaml", "hidden: [4]\n")
+    write(folder / "optimizer/adam.yaml", "lr: 0.5\n")
+    argv = ["--config-dir=mine"] if how == "--config-dir" else []
+    if not argv:
+        monkeypatch.setenv(how, str(folder))
+    config = config_of("optimizer=adam", *argv)
+    assert config.arch.hidden == (4,)
+    assert config.optimizer.name == "Adam"
+    assert config.optimizer.lr == 0.5
+
+
+def test_the_folder_of_the_command_wins_over_that_of_the_environment(folder, monkeypatch):
+    monkeypatch.setenv("VGGEXP_CONF_PATH", "theirs")
+    write(folder.with_name("theirs") / "arch/vgg11.yaml", "hidden: [5]\n")
+    write(folder / "arch/vgg11.yaml", "hidden: [4]\n")
+    assert config_of().arch.hidden == (5,)
+    assert config_of("--config-dir=mine").arch.hidden == (4,)
+
+
+def test_a_replaced_file_is_reported(folder, command):
+    write(folder / "optimizer/momentum.yaml", "lr: -1\n")
+    write(folder / "arch/vgg13.yaml", "hidden: [4]\n")
+    code, _, error = command("--config-dir=mine", "--cfg=job", "optimizer.lr=1")
+    assert code == 0
+    assert error == "vggexp: note: mine/optimizer/momentum.yaml replaces the shipped file\n"
+
+
+@pytest.mark.parametrize("how", ["--config-dir", "VGGEXP_CONF_PATH"])
+def test_the_detected_device_has_the_values_of_an_own_file(how, folder, monkeypatch):
+    write(folder / "device" / f"{device.detect_device()}.yaml", "threads: 3\n")
+    argv = ["--config-dir=mine"] if how == "--config-dir" else []
+    if not argv:
+        monkeypatch.setenv(how, str(folder))
+    config = config_of(*argv)
+    assert config.device.threads == 3
+    assert config.device.name == device.detect_device()
+    assert config_of("device.threads=4", *argv).device.threads == 4
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "problem"),
+    [
+        ("arch", "dropout: 2", "arch.dropout=2: must be >= 0 and < 1"),
+        ("arch", "name: vggg", "arch.name=vggg: nearest vgg; allowed vgg, lenet, alexnet"),
+        ("arch", "blocks: [[1, 0]]", "arch.blocks[0]=[1,0]: channels=0: must be 1..65536"),
+        ("arch", "droput: 0", "arch.droput: unknown key; nearest arch.dropout; "),
+        ("data", "name: digits\nresize: 8", "data.resize=8: too small for 5 poolings "),
+        ("optimizer", "name: NAdam\nweight_decay: 0", "optimizer.lr: missing; give it a value"),
+        ("scheduler", "milestones: [1]", "scheduler.milestones: not a key of scheduler constant; "),
+        ("device", "threads: ${nosuch}", "device.threads: Interpolation key 'nosuch' not found"),
+        (
+            "experiment",
+            "# @package _global_\noptimizer: {lr: -1}",
+            "optimizer.lr=-1: must be > 0 and <= 100",
+        ),
+    ],
+)
+def test_an_error_names_the_file(file, content, problem, folder):
+    write(folder / file / "mine.yaml", content)
+    assert problem_of(f"{file}=mine").startswith(f"mine/{file}/mine.yaml: {problem}")
+
+
+def test_an_error_of_a_typed_value_names_no_file(folder):
+    write(folder / "arch/mine.yaml", "dropout: 0.1\n")
+    problem = problem_of("arch=mine", "arch.dropout=2", "optimizer.lr=-1")
+    assert problem.split("; ") == [
+        "arch.dropout=2: must be >= 0 and < 1",
+        "optimizer.lr=-1: must be > 0 and <= 100",
+    ]
+
+
+def test_an_error_names_the_file_that_has_the_value(folder):
+    write(folder / "optimizer/mine.yaml", "lr: -1\n")
+    write(folder / "experiment/mine.yaml", "# @package _global_\noptimizer: {lr: -2}\n")
+    problem = problem_of("optimizer=mine", "experiment=mine")
+    assert problem.startswith("mine/experiment/mine.yaml: optimizer.lr=-2: ")
+
+
+def test_files_that_name_each_other_are_reported(folder):
+    write(folder / "experiment/first.yaml", "# @package _global_\ndefaults: [second]\n")
+    write(folder / "experiment/second.yaml", "# @package _global_\ndefaults: [first]\n")
+    assert problem_of("experiment=first") == (
+        "defaults: the files name each other in a circle: "
+        "mine/experiment/first.yaml, mine/experiment/second.yaml"
+    )
