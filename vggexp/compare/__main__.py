@@ -60,8 +60,8 @@ def _compare(argv: Sequence[str]) -> str:
     )
     arguments = parser.parse_intermixed_args(argv)
     given = without_neighbors(arguments.run)
-    folders = expand_sweeps(given, lambda error: cli.warn_left_out(str(error)))
-    folders = _leave_out_closed(folders)
+    found = expand_sweeps(given, lambda error: cli.warn_left_out(str(error)))
+    folders = _leave_out_closed(found)
     directory.require_run(*folders)
     from vggexp.compare import comparison, render  # import scipy: only after the arguments pass
 

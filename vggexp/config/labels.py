@@ -15,7 +15,7 @@ from vggexp.config import yaml_limits
 from vggexp.config.derived import DEFAULT_FOLDER_SIZE
 from vggexp.config.device import conf_dir
 from vggexp.config.keys import flatten, to_plain
-from vggexp.config.schema import Arch, Config, ImageFolder
+from vggexp.config.schema import Arch, Config, ImageFolder, Vgg
 from vggexp.data.catalog import DATASETS
 from vggexp.formatting import HASH_CHARS, format_value
 from vggexp.system.files import read_file
@@ -133,7 +133,7 @@ def network_label(arch: Arch, file: ArchFile | None = None) -> str:
     name = _safe(file.name)
     norm = file.values.get("norm", "none")
     parts = []
-    if "blocks" in differing:
+    if isinstance(arch, Vgg) and "blocks" in differing:
         depth = sum(block.convs for block in arch.blocks) + len(arch.hidden) + 1
         name = f"vgg{depth}{'c' if any(block.pointwise for block in arch.blocks) else ''}"
         norm = "none"

@@ -17,9 +17,10 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic
-from typing import Any, NamedTuple, TextIO
+from typing import Any, TextIO
 
 from vggexp.errors import ResourceError, WaitStoppedError
 from vggexp.formatting import duration, printable
@@ -160,7 +161,8 @@ def _stdout_errors() -> Iterator[None]:
         raise ResourceError(f"stdout: cannot be written: {error.strerror}") from error
 
 
-class LaterEpochs(NamedTuple):
+@dataclass(frozen=True)
+class LaterEpochs:
     """The epochs of a run after the current one."""
 
     count: int

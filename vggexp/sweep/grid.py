@@ -13,7 +13,6 @@ from hydra.core.override_parser.types import IntervalSweep
 from omegaconf import DictConfig, OmegaConf
 
 from vggexp.config.compose import without_plugins
-from vggexp.config.device import device_profile
 from vggexp.config.diagnostics import ComposeFn
 from vggexp.config.hydra_safety import TARGET, plugin_name, resolve_section
 from vggexp.config.keys import flatten
@@ -46,7 +45,6 @@ UNSWEEPABLE_KEYS = (
     "device.timeout_minutes",
 )
 SUBMITIT_COUNTS = ("timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "array_parallelism")
-DEVICE_REFERENCE = re.compile(r"\$\{vggexp\.device:(\w+)\}")
 NOT_SWEPT = "may not be swept, it belongs to the whole sweep; give one value"
 MAX_LAUNCHER_COUNT = 4096  # jobs at a time, and jobs on one GPU
 
@@ -246,7 +244,6 @@ def cached_compose(
         texts = tuple(files)
         if texts not in composed_files:
             composed = without_plugins(compose_fn([*shared, *texts]))
-            resolve_device(composed)
             composed_files[texts] = ComposedFiles(composed, _referring_sections(composed))
         node = composed_files[texts].copy(changed)
         loader._apply_overrides_to_config(values, node)
@@ -270,21 +267,6 @@ def common_overrides(combinations: Sequence[Sequence[str]]) -> set[str]:
         elif any(f"{other}.".startswith(f"{key}.") for other in other_keys):
             related.add(text)
     return common - related
-
-
-def resolve_device(node: DictConfig) -> None:
-    """Replaces the references of the section `device` to the found device by their values.
-
-    No key of a job changes these values, so they are parsed once for all jobs. References to other
-    keys stay: a job may set such a key.
-    """
-    section = OmegaConf.to_container(node, resolve=False).get("device")  # type: ignore[union-attr]
-    if not isinstance(section, dict):
-        return
-    for key, value in section.items():
-        reference = DEVICE_REFERENCE.fullmatch(str(value))
-        if reference and reference[1] in device_profile():
-            node["device"][key] = device_profile()[reference[1]]
 
 
 def _referring_sections(node: DictConfig) -> set[str]:

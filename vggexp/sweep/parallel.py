@@ -7,7 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vggexp.config.device import count_cuda_devices
-from vggexp.config.hydra_safety import plugin_name, resolved
+from vggexp.config.hydra_safety import plugin_name, resolve_section
 from vggexp.config.schema import Config
 from vggexp.system.cpu import default_threads
 
@@ -38,7 +38,7 @@ def planned_jobs_at_a_time(node: DictConfig, config: Config) -> int:
     """
     if plugin_name(node.hydra, "launcher") != "local":
         return 1
-    launcher = resolved(node, "hydra.launcher")
+    launcher = resolve_section(node, "hydra.launcher")
     gpus: Sequence[Any] = launcher["gpus"] or []
     if config.device.name == "cuda" and not gpus:
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")

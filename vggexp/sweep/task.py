@@ -8,6 +8,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -74,7 +75,7 @@ class HydraTask:
             return self._run_job(node)
 
     def _run_job(self, node: DictConfig) -> float | None:
-        hydra_config = HydraConfig.get()
+        hydra_config: Any = HydraConfig.get()
         overrides = list(hydra_config.overrides.task)
         in_sweep = hydra_config.mode == RunMode.MULTIRUN
         launcher = hydra_safety.plugin_name(hydra_config, "launcher")
