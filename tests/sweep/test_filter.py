@@ -3,7 +3,7 @@
 import pytest
 
 from vggexp.config.compose import parse_command
-from vggexp.plan import plan_costs
+from vggexp.cost_plan import plan_costs
 from vggexp.sweep.expand import compose_run
 from vggexp.sweep.filter import filter_values, matches
 
