@@ -10,7 +10,7 @@ from tests.conftest import TINY, write_images
 from vggexp.config.compose import parse_command
 from vggexp.config.run_id import run_name
 from vggexp.data import image_folder
-from vggexp.errors import DataError
+from vggexp.errors import ConfigError, DataError
 from vggexp.runs.data_source import check_pinned_data, pin_data
 from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep
 
@@ -56,6 +56,17 @@ def test_images_that_change_while_a_run_starts_are_refused(folders):
     check_pinned_data(pinned, image_folder.index_folder(Path("a")).fingerprint)
     with pytest.raises(DataError, match=r"data\.root=a: has changed while the run started"):
         check_pinned_data(pinned, image_folder.index_folder(Path("b")).fingerprint)
+
+
+def test_the_split_makes_the_name(folders):
+    with pytest.raises(ConfigError, match=r"test_fraction=0\.2: a/test is the test set; leave the"):
+        config("a", "data.test_fraction=0.2")
+    whole = run_name(config("a"))
+    shutil.rmtree("a/test")
+    assert run_name(config("a")) != whole
+    assert run_name(config("a", "data.test_fraction=0.2")) == run_name(config("a"))
+    assert run_name(config("a", "data.test_fraction=0.5")) != run_name(config("a"))
+    assert run_name(config("a/train")) == run_name(config("a"))
 
 
 def test_other_data_sets_stay_as_they_are():

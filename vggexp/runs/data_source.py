@@ -9,13 +9,15 @@ from vggexp.data.fingerprint import combined_sha256
 from vggexp.data.image_folder import index_folder
 from vggexp.errors import DataError
 
+HashFn = Callable[[str, float | None], str]  # of data.root and data.test_fraction
 
-def folder_sha256(root: str) -> str:
+
+def folder_sha256(root: str, test_fraction: float | None) -> str:
     """Returns the SHA-256 of an image folder's contents. Raises DataError."""
-    return combined_sha256(index_folder(Path(root)).fingerprint)
+    return combined_sha256(index_folder(Path(root), test_fraction).fingerprint)
 
 
-def pin_data(config: Config, sha256_of: Callable[[str], str] = folder_sha256) -> Config:
+def pin_data(config: Config, sha256_of: HashFn = folder_sha256) -> Config:
     """Sets `data.sha256` from the contents of an image folder.
 
     The name of the run then follows from the images and not from their path. The other data sets
@@ -30,7 +32,7 @@ def pin_data(config: Config, sha256_of: Callable[[str], str] = folder_sha256) ->
     data = config.data
     if not isinstance(data, ImageFolder) or data.root is None:
         return config
-    actual = sha256_of(data.root)
+    actual = sha256_of(data.root, data.test_fraction)
     if data.sha256 not in (None, actual):
         raise DataError(
             f"data.root={data.root}: the SHA-256 of its contents is {actual}, "
