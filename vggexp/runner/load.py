@@ -62,13 +62,18 @@ def load_run(path: str | Path) -> LoadedRun:
     return build_loaded_run(config, tested, Path(path))
 
 
-def load_tested_checkpoint(folder: Path) -> tuple[Config, dict[str, Any]]:
+def load_tested_checkpoint(folder: Path, step: int | None = None) -> tuple[Config, dict[str, Any]]:
     """Returns the configuration of a run, and the checkpoint whose weights were tested.
 
-    Raises CheckpointError.
+    Args:
+        folder: the run directory.
+        step: the step of another checkpoint to return.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it does not fit the configuration.
     """
     config = load_config(folder)
-    path = _tested_path(folder)
+    path = _checkpoint_path(folder, step)
     tested = checkpoint_schema.load(path)
     config = build.with_class_count(config, len(tested["classes"]))
     try:
@@ -94,9 +99,10 @@ def check_tested(config: Config, tested: dict[str, Any]) -> None:
             raise ValueError(f"{name} of {channels} channels, but the images have {spec.channels}")
 
 
-def _tested_path(folder: Path) -> Path:
-    """Returns the checkpoint whose weights were tested; of an unfinished run the newest one."""
-    step = read_result(folder).get("weights_step")
+def _checkpoint_path(folder: Path, step: int | None) -> Path:
+    """Returns the checkpoint of a step; of None the tested one, or the newest without a test."""
+    if step is None:
+        step = read_result(folder).get("weights_step")
     for path in find_checkpoints(folder / "checkpoints"):
         if step is None or int(path.stem) == step:
             return path
