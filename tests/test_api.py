@@ -86,7 +86,7 @@ def test_an_error_has_the_text_of_the_command(function, command):
         ("-m", "-m: a flag of the command"),
         (["seed=1"], "list: not an override; give each one as a text, such as 'seed=1'"),
         (1, "int: not an override"),
-        ("sweep=lr_depth", "this command takes a single configuration, not a sweep"),
+        ("seed=0,1", "seed=0,1: a list of values needs -m (a sweep)"),
     ],
 )
 def test_only_the_overrides_of_one_run_are_taken(override, text):

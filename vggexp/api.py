@@ -33,8 +33,8 @@ if TYPE_CHECKING:
     from vggexp.runner.load import LoadedRun
 
 CONFIG_DIR = "--config-dir="  # the only flag that a function takes
-SIGNAL_CODES = 128  # an exit code above is that of a signal
-ERRORS = (
+SIGNAL_CODES = 128  # added to the number of a signal, the exit code of a run that it stopped
+ERRORS = (  # each has an exit code of its own
     ConfigError,
     DataError,
     CheckpointError,
@@ -70,8 +70,8 @@ def run(*overrides: str) -> "LoadedRun":
     """Trains a run, or continues it, or finds it finished; returns it as `load_run` does.
 
     Raises:
-        VggexpError: what ends the command; also when the run directory has recorded it.
-        KeyboardInterrupt: Ctrl-C has stopped the run, and a checkpoint is written.
+        VggexpError: with the text of the command's error.
+        KeyboardInterrupt: Ctrl-C has stopped the run, after a checkpoint.
     """
     with translate_os_errors():
         with _COMPOSE_LOCK:

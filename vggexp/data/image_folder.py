@@ -138,8 +138,7 @@ def _split_part(
     """Splits each class into a training and a test part.
 
     The images with the lowest SHA-256 of their path below `folder` are the test part. The split is
-    therefore the same on every machine and with every seed. A class of two images or more has at
-    least one image in both parts, and a single image is for training.
+    therefore the same on every machine and with every seed.
 
     Raises:
         DataError: every class has a single image.
@@ -149,9 +148,8 @@ def _split_part(
         by_label.setdefault(label, []).append(number)
     chosen: set[int] = set()
     for numbers in by_label.values():
-        count = min(max(1, round(fraction * len(numbers))), len(numbers) - 1)
         numbers.sort(key=lambda number: _path_sha256(folder, index.paths[number]))
-        chosen.update(numbers[:count])
+        chosen.update(numbers[: count_test_images(len(numbers), fraction)])
     if not chosen:
         raise DataError(f"{folder}: every class has a single image, so none is left for the test")
     is_test = [number in chosen for number in range(len(index.labels))]
@@ -169,6 +167,11 @@ def _split_part(
         Counter(),
     )
     return train, test
+
+
+def count_test_images(images: int, fraction: float) -> int:
+    """Returns how many images of a class are for the test: at least one, and never all."""
+    return min(max(1, round(fraction * images)), images - 1)
 
 
 def _path_sha256(folder: Path, path: Path) -> bytes:
