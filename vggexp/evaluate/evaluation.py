@@ -214,11 +214,13 @@ def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPr
     sha256 = result.get("weights_sha256")
     if options.checkpoint is not None:
         sha256 = weights_sha256(weights)
+    position = checkpoint
+    if "step" not in checkpoint:  # of train.keep=weights
+        position = {"step": result["weights_step"], "epoch": result["epoch"]}
     scores = RunScores(
         run=str(folder),
-        # A checkpoint of train.keep=weights holds neither step nor epoch.
-        checkpoint=checkpoint.get("step", result.get("weights_step")),
-        epoch=checkpoint.get("epoch", result["epoch"]),
+        checkpoint=position["step"],
+        epoch=position["epoch"],
         scales=list(scales),
         views=count_views(options.mode, len(scales), options.flip),
         metrics=classification_metrics(probs, labels, options.split),
