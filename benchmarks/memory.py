@@ -25,10 +25,10 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from vggexp import plan
 from vggexp.config import compose
 from vggexp.config.derived import input_spec, tensor_bytes
 from vggexp.config.schema import Config
+from vggexp.cost_plan import plan_costs
 from vggexp.runner import build
 from vggexp.runner.hardware import setup_device
 from vggexp.sweep import expand
@@ -169,7 +169,7 @@ def table_rows(cases: tuple[str, ...]) -> Iterator[str]:
         peak = measure(config)
         name = overrides or "the default run"
         print(name, file=sys.stderr, flush=True)
-        cells = [name, plan.plan_costs(config).precision, f"{peak.estimate / 1e6:,.0f}"]
+        cells = [name, plan_costs(config).precision, f"{peak.estimate / 1e6:,.0f}"]
         for size in (peak.tensors, peak.allocator):
             error = peak.estimate / size - 1
             cells.append(f"{size / 1e6:,.0f}")

@@ -26,8 +26,8 @@ from typing import NamedTuple
 import torch
 from torch import distributed
 
-from vggexp import plan
 from vggexp.config import compose
+from vggexp.cost_plan import plan_costs
 from vggexp.sweep import expand
 from vggexp.system import cpu
 
@@ -180,7 +180,7 @@ class Measurement(NamedTuple):
 
 def measure(overrides: str, rounds: int) -> Measurement:
     command = compose.parse_command(["device=cpu", *overrides.split()])
-    gradient_bytes = 4 * plan.plan_costs(expand.compose_run(command)).parameters
+    gradient_bytes = 4 * plan_costs(expand.compose_run(command)).parameters
     measurement = Measurement(gradient_bytes, [], [], [])
     for turn in range(rounds):
         measurement.one_rank.append(measure_step(overrides, 1))

@@ -194,8 +194,8 @@ FULL = "vggexp: error: stdout: cannot be written: No space left on device\n"
 @pytest.mark.parametrize(
     ("module", "argv"),
     [
-        ("vggexp.plan", []),
-        ("vggexp.plan", ["--help"]),
+        ("vggexp.plan.__main__", []),
+        ("vggexp.plan.__main__", ["--help"]),
         ("vggexp.report.__main__", ["--help"]),
         ("vggexp.verify.__main__", ["--help"]),
         ("vggexp.bench.__main__", ["--help"]),
@@ -223,7 +223,9 @@ def test_a_version_that_is_lost_is_an_error(monkeypatch, capfd):
 
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
-@pytest.mark.parametrize("module", ["__main__", "plan", "bench.__main__", "verify.__main__"])
+@pytest.mark.parametrize(
+    "module", ["__main__", "plan.__main__", "bench.__main__", "verify.__main__"]
+)
 def test_an_error_that_is_lost_keeps_its_code(module, monkeypatch):
     command = __import__(f"vggexp.{module}", fromlist=["main"]).main
     with open("/dev/full", "w") as stderr:

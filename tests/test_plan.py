@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from vggexp.config import compose
+from vggexp.cost_plan import CostPlan, cost_table, plan_costs
 from vggexp.formatting import format_bytes
-from vggexp.plan import CostPlan, cost_table, main, plan_costs
+from vggexp.plan.__main__ import main
 from vggexp.sweep import expand
 from vggexp.system import cpu
 
@@ -225,7 +226,7 @@ def test_an_error_is_one_line(capsys):
 @pytest.mark.process
 def test_torch_and_numpy_are_not_imported():
     code = (
-        "import sys; from vggexp.plan import main; main([]); "
+        "import sys; from vggexp.plan.__main__ import main; main([]); "
         "print({'torch', 'numpy'} & set(sys.modules))"
     )
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

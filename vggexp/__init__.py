@@ -2,20 +2,34 @@
 
 import os
 import sys
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vggexp.api import compose, plan, run
+    from vggexp.runner.load import load_run
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_run"]
+__all__ = ["__version__", "compose", "load_run", "plan", "run"]
+
+_MODULES = {
+    "compose": "vggexp.api",
+    "plan": "vggexp.api",
+    "run": "vggexp.api",
+    "load_run": "vggexp.runner.load",
+}
 
 
 def __getattr__(name: str) -> Any:
-    """Imports load_run, and with it torch, on first use."""
-    if name == "load_run":
-        from vggexp.runner.load import load_run
-
-        return load_run
+    """Imports a function on first use: `run` and `load_run` import torch, the others Hydra."""
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'vggexp' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
 
 
 # `python -m vggexp.NAME` puts the working directory first on the import path, and Python imports

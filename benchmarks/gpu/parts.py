@@ -20,10 +20,10 @@ from benchmarks import memory
 from benchmarks.gpu.loop import BenchLoop, measure_in_turn
 from benchmarks.gpu.rows import Setting, print_at_least, print_at_most, print_figure
 from benchmarks.peers.contender import measure
-from vggexp import plan
 from vggexp.bench.measure import PRODUCT_DTYPES
 from vggexp.config import compose
 from vggexp.config.derived import layers
+from vggexp.cost_plan import plan_costs
 from vggexp.models.shapes import macs
 from vggexp.runner.hardware import setup_device
 from vggexp.sweep import expand
@@ -300,7 +300,7 @@ def measure_peak(setting: Setting, overrides: list[str]) -> tuple[int, int]:
     torch.cuda.reset_peak_memory_stats()
     loop.run_epoch()
     peak = torch.cuda.max_memory_allocated() - allocated - data_bytes
-    return plan.plan_costs(loop.config).memory_bytes["total"] or 0, peak
+    return plan_costs(loop.config).memory_bytes["total"] or 0, peak
 
 
 def run_compile(setting: Setting) -> None:

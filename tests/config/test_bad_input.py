@@ -79,7 +79,7 @@ data.resize=[224,224] -> data.resize=[224,224]: not a whole number; must be 1..4
 data.root=/dev/null -> data.root=/dev/null: not a directory
 data=image_folder data.root=/dev/null -> data.root=/dev/null: not a directory
 data.root=~/data -> data.root=~/data: ~ is not expanded here; write $HOME or the whole path
-data=image_folder -> data.root=null: give the folder that holds train/ and test/, or data.classes=N to plan
+data=image_folder -> data.root=null: give the folder that holds the images, or data.classes=N to plan
 data.val_fraction=0.00001 -> data.val_fraction=0.00001: 1 validation images for 10 classes; at least one each, or 0
 train.epochs=1,2 -> train.epochs=1,2: a list of values needs -m (a sweep)
 train.epochs==3 -> train.epochs==3: one = only

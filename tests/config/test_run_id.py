@@ -82,6 +82,7 @@ OTHER_VALUES = {
     "data.test_limit": 500,
     "data.sha256": "0" * 64,
     "data.root": "/elsewhere",
+    "data.test_fraction": 0.3,
     "device.precision": "fp32",
     "device.threads": 3,
     "device.processes": 2,

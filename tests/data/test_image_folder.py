@@ -157,9 +157,14 @@ def test_a_link_that_leads_back_is_refused(folder: Path, target: str) -> None:
     [
         (
             lambda root: (root / "train").rename(root / "x"),
-            "/train: cannot be read: No such file or directory",
+            "holds test; needs train and test",
         ),
-        (lambda root: (root / "test").rename(root / "x"), "holds neither test nor val"),
+        (lambda root: (root / "test").rename(root / "Test"), "holds Test, train; needs train and"),
+        (lambda root: (root / "test").rename(root / "valid"), "holds train, valid; needs"),
+        (
+            lambda root: (root / "train" / "b").rename(root / "train" / ".b"),
+            "train: holds a single class folder, a; at least 2",
+        ),
         (lambda root: (root / "train" / "c").mkdir(), "test: class 'c' is not in both"),
         (
             lambda root: [(root / part / "c").mkdir() for part in ("train", "test")],
@@ -176,6 +181,64 @@ def test_unusable_folder(folder: Path, damage: Callable[[Path], object], message
     damage(folder)
     with pytest.raises(DataError, match=message):
         index_folder(folder)
+
+
+@pytest.fixture
+def unsplit(tmp_path: Path) -> Path:
+    """Ten images of one class, two of another, and a single image of a third."""
+    for name, count in {"many": 10, "one": 1, "two": 2}.items():
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(count):
+            IMAGE.save(tmp_path / "pictures" / name / f"{number}.png")
+    return tmp_path / "pictures"
+
+
+def test_a_folder_of_classes_is_split(unsplit: Path) -> None:
+    index = index_folder(unsplit)
+    assert index.train.classes == index.test.classes == ("many", "one", "two")
+    assert index.train.labels == [0] * 8 + [1] + [2]
+    assert index.test.labels == [0] * 2 + [2]
+    assert not {*index.train.paths} & {*index.test.paths}
+    assert index.origin == (
+        f"{unsplit}; no test folder: 0.2 of each class for the test; without a test image: one"
+    )
+    half = index_folder(unsplit, 0.5)
+    assert half.test.labels == [0] * 5 + [2]
+    assert {*index.test.paths} < {*half.test.paths}
+    assert half.fingerprint.keys() == {"train", "test"}
+    assert not {*half.fingerprint.values()} & {*index.fingerprint.values()}
+
+
+def test_the_split_follows_from_the_names(unsplit: Path, monkeypatch) -> None:
+    index = index_folder(unsplit)
+    names = [path.relative_to(unsplit) for path in index.test.paths]
+    assert [*map(str, names)] == ["many/8.png", "many/9.png", "two/1.png"]
+    moved = unsplit.rename(unsplit.parent / "moved")
+    (moved / ".hidden").mkdir()
+    (moved / "README.md").write_text("")
+    monkeypatch.chdir(moved)
+    for root in (Path("."), Path("../moved"), moved):
+        again = index_folder(root)
+        assert [path.resolve().relative_to(moved) for path in again.test.paths] == names
+        assert again.fingerprint == index.fingerprint
+        assert again.origin.endswith("; left out: 1 hidden, 1 .md")
+    whole = moved.parent / "whole"
+    whole.mkdir()
+    moved.rename(whole / "train")
+    (whole / "extra").mkdir()
+    assert index_folder(whole).fingerprint == index.fingerprint
+    assert index_folder(whole).origin.endswith("; left out: 1 hidden, 1 .md, extra")
+
+
+def test_a_test_folder_is_taken_whole(folder: Path) -> None:
+    assert index_folder(folder, 0.5).fingerprint == index_folder(folder).fingerprint
+
+
+def test_a_folder_of_single_images_is_refused(unsplit: Path) -> None:
+    for path in unsplit.glob("*/[1-9].png"):
+        path.unlink()
+    with pytest.raises(DataError, match="every class has a single image, so none is left for"):
+        index_folder(unsplit)
 
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "RGBA", "P", "1", "I;16"])

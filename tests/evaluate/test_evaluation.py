@@ -105,6 +105,36 @@ def test_several_runs_average_their_softmax(command, evaluate, capfd):
     assert "| mean of their softmax |" in capfd.readouterr().out
 
 
+def test_the_validation_images_are_those_of_the_run(command, evaluate):
+    command(*TINY, "data.val_fraction=0.25", "run.name=a")
+    printed = evaluate("outputs/a", "--split", "val")
+    assert printed["split"] == "val"
+    assert printed["images"] == 24
+    assert printed["val/accuracy"] == result("a")["val/accuracy"]
+    assert printed["val/loss"] == pytest.approx(result("a")["val/loss"], rel=1e-5)
+    assert not metrics(printed)
+    assert Path(printed["file"]).name == "val-single-32.json"
+    assert read_image_summary(Path(printed["file"]).with_suffix(""), "val/confusion")
+
+
+def test_a_checkpoint_is_evaluated_by_its_step(command, evaluate, capfd):
+    command(*TINY, "train.keep=all", "train.test_each_epoch=true", "run.name=a")
+    rows = [json.loads(line) for line in Path("outputs/a/metrics.jsonl").read_text().splitlines()]
+    tested = evaluate("outputs/a")
+    assert tested["split"] == "test"
+    assert tested["checkpoint"] == 6
+    for row in rows:
+        printed = evaluate("outputs/a", "--checkpoint", str(row["step"]))
+        assert printed["checkpoint"] == row["step"]
+        assert printed["test/accuracy"] == row["test/accuracy"]
+        assert printed["runs"][0]["epoch"] == row["epoch"]
+        assert Path(printed["file"]).name == f"single-32-step{row['step']}.json"
+    assert printed["runs"] == tested["runs"]  # the last checkpoint is the tested one
+    assert main(["outputs/a", "--checkpoint", "3", "--split", "val"]) == 0
+    out = capfd.readouterr().out
+    assert out.startswith("single at 32 px: 10 val images seen once, weights of step 3, cpu ")
+
+
 def test_what_is_written(command, evaluate):
     command(*TINY, "run.name=a")
     folder = Path("outputs/a")
@@ -139,7 +169,7 @@ def test_tensorboard_shows_the_evaluation_below_the_run(command, evaluate):
     assert points == expected
     (tensor,) = events.Tensors("evaluation")
     text = tensor.tensor_proto.string_val[0].decode()
-    assert text.startswith("dense at 48 px: 19 images seen once, cpu ")
+    assert text.startswith("dense at 48 px: 19 test images seen once, weights of step 6, cpu ")
     assert read_image_summary(folder, "test/confusion")
 
 

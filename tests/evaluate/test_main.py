@@ -36,7 +36,7 @@ def test_the_table(command, capfd):
     few = capfd.readouterr().out
     assert main(["outputs/many"]) == 0
     many = capfd.readouterr().out
-    heading = "single at 32 px, each mirrored too: 19 images seen 2 times, cpu "
+    heading = "single at 32 px, each mirrored too: 19 test images seen 2 times, weights of step "
     assert heading in few
     assert "| class | images | accuracy | 0 " in few
     assert few.count("\n| ") == 2 + 4
@@ -59,6 +59,7 @@ def runs(tmp_path_factory):
         "seeds": [*TINY, "seed=1"],
         "images": [*TINY, "data.images=160"],
         "digits": [*digits, "data=digits"],
+        "whole": [*TINY, "data.val_fraction=0"],
     }
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
@@ -95,6 +96,30 @@ REFUSALS = [
     ),
     (["outputs/a", "--mode", "both", "--scales", "8"], 2, "was trained at 32 px; at least 32"),
     (["outputs/a", "--with", "outputs/../outputs/a"], 2, "given twice"),
+    (["outputs/a", "--split", "train"], 2, "argument --split: invalid choice: 'train'"),
+    (["outputs/whole", "--split", "val"], 2, "--split val: outputs/whole has no validation"),
+    (["outputs/a", "--checkpoint", "x"], 2, "argument --checkpoint: invalid int value: 'x'"),
+    (["outputs/a", "--checkpoint", "2"], 2, "--checkpoint 2: outputs/a/checkpoints has 3\n"),
+    (
+        ["outputs/empty", "--checkpoint", "3"],
+        2,
+        "--checkpoint 3: outputs/empty/checkpoints has none",
+    ),
+    (
+        ["outputs/a", "--checkpoint", "3", "--with", "outputs/seeds"],
+        2,
+        "--checkpoint 3: a step of one run; leave out --with",
+    ),
+    (
+        ["outputs/a", "--split", "val", "--with", "outputs/seeds"],
+        4,
+        "--with outputs/seeds: not the val images of outputs/a (seed=1, not 0)",
+    ),
+    (
+        ["outputs/a", "--split", "val", "--with", "outputs/images"],
+        4,
+        "not the val images of outputs/a (other images of synthetic)",
+    ),
     (["outputs"], 4, "outputs: not the folder of a run"),
     (["outputs/none"], 4, "outputs/none: not the folder of a run"),
     (["outputs/stopped"], 4, "outputs/stopped is interrupted; only finished runs can be evaluated"),

@@ -8,6 +8,8 @@ import torch
 
 import vggexp
 from tests.conftest import result, write_images
+from vggexp.evaluate.__main__ import main as evaluate_main
+from vggexp.verify.__main__ import main as verify_main
 
 pytestmark = pytest.mark.process
 
@@ -45,6 +47,25 @@ def test_a_run_on_a_folder_of_images(command, tmp_path, cache):
     code, _, err = command(*overrides, "data.root=moved", "data.classes=3")
     assert code == 3
     assert "2 classes, but data.classes=3" in err
+
+
+def test_a_run_on_class_folders_keeps_its_test_set(command, tmp_path, capfd):
+    write_images(tmp_path / "images", {".": 10}, lambda index: (32, 32), "png")
+    folder = ["data=image_folder", "data.resize=32", "data.batch_size=4", "data.workers=0"]
+    folder += ["arch=lenet", "run.name=a"]
+    code, out, err = command(*folder, "data.root=images", "train.epochs=1")
+    assert (code, err) == (0, "")
+    assert (
+        "data     image_folder  14 images, 2 for validation, 4 for the test  (images; no test"
+        in out
+    )
+    (tmp_path / "images").rename(tmp_path / "moved")
+    code, out, err = command(*folder, "data.root=moved", "data.test_fraction=0.2", "train.epochs=2")
+    assert (code, err) == (0, "")
+    assert "continued after step 4" in out
+    assert evaluate_main(["outputs/a", "--json"]) == 0
+    assert json.loads(capfd.readouterr().out)["test/accuracy"] == result("a")["test/accuracy"]
+    assert verify_main(["outputs/a"]) == 0
 
 
 @pytest.mark.parametrize(

@@ -42,15 +42,6 @@ def test_a_loaded_run_gives_the_recorded_predictions(command):
     numpy.testing.assert_allclose(probs, recorded, atol=1e-5)
 
 
-def test_the_package_exposes_load_run():
-    names = {}
-    exec("from vggexp import *", names)
-    assert names["load_run"] is vggexp.load_run
-    assert names["__version__"] == vggexp.__version__
-    with pytest.raises(AttributeError, match="no attribute 'nosuch'"):
-        _ = vggexp.nosuch
-
-
 WRONG = [None, True, -1, 0.5, "", [], ["x"] * 10, {}, torch.zeros(3), torch.full((1,), torch.nan)]
 TESTED_FIELDS = [("net",), ("weights",), ("ema",), ("ema", "module"), ("classes",), ("classes", 0)]
 TESTED_FIELDS += [("mean",), ("std",), ("data",), ("threads",), ("precision",), ("device",)]

@@ -3,6 +3,7 @@
 import pytest
 
 from vggexp.config.compose import parse_command
+from vggexp.cost_plan import plan_costs
 from vggexp.errors import ConfigError
 from vggexp.plan import plan_costs
 from vggexp.sweep.expand import compose_run

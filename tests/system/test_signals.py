@@ -50,6 +50,20 @@ def test_an_earlier_handler_is_called_after_the_save(install_handler):
     assert events == ["saved", "handed back"]
 
 
+def test_another_thread_gets_a_flag_that_stays_unset():
+    before = signal.getsignal(signal.SIGINT)
+    seen = []
+
+    def work() -> None:
+        with handle_stop_signals() as stop, interruptible("while a file was read"):
+            seen.append((stop.signal, signal.getsignal(signal.SIGINT)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(None, before)]
+
+
 def test_an_earlier_handler_may_end_the_process(install_handler):
     """submitit's handler does so, after it has asked Slurm to requeue the job."""
     install_handler(lambda: exit(-1))

@@ -38,11 +38,11 @@ from tools.faults.server import (
     run_command,
     wait_for,
 )
-from vggexp import plan
 from vggexp.config.parse import schema_keys
 from vggexp.data import datasets, download
 from vggexp.data.catalog import DATASETS, IDX_TEST, IDX_TRAIN
 from vggexp.errors import DataError
+from vggexp.plan.__main__ import main as plan_main
 
 # Damaged data
 
@@ -229,7 +229,7 @@ def check_bad_command(case: str | int, folder: Path) -> str:
         argv = generate_command(draws)
         stderr = io.StringIO()
         with contextlib.redirect_stderr(stderr), contextlib.redirect_stdout(io.StringIO()):
-            code = plan.main(argv)  # reads and checks the command as a run does, without training
+            code = plan_main(argv)  # reads and checks the command as a run does, without training
         problem = check_error(code, stderr.getvalue(), 0, 2)
         if problem:
             problems.append(f"{argv}: {problem}")

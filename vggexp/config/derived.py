@@ -80,7 +80,7 @@ def with_train_images(spec: InputSpec, config: Config, images: int) -> InputSpec
 
 def _count_folder_classes(data: ImageFolder) -> int:
     if data.root is None:
-        folders = "give the folder that holds train/ and test/, or data.classes=N to plan"
+        folders = "give the folder that holds the images, or data.classes=N to plan"
         raise ConfigError(f"data.root=null: {folders}")
     if problem := folder_problem(data.root):
         raise ConfigError(f"data.root={data.root}: {problem}")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from vggexp.config.keys import flatten, to_plain
 from vggexp.config.labels import PATH_KEYS, ArchFile, network_label, run_label
 from vggexp.config.schema import Config
+from vggexp.data.catalog import DEFAULT_TEST_FRACTION
 from vggexp.formatting import HASH_CHARS, format_value
 
 if TYPE_CHECKING:  # the module imports Hydra
@@ -45,6 +46,8 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     keys["data.cache"] = _cache_kind(keys)
     if keys.get("device.processes") == 1:  # the same run as without the key
         keys["device.processes"] = None
+    if keys.get("data.test_fraction") == DEFAULT_TEST_FRACTION:
+        keys["data.test_fraction"] = None
     result = {}
     for key, value in sorted(keys.items()):
         if value is not None and not key.startswith(NON_IDENTITY_KEYS):

@@ -116,6 +116,7 @@ class ImageFolder(Data):
     name: Literal["image_folder"]  # type: ignore[assignment]
     classes: Classes | None
     sha256: str | None
+    test_fraction: InnerShare | None
     cache: Literal["none", "ram", "device"]  # type: ignore[assignment]
 
 

@@ -4,12 +4,14 @@ import os
 import re
 from collections.abc import Callable, Collection, Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import NamedTuple
 
 from vggexp.config import torch_optim
 from vggexp.config.derived import INPUT_KEYS, InputSpec, input_spec, spatial_ops
 from vggexp.config.labels import MAX_LABEL_CHARS, MAX_NETWORK_CHARS
 from vggexp.config.schema import Arch, Config, ImageFolder, Plateau, Step, Vgg
+from vggexp.data.catalog import folder_layout
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 from vggexp.models import shapes
@@ -280,6 +282,16 @@ def _check_data_sha256(config: Config) -> Problems:
         digest = config.data.sha256
         if digest is not None and not SHA256.fullmatch(digest):
             yield f"data.sha256={digest}: must be 64 digits 0..9 a..f or null"
+
+
+@rule("data.root", "data.test_fraction", "data.name")
+def _check_test_fraction(config: Config) -> Problems:
+    data = config.data
+    if not isinstance(data, ImageFolder) or data.test_fraction is None or data.root is None:
+        return
+    if os.path.isdir(data.root) and (test := folder_layout(Path(data.root)).test):
+        fraction = f"data.test_fraction={data.test_fraction:g}"
+        yield f"{fraction}: {test} is the test set; leave the key out"
 
 
 @rule("train.init_sha256")

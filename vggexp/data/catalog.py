@@ -6,6 +6,11 @@ from typing import Generic, NamedTuple, TypeVar
 
 from vggexp.errors import DataError
 
+TEST_FOLDERS = ("test", "val")  # of an image folder; the first that exists is the test set
+# Folders of these names, in any case, are parts of a data set and no classes.
+PART_NAMES = ("train", "training", "test", "testing", "val", "valid", "validation")
+DEFAULT_TEST_FRACTION = 0.2  # of each class, for the test of a folder that has no test folder
+
 
 class Checksum(NamedTuple):
     """Hash of a file."""
@@ -168,16 +173,48 @@ DATASETS = {
 }
 
 
-def folder_classes(root: Path) -> tuple[str, ...]:
-    """Returns the classes of an image folder: the sorted names of the folders in root/train.
+class FolderLayout(NamedTuple):
+    """Where an image folder has its class folders."""
+
+    train: Path
+    test: Path | None  # None: some of the images in `train` are the test set
+
+
+def folder_layout(root: Path) -> FolderLayout:
+    """Returns root/train with root/test or root/val, or the folder that is to be split.
 
     Raises:
-        DataError: root/train cannot be read, or holds no folders.
+        DataError: root cannot be read, or a folder in it has the name of another part.
     """
-    train = root / "train"
+    parts = [name for name in subfolders(root) if name.lower() in PART_NAMES]
+    if not parts:
+        return FolderLayout(root, None)
+    for name in TEST_FOLDERS:
+        if "train" in parts and name in parts:
+            return FolderLayout(root / "train", root / name)
+    if parts == ["train"]:
+        return FolderLayout(root / "train", None)
+    held = ", ".join(parts)
+    raise DataError(
+        f"{root}: holds {held}; needs train and test (or val), train alone, or class folders alone"
+    )
+
+
+def folder_classes(root: Path) -> tuple[str, ...]:
+    """Returns the classes of an image folder: the sorted names of the folders for training.
+
+    Raises:
+        DataError: the folder cannot be read, or holds fewer than two classes.
+    """
+    train = folder_layout(root).train
     names = subfolders(train)
     if not names:
         raise DataError(f"{train}: holds no class folders (expected: {train}/CLASS/*.jpg)")
+    if len(names) == 1:
+        raise DataError(
+            f"{train}: holds a single class folder, {names[0]}; "
+            f"at least 2 (expected: {train}/CLASS/*.jpg)"
+        )
     return names
 
 
@@ -191,7 +228,7 @@ def subfolders(folder: Path) -> tuple[str, ...]:
         entries = [entry for entry in folder.iterdir() if entry.is_dir()]
     except OSError as error:
         raise DataError(
-            f"{folder}: cannot be read: {error.strerror} (data.root must hold train/CLASS/*.jpg)"
+            f"{folder}: cannot be read: {error.strerror} (data.root must hold CLASS/*.jpg)"
         ) from error
     return tuple(sorted(entry.name for entry in entries if not entry.name.startswith(".")))
 

@@ -1,19 +1,27 @@
 """Finds and reads image files. Finding them needs no torch and decodes nothing."""
 
 import contextlib
+import hashlib
 import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vggexp.data.catalog import DatasetSplits, folder_classes, subfolders
+from vggexp.data.catalog import (
+    DEFAULT_TEST_FRACTION,
+    DatasetSplits,
+    folder_classes,
+    folder_layout,
+    subfolders,
+)
 from vggexp.data.fingerprint import contents_sha256, list_files
 from vggexp.errors import DataError, VggexpError
-from vggexp.formatting import one_line
+from vggexp.formatting import one_line, shorten
 from vggexp.system.files import open_regular
 
 if TYPE_CHECKING:
@@ -31,6 +39,8 @@ MAX_PIXELS = 1 << 26
 # Longer side of an image, relative to its shorter side. A longer image would be as large as a
 # bomb once its shorter side is resized.
 MAX_ASPECT = 256
+
+MAX_NAMES_CHARS = 60  # of the names of the classes without a test image
 
 # Tags of TIFF files and of EXIF data, and values of these tags.
 BITS_PER_SAMPLE = 258
@@ -53,7 +63,7 @@ class FolderIndex:
 
 
 # The folders that were listed in each block of list_folders_once that is running.
-_LISTED: list[dict[Path, DatasetSplits[FolderIndex]]] = []
+_LISTED: list[dict[tuple[Path, float | None], DatasetSplits[FolderIndex]]] = []
 
 
 @contextlib.contextmanager
@@ -69,67 +79,148 @@ def list_folders_once() -> Iterator[None]:
         _LISTED.pop()
 
 
-def index_folder(root: Path) -> DatasetSplits[FolderIndex]:
+def index_folder(root: Path, test_fraction: float | None = None) -> DatasetSplits[FolderIndex]:
     """Lists a folder as `_index_folder`, in a block of `list_folders_once` only once."""
     listed = _LISTED[0] if _LISTED else {}
-    if root not in listed:
-        listed[root] = _index_folder(root)
-    return listed[root]
+    key = (root, test_fraction)
+    if key not in listed:
+        listed[key] = _index_folder(root, test_fraction)
+    return listed[key]
 
 
-def _index_folder(root: Path) -> DatasetSplits[FolderIndex]:
-    """Lists root/train/CLASS/... and root/test/CLASS/... (or root/val/CLASS/...).
+def _index_folder(root: Path, test_fraction: float | None) -> DatasetSplits[FolderIndex]:
+    """Lists the images of root/train/CLASS and root/test/CLASS (or root/val/CLASS).
 
-    The origin also says what was left out, such as hidden files and files that are no images.
+    Without a test folder, a share of each class is the test set: see `_split_part`. The images are
+    then those of root/train/CLASS or root/CLASS. The origin says so, and it says what was left out,
+    such as hidden files and files that are no images.
 
     The fingerprint covers the sorted relative paths and the contents of the files; see
     `fingerprint.contents_sha256`.
 
+    Args:
+        test_fraction: share of the test set without a test folder; None: DEFAULT_TEST_FRACTION.
+
     Raises:
         DataError: a folder or a class is missing, or a file cannot be read.
     """
+    if not root.parts:
+        root = Path.cwd()  # the paths of files below "." do not begin with it
     classes = folder_classes(root)
-    test_folder = _find_test_folder(root)
-    differences = sorted(set(subfolders(test_folder)) ^ set(classes))
-    if differences:
-        raise DataError(
-            f"{test_folder}: class {differences[0]!r} is not in both this folder "
-            f"and {root / 'train'}"
-        )
-    train, train_hashes = _index_part(root / "train", classes)
-    test, test_hashes = _index_part(test_folder, classes)
-    fingerprint = {"train": train_hashes.contents, test_folder.name: test_hashes.contents}
-    earlier = {"train": train_hashes.names_and_sizes, test_folder.name: test_hashes.names_and_sizes}
+    layout = folder_layout(root)
+    if layout.test is not None:
+        _check_same_classes(layout.train, layout.test, classes)
+    train = _index_part(layout.train, classes)
     origin = str(root)
+    if layout.test is None:
+        fraction = DEFAULT_TEST_FRACTION if test_fraction is None else test_fraction
+        train, test = _split_part(layout.train, train, fraction)
+        origin += f"; no test folder: {fraction:g} of each class for the test"
+        tested = {*test.labels}
+        untested = [name for label, name in enumerate(test.classes) if label not in tested]
+        if untested:  # classes of a single image
+            origin += f"; without a test image: {shorten(', '.join(untested), MAX_NAMES_CHARS)}"
+    else:
+        test = _index_part(layout.test, classes)
+    test_name = "test" if layout.test is None else layout.test.name
+    hashes = {
+        "train": _hash_files(layout.train, train.paths),
+        test_name: _hash_files(layout.test or layout.train, test.paths),
+    }
     left_out = [f"{count:,} {kind}" for kind, count in (train.left_out + test.left_out).items()]
-    left_out += [name for name in subfolders(root) if name not in fingerprint]
+    if layout.train != root:
+        left_out += [name for name in subfolders(root) if name not in hashes]
     if left_out:
         origin += f"; left out: {', '.join(left_out)}"
+    fingerprint = {name: part.contents for name, part in hashes.items()}
+    earlier = {name: part.names_and_sizes for name, part in hashes.items()}
     return DatasetSplits(train, test, fingerprint, origin, earlier)
 
 
-def count_images(root: Path) -> tuple[int, int]:
-    """Returns the numbers of training and of test images. Opens no file.
+def count_images(root: Path, test_fraction: float | None = None) -> tuple[int, int]:
+    """Returns the numbers of training and of test images, as `index_folder`. Opens no file.
 
     Raises:
         DataError: as in `index_folder`.
     """
     classes = folder_classes(root)
-    counts = []
-    for part in (root / "train", _find_test_folder(root)):
-        try:
-            counts.append(sum(len(list_folder(part / name).images) for name in classes))
-        except OSError as error:
-            raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    train, test = counts
+    layout = folder_layout(root)
+    with _unreadable_as_data_error():
+        counts = [len(list_folder(layout.train / name).images) for name in classes]
+        if layout.test is not None:
+            test = sum(len(list_folder(layout.test / name).images) for name in classes)
+            return sum(counts), test
+    fraction = DEFAULT_TEST_FRACTION if test_fraction is None else test_fraction
+    test = sum(count_test_images(count, fraction) for count in counts if count)
+    return sum(counts) - test, test
+
+
+def _check_same_classes(train: Path, test: Path, classes: tuple[str, ...]) -> None:
+    differences = sorted(set(subfolders(test)) ^ set(classes))
+    if differences:
+        raise DataError(f"{test}: class {differences[0]!r} is not in both this folder and {train}")
+
+
+def _index_part(folder: Path, classes: tuple[str, ...]) -> FolderIndex:
+    """Returns the images of all classes."""
+    images: list[str] = []
+    labels: list[int] = []
+    with _unreadable_as_data_error():
+        beside = sorted({*os.listdir(folder)} - {*classes})  # hidden folders, and files
+        left_out = Counter(map(_kind, beside))
+        for label, name in enumerate(classes):
+            files, others = list_folder(folder / name)
+            left_out += others
+            images += files
+            labels += [label] * len(files)
+    names = tuple(map(_as_text, classes))
+    return FolderIndex([Path(image) for image in images], labels, names, left_out)
+
+
+def _split_part(
+    folder: Path, index: FolderIndex, fraction: float
+) -> tuple[FolderIndex, FolderIndex]:
+    """Splits each class into a training and a test part.
+
+    The images with the lowest SHA-256 of their path below `folder` are the test part. The split is
+    therefore the same on every machine and with every seed.
+
+    Raises:
+        DataError: every class has a single image.
+    """
+    by_label: dict[int, list[int]] = {}
+    for number, label in enumerate(index.labels):
+        by_label.setdefault(label, []).append(number)
+    chosen: set[int] = set()
+    for numbers in by_label.values():
+        numbers.sort(key=lambda number: _path_sha256(folder, index.paths[number]))
+        chosen.update(numbers[: count_test_images(len(numbers), fraction)])
+    if not chosen:
+        raise DataError(f"{folder}: every class has a single image, so none is left for the test")
+    is_test = [number in chosen for number in range(len(index.labels))]
+    is_train = [not test for test in is_test]
+    train = FolderIndex(
+        [*compress(index.paths, is_train)],
+        [*compress(index.labels, is_train)],
+        index.classes,
+        index.left_out,
+    )
+    test = FolderIndex(
+        [*compress(index.paths, is_test)],
+        [*compress(index.labels, is_test)],
+        index.classes,
+        Counter(),
+    )
     return train, test
 
 
-def _find_test_folder(root: Path) -> Path:
-    for name in ("test", "val"):
-        if (root / name).is_dir():
-            return root / name
-    raise DataError(f"{root}: holds neither test nor val (expected: {root}/test/CLASS/*.jpg)")
+def count_test_images(images: int, fraction: float) -> int:
+    """Returns how many images of a class are for the test: at least one, and never all."""
+    return min(max(1, round(fraction * images)), images - 1)
+
+
+def _path_sha256(folder: Path, path: Path) -> bytes:
+    return hashlib.sha256(os.fsencode(path.relative_to(folder))).digest()
 
 
 class PartHashes(NamedTuple):
@@ -139,25 +230,19 @@ class PartHashes(NamedTuple):
     names_and_sizes: str
 
 
-def _index_part(folder: Path, classes: tuple[str, ...]) -> tuple[FolderIndex, PartHashes]:
-    """Returns the images of all classes, and their hashes."""
-    images: list[str] = []
-    labels: list[int] = []
+def _hash_files(folder: Path, paths: Sequence[Path]) -> PartHashes:
+    files = [str(path) for path in paths]
+    with _unreadable_as_data_error():
+        listing = list_files(folder, files)
+        return PartHashes(contents_sha256(folder, files, listing), listing.names_and_sizes)
+
+
+@contextlib.contextmanager
+def _unreadable_as_data_error() -> Iterator[None]:
     try:
-        beside = set(os.listdir(folder)) - set(classes)  # hidden folders, and files of no class
-        left_out = Counter(map(_kind, beside))
-        for label, name in enumerate(classes):
-            files, others = list_folder(folder / name)
-            left_out += others
-            images += files
-            labels += [label] * len(files)
-        listing = list_files(folder, images)
-        contents = contents_sha256(folder, images, listing)
+        yield
     except OSError as error:
         raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
-    names = tuple(map(_as_text, classes))
-    index = FolderIndex([Path(image) for image in images], labels, names, left_out)
-    return index, PartHashes(contents, listing.names_and_sizes)
 
 
 def _as_text(name: str) -> str:

@@ -36,6 +36,7 @@ from vggexp.data.transforms import (
 )
 from vggexp.errors import DataError, ResourceError
 from vggexp.rng import generator
+from vggexp.system.processes import hidden_main_module
 from vggexp.system.signals import STOP_SIGNALS, interruptible
 
 WORKER_TIMEOUT_SECONDS = 300  # a worker that sends nothing for so long is taken for hanging
@@ -144,7 +145,8 @@ class Worker:
         self._pipe, end = Pipe()
         _PIPES.add(self._pipe)
         self.process = Process(target=_serve, args=(decoder, end), daemon=True)
-        self.process.start()
+        with hidden_main_module():
+            self.process.start()
         end.close()
         self.request: DecodeRequest | None = None  # not answered yet
 

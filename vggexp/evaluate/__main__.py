@@ -1,4 +1,4 @@
-"""Command `vggexp.evaluate`: evaluates finished runs on their test set."""
+"""Command `vggexp.evaluate`: evaluates finished runs on their test or validation images."""
 
 import argparse
 import json
@@ -10,9 +10,10 @@ from vggexp import cli
 from vggexp.cli import NOTHING_WRITTEN
 from vggexp.config.derived import input_spec, spatial_ops
 from vggexp.errors import CheckpointError, ConfigError
+from vggexp.formatting import format_value
 from vggexp.models import shapes
 from vggexp.runs import data_root, directory
-from vggexp.runs.records import RunRecord, load_config, read_run, test_fingerprint
+from vggexp.runs.records import RunRecord, fingerprint, load_config, read_run, test_fingerprint
 from vggexp.runs.sweeps import expand_sweeps
 
 DESCRIPTION = """python -m vggexp.evaluate RUN [options] [--json]:
@@ -28,18 +29,23 @@ The network computes a softmax for each view, and the prediction is the mean ove
 size S alone. The paper uses S-32, S and S+32 for S=256, and 256, 384 and 512 after training with
 scale jitter, with crops of 224. An image of exactly the crop size has only one crop. A smaller
 image gets a black border. --flip adds the mirror image of each view: use it for photographs, not
-for digits. --with RUN2 averages the softmax of several runs over the same test images; the folder
-of a sweep stands for its other runs. --data gives the place of data that was moved; it has to be
-the data that the runs were tested on.
+for digits. --with RUN2 averages the softmax of several runs over the same images; the folder of a
+sweep stands for its other runs. --split val evaluates the validation images in place of the test
+images. --checkpoint STEP evaluates the checkpoint of that step in RUN/checkpoints in place of the
+tested weights. --data gives the place of data that was moved; it has to be the data that the runs
+were tested on.
 
 Reports accuracy, top-5 accuracy, loss, calibration error (15 bins of confidence), per-class
 accuracy and the confusion matrix. Writes to RUN/evaluations a JSON file, and events that
-TensorBoard shows below the run's name. Exit code 0: done. 2: no such directory, or a scale too
-small for dense. 3: data missing. 4: a run is not finished or has other data. 5: probabilities are
-not finite. 6: memory or disk. 130: stopped by Ctrl-C; nothing was written.
+TensorBoard shows below the run's name. Exit code 0: done. 2: no such directory, checkpoint or
+validation images, or a scale too small for dense. 3: data missing. 4: a run is not finished or has
+other data. 5: probabilities are not finite. 6: memory or disk. 130: stopped by Ctrl-C; nothing was
+written.
 """
 
 MODES = ("single", "dense", "crops", "both")
+SPLITS = ("test", "val")
+VAL_KEYS = ("data.val_fraction", "data.limit", "seed")  # choose the validation images
 MAX_PIXELS = 4096  # pixels, the same as for data.resize
 MAX_SCALES = 32  # scales
 
@@ -72,17 +78,35 @@ def _evaluate(argv: Sequence[str]) -> str:
         metavar="RUN2",
         help="runs to average with RUN",
     )
+    parser.add_argument(
+        "--split", choices=SPLITS, default="test", help="images to evaluate (default: test)"
+    )
+    parser.add_argument(
+        "--checkpoint",
+        type=int,
+        metavar="STEP",
+        help="step of a checkpoint of RUN (default: the tested weights)",
+    )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=data_root.HELP)
     arguments = parser.parse_intermixed_args(argv)
     folders = [arguments.run, *_other_runs(arguments.run, arguments.others)]
     directory.require_run(*folders)
-    check_runs(folders, arguments.mode, arguments.scales)
+    check_runs(folders, arguments.mode, arguments.scales, arguments.split)
+    if arguments.checkpoint is not None:
+        _check_checkpoint(folders, arguments.checkpoint)
     for folder in folders:
         data_root.locate_data(load_config(folder), folder, arguments.data)
     # Imports torch, so this import follows the checks of the command.
     from vggexp.evaluate.evaluation import EvalOptions, evaluate_runs, format_report
 
-    options = EvalOptions(arguments.mode, arguments.scales, arguments.flip, arguments.data)
+    options = EvalOptions(
+        mode=arguments.mode,
+        scales=arguments.scales,
+        flip=arguments.flip,
+        split=arguments.split,
+        checkpoint=arguments.checkpoint,
+        data=arguments.data,
+    )
     result = evaluate_runs(folders, options)
     if arguments.json:
         return json.dumps({**result.to_dict(), "file": str(result.file)})
@@ -112,7 +136,9 @@ def parse_scales(text: str) -> tuple[int, ...]:
     return tuple(sorted(sizes))
 
 
-def check_runs(folders: Sequence[Path], mode: str, scales: Sequence[int] | None) -> None:
+def check_runs(
+    folders: Sequence[Path], mode: str, scales: Sequence[int] | None, split: str = "test"
+) -> None:
     """Raises ConfigError or CheckpointError if the runs cannot be evaluated, or not together."""
     resolved = []
     for folder in folders:
@@ -126,8 +152,23 @@ def check_runs(folders: Sequence[Path], mode: str, scales: Sequence[int] | None)
     if mode in ("dense", "both") and scales:
         for folder in folders:
             _check_dense_scale(folder, min(scales))
+    for run in runs:
+        if split == "val" and not run.config.get("data.val_fraction"):
+            raise ConfigError(f"--split val: {run.folder} has no validation images")
     for other in runs[1:]:
-        _check_same_test_set(runs[0], other)
+        _check_same_images(runs[0], other, split)
+
+
+def _check_checkpoint(folders: Sequence[Path], step: int) -> None:
+    """Raises ConfigError unless the only run has a checkpoint of this step."""
+    folder = folders[0]
+    if len(folders) > 1:
+        raise ConfigError(f"--checkpoint {step}: a step of one run; leave out --with")
+    paths = (folder / "checkpoints").glob("*.pt")
+    steps = sorted(int(path.stem) for path in paths if path.stem.isdecimal())
+    if step not in steps:
+        existing = ", ".join(map(str, steps)) or "none"
+        raise ConfigError(f"--checkpoint {step}: {folder}/checkpoints has {existing}")
 
 
 def _check_dense_scale(folder: Path, scale: int) -> None:
@@ -144,18 +185,26 @@ def _check_dense_scale(folder: Path, scale: int) -> None:
         )
 
 
-def _check_same_test_set(first: RunRecord, other: RunRecord) -> None:
-    first_name = first.config.get("data.name")
-    other_name = other.config.get("data.name")
-    if other_name != first_name:
-        reason = f"{other_name}, not {first_name}"
-    elif test_fingerprint(first) != test_fingerprint(other):
-        reason = f"another test set of {first_name}"
-    else:
-        return
-    raise CheckpointError(
-        f"--with {other.folder}: not the test images of {first.folder} ({reason})"
-    )
+def _check_same_images(first: RunRecord, other: RunRecord, split: str) -> None:
+    if reason := _other_images(first, other, split):
+        raise CheckpointError(
+            f"--with {other.folder}: not the {split} images of {first.folder} ({reason})"
+        )
+
+
+def _other_images(first: RunRecord, other: RunRecord, split: str) -> str:
+    """Returns why two runs have other images in a split; empty if the images are the same."""
+    name = first.config.get("data.name")
+    if other.config.get("data.name") != name:
+        return f"{other.config.get('data.name')}, not {name}"
+    if split == "test":
+        same = test_fingerprint(first) == test_fingerprint(other)
+        return "" if same else f"another test set of {name}"
+    for key in VAL_KEYS:
+        if other.config.get(key) != first.config.get(key):
+            values = [format_value(run.config.get(key)) for run in (other, first)]
+            return f"{key}={values[0]}, not {values[1]}"
+    return "" if fingerprint(first) == fingerprint(other) else f"other images of {name}"
 
 
 if __name__ == "__main__":

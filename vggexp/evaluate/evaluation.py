@@ -27,7 +27,7 @@ from vggexp.runs.directory import read_result
 from vggexp.runs.jsonl import write_json
 from vggexp.system import memory
 from vggexp.system.files import make_inner_dir, os_error_as_resource_error
-from vggexp.training.checkpoint import select_eval_weights
+from vggexp.training.checkpoint import select_eval_weights, weights_sha256
 from vggexp.training.metrics import classification_metrics
 
 FOLDER = "evaluations"  # in the run directory
@@ -35,34 +35,40 @@ FOLDER = "evaluations"  # in the run directory
 # Of more classes, the report shows this many with the lowest accuracy.
 MAX_CLASSES_SHOWN = 20
 MAX_NAME_CHARS = 30  # characters of a class name
-METRIC_NAMES = {
-    "test/accuracy": "accuracy",
-    "test/top5_accuracy": "top 5",
-    "test/loss": "loss",
-    "test/calibration_error": "calibration error",
+METRIC_NAMES = {  # behind the split and a slash
+    "accuracy": "accuracy",
+    "top5_accuracy": "top 5",
+    "loss": "loss",
+    "calibration_error": "calibration error",
 }
 
 
 class EvalOptions(NamedTuple):
-    """Views of each image, and where the images are.
+    """Views of each image, and which weights and images are evaluated.
 
     Args:
         scales: pixels of the shorter side; None: each run's training size.
+        split: test or val.
+        checkpoint: step of a checkpoint of the only run; None: the tested weights.
         data: folder of the runs' data; None: data.root of each run.
     """
 
     mode: str
     scales: tuple[int, ...] | None
     flip: bool
+    split: str = "test"
+    checkpoint: int | None = None
     data: Path | None = None
 
 
 @dataclass(frozen=True)
 class RunScores:
-    """Scores of one run on its test set.
+    """Scores of one run on its images.
 
     Args:
         run: the run directory.
+        checkpoint: step of the evaluated weights.
+        epoch: finished epochs of the evaluated weights.
         scales: sizes of the shorter side in pixels.
         views: how many times the network sees each image.
         metrics: by tag, such as test/accuracy.
@@ -70,6 +76,8 @@ class RunScores:
     """
 
     run: str
+    checkpoint: int
+    epoch: int
     scales: list[int]
     views: int
     metrics: dict[str, float]
@@ -82,6 +90,8 @@ class RunScores:
         """Returns the JSON object: the metrics stand beside the other keys."""
         return {
             "run": self.run,
+            "checkpoint": self.checkpoint,
+            "epoch": self.epoch,
             "scales": self.scales,
             "views": self.views,
             **self.metrics,
@@ -93,7 +103,7 @@ class RunScores:
 
 
 class RunPredictions(NamedTuple):
-    """Predictions of one run for the test set."""
+    """Predictions of one run for the images of the split."""
 
     scores: RunScores
     classes: tuple[str, ...]
@@ -108,10 +118,11 @@ class EvaluationResult:
     Args:
         scales: sizes of the shorter side in pixels, of the first run.
         views: how many times the network sees each image.
-        images: number of test images.
+        split: test or val.
+        images: number of images.
         metrics: of the averaged softmax, by tag, such as test/accuracy.
         class_accuracy: None for a class without images.
-        confusions: test images by true and predicted class.
+        confusions: images by true and predicted class.
         runs: scores of each run alone; the first run is the one that the result is written to.
         file: the JSON file.
     """
@@ -120,6 +131,7 @@ class EvaluationResult:
     scales: list[int]
     flip: bool
     views: int
+    split: str
     images: int
     metrics: dict[str, float]
     classes: list[str]
@@ -144,6 +156,8 @@ class EvaluationResult:
             "scales": self.scales,
             "flip": self.flip,
             "views": self.views,
+            "split": self.split,
+            "checkpoint": self.runs[0].checkpoint,
             "images": self.images,
             **self.metrics,
             "classes": self.classes,
@@ -168,23 +182,27 @@ def evaluate_runs(folders: Sequence[Path], options: EvalOptions) -> EvaluationRe
 
 
 def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPredictions:
-    """Evaluates a run on its test set, with the device and number format of its training."""
-    config, checkpoint = load_tested_checkpoint(folder)
+    """Evaluates a run with the device and number format of its training."""
+    config, checkpoint = load_tested_checkpoint(folder, options.checkpoint)
     config = locate_data(_eval_config(config, checkpoint, console), folder, options.data)
     device_setup = setup_device(config, checkpoint["threads"])
     with memory.oom_as_resource_error(f"in evaluating {folder}; smaller --scales need less"):
         data = load_test_data(config, folder, checkpoint, device_setup.device, console.line)
         weights = select_eval_weights(checkpoint)
+        loader = data.val if options.split == "val" else data.test
+        assert loader is not None  # the command has checked data.val_fraction
         predictor = MultiViewPredictor(
             model=build.build_tested_model(config, device_setup, weights, folder),
-            preprocess=data.test.preprocess,
+            preprocess=loader.preprocess,
             autocast=device_setup.autocast,
             batch_size=config.data.batch_size,
             flip=options.flip,
         )
         scales = options.scales or (data.preprocess.size,)
         batches = console.track(
-            f"test of {folder.name}", data.test.full_images(scales), data.test.batches_per_epoch
+            f"{options.split} of {folder.name}",
+            loader.full_images(scales),
+            loader.batches_per_epoch,
         )
         probs, labels = predictor.predict(batches, options.mode)
     if not probs.isfinite().all():
@@ -192,12 +210,21 @@ def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPr
             f"{folder}: at {_join(scales)} px not all probabilities are finite "
             f"in {device_setup.precision}"
         )
+    result = read_result(folder)
+    sha256 = result.get("weights_sha256")
+    if options.checkpoint is not None:
+        sha256 = weights_sha256(weights)
+    position = checkpoint
+    if "step" not in checkpoint:  # of train.keep=weights
+        position = {"step": result["weights_step"], "epoch": result["epoch"]}
     scores = RunScores(
         run=str(folder),
+        checkpoint=position["step"],
+        epoch=position["epoch"],
         scales=list(scales),
         views=count_views(options.mode, len(scales), options.flip),
-        metrics=classification_metrics(probs, labels, "test"),
-        weights_sha256=read_result(folder).get("weights_sha256"),
+        metrics=classification_metrics(probs, labels, options.split),
+        weights_sha256=sha256,
         device=str(device_setup.device),
         precision=device_setup.precision,
         data=data.fingerprint,
@@ -221,7 +248,7 @@ def _combine(
     """Averages the probabilities of the runs.
 
     Raises:
-        CheckpointError: the runs were tested on different images or classes.
+        CheckpointError: the runs have different images or classes.
     """
     first = predictions[0]
     for other in predictions[1:]:
@@ -241,8 +268,9 @@ def _combine(
         scales=first.scores.scales,
         flip=options.flip,
         views=first.scores.views,
+        split=options.split,
         images=len(first.labels),
-        metrics=classification_metrics(probs, first.labels, "test"),
+        metrics=classification_metrics(probs, first.labels, options.split),
         classes=list(first.classes),
         class_accuracy=_class_accuracy(confusions),
         confusions=confusions,
@@ -261,14 +289,21 @@ def _class_accuracy(confusions: Confusions) -> list[float | None]:
 
 
 def _file_name(options: EvalOptions, runs: Sequence[RunScores]) -> str:
-    """Returns dense-88-96-104-flip-with2-1a2b3c4d: the same evaluation has the same name."""
+    """Returns dense-88-96-104-flip-with2-1a2b3c4d: the same evaluation has the same name.
+
+    Validation images have val before it, and a checkpoint has step400 behind it.
+    """
     parts = [options.mode, *map(str, runs[0].scales)]
+    if options.split != "test":
+        parts.insert(0, options.split)
     if options.flip:
         parts.append("flip")
     others = [[scores.weights_sha256, scores.scales] for scores in runs[1:]]
     if others:
         digest = hashlib.sha256(repr(sorted(others, key=repr)).encode()).hexdigest()
         parts += [f"with{len(others)}", digest[:8]]
+    if options.checkpoint is not None:
+        parts.append(f"step{options.checkpoint}")
     return "-".join(parts)
 
 
@@ -279,19 +314,18 @@ def _save(folder: Path, result: EvaluationResult, console: Console) -> None:
         make_inner_dir(path.parent)
         write_json(path, result.to_dict())
     try:
-        _write_events(path.with_suffix(""), result, read_result(folder)["epoch"])
+        _write_events(path.with_suffix(""), result)
     except Exception as error:  # the JSON file is complete without TensorBoard's view of it
         console.line(f"warning: TensorBoard: {error}")
 
 
-def _write_events(folder: Path, result: EvaluationResult, epoch: int) -> None:
+def _write_events(folder: Path, result: EvaluationResult) -> None:
     from vggexp.loggers.images import confusion_image
     from vggexp.loggers.tensorboard import write_evaluation
 
     image = confusion_image(result.confusions, result.classes)
     text = "\n".join([format_heading(result), "", *_score_table(result)])
-    metrics = {tag: result.metrics[tag] for tag in METRIC_NAMES}
-    write_evaluation(folder, metrics, epoch, text, image)
+    write_evaluation(folder, result.metrics, result.runs[0].epoch, text, image, result.split)
 
 
 def format_report(result: EvaluationResult) -> str:
@@ -313,9 +347,11 @@ def format_heading(result: EvaluationResult) -> str:
     flip = ", each mirrored too" if result.flip else ""
     times = "once" if result.views == 1 else f"{result.views} times"
     first = result.runs[0]
+    steps = " and ".join(dict.fromkeys(str(scores.checkpoint) for scores in result.runs))
     return (
         f"{result.mode} at {_join(result.scales)} px{flip}: "
-        f"{result.images:,} images seen {times}, {first.device} {first.precision}"
+        f"{result.images:,} {result.split} images seen {times}, "
+        f"weights of step {steps}, {first.device} {first.precision}"
     )
 
 
@@ -331,7 +367,8 @@ def _score_table(result: EvaluationResult) -> list[str]:
 
 
 def _metric_cells(metrics: Mapping[str, float]) -> list[str]:
-    return [f"{metrics[tag]:.4f}" for tag in METRIC_NAMES]
+    by_name = {tag.partition("/")[2]: value for tag, value in metrics.items()}
+    return [f"{by_name[name]:.4f}" for name in METRIC_NAMES]
 
 
 def _class_table(result: EvaluationResult) -> list[str]:

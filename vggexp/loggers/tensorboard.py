@@ -62,6 +62,7 @@ def write_evaluation(
     epoch: int,
     text: str,
     confusion: NDArray[np.uint8],
+    split: str = "test",
 ) -> None:
     """Writes an evaluation as a run of its own; replaces the folder's earlier events.
 
@@ -70,11 +71,12 @@ def write_evaluation(
         epoch: of the evaluated weights.
         text: Markdown.
         confusion: an image, uint8 [H, W, 3].
+        split: test or val.
     """
     make_inner_dir(folder)
     values = [event_files.scalar(scalar_tag(key), score) for key, score in scores.items()]
     values.append(event_files.text("evaluation", text))
-    values.append(event_files.image("test/confusion", confusion))
+    values.append(event_files.image(f"{split}/confusion", confusion))
     now = time.time()
     events = event_files.session_start_events(now)
     events.append(event_files.summary_event(values, epoch, now))

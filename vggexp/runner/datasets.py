@@ -70,7 +70,7 @@ def build_loaders(
     """
     cfg = config.data
     if isinstance(cfg, ImageFolder):
-        index = index_folder(Path(cfg.root or ""))
+        index = index_folder(Path(cfg.root or ""), cfg.test_fraction)
         count = len(index.train.classes)
         if cfg.classes not in (None, count):
             raise DataError(f"{cfg.root}: {count} classes, but data.classes={cfg.classes}")

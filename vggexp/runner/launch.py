@@ -52,6 +52,8 @@ def run_ranks(config: Config, overrides: Sequence[str], swept: Sequence[str] = (
             handle_stop_signals(STOPPING) as stop,
             tempfile.TemporaryDirectory() as logs,
             _divide_threads(ranks),
+            _restored_quit_handler(),
+            processes.hidden_main_module(),
             _quiet_launch(),
             _forward_signals(stop),
         ):
@@ -149,6 +151,17 @@ def _quiet_launch() -> Iterator[None]:
             yield
     finally:
         logging.disable(logging.NOTSET)
+
+
+@contextlib.contextmanager
+def _restored_quit_handler() -> Iterator[None]:
+    """Sets the handler of SIGQUIT again, in place of that which the elastic launch leaves."""
+    handler = signal.getsignal(signal.SIGQUIT)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGQUIT) is not handler:
+            signal.signal(signal.SIGQUIT, handler)
 
 
 @contextlib.contextmanager

@@ -1,9 +1,10 @@
-"""Loads the network, configuration and preprocessing of a finished run."""
+"""Loads the network, configuration, preprocessing and metrics of a run."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -13,23 +14,43 @@ from vggexp.config.schema import Config, ImageFolder
 from vggexp.data.transforms import Preprocess
 from vggexp.errors import CheckpointError, DataError
 from vggexp.runner import build, datasets
-from vggexp.runs.directory import read_result
+from vggexp.runs import jsonl
+from vggexp.runs.directory import METRICS, read_result
+from vggexp.runs.predictions import Predictions
+from vggexp.runs.predictions import read as read_predictions
 from vggexp.runs.records import load_config
 from vggexp.training import checkpoint, checkpoint_schema
 from vggexp.training.checkpoint_manager import find_checkpoints
 
 
-class LoadedRun(NamedTuple):
-    """A trained network with its preprocessing.
+@dataclass(frozen=True, eq=False)
+class LoadedRun:
+    """A trained network with its preprocessing, and what its run directory holds.
 
     `model(preprocess(images))` returns logits [N, classes] for uint8 images [N, C, H, W] of any
-    height and width.
+    height and width. The files are read on first use.
     """
 
-    model: nn.Module  # in eval mode
-    config: Config
-    preprocess: Preprocess
+    path: Path  # the run directory
     classes: tuple[str, ...]
+    config: Config = field(repr=False)
+    model: nn.Module = field(repr=False)  # in eval mode
+    preprocess: Preprocess = field(repr=False)
+
+    @cached_property
+    def metrics(self) -> list[dict[str, Any]]:
+        """The lines of metrics.jsonl: one dictionary for each finished epoch."""
+        return jsonl.read(self.path / METRICS)
+
+    @cached_property
+    def result(self) -> dict[str, Any]:
+        """The content of result.json."""
+        return read_result(self.path)
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        """Probabilities and labels of the test images. Raises CheckpointError without a test."""
+        return read_predictions(self.path)
 
 
 def load_run(path: str | Path) -> LoadedRun:
@@ -41,13 +62,18 @@ def load_run(path: str | Path) -> LoadedRun:
     return build_loaded_run(config, tested, Path(path))
 
 
-def load_tested_checkpoint(folder: Path) -> tuple[Config, dict[str, Any]]:
+def load_tested_checkpoint(folder: Path, step: int | None = None) -> tuple[Config, dict[str, Any]]:
     """Returns the configuration of a run, and the checkpoint whose weights were tested.
 
-    Raises CheckpointError.
+    Args:
+        folder: the run directory.
+        step: the step of another checkpoint to return.
+
+    Raises:
+        CheckpointError: there is no such checkpoint, or it does not fit the configuration.
     """
     config = load_config(folder)
-    path = _tested_path(folder)
+    path = _checkpoint_path(folder, step)
     tested = checkpoint_schema.load(path)
     config = build.with_class_count(config, len(tested["classes"]))
     try:
@@ -73,9 +99,10 @@ def check_tested(config: Config, tested: dict[str, Any]) -> None:
             raise ValueError(f"{name} of {channels} channels, but the images have {spec.channels}")
 
 
-def _tested_path(folder: Path) -> Path:
-    """Returns the checkpoint whose weights were tested; of an unfinished run the newest one."""
-    step = read_result(folder).get("weights_step")
+def _checkpoint_path(folder: Path, step: int | None) -> Path:
+    """Returns the checkpoint of a step; of None the tested one, or the newest without a test."""
+    if step is None:
+        step = read_result(folder).get("weights_step")
     for path in find_checkpoints(folder / "checkpoints"):
         if step is None or int(path.stem) == step:
             return path
@@ -88,10 +115,11 @@ def build_loaded_run(config: Config, tested: dict[str, Any], folder: Path) -> Lo
     model = build.build_model(config)
     build.load_weights(model, checkpoint.select_eval_weights(tested), folder)
     return LoadedRun(
-        model=model.eval(),
-        config=config,
-        preprocess=datasets.make_preprocess(config, tested["mean"], tested["std"]),
+        path=folder,
         classes=tuple(tested["classes"]),
+        config=config,
+        model=model.eval(),
+        preprocess=datasets.make_preprocess(config, tested["mean"], tested["std"]),
     )
 
 

@@ -24,7 +24,7 @@ def pin_data(config: Config) -> Config:
     data = config.data
     if not isinstance(data, ImageFolder) or data.root is None:
         return config
-    index = index_folder(Path(data.root))
+    index = index_folder(Path(data.root), data.test_fraction)
     actual = combined_sha256(index.fingerprint)
     if data.sha256 not in (None, actual):
         raise DataError(

@@ -87,9 +87,9 @@ def known_counts(config: Config) -> ImageCounts | None:
 
 
 @cache
-def _count_folder(root: str) -> tuple[int, int]:
+def _count_folder(root: str, test_fraction: float | None) -> tuple[int, int]:
     """Counts the images of a folder, which many jobs share, only once."""
-    return count_images(Path(root))
+    return count_images(Path(root), test_fraction)
 
 
 def count_run_images(config: Config) -> ImageCounts | None:
@@ -98,7 +98,7 @@ def count_run_images(config: Config) -> ImageCounts | None:
     if not isinstance(data, ImageFolder):
         return known_counts(config)
     try:
-        train, test = _count_folder(data.root or "")
+        train, test = _count_folder(data.root or "", data.test_fraction)
     except VggexpError:
         return None
     train = min(train, data.limit or train)

@@ -1,4 +1,4 @@
-"""Runs a call in a forked process.
+"""Runs a call in a forked process, and starts processes of `multiprocessing` from any program.
 
 Whatever ends the forked process ends no other process, and its memory is freed.
 """
@@ -9,8 +9,9 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 
 from vggexp.errors import ResourceError
 from vggexp.system.files import open_no_follow
@@ -69,6 +70,22 @@ def fork_call(
     finally:
         flush_output()
         os._exit(code)
+
+
+@contextlib.contextmanager
+def hidden_main_module() -> Iterator[None]:
+    """Starts processes of `multiprocessing` in the block without the program's main module.
+
+    A process that is not forked would run the script of a user again, from its first line, unless
+    the script has the guard `if __name__ == "__main__"`. Nothing of vggexp's own processes is
+    defined in the main module.
+    """
+    main_module = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main_module
 
 
 def flush_output() -> None:

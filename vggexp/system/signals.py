@@ -199,13 +199,17 @@ def handle_stop_signals(acknowledgement: str = "", long_calls: bool = False) -> 
     Ignored signals stay ignored. The handler of another library is called after the block,
     because only then everything is saved: submitit's handler hands the job back to Slurm and
     exits. A second Ctrl-C stops at once, with KeyboardInterrupt. Processes that are forked in the
-    block do not handle the signals.
+    block do not handle the signals. In another thread than the main one no signal sets the flag,
+    because Python handles signals in the main thread alone.
 
     Args:
         acknowledgement: line for stderr at the first Ctrl-C.
         long_calls: whether the block has calls that take more than a fraction of a second.
     """
     stop = StopFlag(acknowledgement)
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
     owner = os.getpid()
     received = list[int]()
     earlier_handlers: dict[int, Any] = {}

@@ -1,14 +1,10 @@
-"""Command `vggexp.plan`: computes the cost of a configuration, without torch."""
+"""Computes what a configuration costs, and prints it as a table. Needs no torch."""
 
-import json
-import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import groupby
 from math import ceil
 
-from vggexp import cli
-from vggexp.config import compose
 from vggexp.config.derived import (
     disk_bytes,
     disk_limit,
@@ -23,22 +19,6 @@ from vggexp.formatting import aligned_table, format_bytes, plural
 from vggexp.models import shapes
 from vggexp.models.shapes import Layer
 from vggexp.runs import forecast
-from vggexp.sweep import expand
-
-DESCRIPTION = """Prints shapes, parameters, multiply-adds, memory and disk of a configuration.
-
-    python -m vggexp.plan [overrides] [--json]
-
-Takes the overrides of a run. Builds and writes nothing, and reads no image. Of the hardware only
-the processor and its memory count. The memory is an estimate for one process. On a GPU it is that
-of the tensors of a training step; CUDA itself and workspaces come in addition. On a CPU it is all
-that is resident: also scratch memory and holes in the heap (0.3 of the tensors), the images and the
-workers, and the libraries. It was between 3 % below and 13 % above what was measured. The disk is
-that of the checkpoints; predictions, logs and images for TensorBoard come in addition. The time is
-that of the epochs and the test, without the start. It comes from finished runs in run.root on the
-same host, with the same device, number format and threads. The images of a folder are not counted,
-so there the time is unknown; sweep.dry_run=true counts them.
-"""
 
 Row = tuple[str, ...]  # the cells of a table
 Shape = tuple[int, int, int]  # channels, height, width
@@ -72,6 +52,9 @@ class CostPlan:
     seconds: float | None  # expected, of the epochs and the test
     seconds_from_runs: int  # how many finished runs the seconds are from
     hints: list[Hint]
+
+    def __str__(self) -> str:
+        return cost_table(self)
 
 
 def plan_costs(config: Config) -> CostPlan:
@@ -234,23 +217,3 @@ def _expected_time(plan: CostPlan) -> str:
 
 def _format_size(size: int | None) -> str:
     return "unknown" if size is None else format_bytes(size, "B")
-
-
-def main(argv: Sequence[str] | None = None) -> int:
-    """Returns the exit code. Prints an expected error as one line on stderr."""
-    return cli.run(lambda: _plan(sys.argv[1:] if argv is None else argv))
-
-
-def _plan(argv: Sequence[str]) -> str:
-    command = compose.parse_command(argv, "--json")
-    if command.arguments.help:
-        return DESCRIPTION
-    plan = plan_costs(expand.compose_run(command))
-    cli.note_replaced_files()
-    if command.arguments.json:
-        return json.dumps(asdict(plan))
-    return cost_table(plan)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
