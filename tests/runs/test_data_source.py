@@ -80,12 +80,12 @@ def test_a_sweep_checks_the_count_of_images_for_every_job(folders):
 def test_the_split_makes_the_name(folders):
     with pytest.raises(ConfigError, match=r"test_fraction=0\.2: a/test is the test set; leave the"):
         config("a", "data.test_fraction=0.2")
-    whole = run_name(config("a"))
+    whole = run_hash(config("a"))
     shutil.rmtree("a/test")
-    assert run_name(config("a")) != whole
-    assert run_name(config("a", "data.test_fraction=0.2")) == run_name(config("a"))
-    assert run_name(config("a", "data.test_fraction=0.5")) != run_name(config("a"))
-    assert run_name(config("a/train")) == run_name(config("a"))
+    assert run_hash(config("a")) != whole
+    assert run_hash(config("a", "data.test_fraction=0.2")) == run_hash(config("a"))
+    assert run_hash(config("a", "data.test_fraction=0.5")) != run_hash(config("a"))
+    assert run_hash(config("a/train")) == run_hash(config("a"))
 
 
 def test_other_data_sets_stay_as_they_are():

@@ -5,7 +5,6 @@ import pytest
 from vggexp.config.compose import parse_command
 from vggexp.cost_plan import plan_costs
 from vggexp.errors import ConfigError
-from vggexp.plan import plan_costs
 from vggexp.sweep.expand import compose_run
 from vggexp.sweep.filter import filter_values, matches, names, parse_filter
 
