@@ -57,8 +57,8 @@ def _compare(argv: Sequence[str]) -> str:
         help="compare runs of different data too, with a warning",
     )
     arguments = parser.parse_intermixed_args(argv)
-    folders = expand_sweeps(arguments.run, lambda error: cli.warn_left_out(str(error)))
-    folders = _leave_out_closed(folders)
+    expanded = expand_sweeps(arguments.run, lambda error: cli.warn_left_out(str(error)))
+    folders = _leave_out_closed(expanded)
     directory.require_run(*folders)
     from vggexp.compare import comparison, render  # import scipy: only after the arguments pass
 

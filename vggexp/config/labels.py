@@ -15,7 +15,7 @@ from vggexp.config import yaml_limits
 from vggexp.config.derived import DEFAULT_FOLDER_SIZE
 from vggexp.config.device import conf_dir
 from vggexp.config.keys import flatten, to_plain
-from vggexp.config.schema import Arch, Config, ImageFolder
+from vggexp.config.schema import Arch, Config, ImageFolder, Vgg
 from vggexp.data.catalog import DATASETS
 from vggexp.formatting import HASH_CHARS, format_value
 from vggexp.system.files import read_file
@@ -133,9 +133,10 @@ def network_label(arch: Arch, file: ArchFile | None = None) -> str:
     name = _safe(file.name)
     norm = file.values.get("norm", "none")
     parts = []
-    if "blocks" in differing:
-        depth = sum(block.convs for block in arch.blocks) + len(arch.hidden) + 1
-        name = f"vgg{depth}{'c' if any(block.pointwise for block in arch.blocks) else ''}"
+    if isinstance(arch, Vgg) and "blocks" in differing:
+        depth = sum(int(block.convs) for block in arch.blocks) + len(arch.hidden) + 1
+        has_pointwise = any(block.pointwise > 0 for block in arch.blocks)
+        name = f"vgg{depth}c" if has_pointwise else f"vgg{depth}"
         norm = "none"
         parts.append(_part("blocks", [_block_text(row) for row in values["blocks"]]))
     if norm == "none":

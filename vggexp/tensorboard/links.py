@@ -36,7 +36,7 @@ class ShownRuns:
 
         The keys of the names are those in which the first runs differ.
         """
-        settings = {}
+        settings: dict[Path, Settings] = {}
         for folder in self.folders:
             settings |= {run: typed for run, typed in typed_settings(folder) if run not in settings}
         if not self.names:
