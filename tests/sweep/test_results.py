@@ -188,7 +188,7 @@ def test_a_network_is_named_if_its_name_says_all(tmp_path):
         d="arch: {norm: none, blocks: [[1, 8], [1, 8], [1, 8], [1, 8], [4, 8]]}",
     )
     assert columns_of(tmp_path, "a", "b")[0] == ["experiment", "network"]
-    assert columns_of(tmp_path, "c", "d")[0] == ["experiment", "arch.blocks"]
+    assert columns_of(tmp_path, "c", "d")[0] == ["experiment", "network"]
 
 
 def test_repeats_are_grouped_by_the_other_keys(tmp_path):

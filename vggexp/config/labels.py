@@ -134,8 +134,9 @@ def network_label(arch: Arch, file: ArchFile | None = None) -> str:
     norm = file.values.get("norm", "none")
     parts = []
     if isinstance(arch, Vgg) and "blocks" in differing:
-        depth = sum(block.convs for block in arch.blocks) + len(arch.hidden) + 1
-        name = f"vgg{depth}{'c' if any(block.pointwise for block in arch.blocks) else ''}"
+        depth = sum(int(block.convs) for block in arch.blocks) + len(arch.hidden) + 1
+        has_pointwise = any(block.pointwise > 0 for block in arch.blocks)
+        name = f"vgg{depth}c" if has_pointwise else f"vgg{depth}"
         norm = "none"
         parts.append(_part("blocks", [_block_text(row) for row in values["blocks"]]))
     if norm == "none":

@@ -8,7 +8,7 @@ import string
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -215,7 +215,7 @@ def _check_shown(node: DictConfig | None, arguments: argparse.Namespace) -> None
         raise ConfigError(compose_error_line(error)) from error
 
 
-def validate_node(node: DictConfig, hydra: DictConfig | None = None) -> Config:
+def validate_node(node: DictConfig, hydra: Any = None) -> Config:
     """Parses and validates a job as Hydra passes it to its launchers and its task.
 
     Args:
