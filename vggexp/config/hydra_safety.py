@@ -137,7 +137,7 @@ class FileConfigSource(file_config_source.FileConfigSource):
         except (ValueError, LookupError, AttributeError, TypeError) as error:  # as of !!bool x
             raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
         package = result.header["package"]
-        content = result.config
+        content: Any = result.config
         is_global = package == "_global_" or "/" not in config_path
         if is_global and OmegaConf.is_dict(content) and content.get("hydra", {}) is None:
             raise ConfigError(f"{path}: hydra=null: a group of keys; leave it out")
