@@ -15,7 +15,7 @@ from vggexp.config.compose import hydra_session, parse_command
         ("train.test_weights=", "train.test_weights=last train.test_weights=best"),
         ("+train.test_weights=b", "+train.test_weights=best"),
         ("data.normalize=", "data.normalize=true data.normalize=false"),
-        ("train.stop_if_dead=", "train.stop_if_dead=true train.stop_if_dead=false"),
+        ("train.stop_if_dead=n", "train.stop_if_dead=null"),
         ("device.sync_batch_norm=n", "device.sync_batch_norm=null"),
         ("resume=e", "resume=exact"),
         ("train.epochs=", "train.epochs=5"),

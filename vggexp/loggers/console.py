@@ -165,7 +165,7 @@ def _stdout_errors() -> Iterator[None]:
 class LaterEpochs:
     """The epochs of a run after the current one."""
 
-    count: int
+    epochs: int
     epoch_seconds: float | None  # of the last epoch, with its evaluation; None: none has ended
     rest_seconds: float  # pause before each of them
 
@@ -175,7 +175,7 @@ class LaterEpochs:
         Args:
             training_seconds: time of an epoch without its evaluation, if none has ended.
         """
-        return self.count * ((self.epoch_seconds or training_seconds) + self.rest_seconds)
+        return self.epochs * ((self.epoch_seconds or training_seconds) + self.rest_seconds)
 
 
 NO_EPOCHS = LaterEpochs(0, None, 0)
