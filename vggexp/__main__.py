@@ -16,7 +16,7 @@ from vggexp.runs.data_source import pin_data
 from vggexp.sweep import expand
 from vggexp.sweep.command import run_grid, run_search
 from vggexp.sweep.search_space import SearchPlan
-from vggexp.sweep.task import report_if_finished, run_hydra, should_report_error
+from vggexp.sweep.task import report_if_done, run_hydra, should_report_error
 from vggexp.system.signals import clear_pending_interrupt
 
 
@@ -63,7 +63,7 @@ def _run(command: Command) -> int:
         raise ConfigError(
             f"device.processes={config.device.processes}: {ranks} have been started; leave it out"
         )
-    if ranks == 1 and report_if_finished(pin_data(config)):
+    if ranks == 1 and report_if_done(pin_data(config)):
         return 0
     return run_hydra(command)
 

@@ -102,12 +102,13 @@ def layers(config: Config) -> list[shapes.Layer]:
 
 
 def training_macs(config: Config) -> int:
-    """Returns the multiply-adds of all forward passes in training.
+    """Returns the multiply-adds of all forward passes in training, up to `run.until`.
 
     If the number of training images is not known, one image an epoch is counted.
     """
     images = input_spec(config).train_images or 1
-    return shapes.macs(layers(config)) * images * config.train.epochs
+    epochs = config.run.until or config.train.epochs
+    return shapes.macs(layers(config)) * images * epochs
 
 
 def disk_bytes(config: Config) -> dict[str, int]:

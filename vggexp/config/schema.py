@@ -212,6 +212,7 @@ class Train:
 class Run:
     root: str
     name: str | None
+    until: Epochs | None
 
 
 @dataclass(frozen=True)
@@ -221,6 +222,8 @@ class Sweep:
     pairs: tuple[PairedOverrides, ...]
     repeats: Annotated[int, Range(1, 100_000)]
     where: str | None
+    halving: Annotated[int, Range(2, 100)] | None
+    halving_start: Epochs | None
     dry_run: bool
     on_error: Literal["continue", "stop"]
     retry_failed: bool

@@ -1,4 +1,4 @@
-"""Evaluates finished runs as the VGG paper does, alone or with their softmax averaged."""
+"""Evaluates runs as the VGG paper does, alone or with their softmax averaged."""
 
 import hashlib
 import os
@@ -67,6 +67,7 @@ class RunScores:
         views: how many times the network sees each image.
         metrics: by tag, such as test/accuracy.
         data: fingerprint of the data, {file name: SHA-256}.
+        paused_at: the epoch of the weights of a paused run; None for a finished run.
     """
 
     run: str
@@ -77,6 +78,7 @@ class RunScores:
     device: str
     precision: str
     data: dict[str, str]
+    paused_at: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON object: the metrics stand beside the other keys."""
@@ -89,6 +91,7 @@ class RunScores:
             "device": self.device,
             "precision": self.precision,
             "data": self.data,
+            "paused_at": self.paused_at,
         }
 
 
@@ -192,15 +195,17 @@ def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPr
             f"{folder}: at {_join(scales)} px not all probabilities are finite "
             f"in {device_setup.precision}"
         )
+    recorded = read_result(folder)
     scores = RunScores(
         run=str(folder),
         scales=list(scales),
         views=count_views(options.mode, len(scales), options.flip),
         metrics=classification_metrics(probs, labels, "test"),
-        weights_sha256=read_result(folder).get("weights_sha256"),
+        weights_sha256=recorded.get("weights_sha256"),
         device=str(device_setup.device),
         precision=device_setup.precision,
         data=data.fingerprint,
+        paused_at=recorded.get("epoch") if recorded.get("state") == "paused" else None,
     )
     return RunPredictions(scores, data.classes, probs, labels)
 
@@ -265,6 +270,8 @@ def _file_name(options: EvalOptions, runs: Sequence[RunScores]) -> str:
     parts = [options.mode, *map(str, runs[0].scales)]
     if options.flip:
         parts.append("flip")
+    if runs[0].paused_at is not None:
+        parts.append(f"epoch{runs[0].paused_at}")
     others = [[scores.weights_sha256, scores.scales] for scores in runs[1:]]
     if others:
         digest = hashlib.sha256(repr(sorted(others, key=repr)).encode()).hexdigest()
@@ -313,9 +320,10 @@ def format_heading(result: EvaluationResult) -> str:
     flip = ", each mirrored too" if result.flip else ""
     times = "once" if result.views == 1 else f"{result.views} times"
     first = result.runs[0]
+    paused = "" if first.paused_at is None else f", paused after epoch {first.paused_at}"
     return (
         f"{result.mode} at {_join(result.scales)} px{flip}: "
-        f"{result.images:,} images seen {times}, {first.device} {first.precision}"
+        f"{result.images:,} images seen {times}, {first.device} {first.precision}{paused}"
     )
 
 

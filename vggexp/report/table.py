@@ -18,6 +18,7 @@ from vggexp.runs.repeats import Row, mean_rows, rank_key
 
 STATE_ORDER = (  # order of the rows; failed runs and unknown states come last
     "finished",
+    "paused",
     "running",
     "interrupted",
     "not started",

@@ -42,13 +42,16 @@ def start_banner(
     limit = disk_limit(config, f"{disk['run'] / 1e6:,.0f} MB")
     held_out = f", {data.val.count:,} for validation" if data.val else ""
     ranks = collectives.world_size()
+    epochs = f"{train.epochs} epochs"
+    if config.run.until is not None:
+        epochs = f"{config.run.until} of {epochs}"
     in_ranks = f" in each of {ranks} processes" if ranks > 1 else ""
     lines = [
         f"network  {network_name(config)}  {parameters(table):,} parameters  "
         f"{macs(table) / 1e9:.3f} GMAC an image",
         f"data     {config.data.name}  {data.train.count:,} images{held_out}, "
         f"{data.test.count:,} for the test  ({data.origin})",
-        f"training {train.epochs} epochs of {data.train.batches_per_epoch} steps, "
+        f"training {epochs} of {data.train.batches_per_epoch} steps, "
         f"batch {config.data.batch_size}, {optimizer.name} lr {optimizer.lr:g}",
         f"device   {config.device.name}  {device_setup.precision}  "
         f"{device_setup.threads} threads{in_ranks}",
@@ -83,6 +86,22 @@ def end_banner(result: Mapping[str, Any], folder: Path) -> list[str]:
         f"test accuracy {result['test/accuracy']:.4f}  loss {result['test/loss']:.4f}",
         f"time     {duration(total)} in {epochs}: {', '.join(parts)}",
         *time_advice(total, shares),
+        f"folder   {folder}",
+    ]
+
+
+def paused_banner(config: Config, result: Mapping[str, Any], folder: Path) -> list[str]:
+    """Returns how far a paused run has come, and how to continue it.
+
+    Args:
+        result: the content of result.json.
+        folder: the run directory.
+    """
+    command = f"without run.until={config.run.until} the same command continues it"
+    if config.resume == "never":
+        command = f"run.name={folder.name} continues it, without resume=never and run.until"
+    return [
+        f"paused   after epoch {result['epoch']} of {config.train.epochs}; {command}",
         f"folder   {folder}",
     ]
 

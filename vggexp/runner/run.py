@@ -58,7 +58,7 @@ def run(config: Config, overrides: Sequence[str], stop: StopFlag | None = None) 
         console = Console(None, rank=collectives.rank())
         opened = open_run_dir(config, stack, console)
         if opened.result is not None:
-            console.line(records.finished_line(config, opened.result))
+            console.line(records.done_line(config, opened.result))
             return opened.result
         if config.resume == "never":
             stop.resume_hint = (

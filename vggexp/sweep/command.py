@@ -12,6 +12,7 @@ from vggexp.loggers.console import print_text
 from vggexp.runs import jsonl, records
 from vggexp.runs.directory import METRICS
 from vggexp.sweep.expand import GridSweep
+from vggexp.sweep.halving import launched_job, plan_lines, run_rungs
 from vggexp.sweep.results import SweepJob, repeat_folders, write_sweep_table
 from vggexp.sweep.search_space import SearchPlan
 from vggexp.sweep.task import HydraTask, run_hydra
@@ -30,11 +31,10 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         SweepError: a job did not finish.
     """
     configs = [job.config for job in grid.jobs]
-    overrides = [job.overrides for job in grid.jobs]
-    if configs[0].sweep.dry_run:
+    if grid.sweep.dry_run:
         from vggexp.sweep.dry_run import dry_run_table
 
-        print_text("\n".join(dry_run_table(list(zip(overrides, configs, strict=True)))))
+        print_text("\n".join(dry_run_table(grid.jobs, grid.sweep)))
         return 0
     # Before the jobs run: with resume=never the next call would find other folders.
     run_dirs = [records.run_dir(config) for config in configs]
@@ -42,17 +42,27 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     hint = "choose another run.root or hydra.sweep.dir"
     with os_error_as_resource_error(folder, "made", hint):
         make_dir(folder)
-    task = HydraTask(grid.configs())
+    task = HydraTask(grid.configs(), grid.sweep)
+    if grid.sweep.halving is not None:
+        print_text("\n".join(plan_lines(grid.configs(), grid.sweep)))
     code = run_hydra(command, _sweep_dir_override(folder), task=task)
     if code:
         return code
+    rungs = [] if grid.sweep.halving is None else [*run_rungs(grid.configs(), grid.sweep)]
+    last_rung = {job: rung for rung in rungs for job in rung.jobs}
     jobs = []
     for (job_overrides, config), run_dir in zip(grid.jobs, run_dirs, strict=True):
-        reason = task.errors.get(tuple(job_overrides), "")
-        jobs.append(SweepJob(job_overrides, run_dir, config, reason))
-    rows = write_sweep_table(jobs, configs[0].sweep.objective, folder)
+        job = tuple(job_overrides)
+        rung = last_rung.get(job)
+        if rung is not None:
+            config = rung.jobs[job]
+        reason = task.errors.get(launched_job(job, config), "")
+        number = None if rung is None else rung.number
+        jobs.append(SweepJob(job_overrides, run_dir, config, reason, number))
+    epochs = [rung.epochs for rung in rungs]
+    rows = write_sweep_table(jobs, grid.sweep.objective, folder, epochs)
     write_repeats_events(folder, repeat_folders(jobs))
-    unfinished = sum(row["state"] != "finished" for row in rows)
+    unfinished = sum(row["state"] not in ("finished", "paused") for row in rows)
     if unfinished:
         raise SweepError(
             f"{unfinished} of {len(configs)} jobs did not finish; "

@@ -3,16 +3,17 @@
 import socket
 from collections.abc import Sequence
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import NamedTuple
 
-from vggexp.config.derived import layers, training_macs
+from vggexp.config.derived import disk_bytes, layers, training_macs
 from vggexp.config.run_id import network_name
-from vggexp.config.schema import Config
+from vggexp.config.schema import Config, Sweep
 from vggexp.errors import VggexpError
 from vggexp.formatting import duration, markdown_table
 from vggexp.models.shapes import macs, parameters
 from vggexp.runs import records
+from vggexp.sweep.halving import Jobs, most_repeats, plan_lines, plan_sweep
 from vggexp.sweep.results import setting_columns
 
 # Only runs within this factor in multiply-adds an image predict the time of a job: the time for
@@ -29,13 +30,16 @@ class RunCost(NamedTuple):
     seconds: float  # for 10^9 multiply-adds of training
 
 
-def dry_run_table(jobs: Sequence[tuple[Sequence[str], Config]]) -> list[str]:
+def dry_run_table(jobs: Sequence[tuple[Sequence[str], Config]], sweep: Sweep) -> list[str]:
     """Returns the table of a sweep's jobs and a line with their number and expected time.
+
+    With sweep.halving it also returns the rungs, and the disk that the sweep takes.
 
     Reads run directories and writes nothing.
 
     Args:
         jobs: overrides and configuration of each job.
+        sweep: the section `sweep`.
 
     Raises:
         CheckpointError: the directory of a job belongs to another configuration.
@@ -48,9 +52,11 @@ def dry_run_table(jobs: Sequence[tuple[Sequence[str], Config]]) -> list[str]:
     )
     cells = []
     remaining: list[float | None] = []  # expected seconds of the jobs that have not finished
+    all_seconds: list[float | None] = []
     for (_, config), values in zip(jobs, job_values, strict=True):
         job_state = state(config)
         seconds = expected_seconds(config, costs)
+        all_seconds.append(seconds)
         expected = "-"
         if job_state != "finished":
             remaining.append(seconds)
@@ -67,7 +73,39 @@ def dry_run_table(jobs: Sequence[tuple[Sequence[str], Config]]) -> list[str]:
             ]
         )
     columns = [*keys, "parameters", "GMAC an image", "state", "expected", "run"]
-    return [*markdown_table(columns, cells), _total_line(len(jobs), remaining, len(costs))]
+    lines = [*markdown_table(columns, cells), _total_line(len(jobs), remaining, len(costs))]
+    if sweep.halving is not None:
+        configs = {tuple(overrides): config for overrides, config in jobs}
+        known = [seconds for seconds in all_seconds if seconds is not None]
+        epoch_seconds = None
+        if len(known) == len(jobs):
+            epoch_seconds = fmean(known) / first.train.epochs
+        lines += [*plan_lines(configs, sweep, epoch_seconds), halving_disk_line(configs, sweep)]
+    return lines
+
+
+def halving_disk_line(jobs: Jobs, sweep: Sweep) -> str:
+    """Returns the most bytes of checkpoints at the end of a sweep, and of the full grid.
+
+    A paused run keeps one checkpoint, with train.test_weights=best also the best one, and with
+    train.keep=all that of each epoch.
+    """
+    *_, last = plan_sweep(jobs, sweep)
+    finishing = min(len(jobs), last.settings * most_repeats(jobs))
+    paused = []
+    whole = []
+    for config in jobs.values():
+        disk = disk_bytes(config)
+        whole.append(disk["run"])
+        checkpoints = 2 if config.train.test_weights == "best" else 1
+        paused.append(checkpoints * disk["checkpoint"])
+        if config.train.keep == "all":
+            paused[-1] = disk["run"]
+    whole.sort(reverse=True)
+    paused.sort(reverse=True)
+    total = sum(whole[:finishing]) + sum(paused[: len(jobs) - finishing])
+    sizes = [f"{size / 1e6:,.1f} MB" for size in (total, sum(whole))]
+    return f"disk     at most {sizes[0]} of checkpoints at the end; the full grid {sizes[1]}"
 
 
 def _total_line(count: int, remaining: Sequence[float | None], runs: int) -> str:

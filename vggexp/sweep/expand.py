@@ -46,6 +46,7 @@ from vggexp.sweep.grid import (
     job_overrides,
     unknown_plugin_keys,
 )
+from vggexp.sweep.halving import halving_problems
 from vggexp.sweep.search_space import (
     SearchPlan,
     is_search,
@@ -70,6 +71,7 @@ class GridSweep(NamedTuple):
 
     jobs: list[ComposedJob]
     folder: Path  # of the tables
+    sweep: Sweep
 
     def configs(self) -> dict[tuple[str, ...], Config]:
         """Returns the configuration of each job by the job's overrides."""
@@ -143,7 +145,14 @@ def run_config(command: Command, outline: Outline) -> Config:
 
 def _reject_sweep_keys(sweep: Sweep) -> None:
     """Raises ConfigError if a single run has a key that only a sweep can follow."""
-    defaults = {"pairs": (), "repeats": 1, "where": None, "dry_run": False}
+    defaults = {
+        "pairs": (),
+        "repeats": 1,
+        "where": None,
+        "halving": None,
+        "halving_start": None,
+        "dry_run": False,
+    }
     for key, default in defaults.items():
         value = getattr(sweep, key)
         if value != default:
@@ -244,10 +253,13 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
                 f"sweep.where={sweep.where}: holds for none of {len(combinations)} jobs"
             )
     _reject_equal_runs(jobs)
+    configs = [job.config for job in jobs]
+    if problems := [*halving_problems(sweep, configs)]:
+        raise ConfigError(*problems)
     if axes:
-        return plan_search(node, axes, [job.config for job in jobs])
+        return plan_search(node, axes, configs)
     name = run_id.sweep_name([job.overrides for job in jobs])
-    return GridSweep(jobs, sweep_folder(node, jobs[0].config, name))
+    return GridSweep(jobs, sweep_folder(node, configs[0], name), sweep)
 
 
 def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:

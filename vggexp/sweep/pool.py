@@ -67,6 +67,7 @@ class JobResult(NamedTuple):
     ok: bool
     objective: float | None
     error: str
+    paused: bool = False  # by run.until
 
 
 @dataclass
@@ -283,7 +284,8 @@ class Pool:
         slot.started_at = time.monotonic()
         slot.pid = processes.fork_call(lambda: self.perform(job), log, slot.variables)
         slot.job = job
-        running = RunningJob(job.index, job.folder, job.config.train.epochs, log)
+        epochs = job.config.run.until or job.config.train.epochs
+        running = RunningJob(job.index, job.folder, epochs, log)
         self.progress.job_started(slot.index, running)
 
     def log(self, job: PoolJob) -> Path:
@@ -326,7 +328,7 @@ class Pool:
             stopped: whether a stop signal ended the job.
         """
         self.results[job.index] = result
-        state = "finished"
+        state = "paused" if result.paused else "finished"
         if not result.ok:
             state = "stopped" if stopped else "failed"
         if state == "failed" and job.config is not None and job.config.sweep.on_error == "stop":
@@ -374,7 +376,7 @@ def _job_status(job: PoolJob, config: Config) -> str:
     """
     if config.resume == "never":
         return "missing"
-    if records.finished_result(config) is not None:
+    if records.done_result(config) is not None:
         return "finished"
     if locks.is_locked(job.folder):
         return "running"
@@ -388,13 +390,14 @@ def _recorded_result(job: PoolJob) -> JobResult:
     Raises CheckpointError if the directory belongs to another configuration.
     """
     assert job.config is not None
-    result = records.own_result(job.config, job.folder)
-    is_finished = result.get("state") == "finished"
+    result = records.done_result(job.config) or records.own_result(job.config, job.folder)
+    state = result.get("state")
+    is_done = state in ("finished", "paused")
     objective = result.get(job.config.sweep.objective)
     error = result.get("error") or ""
-    if is_finished and objective is None:
+    if state == "finished" and objective is None:
         error = f"{job.config.sweep.objective} is not a number"
-    return JobResult(is_finished, objective if is_finished else None, error)
+    return JobResult(is_done, objective if is_done else None, error, state == "paused")
 
 
 def _result_of(job: PoolJob, code: int, error_line: str) -> JobResult:

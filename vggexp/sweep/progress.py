@@ -45,6 +45,7 @@ class SweepProgress:
         self.remaining = set(range(len(work)))  # jobs that have not ended
         self.ended = {
             "finished": 0,
+            "paused": 0,
             "failed": 0,
             "stopped": 0,
         }
@@ -85,7 +86,7 @@ class SweepProgress:
             self.bars[slot].set_description_str("")
 
     def job_ended(self, index: int, state: str, text: str) -> None:
-        """Prints the end of a job; `state` is finished, failed or stopped."""
+        """Prints the end of a job; `state` is finished, paused, failed or stopped."""
         self.remaining.discard(index)
         self.ended[state] += 1
         position = self._position(index)
@@ -120,7 +121,7 @@ class SweepProgress:
 
     def summary(self) -> str:
         """Returns `4 of 12 jobs done, 1 failed, 2 running, about 3.2 min left`."""
-        finished = self.ended["finished"]
+        finished = self.ended["finished"] + self.ended["paused"]
         failed = self.ended["failed"]
         parts = [f"{finished} of {len(self.work)} jobs done"]
         if failed:

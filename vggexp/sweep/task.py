@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 
 from vggexp.cli import report_error
 from vggexp.config import compose, hydra_safety, run_id
-from vggexp.config.schema import Config
+from vggexp.config.schema import Config, Sweep
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
 from vggexp.formatting import error_line, one_line
@@ -49,14 +49,19 @@ class HydraTask:
     from it, and leave the errors of the jobs in `errors`.
     """
 
-    def __init__(self, configs: Mapping[tuple[str, ...], Config] | None = None):
-        """Takes the checked configurations of a grid by overrides (`GridSweep.configs`)."""
+    def __init__(
+        self,
+        configs: Mapping[tuple[str, ...], Config] | None = None,
+        sweep: Sweep | None = None,
+    ):
+        """Takes a grid: its checked configurations by overrides, and its section `sweep`."""
         self.configs = configs or {}
+        self.sweep = sweep
         self.errors: dict[tuple[str, ...], str] = {}  # of failed jobs, by overrides
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves out the configurations: a launcher may pickle the task once for each job."""
-        return {"configs": {}, "errors": {}}
+        return {"configs": {}, "sweep": None, "errors": {}}
 
     def __call__(self, node: DictConfig) -> float | None:
         hydra_config = HydraConfig.get()
@@ -126,7 +131,7 @@ def _code_without_training(
     if _already_failed(config, folder):
         return 1
     shares_process = launcher in SHARED_PROCESS_LAUNCHERS
-    if shares_process and records.finished_result(config) is None:
+    if shares_process and records.done_result(config) is None:
         return _train_in_child(config, overrides)
     return None
 
@@ -152,7 +157,7 @@ def train_job(config: Config, overrides: Sequence[str], in_sweep: bool = False) 
     """
     try:
         ranks = rank_info().size
-        if ranks == 1 and report_if_finished(config):
+        if ranks == 1 and report_if_done(config):
             return 0
         if ranks == 1 and (config.device.processes or 1) > 1:
             from vggexp.runner import launch
@@ -181,12 +186,12 @@ def should_report_error(text: str) -> bool:
     return collectives.should_report_error(text)
 
 
-def report_if_finished(config: Config) -> bool:
-    """Prints the result of a run that has already finished. Returns whether it has."""
-    result = records.finished_result(config)
+def report_if_done(config: Config) -> bool:
+    """Prints the result of a run with nothing left to do. Returns whether it is one."""
+    result = records.done_result(config)
     if result is None:
         return False
-    print_text(records.finished_line(config, result))
+    print_text(records.done_line(config, result))
     return True
 
 
