@@ -119,6 +119,11 @@ function drawCurve(svg, { run, points }) {
   const d = isSingle ? `${commands[0]}h.1` : commands.join("");
   const path = addSvg("path", { class: "curve plain", d, "data-run": run, ...color(run) }, svg);
   path.classList.toggle("single", isSingle);
+  if (data.runs[run].paused && points.length) {
+    const [cx, cy] = points.at(-1);
+    const style = color(run)?.style ?? "";
+    addSvg("circle", { class: "pause", cx, cy, r: 3.5, style, "data-run": run }, svg);
+  }
 }
 
 function drawDots(svg, { run, points }) {
@@ -226,7 +231,9 @@ function metricTitle(key) {
 function drawCurves() {
   const drawn = [...slots.keys()].sort((a, b) => a - b);
   const count = `${drawn.length} of ${withCurves.length}`;
-  const text = `${count} runs with a finished epoch are drawn.`;
+  const paused = drawn.some((run) => data.runs[run].paused);
+  const note = paused ? " A ring ends the curve of a run that is paused." : "";
+  const text = `${count} runs with a finished epoch are drawn.${note}`;
   document.getElementById("curve-count").textContent = text;
   const panels = data.keys.map((key, index) =>
     drawn.map((run) => ({ run, points: curvePoints(data.runs[run], key, index + 1) })),

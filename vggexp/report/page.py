@@ -96,6 +96,7 @@ def _chart_data(table: Table) -> dict[str, Any]:
             {
                 "name": table.run_label(row),
                 "score": row[table.score] if row["state"] == "finished" else None,
+                "paused": row["state"] == "paused",
                 "seconds": row["seconds"],
                 "parameters": row["parameters"],
                 "curves": _curves(run.rows, keys),

@@ -110,11 +110,14 @@ def build_table(runs: Sequence[RunRecord]) -> Table:
     )
 
 
-def _rank(row: Row, score: str) -> tuple[int, bool, float]:
+def _rank(row: Row, score: str) -> tuple[int, int, bool, float]:
+    """Returns a key for `sorted`; a run that is paused at a later epoch comes first."""
     state_rank = len(STATE_ORDER)
     if row["state"] in STATE_ORDER:
         state_rank = STATE_ORDER.index(row["state"])
-    return state_rank, *rank_key(row[score], score)
+    epochs = row["epochs"] or 0
+    paused_rank = -epochs if row["state"] == "paused" else 0
+    return state_rank, paused_rank, *rank_key(row[score], score)
 
 
 def _unique_names(runs: Sequence[RunRecord]) -> list[str]:

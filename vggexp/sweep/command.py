@@ -110,7 +110,8 @@ def run_search(command: compose.Command, plan: SearchPlan) -> int:
     objective = plan.config.sweep.objective
     with lock_run_dir(folder):
         open_study(folder, plan.name, objective)  # refuses another search's folder before Hydra
-        code = run_hydra(command, _sweep_dir_override(folder))
+        task = HydraTask(sweep=plan.config.sweep)
+        code = run_hydra(command, _sweep_dir_override(folder), task=task)
         if code:
             return code
         study = open_study(folder)

@@ -163,7 +163,7 @@ def halving_problems(sweep: Sweep, configs: Sequence[Config]) -> Iterator[str]:
         yield f"{text}: the jobs have train.epochs {values}; give all jobs the same"
     elif sweep.halving_start is not None and sweep.halving_start >= first.train.epochs:
         yield (
-            f"sweep.halving_start={sweep.halving_start}: not before the last of "
+            f"sweep.halving_start={sweep.halving_start}: at most one less than "
             f"train.epochs={first.train.epochs}"
         )
     elif sweep.halving_start is None and first.train.epochs < sweep.halving:
@@ -258,6 +258,19 @@ def score_at(config: Config, epoch: int, objective: str) -> float | None:
     if len(rows) < epoch and (not rows or _status(config) != "done"):
         return None
     return rows[min(epoch, len(rows)) - 1].get(objective)
+
+
+def run_score(config: Config, objective: str) -> float | None:
+    """Returns the objective of a run that has finished, or that has the epochs of its rung."""
+    try:
+        result = records.done_result(config)
+    except VggexpError:
+        return None
+    if result is None:
+        return None
+    if config.run.until is not None:
+        return score_at(config, config.run.until, objective)
+    return result.get(objective)
 
 
 def is_complete(rung: Rung) -> bool:

@@ -20,6 +20,7 @@ from vggexp.config.run_id import identity, short_hash
 from vggexp.config.schema import Config, Range
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
+from vggexp.sweep.grid import SWEEP_ONLY_KEYS
 
 MAX_VALUES = 100_000  # of a range of fractions, which is stored value by value
 DEFAULT_FOLDER = "${run.root}/sweeps/latest"  # in config.yaml; stands for the name of the sweep
@@ -73,6 +74,8 @@ def search_space(overrides: Sequence[Override]) -> SearchSpace:
     space = SearchSpace([], {})
     problems: list[str] = []
     for override in overrides:
+        if override.key in SWEEP_ONLY_KEYS:
+            continue
         if not override.is_sweep:
             space.fixed.append(override.text)
             continue
@@ -141,6 +144,7 @@ def search_settings(
     sweeper: Mapping[str, Any],
     problems: ErrorList,
     launcher: Mapping[str, Any] | None = None,
+    halving: int | None = None,
 ) -> SearchSettings:
     """Parses hydra.sweeper.
 
@@ -149,8 +153,12 @@ def search_settings(
         problems: receives the problems.
         launcher: the section hydra.launcher; its number of jobs at a time replaces a `parallel`
             that is null.
+        halving: sweep.halving; its square replaces a `parallel` that is null, so that the brackets
+            are the same on every machine.
     """
     values = {field.name: sweeper.get(field.name) for field in fields(SearchSettings)}
+    if values["parallel"] is None and halving is not None:
+        values["parallel"] = halving**2
     if values["parallel"] is None and launcher is not None:
         values["parallel"] = _jobs_at_a_time(launcher)
     return parse_section(SearchSettings, values, "hydra.sweeper", problems)
@@ -173,8 +181,15 @@ def search_problems(node: DictConfig) -> Iterator[str]:
     if not is_search(node):
         return
     problems = ErrorList()
-    search_settings(resolved(node, "hydra.sweeper"), problems)
+    settings = search_settings(resolved(node, "hydra.sweeper"), problems)
     yield from problems
+    halving = resolved(node, "sweep.halving")
+    parallel = settings.parallel
+    if isinstance(halving, int) and parallel is not None and parallel < halving:
+        yield (
+            f"hydra.sweeper.parallel={parallel}: a bracket of fewer trials than "
+            f"sweep.halving={halving} stops none; at least {halving}"
+        )
     if resolved(node, "resume") == "never":
         yield "resume=never: a search continues its own runs; choose auto, exact or force"
     if resolved(node, "sweep.dry_run"):
