@@ -171,7 +171,7 @@ class OptunaSweeper(Sweeper):
         from vggexp.sweep.study import RUN, trial_line
 
         jobs = {}
-        runs = {}
+        runs: dict[tuple[str, ...], str] = {}
         for trial in trials:
             run = trial.user_attrs[RUN]
             if run and run not in runs.values():

@@ -3,15 +3,25 @@
 import csv
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TINY, result
 from vggexp.config.compose import parse_command
+from vggexp.config.keys import to_plain
 from vggexp.errors import ConfigError
-from vggexp.sweep.expand import check_command
-from vggexp.sweep.halving import choose_survivors, plan_rungs
+from vggexp.runs import directory, jsonl, records
+from vggexp.sweep.expand import check_command, compose_outline, expand_sweep
+from vggexp.sweep.halving import (
+    choose_survivors,
+    has_work,
+    is_complete,
+    plan_lines,
+    plan_rungs,
+    run_rungs,
+)
 from vggexp.training import checkpoint
 from vggexp.verify.replay import bitwise_equal, named_values
 
@@ -105,6 +115,150 @@ def test_what_does_not_fit_is_refused(overrides, error):
 def test_a_single_run_is_not_halved():
     with pytest.raises(ConfigError, match=r"sweep\.halving=3: needs -m"):
         check_command(parse_command([*TINY, "sweep.halving=3"]))
+
+
+def make_grid(*overrides):
+    """Returns the jobs of a grid and its section `sweep`."""
+    command = parse_command([*FOUR, "sweep.halving=2", *overrides])
+    grid = expand_sweep(command, compose_outline(command))
+    return grid.configs(), grid.sweep
+
+
+def write_run(config, accuracies, state="paused"):
+    """Writes the directory of a run that has a validation accuracy for each epoch."""
+    folder = records.run_dir(config)
+    rows = [{"epoch": epoch, "val/accuracy": x} for epoch, x in enumerate(accuracies, 1)]
+    folder.mkdir(parents=True)
+    directory.write_metadata(folder, to_plain(config), [], {})
+    jsonl.rewrite(folder / "metrics.jsonl", rows)
+    directory.write_result(folder, state)
+
+
+def entered(jobs, sweep):
+    """Returns the learning rates of the runs that enter each rung."""
+    rungs = run_rungs(jobs, sweep)
+    return [[config.optimizer.lr for config in rung.jobs.values()] for rung in rungs]
+
+
+@pytest.fixture
+def grid(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return make_grid(LRS)
+
+
+def test_a_rung_ranks_by_its_own_epoch(grid):
+    jobs, sweep = grid
+    histories = [[0.5, 0.1, 0.9, 0.9], [0.4, 0.2], [0.1, 0.9, 0.9], [0.2, 0.8]]
+    for config, history in zip(jobs.values(), histories, strict=True):
+        write_run(config, history)
+    assert entered(jobs, sweep) == [[0.01, 0.02, 0.03, 0.05], [0.01, 0.02], [0.02]]
+
+
+def test_the_jobs_of_a_rung_pause_at_its_epoch_and_those_of_the_last_do_not(grid):
+    jobs, sweep = grid
+    for config in jobs.values():
+        write_run(config, [0.5, 0.5])
+    rungs = list(run_rungs(jobs, sweep))
+    assert [{config.run.until for config in rung.jobs.values()} for rung in rungs] == [
+        {1},
+        {2},
+        {None},
+    ]
+    for job, launched in zip(rungs[0].jobs, rungs[0].launched_jobs(), strict=True):
+        assert launched == (*job, "run.until=1")
+    assert list(rungs[-1].launched_jobs()) == list(rungs[-1].jobs)
+    assert [rung.line() for rung in rungs] == [
+        "rung 1   4 runs to epoch 1",
+        "rung 2   2 runs to epoch 2",
+        "rung 3   1 run to epoch 4",
+    ]
+
+
+@pytest.mark.parametrize("state", ["failed", "paused"])
+def test_a_run_that_failed_or_has_no_number_is_out(grid, state):
+    jobs, sweep = grid
+    best, *others = jobs.values()
+    write_run(best, [] if state == "failed" else [None], state)
+    for config in others:
+        write_run(config, [0.5, 0.5])
+    rungs = entered(jobs, sweep)
+    assert len(rungs[1]) == 2
+    assert best.optimizer.lr not in rungs[1]
+
+
+def test_after_a_failed_run_the_rungs_may_end(grid):
+    jobs, sweep = grid
+    first, *others = jobs.values()
+    write_run(first, [], "failed")
+    for config in others:
+        write_run(config, [0.5])
+    assert len(entered(jobs, replace(sweep, on_error="stop"))) == 1
+    assert len(entered(jobs, sweep)) == 2
+
+
+@pytest.mark.parametrize("state", ["running", "interrupted"])
+def test_an_interrupted_run_leaves_the_rung_undecided(grid, state):
+    jobs, sweep = grid
+    first, *others = jobs.values()
+    write_run(first, [], state)
+    for config in others:
+        write_run(config, [0.5])
+    (rung,) = run_rungs(jobs, sweep)
+    assert has_work(rung)
+    assert not is_complete(rung)
+
+
+def test_a_run_that_was_interrupted_in_a_later_rung_has_its_score(grid):
+    jobs, sweep = grid
+    first, *others = jobs.values()
+    write_run(first, [0.9, 0.9, 0.9], "interrupted")
+    for config in others:
+        write_run(config, [0.5, 0.5])
+    rungs = list(run_rungs(jobs, sweep))
+    assert [has_work(rung) for rung in rungs] == [False, False, True]
+    assert list(rungs[-1].jobs.values()) == [first]
+
+
+def test_a_failed_run_is_launched_again_on_request(grid):
+    jobs, _ = grid
+    retried, sweep = make_grid(LRS, "sweep.retry_failed=true")
+    for config in jobs.values():
+        write_run(config, [], "failed")
+    assert not has_work(next(run_rungs(*grid)))
+    assert has_work(next(run_rungs(retried, sweep)))
+
+
+def test_a_run_of_fewer_epochs_that_has_stopped_early_is_ranked_by_its_last(grid):
+    jobs, sweep = grid
+    first, *others = jobs.values()
+    write_run(first, [0.9], "finished")
+    folder = records.run_dir(first)
+    directory.write_result(folder, "finished", **{"test/accuracy": 0.9})
+    for name in ("predictions.npz", "events.out.tfevents.1"):
+        (folder / name).write_text("x")
+    for config in others:
+        write_run(config, [0.5, 0.6])
+    assert entered(jobs, sweep)[-1] == [first.optimizer.lr]
+
+
+def test_a_setting_is_the_mean_of_its_seeds_and_goes_on_with_all(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs, sweep = make_grid("optimizer.lr=0.01,0.02", "sweep.repeats=2")
+    for config, score in zip(jobs.values(), [0.9, 0.1, 0.6, 0.6], strict=True):
+        write_run(config, [score] * 2)
+    (_, last) = run_rungs(jobs, sweep)
+    chosen = [(config.optimizer.lr, config.seed) for config in last.jobs.values()]
+    assert chosen == [(0.02, 0), (0.02, 1)]
+
+
+def test_the_plan_counts_runs_and_epochs(grid):
+    jobs, sweep = make_grid(LRS, "sweep.repeats=2")
+    assert plan_lines(jobs, sweep, epoch_seconds=60) == [
+        "rung 1   8 runs to epoch 1   about 8.0 min   4 go on   (val/accuracy)",
+        "rung 2   4 runs to epoch 2   about 4.0 min   2 go on",
+        "rung 3   2 runs to epoch 4   about 4.0 min",
+        "16 of 32 epochs: about 16.0 min one run after another, the full grid 32.0 min",
+    ]
 
 
 def rows_of(folder):
@@ -258,7 +412,6 @@ def test_a_setting_with_a_failed_seed_is_out(command):
     assert again.count("  (before)") == 2
 
 
-@pytest.mark.process
 def test_a_filter_and_the_dry_run(command):
     options = [*FOUR, LRS, "sweep.halving=2", "sweep.where=optimizer.lr < 0.04"]
     code, out, _ = command(*options, "sweep.dry_run=true")

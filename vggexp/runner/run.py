@@ -99,6 +99,7 @@ def _launch_fingerprint(config: Config) -> dict[str, Any]:
     for key, value in flatten(to_plain(config)).items():
         if not key.startswith(PER_MACHINE_KEYS):
             shared[key] = value
+    shared["run.until"] = config.run.until
     shared["data.cache"] = identity(to_plain(config)).get("data.cache")  # as far as it counts
     shared["torch"] = str(torch.__version__)
     shared["Python"] = platform.python_version()

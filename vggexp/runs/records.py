@@ -187,7 +187,7 @@ def epoch_rows(config: Config, folder: Path) -> list[dict[str, Any]]:
         if identity(read_config(folder)) != identity(to_plain(config)):
             return []
         rows = jsonl.read(folder / METRICS)
-    except CheckpointError:
+    except VggexpError:
         return []
     is_complete = [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
     return rows if is_complete else []
