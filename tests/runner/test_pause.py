@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import TINY, result
 from vggexp.compare.__main__ import main as compare
@@ -72,6 +73,18 @@ def test_what_a_paused_run_leaves_and_prints(command):
     assert "test/accuracy" not in fields
     assert checkpoints("a") == ["00000006"]
     assert not Path("outputs/a/predictions.npz").exists()
+
+
+def test_a_paused_run_has_no_end_in_tensorboard_until_it_finishes(command):
+    ends = []
+    for until in ("run.until=2", "run.until=null"):
+        command(*FOUR, "run.name=a", until)
+        events = EventAccumulator("outputs/a")
+        events.Reload()
+        ends.append("_hparams_/session_end_info" in events.PluginTagToContent("hparams"))
+        steps = [point.step for point in events.Scalars("val/accuracy")]
+        assert steps == list(range(1, 3 + 2 * ends[-1]))
+    assert ends == [False, True]
 
 
 def test_a_run_that_has_so_many_epochs_is_left_as_it_is(command):

@@ -24,7 +24,6 @@ HALVING = [
     *SWEEP,
     "train.epochs=4",
     "optimizer.lr=0.01,0.02,0.03,0.05",
-    "sweep.repeats=2",
     "sweep.halving=2",
     "hydra.launcher.jobs=2",
 ]
