@@ -24,8 +24,9 @@ class OptunaSweeperConf:
     n_trials: Any = 20  # of the whole search, however often it is continued
     sampler: Any = "tpe"  # random; or tpe: ten random trials, then trials close to good trials
     seed: Any = 0  # of the sampler
-    # Trials to launch at once; null: the launcher's jobs at a time, with sweep.halving its square.
-    parallel: Any = None
+    parallel: Any = (
+        None  # trials at once; null: the launcher's jobs, or the square of sweep.halving
+    )
     params: dict[str, Any] = field(default_factory=dict)  # axes of a sweep file
 
 
