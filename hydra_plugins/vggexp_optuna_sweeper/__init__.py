@@ -24,9 +24,7 @@ class OptunaSweeperConf:
     n_trials: Any = 20  # of the whole search, however often it is continued
     sampler: Any = "tpe"  # random; or tpe: ten random trials, then trials close to good trials
     seed: Any = 0  # of the sampler
-    parallel: Any = (
-        None  # trials at once; null: the launcher's jobs, or the square of sweep.halving
-    )
+    parallel: Any = None  # trials at once; null: the launcher's jobs, with sweep.halving=K K*K
     params: dict[str, Any] = field(default_factory=dict)  # axes of a sweep file
 
 
