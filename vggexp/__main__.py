@@ -28,7 +28,7 @@ with end_on_interrupt():
     from vggexp.sweep import expand
     from vggexp.sweep.command import run_grid, run_search
     from vggexp.sweep.search_space import SearchPlan
-    from vggexp.sweep.task import report_if_finished, run_hydra, should_report_error
+    from vggexp.sweep.task import report_if_done, run_hydra, should_report_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +85,7 @@ def _run(command: Command) -> int:
             f"device.processes={config.device.processes}: {ranks} have been started; leave it out"
         )
     with list_folders_once():
-        if ranks == 1 and report_if_finished(pin_data(config)):
+        if ranks == 1 and report_if_done(pin_data(config)):
             return 0
         return run_hydra(command)
 

@@ -28,7 +28,7 @@ from vggexp.errors import (
 from vggexp.runs import directory, records
 from vggexp.runs.data_source import pin_data
 from vggexp.sweep.expand import compose_run
-from vggexp.sweep.task import report_if_finished
+from vggexp.sweep.task import report_if_done
 
 if TYPE_CHECKING:
     from vggexp.runner.load import LoadedRun
@@ -81,7 +81,7 @@ def run(*overrides: str) -> "LoadedRun":
         _reject_ranks()
         with _RUN_LOCK:
             folder = records.run_dir(config)  # before training: with resume=never it is a new one
-            if not report_if_finished(config):
+            if not report_if_done(config):
                 _train(config, command.overrides, folder)
         from vggexp.runner.load import load_run
 

@@ -1,6 +1,5 @@
 """Grid sweeper, hydra/sweeper=grid (the default): all combinations of values, with any launcher."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -48,20 +47,44 @@ class GridSweeper(Sweeper):
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
-    def sweep(self, arguments: list[str]) -> Sequence[Any] | None:
+    def sweep(self, arguments: list[str]) -> None:
         """Launches all jobs. `arguments` are the overrides that made the jobs."""
-        from hydra_plugins import vggexp_slurm
         from vggexp.system.files import atomic_write, make_dir
 
-        assert self.launcher is not None
         assert self.config is not None
         folder = Path(self.config.hydra.sweep.dir)
         make_dir(folder)
         text = OmegaConf.to_yaml(self.config)
         atomic_write(folder / "multirun.yaml", text.encode())  # as Hydra's own sweeper does
-        overrides = [list(job) for job in self.task.configs]
-        self.validate_batch_is_legal(overrides)
+        self.validate_batch_is_legal([list(job) for job in self.task.configs])
+        if self.task.sweep.halving is None:
+            self._launch()
+        else:
+            self._launch_rungs()
+
+    def _launch_rungs(self) -> None:
+        """Launches the jobs of each rung of sweep.halving that still have to train."""
+        from vggexp.loggers.console import print_text
+        from vggexp.sweep.halving import has_work, is_complete, run_rungs
+
+        launched = 0
+        for rung in run_rungs(self.task.configs, self.task.sweep):
+            if not has_work(rung):
+                print_text(f"{rung.line()}  (before)")
+                continue
+            print_text(rung.line())
+            self.task.configs = rung.launched_jobs()
+            self._launch(launched)
+            launched += len(rung.jobs)
+            if not is_complete(rung):
+                print_text("a run was interrupted, so nothing is decided; the same command goes on")
+
+    def _launch(self, first: int = 0) -> None:
+        """Launches the task's jobs and waits for them; `first` is the index of the first job."""
+        from hydra_plugins import vggexp_slurm
+
         if vggexp_slurm.is_slurm(self.launcher):
             vggexp_slurm.launch_missing(self.launcher, self.task.configs)
-            return None
-        return vggexp_slurm.launch(self.launcher, overrides)
+        else:
+            overrides = [list(job) for job in self.task.configs]
+            vggexp_slurm.launch(self.launcher, overrides, first)

@@ -1,8 +1,9 @@
 """Search, hydra/sweeper=optuna: Optuna proposes the values of each trial from earlier results."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ class OptunaSweeperConf:
     n_trials: Any = 20  # of the whole search, however often it is continued
     sampler: Any = "tpe"  # random; or tpe: ten random trials, then trials close to good trials
     seed: Any = 0  # of the sampler
-    parallel: Any = None  # trials to launch at once; null: the launcher's jobs at a time
+    parallel: Any = None  # trials at once; null: the launcher's jobs, with sweep.halving=K K*K
     params: dict[str, Any] = field(default_factory=dict)  # axes of a sweep file
 
 
@@ -96,19 +97,25 @@ class OptunaSweeper(Sweeper):
         params = resolve_section(self.config, "hydra.sweeper.params")
         self.space = search_space(job_overrides(overrides, params))
         axes = self.space.axes
-        settings = search_settings(hydra.sweeper, ErrorList(), hydra.launcher)
+        sweep = self.task.sweep
+        settings = search_settings(hydra.sweeper, ErrorList(), hydra.launcher, sweep.halving)
         study = open_study(folder)
-        sweep = self.config.sweep
         repeat_failed_trials(study, sweep.objective, sweep.retry_failed)
-        trials = next_trials(study, axes, settings, self._run_dir)
+        next_batch = partial(
+            next_trials, study, axes, settings, self._run_dir, sweep.halving is not None
+        )
+        launch = self._launch if sweep.halving is None else self._launch_bracket
+        trials = next_batch()
         while trials:
-            results = self._launch(study, trials, settings.n_trials)
+            results = launch(study, trials, settings.n_trials)
             for trial in trials:
+                if trial.state.is_finished():  # before a kill
+                    continue
                 error = trial.user_attrs.get(ERROR, "")  # of values that do not fit together
                 result = results.get(trial.user_attrs[RUN], TrialResult(None, error))
                 record_result(study, trial, result)
                 print_text(trial_line(study, trial, axes, settings.n_trials, sweep.objective))
-            trials = next_trials(study, axes, settings, self._run_dir)
+            trials = next_batch()
 
     def _launch(self, study: Any, trials: list[Any], total: int) -> dict[str, Any]:
         """Launches the runs of trials; a run that several trials share is launched only once.
@@ -150,6 +157,64 @@ class OptunaSweeper(Sweeper):
             results[run] = TrialResult(value, error)
         return results
 
+    def _launch_bracket(self, study: Any, trials: list[Any], total: int) -> dict[str, Any]:
+        """Launches the runs of a bracket, rung by rung. See `_launch`.
+
+        Raises:
+            SystemExit: with a SweepError, if a run was interrupted: nothing can be decided.
+        """
+        from hydra_plugins import vggexp_slurm
+        from vggexp.errors import SweepError
+        from vggexp.loggers.console import print_text
+        from vggexp.sweep.halving import has_work, is_complete, run_rungs
+        from vggexp.sweep.study import RUN, trial_line
+
+        jobs = {}
+        runs: dict[tuple[str, ...], str] = {}
+        for trial in trials:
+            run = trial.user_attrs[RUN]
+            if run and run not in runs.values():
+                job = tuple(self._overrides(trial.params))
+                jobs[job] = self._config(trial.params)
+                runs[job] = run
+                line = trial_line(study, trial, self.space.axes, total, self.task.sweep.objective)
+                print_text(line)
+        rungs = []
+        launched = 0
+        for rung in run_rungs(jobs, self.task.sweep) if jobs else ():
+            rungs.append(rung)
+            print_text(rung.line())
+            if has_work(rung):
+                self.task.configs = rung.launched_jobs()
+                overrides = [list(job) for job in self.task.configs]
+                vggexp_slurm.launch(self.launcher, overrides, launched)
+                launched += len(overrides)
+            if not is_complete(rung):
+                text = f"{rung.line()}: a run was interrupted; the same command continues"
+                raise SystemExit(SweepError(text))
+        return {run: self._bracket_result(job, run, rungs) for job, run in runs.items()}
+
+    def _bracket_result(self, job: Any, run: str, rungs: Sequence[Any]) -> Any:
+        """Returns the result of a run by the rungs that it has entered."""
+        from vggexp.sweep.halving import launched_job, run_score, score_at
+        from vggexp.sweep.study import TrialResult, run_error
+
+        objective = self.task.sweep.objective
+        entered = [rung for rung in rungs if job in rung.jobs]
+        rung_scores = {}
+        for rung in entered:
+            score = score_at(rung.jobs[job], rung.epochs, objective)
+            if score is not None:
+                rung_scores[rung.epochs] = score
+        last = entered[-1]
+        config = last.jobs[job]
+        value = run_score(config, objective)
+        if value is None:
+            error = self.task.errors.get(launched_job(job, config)) or run_error(run, objective)
+            return TrialResult(None, error, rung_scores=rung_scores)
+        stopped_at = None if config.run.until is None else last.epochs
+        return TrialResult(value, "", stopped_at, rung_scores)
+
     def _overrides(self, params: Mapping[str, Any]) -> list[str]:
         from vggexp.sweep.study import trial_overrides
 
@@ -157,9 +222,14 @@ class OptunaSweeper(Sweeper):
 
     def _run_dir(self, params: Mapping[str, Any]) -> str:
         """Returns the run directory for values. Raises ConfigError if they do not fit together."""
+        from vggexp.runs import records
+
+        return str(records.run_dir(self._config(params)))
+
+    def _config(self, params: Mapping[str, Any]) -> Any:
+        """Returns the configuration for values. Raises ConfigError if they do not fit together."""
         from vggexp.config.diagnostics import compose_error_line
         from vggexp.errors import ConfigError
-        from vggexp.runs import records
         from vggexp.sweep.expand import validate_node
 
         assert self.hydra_context is not None
@@ -167,7 +237,6 @@ class OptunaSweeper(Sweeper):
         overrides = self._overrides(params)
         try:
             node = self.hydra_context.config_loader.load_sweep_config(self.config, overrides)
-            config = validate_node(node)
+            return validate_node(node)
         except (HydraException, OmegaConfBaseException) as error:
             raise ConfigError(compose_error_line(error)) from error
-        return str(records.run_dir(config))

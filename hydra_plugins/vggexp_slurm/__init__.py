@@ -79,6 +79,6 @@ def _is_finished(config: Any) -> bool:
     from vggexp.runs import records
 
     try:
-        return records.finished_result(config) is not None
+        return records.done_result(config) is not None
     except VggexpError:
         return False

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks import memory, scaling
+from benchmarks import halving, memory, scaling
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.rows import Setting
@@ -33,6 +33,19 @@ def test_growth(tmp_path):
     rows = run_benchmark(tmp_path, "growth", "--rounds=1", "--counts", "200", "400")
     assert [row[0] for row in rows] == ["200", "400"]
     assert all(float(row[1]) > 0 for row in rows)
+
+
+def test_halving_counts_the_epochs_of_each_run():
+    accuracies = {
+        "slow": [0.1, 0.2, 0.3, 0.4, 0.9],
+        "early": [0.5, 0.6, 0.7, 0.8, 0.8],
+        "found": [0.4, 0.7, 0.7, 0.7, 0.7],
+        "bad": [0.3, 0.1, 0.1, 0.1, 0.1],
+    }
+    grid = {}
+    for name, values in accuracies.items():
+        grid[name] = [{"val/accuracy": value, "time/epoch_seconds": 2.0} for value in values]
+    assert halving.simulate(grid, 2) == halving.Outcome("found", epochs=9, seconds=18.0)
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ def test_a_complete_run_is_finished(tmp_path, monkeypatch):
     make_finished_run(tmp_path)
     config = run_files.make_config()
     assert records.finished_result(config)["test/accuracy"] == 1
-    assert records.finished_line(config, {"test/accuracy": 1}).endswith("1.0000  runs/a")
+    assert records.done_line(config, {"test/accuracy": 1}).endswith("1.0000  runs/a")
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
@@ -62,7 +62,7 @@ def test_without_a_checkpoint_the_result_stays_and_the_loss_is_named(tmp_path, m
     run = make_finished_run(tmp_path, checkpoints=())
     (run / "predictions.npz").unlink()
     config = run_files.make_config()
-    line = records.finished_line(config, records.finished_result(config))
+    line = records.done_line(config, records.finished_result(config))
     assert "  (missing or empty: predictions.npz: cannot be written again here; " in line
 
 

@@ -173,6 +173,21 @@ def test_a_sweep_is_an_array_and_runs_only_missing_jobs(work):
     assert len(work.slurm.output("squeue", "-h", "-t", "all", "-o", "%F").split()) == 4
 
 
+def test_each_rung_of_a_sweep_is_an_array(work):
+    argv = ["-m", *RUN, "train.epochs=2", "optimizer.lr=0.01,0.02,0.03", "sweep.halving=2"]
+    code, output = work.command(*argv, *SLURM)
+    assert code == 0, output
+    arrays = work.slurm.output("squeue", "-h", "-t", "all", "-o", "%F").split()
+    assert sorted(map(arrays.count, set(arrays))) == [2, 3]
+    assert work.command(*argv, "run.root=alone/outputs")[0] == 0
+    alone = Workspace(work.slurm, work.folder / "alone")
+    assert [run.name for run in work.runs()] == [run.name for run in alone.runs()]
+    for run, other in zip(work.runs(), alone.runs(), strict=True):
+        results = [json.loads((path / "result.json").read_text()) for path in (run, other)]
+        for key in ("state", "epoch", "val/accuracy", "weights_sha256"):
+            assert results[0].get(key) == results[1].get(key)
+
+
 @pytest.mark.parametrize(
     "work", [USER_SIGNAL, ""], indirect=True, ids=["warned by USR2", "warned by TERM"]
 )

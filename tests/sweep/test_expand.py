@@ -124,7 +124,7 @@ def test_a_job_is_composed_as_it_is_alone():
 
 def test_a_grid_has_its_configurations_by_overrides():
     jobs = grid_jobs("-m", "seed=1,2")
-    configs = GridSweep(jobs, Path("outputs"), "").configs()
+    configs = GridSweep(jobs, Path("outputs"), "", jobs[0].config.sweep).configs()
     assert list(configs) == [("seed=1",), ("seed=2",)]
     assert list(configs.values()) == [job.config for job in jobs]
 

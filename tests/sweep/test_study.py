@@ -117,6 +117,75 @@ def test_a_search_that_was_killed_proposes_the_same(tmp_path, sampler, parallel)
 
 
 @pytest.mark.process
+def test_a_bracket_that_a_kill_cut_stays_the_same(tmp_path):
+    axes = {"x": SearchAxis(low=0.0, high=1.0)}
+    settings = SearchSettings(8, "tpe", 0, 4)
+
+    def record(study, trials):
+        for trial in trials:
+            if trial.number % 2:
+                result = TrialResult(0.5, "", 3, {1: 0.25, 3: 0.5})
+            else:
+                result = TrialResult(trial.params["x"], "", None, {1: 0.5})
+            record_result(study, trial, result)
+
+    (tmp_path / "whole").mkdir()
+    study = open_study(tmp_path / "whole", "name", "val/accuracy")
+    while trials := next_trials(study, axes, settings, repr, in_brackets=True):
+        assert len(trials) == 4
+        record(study, trials)
+    (tmp_path / "cut").mkdir()
+    cut = open_study(tmp_path / "cut", "name", "val/accuracy")
+    record(cut, next_trials(cut, axes, settings, repr, in_brackets=True)[:2])
+    cut = open_study(tmp_path / "cut")
+    trials = next_trials(cut, axes, settings, repr, in_brackets=True)
+    assert [trial.number for trial in trials] == [0, 1, 2, 3]
+    record(cut, trials[2:])
+    record(cut, next_trials(cut, axes, settings, repr, in_brackets=True))
+    for ended in (study, cut):
+        assert next_trials(ended, axes, settings, repr, in_brackets=True) == []
+    assert [trial.params for trial in cut.trials] == [trial.params for trial in study.trials]
+
+
+@pytest.mark.process
+def test_a_stopped_trial_is_pruned_with_its_value_there(command):
+    halving = ["train.epochs=2", "sweep.halving=2", "sweep.objective=train/loss"]
+    argv = search(4, LR, *halving)
+    code, out, err = command(*argv)
+    assert (code, err) == (0, "")
+    assert states().count("PRUNED") == 3 or states().count("PRUNED") == 2
+    for trial in stored_trials():
+        lines = (run_dir(trial) / "metrics.jsonl").read_text().splitlines()
+        losses = {row["epoch"]: row["train/loss"] for row in map(json.loads, lines)}
+        assert trial.value == losses[len(losses)]
+        assert trial.intermediate_values == losses
+        if trial.state.name == "PRUNED":
+            assert f"  {trial.value:.4f}  stopped at epoch 1" in out
+    trained = [path.read_text() for path in Path("outputs").glob("*/run.log")]
+    assert command(*argv)[0] == 0
+    assert [path.read_text() for path in Path("outputs").glob("*/run.log")] == trained
+
+
+@pytest.mark.parametrize(
+    ("override", "error"),
+    [
+        (
+            "hydra.sweeper.parallel=2",
+            "hydra.sweeper.parallel=2: a bracket of fewer trials than sweep.halving=3 stops none; "
+            "at least 3",
+        ),
+        (
+            "train.epochs=3,6",
+            "sweep.halving=3: the jobs have train.epochs 3, 6; give all jobs the same",
+        ),
+    ],
+)
+def test_what_does_not_fit_halving_is_refused(command, override, error):
+    code, _, err = command(*search(4, LR, "train.epochs=3", "sweep.halving=3", override))
+    assert (code, err) == (2, f"vggexp: error: {error}\n")
+
+
+@pytest.mark.process
 def test_more_trials_are_added_to_the_existing_ones(command):
     for trials, started in ((1, 1), (2, 1), (2, 0)):
         code, out, err = command(*search(trials, LR))

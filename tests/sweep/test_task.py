@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import TINY
 from vggexp.config.compose import parse_command
 from vggexp.sweep.expand import compose_run
-from vggexp.sweep.task import HydraTask, report_if_finished, requeue_if_preempted
+from vggexp.sweep.task import HydraTask, report_if_done, requeue_if_preempted
 
 
 def test_a_pickled_task_leaves_the_checked_jobs_out():
@@ -21,10 +21,10 @@ def test_a_pickled_task_leaves_the_checked_jobs_out():
 @pytest.mark.process
 def test_a_finished_run_is_reported(command):
     config = compose_run(parse_command(TINY))
-    assert not report_if_finished(config)
+    assert not report_if_done(config)
     assert command(*TINY)[0] == 0
     assert command(*TINY)[1].startswith("already finished: test accuracy ")
-    assert report_if_finished(config)
+    assert report_if_done(config)
 
 
 @pytest.mark.process

@@ -38,6 +38,7 @@ ORDER = [  # order of the rows in benchmarks/faults.md
     "syscalls",
     "jobs",
     "controllers",
+    "halving",
     "pairs",
 ]
 CATALOGS = dict(

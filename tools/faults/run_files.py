@@ -281,7 +281,7 @@ def render_commands(run: Path, good: Path) -> None:
     place = replace(make_config().run, root=str(run.parent), name=run.name)
     with contextlib.suppress(VggexpError):
         config = replace(make_config(), run=place)
-        records.finished_line(config, records.finished_result(config) or {"test/accuracy": 1})
+        records.done_line(config, records.done_result(config) or {"test/accuracy": 1})
     with contextlib.suppress(VggexpError), contextlib.redirect_stderr(io.StringIO()):
         table = build_table(read_runs([run, good]))
         groups = repeat_rows(table)

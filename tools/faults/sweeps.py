@@ -5,7 +5,7 @@ import json
 import os
 import random
 import signal
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from tools.faults.catalog import SMALLEST, Catalog, kill_after, seeds
@@ -20,6 +20,13 @@ from tools.faults.server import (
 )
 
 SWEEP = ["-m", *(word for word in SMALLEST if word != "run.name=a")]
+HALVING = [
+    *SWEEP,
+    "train.epochs=4",
+    "optimizer.lr=0.01,0.02,0.03,0.05",
+    "sweep.halving=2",
+    "hydra.launcher.jobs=2",
+]
 FIVE_JOBS = [*SWEEP, "seed=range(5)", "hydra.launcher.jobs=2"]
 LAUNCHERS = {
     "local": ["hydra.launcher.jobs=2"],
@@ -68,13 +75,23 @@ def check_dying_job(case: tuple[str, str, int], folder: Path) -> str:
 
 def check_killed_controller(seed: int, folder: Path) -> str:
     """Kills the sweep at up to three random times, then repeats the command."""
+    _kill_three_times(seed, folder, FIVE_JOBS)
+    return finish(folder, FIVE_JOBS) or check_trained_once(folder)
+
+
+def check_killed_halving(seed: int, folder: Path) -> str:
+    """Does the same with a sweep in rungs: each run pauses or finishes where it did undisturbed."""
+    _kill_three_times(seed, folder, HALVING)
+    return finish(folder, HALVING)
+
+
+def _kill_three_times(seed: int, folder: Path, argv: Sequence[str]) -> None:
     draws = random.Random(seed)
-    _, seconds = reference_run(tuple(FIVE_JOBS))
+    _, seconds = reference_run(tuple(argv))
     for _ in range(3):
         kill = kill_after(draws.uniform(0, seconds), signal.SIGKILL)
-        if run_command(folder, FIVE_JOBS, meanwhile=kill).code == 0:
+        if run_command(folder, argv, meanwhile=kill).code == 0:
             break
-    return finish(folder, FIVE_JOBS) or check_trained_once(folder)
 
 
 def check_two_controllers(seed: int, folder: Path) -> str:
@@ -107,6 +124,11 @@ CATALOGS = {
         "a sweep's controller killed at up to three random times",
         seeds(1, 30),
         check_killed_controller,
+    ),
+    "halving": Catalog(
+        "the controller of a sweep in rungs killed at up to three random times",
+        seeds(1, 30),
+        check_killed_halving,
     ),
     "pairs": Catalog("two controllers of one sweep at once", seeds(1, 10), check_two_controllers),
 }

@@ -173,7 +173,7 @@ def sweep_name(jobs: Sequence[Sequence[str]]) -> str:
     for overrides in jobs:
         kept = []
         for override in map(parse_override, overrides):
-            if not override.key.startswith("sweep."):
+            if not override.key.startswith("sweep.") and override.key != "run.until":
                 kept.append(override.text)
                 values.setdefault(override.key, set()).add(override.typed_value)
         identities.append(sorted(kept))

@@ -219,6 +219,7 @@ class Run:
     name: str | None
     network: str | None
     label: str | None
+    until: Epochs | None
 
 
 @dataclass(frozen=True)
@@ -228,6 +229,8 @@ class Sweep:
     pairs: tuple[PairedOverrides, ...]
     repeats: Annotated[int, Range(1, 100_000)]
     where: str | None
+    halving: Annotated[int, Range(2, 100)] | None
+    halving_start: Epochs | None
     dry_run: bool
     on_error: Literal["continue", "stop"]
     retry_failed: bool

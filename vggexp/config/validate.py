@@ -352,6 +352,14 @@ def _check_run_root(config: Config) -> Problems:
         yield f"run.root={root}: not a directory"
 
 
+@rule("run.until", "train.epochs")
+def _check_until(config: Config) -> Problems:
+    until = config.run.until
+    epochs = config.train.epochs
+    if until is not None and until > epochs:
+        yield f"run.until={until}: the run has train.epochs={epochs}; at most {epochs}"
+
+
 @rule("sweep.objective")
 def _check_objective(config: Config) -> Problems:
     objective = config.sweep.objective

@@ -11,13 +11,14 @@ from vggexp.cli import NOTHING_WRITTEN
 from vggexp.config.derived import input_spec, spatial_ops
 from vggexp.errors import CheckpointError, ConfigError
 from vggexp.formatting import format_value
+from vggexp.loggers.console import Console
 from vggexp.models import shapes
 from vggexp.runs import data_root, directory
 from vggexp.runs.records import RunRecord, fingerprint, load_config, read_run, test_fingerprint
 from vggexp.runs.sweeps import expand_sweeps
 
 DESCRIPTION = """python -m vggexp.evaluate RUN [options] [--json]:
-evaluate a finished run on its test set with the methods of the VGG paper.
+evaluate a run on its test set with the methods of the VGG paper.
 
   single   one center crop of the training size; the run's own test evaluation
   dense    the linear layers as convolutions over the whole image, averaged over the score map
@@ -37,10 +38,11 @@ were tested on.
 
 Reports accuracy, top-5 accuracy, loss, calibration error (15 bins of confidence), per-class
 accuracy and the confusion matrix. Writes to RUN/evaluations a JSON file, and events that
-TensorBoard shows below the run's name. Exit code 0: done. 2: no such directory, checkpoint or
-validation images, or a scale too small for dense. 3: data missing. 4: a run is not finished or has
-other data. 5: probabilities are not finite. 6: memory or disk. 130: stopped by Ctrl-C; nothing was
-written.
+TensorBoard shows below the run's name. Of a paused run it takes the newest checkpoint, and names
+the epoch in the file's name. Exit code 0: done. 2: no such directory, checkpoint or validation
+images, or a scale too small for dense. 3: data missing. 4: a run is neither finished nor paused, or
+has other data. 5: probabilities are not finite. 6: memory or disk. 130: stopped by Ctrl-C; nothing
+was written.
 """
 
 MODES = ("single", "dense", "crops", "both")
@@ -146,9 +148,18 @@ def check_runs(
             raise ConfigError(f"--with {folder}: given twice, and would count twice")
         resolved.append(folder.resolve())
     runs = [read_run(folder) for folder in folders]
-    unfinished = [f"{run.folder} is {run.state}" for run in runs if run.state != "finished"]
+    unfinished = []
+    for run in runs:
+        if run.state == "paused":
+            epochs = f"epoch {run.result.get('epoch')} of {run.config.get('train.epochs')}"
+            line = f"{run.folder} is paused after {epochs}: using its newest checkpoint"
+            Console(None, sys.stderr).line(f"warning: {line}")
+        elif run.state != "finished":
+            unfinished.append(f"{run.folder} is {run.state}")
     if unfinished:
-        raise CheckpointError(f"{', '.join(unfinished)}; only finished runs can be evaluated")
+        raise CheckpointError(
+            f"{', '.join(unfinished)}; only finished and paused runs can be evaluated"
+        )
     if mode in ("dense", "both") and scales:
         for folder in folders:
             _check_dense_scale(folder, min(scales))

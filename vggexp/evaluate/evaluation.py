@@ -1,4 +1,4 @@
-"""Evaluates finished runs as the VGG paper does, alone or with their softmax averaged."""
+"""Evaluates runs as the VGG paper does, alone or with their softmax averaged."""
 
 import hashlib
 import os
@@ -73,6 +73,7 @@ class RunScores:
         views: how many times the network sees each image.
         metrics: by tag, such as test/accuracy.
         data: fingerprint of the data, {file name: SHA-256}.
+        paused_at: the epoch of the weights of a paused run; None for a finished run.
     """
 
     run: str
@@ -85,6 +86,7 @@ class RunScores:
     device: str
     precision: str
     data: dict[str, str]
+    paused_at: int | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the JSON object: the metrics stand beside the other keys."""
@@ -99,6 +101,7 @@ class RunScores:
             "device": self.device,
             "precision": self.precision,
             "data": self.data,
+            "paused_at": self.paused_at,
         }
 
 
@@ -210,13 +213,13 @@ def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPr
             f"{folder}: at {_join(scales)} px not all probabilities are finite "
             f"in {device_setup.precision}"
         )
-    result = read_result(folder)
-    sha256 = result.get("weights_sha256")
+    recorded = read_result(folder)
+    sha256 = recorded.get("weights_sha256")
     if options.checkpoint is not None:
         sha256 = weights_sha256(weights)
     position = checkpoint
     if "step" not in checkpoint:  # of train.keep=weights
-        position = {"step": result["weights_step"], "epoch": result["epoch"]}
+        position = {"step": recorded["weights_step"], "epoch": recorded["epoch"]}
     scores = RunScores(
         run=str(folder),
         checkpoint=position["step"],
@@ -228,6 +231,7 @@ def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPr
         device=str(device_setup.device),
         precision=device_setup.precision,
         data=data.fingerprint,
+        paused_at=recorded.get("epoch") if recorded.get("state") == "paused" else None,
     )
     return RunPredictions(scores, data.classes, probs, labels)
 
@@ -298,6 +302,8 @@ def _file_name(options: EvalOptions, runs: Sequence[RunScores]) -> str:
         parts.insert(0, options.split)
     if options.flip:
         parts.append("flip")
+    if runs[0].paused_at is not None:
+        parts.append(f"epoch{runs[0].paused_at}")
     others = [[scores.weights_sha256, scores.scales] for scores in runs[1:]]
     if others:
         digest = hashlib.sha256(repr(sorted(others, key=repr)).encode()).hexdigest()
@@ -348,10 +354,11 @@ def format_heading(result: EvaluationResult) -> str:
     times = "once" if result.views == 1 else f"{result.views} times"
     first = result.runs[0]
     steps = " and ".join(dict.fromkeys(str(scores.checkpoint) for scores in result.runs))
+    paused = "" if first.paused_at is None else f", paused after epoch {first.paused_at}"
     return (
         f"{result.mode} at {_join(result.scales)} px{flip}: "
         f"{result.images:,} {result.split} images seen {times}, "
-        f"weights of step {steps}, {first.device} {first.precision}"
+        f"weights of step {steps}, {first.device} {first.precision}{paused}"
     )
 
 

@@ -156,12 +156,17 @@ class TensorBoardLogger:
             if self._file is not None:
                 os.fsync(self._file.fileno())
 
-    def close(self, ok: bool) -> None:
-        """Writes the run's status of the HParams table, and closes the file."""
-        with self._guard():
-            now = time.time()
-            status = event_files.hparams_end(ok, now)
-            self._write([event_files.summary_event([status], 0, now)])
+    def close(self, ok: bool | None) -> None:
+        """Writes the run's status of the HParams table, and closes the file.
+
+        Args:
+            ok: whether the run has finished; None for a paused run, which stays without a status.
+        """
+        if ok is not None:
+            with self._guard():
+                now = time.time()
+                status = event_files.hparams_end(ok, now)
+                self._write([event_files.summary_event([status], 0, now)])
         self._close_file()
 
     def _write_history(

@@ -35,14 +35,16 @@ def start_banner(
     held_out = f", {data.val.count:,} for validation" if data.val else ""
     limited = " (data.test_limit)" if config.data.test_limit is not None else ""
     ranks = collectives.world_size()
+    epochs = plural(train.epochs, "epoch")
+    if config.run.until is not None:
+        epochs = f"{config.run.until} of {epochs}"
     in_ranks = f" in each of {ranks} processes" if ranks > 1 else ""
     lines = [
         f"network  {network_name(config)}  {parameters(table):,} parameters  "
         f"{format_bytes(macs(table), 'MAC')} an image",
         f"data     {config.data.name}  {data.train.count:,} images{held_out}, "
         f"{data.test.count:,} for the test{limited}  ({data.origin})",
-        f"training {plural(train.epochs, 'epoch')} of "
-        f"{plural(data.train.batches_per_epoch, 'step')}, "
+        f"training {epochs} of {plural(data.train.batches_per_epoch, 'step')}, "
         f"batch {config.data.batch_size}, {optimizer.name} lr {optimizer.lr:g}",
         f"device   {config.device.name}  {device_setup.precision}  "
         f"{plural(device_setup.threads, 'thread')}{in_ranks}",
@@ -93,3 +95,20 @@ def _time_line(result: Mapping[str, Any]) -> str:
         if seconds > MIN_SHOWN_SHARE * total:
             line += f"; {duration(seconds)} of {name}"
     return line
+
+
+def paused_banner(config: Config, result: Mapping[str, Any], folder: Path) -> list[str]:
+    """Returns how far a paused run has come, how to continue it, and what shows it.
+
+    Args:
+        result: the content of result.json.
+        folder: the run directory.
+    """
+    command = f"without run.until={config.run.until} the same command continues it"
+    if config.resume == "never":
+        command = f"run.name={folder.name} continues it, without resume=never and run.until"
+    return [
+        f"paused   after epoch {result['epoch']} of {config.train.epochs}; {command}",
+        f"folder   {folder}",
+        f"show     {tensorboard_command(folder)}",
+    ]

@@ -27,7 +27,7 @@ from vggexp.runner import banner, figures
 from vggexp.runner.build import load_weights, train_settings
 from vggexp.runner.datasets import DataLoaders
 from vggexp.runner.hardware import DeviceSetup, machine_fingerprint
-from vggexp.runner.result import result_fields, tested_epoch, total_times
+from vggexp.runner.result import paused_fields, result_fields, tested_epoch, total_times
 from vggexp.runs import directory, predictions
 from vggexp.runs.environment import collect_environment
 from vggexp.system import memory
@@ -39,8 +39,10 @@ from vggexp.training.loop import (
     EpochMetrics,
     Logger,
     NullLogger,
+    Position,
     TrainLoop,
     TrainState,
+    should_stop_early,
     train,
 )
 from vggexp.training.metrics import evaluate, predict
@@ -75,7 +77,9 @@ class PredictedTestSet(NamedTuple):
 
 
 def train_and_record(job: TrainingJob) -> dict[str, Any]:
-    """Trains and tests. Rank 0 records the run, and in result.json also how it ends early.
+    """Trains, and tests unless `run.until` pauses the run. Rank 0 records the run.
+
+    result.json also says how a run ends early.
 
     Returns:
         The content of result.json; empty on ranks above 0.
@@ -83,7 +87,8 @@ def train_and_record(job: TrainingJob) -> dict[str, Any]:
     if collectives.rank() > 0:
         with _translate_errors(job):
             _train(job, NullLogger(), None, PhaseTimer(job.device_setup.device))
-            _predict_test_set(job)
+            if _is_trained(job):
+                _predict_test_set(job)
         return {}
     with _record_failure(job), _translate_errors(job):
         memory.reset_peak_memory(job.device_setup.device)
@@ -91,16 +96,22 @@ def train_and_record(job: TrainingJob) -> dict[str, Any]:
         _print_start(job)
         checkpoints = _make_checkpoint_manager(job)
         logger = _make_logger(job)
-        is_complete = False
+        is_complete: bool | None = False
         try:
             timer = PhaseTimer(job.device_setup.device)
             startup_seconds = time.monotonic() - job.started_at
             _train(job, logger, checkpoints, timer)
-            content = _finish(job, logger, checkpoints, timer, startup_seconds)
-            is_complete = True
+            if _is_trained(job):
+                content = _finish(job, logger, checkpoints, timer, startup_seconds)
+                lines = banner.end_banner(job.config, content, job.folder)
+                is_complete = True
+            else:
+                content = _pause(job, checkpoints)
+                lines = banner.paused_banner(job.config, content, job.folder)
+                is_complete = None
         finally:
             logger.tensorboard.close(is_complete)
-        for line in banner.end_banner(job.config, content, job.folder):
+        for line in lines:
             job.console.line(line)
         return content
 
@@ -229,8 +240,18 @@ def _train(
         checkpointer=checkpointer,
         stop=job.stop,
     )
-    train(job.state, job.data.train, loop, evaluate_model)
-    job.stop.check("before the test")
+    until = job.config.run.until
+    end = None if until is None else Position(until, 0)
+    train(job.state, job.data.train, loop, evaluate_model, end)
+    if _is_trained(job):
+        job.stop.check("before the test")
+
+
+def _is_trained(job: TrainingJob) -> bool:
+    """Returns whether no epoch is left; False for a run that `run.until` pauses."""
+    train_cfg = job.config.train
+    history = job.state.history
+    return job.state.epoch >= train_cfg.epochs or should_stop_early(history, train_cfg.patience)
 
 
 def evaluate_epoch(
@@ -280,6 +301,13 @@ def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
     return checkpoint.select_eval_weights(checkpoint_schema.load(path))
+
+
+def _pause(job: TrainingJob, manager: CheckpointManager) -> dict[str, Any]:
+    """Records the end of a command that `run.until` limits; nothing is tested."""
+    tested = tested_epoch(job.state.history, job.config.train.test_weights)
+    manager.keep_newest(also=tested["step"])
+    return directory.write_result(job.folder, "paused", **paused_fields(job.config, job.state))
 
 
 def _finish(

@@ -66,6 +66,22 @@ def result_fields(
     return fields
 
 
+def paused_fields(config: Config, state: TrainState) -> dict[str, Any]:
+    """Returns the fields of result.json of a run that is paused: the metrics of its last epoch."""
+    last = state.history[-1]
+    fields: dict[str, Any] = {
+        "epoch": state.epoch,
+        "step": state.step,
+        "micro_batches": state.micro_batches,
+    }
+    for key, value in last.items():
+        if key.startswith(("train/", "val/", "test/")):
+            fields[key] = value
+    fields["seconds"] = sum(row["time/epoch_seconds"] for row in state.history)
+    fields["parameters"] = parameters(layers(config))
+    return fields
+
+
 def total_times(history: Sequence[EpochMetrics], end: Mapping[str, float]) -> dict[str, float]:
     """Returns the seconds of a run, as a whole and by part.
 

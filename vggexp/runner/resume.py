@@ -30,7 +30,7 @@ class OpenedRun(NamedTuple):
     folder: Path
     is_new: bool  # the directory does not exist yet
     checkpoint: Checkpoint | None = None  # the newest one that verifies
-    result: dict[str, Any] | None = None  # of a run that has finished
+    result: dict[str, Any] | None = None  # of a run with nothing left to do
 
 
 class RunSetup(NamedTuple):
@@ -61,8 +61,8 @@ def _open_run_dir(config: Config, stack: contextlib.ExitStack, console: Console)
     if not folder.exists():
         return OpenedRun(folder, is_new=True)
     stack.enter_context(locks.lock_run_dir(folder))
-    result = records.finished_result(config)
-    if result is not None:  # another process finished the run after this command had checked
+    result = records.done_result(config)
+    if result is not None:  # another process trained the run after this command had checked
         return OpenedRun(folder, is_new=False, result=result)
     lost = records.lost_files(folder, directory.read_result(folder))
     if lost:

@@ -69,7 +69,7 @@ def run(
         console = Console(None, rank=collectives.rank())
         opened = open_run_dir(config, stack, console)
         if opened.result is not None:
-            console.line(records.finished_line(config, opened.result))
+            console.line(records.done_line(config, opened.result))
             return opened.result
         if config.resume == "never":
             stop.resume_hint = (
@@ -118,6 +118,7 @@ def _launch_fingerprint(config: Config) -> dict[str, Any]:
     for key, value in flatten(to_plain(config)).items():
         if not key.startswith(PER_MACHINE_KEYS):
             shared[key] = value
+    shared["run.until"] = config.run.until
     shared["data.cache"] = identity(to_plain(config)).get("data.cache")  # as far as it counts
     shared["torch"] = str(torch.__version__)
     shared["Python"] = platform.python_version()

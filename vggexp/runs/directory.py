@@ -169,7 +169,7 @@ def write_result(folder: Path, state: str, **fields: Any) -> dict[str, Any]:
     """Writes result.json and returns its content.
 
     Args:
-        state: running, interrupted, failed or finished.
+        state: running, paused, interrupted, failed or finished.
         fields: what is known about the run by now.
     """
     result = {"state": state, "error": None, **fields}

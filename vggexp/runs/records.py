@@ -178,15 +178,58 @@ def _holds_run(folder: Path, config: Config) -> bool:
     return recorded == identity(to_plain(config))
 
 
-def finished_line(config: Config, result: Mapping[str, Any]) -> str:
-    """Returns the line that a command prints for a run that is already finished."""
+def done_line(config: Config, result: Mapping[str, Any]) -> str:
+    """Returns the line that a command prints for a run that it leaves as it is.
+
+    Args:
+        config: the configuration.
+        result: that of `done_result`.
+    """
     folder = run_dir(config)
+    if result.get("state") == "paused":
+        epochs = f"{result['epochs']} of {config.train.epochs} epochs"
+        return f"already paused: {epochs} are done (run.until={config.run.until})  {folder}"
     line = f"already finished: test accuracy {result['test/accuracy']:.4f}  {folder}"
     lost = lost_files(folder, result)
     if not lost:
         return line
     reason = "cannot be written again here; resume=never trains another run"
     return f"{line}  (missing or empty: {', '.join(lost)}: {reason})"
+
+
+def done_result(config: Config) -> dict[str, Any] | None:
+    """Returns the result of this configuration's run if its command has nothing left to do.
+
+    That is result.json of a finished run. With `run.until`, it is the metrics of that epoch of a
+    run that is paused there or that has trained on, with the state `paused`. Raises what
+    `finished_result` raises.
+    """
+    result = finished_result(config)
+    until = config.run.until
+    folder = Path(config.run.root) / run_name(config)
+    if result is not None or until is None or config.resume == "never" or not folder.exists():
+        return result
+    state = own_result(config, folder).get("state")
+    rows = epoch_rows(config, folder)
+    # A run of exactly so many epochs may have been killed before it could record its pause.
+    if len(rows) > until or (len(rows) == until and state == "paused"):
+        return {"state": "paused", "epochs": len(rows), **rows[until - 1]}
+    return None
+
+
+def epoch_rows(config: Config, folder: Path) -> list[dict[str, Any]]:
+    """Returns the metrics of the epochs that a run of exactly this configuration has finished.
+
+    Returns [] for a run of another configuration, and without a readable record.
+    """
+    try:
+        if identity(read_config(folder)) != identity(to_plain(config)):
+            return []
+        rows = jsonl.read(folder / METRICS)
+    except VggexpError:
+        return []
+    is_complete = [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
+    return rows if is_complete else []
 
 
 def finished_result(config: Config) -> dict[str, Any] | None:

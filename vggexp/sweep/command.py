@@ -1,20 +1,28 @@
 """Runs the grids and searches of `python -m vggexp`, and reports what their jobs leave behind."""
 
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 from vggexp.config import compose
 from vggexp.config.overrides import quoted
-from vggexp.config.schema import Config
 from vggexp.errors import SweepError, VggexpError
 from vggexp.formatting import plural, printable, report_command, tensorboard_command
 from vggexp.loggers.console import print_text
 from vggexp.runs import jsonl, records
 from vggexp.runs.directory import METRICS
 from vggexp.runs.sweeps import SweptRun, write_runs
-from vggexp.sweep.dry_run import dry_run_table, job_outlooks, outlook_line, search_line
+from vggexp.sweep.dry_run import (
+    JobOutlook,
+    dry_run_lines,
+    epoch_seconds,
+    job_outlooks,
+    outlook_line,
+    search_line,
+)
 from vggexp.sweep.expand import GridSweep
+from vggexp.sweep.halving import launched_job, plan_lines, run_rungs
 from vggexp.sweep.results import SweepJob, repeat_folders, swept_keys, write_sweep_table
 from vggexp.sweep.search_space import SearchPlan
 from vggexp.sweep.task import HydraTask, run_hydra
@@ -35,9 +43,9 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     configs = [job.config for job in grid.jobs]
     overrides = [job.overrides for job in grid.jobs]
     at_a_time = grid.jobs_at_a_time
-    if configs[0].sweep.dry_run:
+    if grid.sweep.dry_run:
         outlooks = job_outlooks(configs, at_a_time)
-        print_text("\n".join(dry_run_table(overrides, outlooks, at_a_time)))
+        print_text("\n".join(dry_run_lines(grid.jobs, outlooks, at_a_time, grid.sweep)))
         return 0
     # Before the jobs run: with resume=never the next call would find other folders.
     run_dirs = [records.run_dir(config) for config in configs]
@@ -46,20 +54,28 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     with os_error_as_resource_error(folder, "made", hint):
         make_dir(folder)
         write_runs(folder, [SweptRun(*pair) for pair in zip(run_dirs, overrides, strict=True)])
-    print_text(f"sweep    {_grid_line(configs, at_a_time)}")
+    print_text("\n".join(_first_lines(grid)))
     swept = swept_keys(overrides)
-    task = HydraTask(grid.configs(), swept)
+    task = HydraTask(grid.configs(), grid.sweep, swept)
     code = run_hydra(command, _sweep_dir_override(folder), grid.label_override, task=task)
     if code:
         return code
+    rungs = [] if grid.sweep.halving is None else [*run_rungs(grid.configs(), grid.sweep)]
+    last_rung = {job: rung for rung in rungs for job in rung.jobs}
     jobs = []
     for (job_overrides, config), run_dir in zip(grid.jobs, run_dirs, strict=True):
-        reason = task.errors.get(tuple(job_overrides), "")
-        jobs.append(SweepJob(job_overrides, run_dir, config, reason))
-    rows = write_sweep_table(jobs, configs[0].sweep.objective, folder)
+        job = tuple(job_overrides)
+        rung = last_rung.get(job)
+        if rung is not None:
+            config = rung.jobs[job]
+        reason = task.errors.get(launched_job(job, config), "")
+        number = None if rung is None else rung.number
+        jobs.append(SweepJob(job_overrides, run_dir, config, reason, number))
+    epochs = [rung.epochs for rung in rungs]
+    rows = write_sweep_table(jobs, grid.sweep.objective, folder, epochs)
     write_events(folder, jobs, swept)
     _print_where(folder)
-    unfinished = sum(row["state"] != "finished" for row in rows)
+    unfinished = sum(row["state"] not in ("finished", "paused") for row in rows)
     if unfinished:
         raise SweepError(
             f"{unfinished} of {plural(len(configs), 'job')} did not finish; "
@@ -68,13 +84,18 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     return 0
 
 
-def _grid_line(configs: Sequence[Config], at_a_time: int) -> str:
-    """Returns how many jobs and epochs a grid has, and how long they may take."""
-    try:
-        return outlook_line(job_outlooks(configs, at_a_time), at_a_time)
-    except VggexpError:  # of one job, whose row in the table has the reason
-        epochs = sum(config.train.epochs for config in configs)
-        return f"{plural(len(configs), 'job')}, {plural(epochs, 'epoch')}"
+def _first_lines(grid: GridSweep) -> list[str]:
+    """Returns how many jobs and epochs a grid has and how long they may take, or its rungs."""
+    configs = [job.config for job in grid.jobs]
+    outlooks: list[JobOutlook] = []
+    with contextlib.suppress(VggexpError):  # of one job, whose row in the table has the reason
+        outlooks = job_outlooks(configs, grid.jobs_at_a_time)
+    if grid.sweep.halving is not None:
+        return plan_lines(grid.configs(), grid.sweep, epoch_seconds(outlooks))
+    if outlooks:
+        return [f"sweep    {outlook_line(outlooks, grid.jobs_at_a_time)}"]
+    epochs = sum(config.train.epochs for config in configs)
+    return [f"sweep    {plural(len(configs), 'job')}, {plural(epochs, 'epoch')}"]
 
 
 def _print_where(folder: Path) -> None:
@@ -134,7 +155,7 @@ def run_search(command: compose.Command, plan: SearchPlan) -> int:
         ended = sum(trial.state.is_finished() for trial in proposed_trials(study))
         print_text(f"sweep    {search_line(plan, ended)}")
         swept = list(plan.axes)
-        task = HydraTask(swept=swept)
+        task = HydraTask(sweep=plan.config.sweep, swept=swept)
         code = run_hydra(command, _sweep_dir_override(folder), plan.label_override, task=task)
         if code:
             return code

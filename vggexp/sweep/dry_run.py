@@ -2,14 +2,16 @@
 
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 from typing import NamedTuple
 
-from vggexp.config.derived import layers
-from vggexp.config.schema import Config
+from vggexp.config.derived import disk_bytes, layers
+from vggexp.config.schema import Config, Sweep
 from vggexp.formatting import duration, format_bytes, markdown_table, plural
 from vggexp.models.shapes import macs, parameters
 from vggexp.runs import forecast, records
 from vggexp.runs.forecast import Forecast
+from vggexp.sweep.halving import Jobs, most_repeats, plan_lines, plan_sweep
 from vggexp.sweep.results import setting_columns
 from vggexp.sweep.search_space import SearchPlan
 from vggexp.system.cpu import default_threads
@@ -70,16 +72,61 @@ def _state(config: Config, folder: Path) -> str:
     return records.run_state(folder, records.own_result(config, folder))
 
 
-def dry_run_table(
-    overrides: Sequence[Sequence[str]], outlooks: Sequence[JobOutlook], jobs_at_a_time: int
+def dry_run_lines(
+    jobs: Sequence[tuple[Sequence[str], Config]],
+    outlooks: Sequence[JobOutlook],
+    jobs_at_a_time: int,
+    sweep: Sweep,
 ) -> list[str]:
-    """Returns the table of a sweep's jobs, and `outlook_line`.
+    """Returns the table of a sweep's jobs, and `outlook_line` or the rungs and their disk.
 
     Args:
-        overrides: of each job.
+        jobs: overrides and configuration of each job.
         outlooks: the result of `job_outlooks`.
         jobs_at_a_time: as in `job_outlooks`.
+        sweep: the section `sweep`.
     """
+    lines = _job_table([overrides for overrides, _ in jobs], outlooks)
+    if sweep.halving is None:
+        return [*lines, outlook_line(outlooks, jobs_at_a_time)]
+    configs = {tuple(overrides): config for overrides, config in jobs}
+    rungs = plan_lines(configs, sweep, epoch_seconds(outlooks))
+    return [*lines, *rungs, halving_disk_line(configs, sweep)]
+
+
+def epoch_seconds(outlooks: Sequence[JobOutlook]) -> float | None:
+    """Returns the mean time of an epoch of a job; None if that of one job is unknown."""
+    known = [outlook.time.seconds for outlook in outlooks if outlook.time.seconds is not None]
+    if not known or len(known) < len(outlooks):
+        return None
+    return fmean(known) / outlooks[0].config.train.epochs
+
+
+def halving_disk_line(jobs: Jobs, sweep: Sweep) -> str:
+    """Returns the most bytes of checkpoints at the end of a sweep, and of the full grid.
+
+    A paused run keeps one checkpoint, with train.test_weights=best also the best one, and with
+    train.keep=all that of each epoch.
+    """
+    *_, last = plan_sweep(jobs, sweep)
+    finishing = min(len(jobs), last.settings * most_repeats(jobs))
+    paused = []
+    whole = []
+    for config in jobs.values():
+        disk = disk_bytes(config)
+        whole.append(disk["run"])
+        checkpoints = 2 if config.train.test_weights == "best" else 1
+        paused.append(checkpoints * disk["checkpoint"])
+        if config.train.keep == "all":
+            paused[-1] = disk["run"]
+    whole.sort(reverse=True)
+    paused.sort(reverse=True)
+    total = sum(whole[:finishing]) + sum(paused[: len(jobs) - finishing])
+    sizes = [format_bytes(size, "B") for size in (total, sum(whole))]
+    return f"disk     at most {sizes[0]} of checkpoints at the end; the full grid {sizes[1]}"
+
+
+def _job_table(overrides: Sequence[Sequence[str]], outlooks: Sequence[JobOutlook]) -> list[str]:
     keys, job_values = setting_columns(overrides, [outlook.config for outlook in outlooks])
     cells = []
     for outlook, values in zip(outlooks, job_values, strict=True):
@@ -98,7 +145,7 @@ def dry_run_table(
             ]
         )
     columns = [*keys, "parameters", "MACs an image", "state", "expected", "run"]
-    return [*markdown_table(columns, cells), outlook_line(outlooks, jobs_at_a_time)]
+    return markdown_table(columns, cells)
 
 
 def outlook_line(outlooks: Sequence[JobOutlook], jobs_at_a_time: int) -> str:

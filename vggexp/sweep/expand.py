@@ -46,6 +46,7 @@ from vggexp.sweep.grid import (
     job_overrides,
     unknown_plugin_keys,
 )
+from vggexp.sweep.halving import halving_problems
 from vggexp.sweep.parallel import planned_jobs_at_a_time
 from vggexp.sweep.search_space import (
     SearchPlan,
@@ -72,6 +73,7 @@ class GridSweep(NamedTuple):
     jobs: list[ComposedJob]
     folder: Path  # of the tables
     label_override: str  # for Hydra, so that its jobs have the same labels
+    sweep: Sweep
     jobs_at_a_time: int = 1  # on this host
 
     def configs(self) -> dict[tuple[str, ...], Config]:
@@ -146,7 +148,14 @@ def run_config(command: Command, outline: Outline) -> Config:
 
 def _reject_sweep_keys(sweep: Sweep) -> None:
     """Raises ConfigError if a single run has a key that only a sweep can follow."""
-    defaults = {"pairs": (), "repeats": 1, "where": None, "dry_run": False}
+    defaults = {
+        "pairs": (),
+        "repeats": 1,
+        "where": None,
+        "halving": None,
+        "halving_start": None,
+        "dry_run": False,
+    }
     for key, default in defaults.items():
         value = getattr(sweep, key)
         if value != default:
@@ -271,14 +280,18 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
                 f"sweep.where={sweep.where}: holds for none of {len(combinations)} jobs"
             )
     _reject_equal_runs(jobs)
+    configs = [job.config for job in jobs]
+    if problems := [*halving_problems(sweep, configs)]:
+        raise ConfigError(*problems)
     if axes:
-        return plan_search(node, axes, [job.config for job in jobs], label_override)
+        return plan_search(node, axes, configs, label_override)
     name = run_id.sweep_name([job.overrides for job in jobs])
     return GridSweep(
         jobs=jobs,
-        folder=sweep_folder(node, jobs[0].config, name),
+        folder=sweep_folder(node, configs[0], name),
         label_override=label_override,
-        jobs_at_a_time=planned_jobs_at_a_time(node, jobs[0].config),
+        sweep=sweep,
+        jobs_at_a_time=planned_jobs_at_a_time(node, configs[0]),
     )
 
 

@@ -30,10 +30,17 @@ from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 
 # Keys that define the set of jobs. No job has them among its overrides.
-SWEEP_ONLY_KEYS = ("sweep.pairs", "sweep.repeats", "sweep.where")
+SWEEP_ONLY_KEYS = (
+    "sweep.pairs",
+    "sweep.repeats",
+    "sweep.where",
+    "sweep.halving",
+    "sweep.halving_start",
+)
 # Keys without influence on the result of a run: jobs that differ in them are the same run.
 UNSWEEPABLE_KEYS = (
     "run.root",
+    "run.until",
     "resume",
     "data.download",
     "data.workers",

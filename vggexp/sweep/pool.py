@@ -55,6 +55,9 @@ def make_job(index: int, config: Config) -> PoolJob:
     counts = forecast.count_run_images(config)
     if counts is None:
         return job
+    if config.run.until is not None:  # the run pauses there, and is not tested
+        config = replace(config, train=replace(config.train, epochs=config.run.until))
+        counts = counts._replace(test=0)
     passes = forecast.forward_passes(config, counts)
     work = float(passes * macs(layers(config)))
     return replace(job, work=work, epochs_share=1 - counts.test / passes)
@@ -77,6 +80,7 @@ class JobResult(NamedTuple):
     ok: bool
     objective: float | None
     error: str
+    paused: bool = False  # by run.until
 
 
 @dataclass
@@ -294,7 +298,7 @@ class Pool:
         slot.started_at = time.monotonic()
         slot.pid = processes.fork_call(lambda: self.perform(job), log, slot.variables)
         slot.job = job
-        epochs = job.config.train.epochs
+        epochs = job.config.run.until or job.config.train.epochs
         running = RunningJob(job.index, job.folder, epochs, log, job.epochs_share)
         self.progress.job_started(slot.index, running)
 
@@ -338,7 +342,7 @@ class Pool:
             stopped: whether a stop signal ended the job.
         """
         self.results[job.index] = result
-        state = "finished"
+        state = "paused" if result.paused else "finished"
         if not result.ok:
             state = "stopped" if stopped else "failed"
         if state == "failed" and job.config is not None and job.config.sweep.on_error == "stop":
@@ -382,7 +386,7 @@ def _job_status(job: PoolJob, config: Config) -> str:
     """
     if config.resume == "never":
         return "missing"
-    if records.finished_result(config) is not None:
+    if records.done_result(config) is not None:
         return "finished"
     if locks.is_locked(job.folder):
         return "running"
@@ -397,10 +401,12 @@ def _recorded_result(job: PoolJob) -> JobResult:
     """
     assert job.config is not None
     objective = job.config.sweep.objective
-    result = records.own_result(job.config, job.folder)
-    if result.get("state") != "finished":
+    result = records.done_result(job.config) or records.own_result(job.config, job.folder)
+    state = result.get("state")
+    if state not in ("finished", "paused"):
         return JobResult(False, None, result.get("error") or "")
-    return JobResult(True, result.get(objective), records.missing_objective(result, objective))
+    error = records.missing_objective(result, objective) if state == "finished" else ""
+    return JobResult(True, result.get(objective), error, state == "paused")
 
 
 def _result_of(job: PoolJob, code: int, error_line: str) -> JobResult:

@@ -53,6 +53,7 @@ class SweepProgress:
         self.remaining = set(range(len(work)))  # jobs that have not ended
         self.ended = {
             "finished": 0,
+            "paused": 0,
             "failed": 0,
             "stopped": 0,
         }
@@ -96,7 +97,7 @@ class SweepProgress:
             self.bars[slot].set_description_str("")
 
     def job_ended(self, index: int, state: str, text: str) -> None:
-        """Prints the end of a job; `state` is finished, failed or stopped."""
+        """Prints the end of a job; `state` is finished, paused, failed or stopped."""
         self.remaining.discard(index)
         self.ended[state] += 1
         position = self._position(index)
@@ -135,7 +136,7 @@ class SweepProgress:
         The time that is left runs down between two steps of `share`. When it is over, the text is
         `longer than expected`.
         """
-        finished = self.ended["finished"]
+        finished = self.ended["finished"] + self.ended["paused"]
         failed = self.ended["failed"]
         parts = [f"{finished} of {plural(len(self.work), 'job')} done"]
         if failed:

@@ -16,13 +16,17 @@ from vggexp.config.schema import Config
 from vggexp.errors import VggexpError
 from vggexp.formatting import csv_table, format_value, markdown_table, shorten
 from vggexp.loggers.console import print_text
-from vggexp.runs.records import missing_objective, own_result, run_state
+from vggexp.runs.records import epoch_rows, missing_objective, own_result, run_state
 from vggexp.runs.repeats import Row, group_repeats, mean_rows, rank_key
+from vggexp.sweep.halving import score_at
 from vggexp.system.files import atomic_write, make_dir, os_error_as_resource_error
 
 METRICS = ("val/accuracy", "val/loss", "test/accuracy")
 MAX_ERROR_CHARS = 60  # of an error in a Markdown table; the CSV file has the complete error
 NETWORK_KEYS = ("arch.name", "arch.blocks", "arch.norm", "arch.width")  # of a network's name
+STOPPED = (
+    "stopped at epoch"  # a column of the means, if sweep.halving or run.until has stopped runs
+)
 # Keys without a column of their own: a hash follows from the path that stands beside it.
 HIDDEN_KEYS = ("run.", "sweep.", "resume", "data.sha256", "train.init_sha256")
 
@@ -35,6 +39,7 @@ class SweepJob:
     folder: Path  # the run directory
     config: Config | None  # None for a trial whose values do not fit together
     error: str = ""  # why the launcher reports the job as failed
+    rung: int | None = None  # of sweep.halving, the last one that the job entered
 
 
 class SettingColumns(NamedTuple):
@@ -44,16 +49,23 @@ class SettingColumns(NamedTuple):
     values: list[dict[str, str]]  # of each job, by key
 
 
-def write_sweep_table(jobs: Sequence[SweepJob], objective: str, target: Path) -> list[Row]:
+def write_sweep_table(
+    jobs: Sequence[SweepJob],
+    objective: str,
+    target: Path,
+    rung_epochs: Sequence[int] = (),
+) -> list[Row]:
     """Prints the table and writes results.csv and results.md.
 
     Args:
         jobs: the jobs. Jobs that differ only in their seed are one line of the printed table.
         objective: the metric of the ranking.
         target: the folder of the sweep.
+        rung_epochs: the rungs of sweep.halving; the CSV file has the score at each.
 
     Returns:
-        The rows, one for each job. A row has a score only if the job's run has finished.
+        The rows, one for each job. A row has a score only if the job's run has finished, or has
+        all epochs up to `run.until`.
 
     Raises:
         ResourceError: a file cannot be written.
@@ -62,24 +74,22 @@ def write_sweep_table(jobs: Sequence[SweepJob], objective: str, target: Path) ->
         [job.overrides for job in jobs],
         [job.config for job in jobs],
     )
-    finished = []
-    unfinished = []
+    rows = []
     for job, values in zip(jobs, settings.values, strict=True):
         row = {**values, **_job_row(job, objective)}
-        if row["state"] == "finished":
-            finished.append(row)
-        else:
-            unfinished.append(row)
-    rows = [
-        *_rank(finished, objective),
-        *_rank(unfinished, objective),
-    ]
+        if rung_epochs:
+            row |= _rung_scores(job, objective, rung_epochs)
+        rows.append(row)
+    rows.sort(key=lambda row: _order(row, objective))
     metrics = list(dict.fromkeys((objective, *METRICS)))
     columns = [*settings.keys, *metrics, "seconds", "state"]
     if any(row["error"] for row in rows):
         columns.append("error")
     columns.append("run")
     lines = _jobs_table(rows, columns)
+    if rung_epochs:
+        scores = [_score_column(objective, epochs) for epochs in rung_epochs]
+        columns = [*columns[:-1], "rung", *scores, "run"]
     exact = []
     for row in rows:
         exact.append([row.get(column) for column in columns])
@@ -92,12 +102,28 @@ def write_sweep_table(jobs: Sequence[SweepJob], objective: str, target: Path) ->
     return rows
 
 
-def _rank(rows: Sequence[Row], objective: str) -> list[Row]:
-    """Sorts rows by the objective, the best first; rows without a value are last."""
-    return sorted(
-        rows,
-        key=lambda row: rank_key(row[objective], objective),
-    )
+def _order(row: Row, objective: str) -> tuple[int, int, bool, float]:
+    """Returns a key for `sorted`: finished, paused at a later and an earlier epoch, others.
+
+    Rows of one kind are sorted by the objective, the best first; those without a value are last.
+    """
+    kinds = ("finished", "paused")
+    kind = kinds.index(row["state"]) if row["state"] in kinds else len(kinds)
+    return kind, -(row["epoch"] or 0), *rank_key(row[objective], objective)
+
+
+def _score_column(objective: str, epochs: int) -> str:
+    return f"{objective} at epoch {epochs}"
+
+
+def _rung_scores(job: SweepJob, objective: str, rung_epochs: Sequence[int]) -> Row:
+    """Returns the last rung of a job, and its score at each rung up to that one."""
+    row: Row = {"rung": job.rung}
+    for number, epochs in enumerate(rung_epochs, 1):
+        if job.config is not None and job.rung is not None and number <= job.rung:
+            score = score_at(job.config, epochs, objective)
+            row[_score_column(objective, epochs)] = score
+    return row
 
 
 def _job_row(job: SweepJob, objective: str) -> Row:
@@ -110,18 +136,34 @@ def _job_row(job: SweepJob, objective: str) -> Row:
         result = {}
         state = "failed"
         error = str(problem)
+    paused_rows = [] if state == "finished" else _paused_rows(job)
     is_finished = state == "finished"
-    if is_finished:
+    if paused_rows:
+        state = "paused"
+        error = ""
+        seconds = sum(row["time/epoch_seconds"] for row in paused_rows)
+        result = {**paused_rows[-1], "seconds": seconds}
+    elif is_finished:
         error = missing_objective(result, objective)
     elif error and state == "not started":  # the job ended before its run began
         state = "failed"
     row: Row = {}
     for name in (objective, *METRICS, "seconds"):
-        row[name] = result.get(name) if is_finished else None
+        row[name] = result.get(name) if is_finished or paused_rows else None
     row["state"] = state
+    row["epoch"] = len(paused_rows) or None
     row["error"] = error or result.get("error") or ""
     row["run"] = job.folder.name
     return row
+
+
+def _paused_rows(job: SweepJob) -> list[Row]:
+    """Returns the metrics of all epochs up to `run.until`; [] if the run does not have them."""
+    until = None if job.config is None else job.config.run.until
+    if job.config is None or until is None:
+        return []
+    rows = epoch_rows(job.config, job.folder)[:until]
+    return rows if len(rows) == until else []
 
 
 def _read_result(job: SweepJob) -> dict[str, Any]:
@@ -134,8 +176,15 @@ def _jobs_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
     for row in rows:
         shown = dict(row)
         shown["error"] = shorten(str(row["error"]), MAX_ERROR_CHARS)
+        shown["state"] = _state_text(row)
         cells.append([_format_cell(shown.get(column)) for column in columns])
     return markdown_table(columns, cells)
+
+
+def _state_text(row: Row) -> str:
+    if row["state"] == "paused":
+        return f"stopped at epoch {row['epoch']}"
+    return str(row["state"])
 
 
 def repeats_table(
@@ -157,10 +206,16 @@ def repeats_table(
     """
     if "seed" not in keys:
         return []
-    groups = mean_rows(rows, keys, metrics, objective)
+    settings = [key for key in keys if key != "seed"]
+    counted = _count_stopped(rows, keys)
+    groups = mean_rows(counted, [*keys, STOPPED], metrics, objective)
     if not groups:
         return []
-    settings = [key for key in keys if key != "seed"]
+    if any(row[STOPPED] for row in groups):
+        groups.sort(
+            key=lambda row: (row["runs"] == 0, row[STOPPED] is not None, -(row[STOPPED] or 0))
+        )
+        settings.append(STOPPED)
     means = [f"{metric} mean ± sd" for metric in metrics]
     columns = [*settings, "n", *means, "not finished"]
     cells = []
@@ -171,6 +226,24 @@ def repeats_table(
         line.append(str(row["not finished"]))
         cells.append(line)
     return markdown_table(columns, cells)
+
+
+def _count_stopped(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
+    """Returns copies of the rows in which the seeds of a stopped setting count like finished ones.
+
+    The column STOPPED has the epoch of such a setting, none of whose seeds has finished.
+    """
+    copies = []
+    for members in group_repeats(rows, keys):
+        states = [row["state"] for row in members]
+        epochs = [row["epoch"] for row in members if row["state"] == "paused"]
+        stopped = None if "finished" in states or not epochs else max(epochs)
+        for row in members:
+            counts = stopped is not None and row["epoch"] == stopped
+            copies.append(
+                {**row, STOPPED: stopped, "state": "finished" if counts else row["state"]}
+            )
+    return copies
 
 
 def _mean_and_std(row: Row, metric: str) -> str:

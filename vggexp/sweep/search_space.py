@@ -20,6 +20,7 @@ from vggexp.config.run_id import identity, short_hash
 from vggexp.config.schema import Config, Range
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
+from vggexp.sweep.grid import SWEEP_ONLY_KEYS
 from vggexp.sweep.parallel import planned_jobs_at_a_time
 
 MAX_VALUES = 100_000  # of a range of fractions, which is stored value by value
@@ -77,6 +78,8 @@ def search_space(overrides: Sequence[Override]) -> SearchSpace:
     space = SearchSpace([], {})
     problems: list[str] = []
     for override in overrides:
+        if override.key in SWEEP_ONLY_KEYS:
+            continue
         if not override.is_sweep:
             space.fixed.append(override.text)
             continue
@@ -145,6 +148,7 @@ def search_settings(
     sweeper: Mapping[str, Any],
     problems: ErrorList,
     launcher: Mapping[str, Any] | None = None,
+    halving: int | None = None,
 ) -> SearchSettings:
     """Parses hydra.sweeper.
 
@@ -153,8 +157,12 @@ def search_settings(
         problems: receives the problems.
         launcher: the section hydra.launcher; its number of jobs at a time replaces a `parallel`
             that is null.
+        halving: sweep.halving; its square replaces a `parallel` that is null, so that the brackets
+            are the same on every machine.
     """
     values = {field.name: sweeper.get(field.name) for field in fields(SearchSettings)}
+    if values["parallel"] is None and halving is not None:
+        values["parallel"] = halving**2
     if values["parallel"] is None and launcher is not None:
         values["parallel"] = _jobs_at_a_time(launcher)
     return parse_section(SearchSettings, values, "hydra.sweeper", problems)
@@ -177,8 +185,15 @@ def search_problems(node: DictConfig) -> Iterator[str]:
     if not is_search(node):
         return
     problems = ErrorList()
-    search_settings(resolve_section(node, "hydra.sweeper"), problems)
+    settings = search_settings(resolve_section(node, "hydra.sweeper"), problems)
     yield from problems
+    halving = resolve_section(node, "sweep.halving")
+    parallel = settings.parallel
+    if isinstance(halving, int) and parallel is not None and parallel < halving:
+        yield (
+            f"hydra.sweeper.parallel={parallel}: a bracket of fewer trials than "
+            f"sweep.halving={halving} stops none; at least {halving}"
+        )
     if resolve_section(node, "resume") == "never":
         yield "resume=never: a search continues its own runs; choose auto, exact or force"
     if resolve_section(node, "sweep.dry_run"):

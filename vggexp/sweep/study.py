@@ -21,6 +21,7 @@ MAX_STUDY_BYTES = 1 << 28
 # together.
 RUN = "run"
 ERROR = "error"  # the attribute of a failed trial: why it has no value
+BRACKET = "bracket"  # the attribute of a trial of a search with sweep.halving: a number from 1
 ORIGINAL = "original"  # the attribute of a trial that repeats a failed one: the number of that one
 
 Study = Any  # optuna.Study; Optuna is imported only for a search
@@ -34,6 +35,8 @@ class TrialResult(NamedTuple):
 
     value: float | None  # of the objective; None if the trial failed
     error: str = ""  # why it failed
+    stopped_at: int | None = None  # the epoch of the rung at which sweep.halving stopped the trial
+    rung_scores: Mapping[int, float] = {}  # the objective by the epoch of each rung
 
 
 class NoOpLock:
@@ -144,8 +147,11 @@ def next_trials(
     axes: Axes,
     settings: SearchSettings,
     run_of: Callable[[Params], str],
+    in_brackets: bool = False,
 ) -> list[Trial]:
     """Returns the trials to run next, at most `settings.parallel`; empty at the end of the search.
+
+    A search with sweep.halving gets a whole bracket: also the trials that had ended before a kill.
 
     Trials that a kill interrupted come first, then the repeated ones. Each new trial has a new
     sampler, seeded by the trial's number, so a search that was interrupted proposes what it would
@@ -157,23 +163,46 @@ def next_trials(
         settings: the settings of the search.
         run_of: returns the run directory for the values of a trial. Raises ConfigError if they
             do not fit together: the trial has then failed.
+        in_brackets: whether the trials start together, and none starts before all have ended.
     """
     _fail_incomplete(study)
+    bracket = _bracket_number(study) if in_brackets else None
     distributions = {}
     for key, axis in axes.items():
         distributions[key] = _distribution(axis)
-    for _ in range((settings.parallel or 1) - len(_running_trials(study))):
+    for _ in range((settings.parallel or 1) - len(_members(study, bracket))):
         trials = proposed_trials(study)
         study.sampler = _make_sampler(settings, len(trials))
         if any(trial.state.name == "WAITING" for trial in trials):
-            study.ask(distributions)  # the first that waits
+            trial = study.ask(distributions)  # the first that waits
+            if bracket is not None:
+                trial.set_user_attr(BRACKET, bracket)
         elif len(trials) < settings.n_trials:
-            _propose(study.ask(distributions), run_of)
-    return _running_trials(study)
+            _propose(study.ask(distributions), run_of, bracket)
+    return _members(study, bracket) if _running_trials(study) else []
 
 
-def _propose(trial: Trial, run_of: Callable[[Params], str]) -> None:
-    """Sets the run of a new trial."""
+def _bracket_number(study: Study) -> int:
+    """Returns the bracket of the trials that are running, or else that of the next trials."""
+    numbers = [trial.user_attrs.get(BRACKET) or 0 for trial in proposed_trials(study)]
+    running = [trial.user_attrs.get(BRACKET) or 0 for trial in _running_trials(study)]
+    return max(running, default=0) or max(numbers, default=0) + 1
+
+
+def _members(study: Study, bracket: int | None) -> list[Trial]:
+    """Returns the running trials, and all others of a bracket."""
+    members = []
+    for trial in proposed_trials(study):
+        is_member = bracket is not None and trial.user_attrs.get(BRACKET) == bracket
+        if is_member or trial.state.name == "RUNNING":
+            members.append(trial)
+    return members
+
+
+def _propose(trial: Trial, run_of: Callable[[Params], str], bracket: int | None) -> None:
+    """Sets the bracket and the run of a new trial."""
+    if bracket is not None:
+        trial.set_user_attr(BRACKET, bracket)
     run = ""
     try:
         run = run_of(trial.params)
@@ -246,9 +275,17 @@ def _read_result(run: str) -> dict[str, Any]:
 
 
 def record_result(study: Study, trial: Trial, result: TrialResult) -> None:
-    """Records the result of a trial. A value that is no finite number makes the trial a failure."""
+    """Records the result of a trial. A value that is no finite number makes the trial a failure.
+
+    For Optuna a trial that sweep.halving has stopped is pruned, with its value there.
+    """
     from optuna.trial import TrialState
 
+    for epoch, score in result.rung_scores.items():  # a stored trial has no method for it
+        study._storage.set_trial_intermediate_value(trial._trial_id, epoch, score)
+    if result.stopped_at is not None:
+        study.tell(trial.number, state=TrialState.PRUNED)
+        return
     if isinstance(result.value, int | float) and math.isfinite(result.value):
         study.tell(trial.number, float(result.value))
         return
@@ -289,11 +326,13 @@ def trial_line(study: Study, trial: Trial, axes: Axes, total: int, objective: st
     line = f"trial {numbers[trial.number]} of {total}  {overrides}"
     if not stored.state.is_finished():
         return line
-    if stored.value is None:
+    if stored.state.name == "PRUNED":
+        line += f"  {stored.value:.4f}  stopped at epoch {stored.last_step}"
+    elif stored.value is None:
         line += f"  failed: {stored.user_attrs.get(ERROR, 'no value')}"
     else:
         line += f"  {objective} {stored.value:.4f}"
-    if any(other.value is not None for other in trials):
+    if any(other.state.name == "COMPLETE" for other in trials):
         best = study.best_trial
         line += f"  best {best.value:.4f} (trial {numbers[best.number]})"
     return line

@@ -18,7 +18,7 @@ from omegaconf import DictConfig
 
 from vggexp.cli import report_error
 from vggexp.config import completion, compose, hydra_safety, run_id
-from vggexp.config.schema import Config
+from vggexp.config.schema import Config, Sweep
 from vggexp.data.image_folder import list_folders_once
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
@@ -54,21 +54,24 @@ class HydraTask:
     def __init__(
         self,
         configs: Mapping[tuple[str, ...], Config] | None = None,
+        sweep: Sweep | None = None,
         swept: Sequence[str] = (),
     ):
         """Creates the task of a run or a sweep.
 
         Args:
             configs: the checked configurations of a grid by overrides (`GridSweep.configs`).
+            sweep: the section `sweep`.
             swept: the keys with several values in the sweep.
         """
         self.configs = configs or {}
+        self.sweep = sweep
         self.swept = swept
         self.errors: dict[tuple[str, ...], str] = {}  # of failed jobs, by overrides
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves out the configurations: a launcher may pickle the task once for each job."""
-        return {"configs": {}, "swept": self.swept, "errors": {}}
+        return {"configs": {}, "sweep": None, "swept": self.swept, "errors": {}}
 
     def __call__(self, node: DictConfig) -> float | None:
         with list_folders_once():
@@ -149,7 +152,7 @@ def _code_without_training(
     if _already_failed(config, folder):
         return 1
     shares_process = launcher in SHARED_PROCESS_LAUNCHERS
-    if shares_process and records.finished_result(config) is None:
+    if shares_process and records.done_result(config) is None:
         return _train_in_child(config, overrides, swept)
     return None
 
@@ -178,7 +181,7 @@ def train_job(
     """
     try:
         ranks = rank_info().size
-        if ranks == 1 and report_if_finished(config):
+        if ranks == 1 and report_if_done(config):
             return 0
         if ranks == 1 and (config.device.processes or 1) > 1:
             from vggexp.runner import launch
@@ -207,12 +210,12 @@ def should_report_error(text: str) -> bool:
     return collectives.should_report_error(text)
 
 
-def report_if_finished(config: Config) -> bool:
-    """Prints the result of a run that has already finished. Returns whether it has."""
-    result = records.finished_result(config)
+def report_if_done(config: Config) -> bool:
+    """Prints the result of a run with nothing left to do. Returns whether it is one."""
+    result = records.done_result(config)
     if result is None:
         return False
-    print_text(records.finished_line(config, result))
+    print_text(records.done_line(config, result))
     return True
 
 

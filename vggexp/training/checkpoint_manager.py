@@ -71,6 +71,18 @@ class CheckpointManager:
             if best is None or int(path.stem) != best["step"]:
                 path.unlink()
 
+    def keep_newest(self, also: int) -> None:
+        """Deletes the checkpoints that a paused run does not need, unless all are to be kept.
+
+        Args:
+            also: The step of another checkpoint to keep.
+        """
+        if self.keep == "all":
+            return
+        for path in find_checkpoints(self.folder)[1:]:
+            if int(path.stem) != also:
+                path.unlink()
+
     def update_metadata(self, step: int) -> None:
         """Stores the present metadata with a checkpoint that has other values.
 

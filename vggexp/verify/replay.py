@@ -16,6 +16,7 @@ from vggexp.runner import build
 from vggexp.runner.job import evaluate_epoch
 from vggexp.runner.resume import build_run
 from vggexp.runs.data_root import locate_data
+from vggexp.runs.directory import read_result
 from vggexp.runs.records import load_config
 from vggexp.system.signals import StopFlag
 from vggexp.training import checkpoint_schema
@@ -90,6 +91,8 @@ def _last_two_checkpoints(folder: Path) -> list[Path]:
         reason = "has it ended?"
         if load_config(folder).train.keep == "weights":
             reason = "it keeps only its weights"
+        elif read_result(folder).get("state") == "paused":
+            reason = "it is paused and keeps its newest; train.keep=all keeps all"
         raise CheckpointError(f"{folder}: needs two checkpoints, has {len(paths)} ({reason})")
     return paths[:2]
 
