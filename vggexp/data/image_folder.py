@@ -1,7 +1,6 @@
 """Finds and reads image files. Finding them needs no torch and decodes nothing."""
 
 import contextlib
-import hashlib
 import os
 import stat
 import warnings
@@ -20,6 +19,7 @@ from vggexp.data.catalog import (
     subfolders,
 )
 from vggexp.data.fingerprint import contents_sha256, list_files
+from vggexp.data.folder_split import choose_test_images, count_test_images
 from vggexp.errors import DataError, VggexpError
 from vggexp.formatting import one_line, shorten
 from vggexp.system.files import open_regular
@@ -180,47 +180,21 @@ def _index_part(folder: Path, classes: tuple[str, ...]) -> FolderIndex:
 def _split_part(
     folder: Path, index: FolderIndex, fraction: float
 ) -> tuple[FolderIndex, FolderIndex]:
-    """Splits each class into a training and a test part.
-
-    The images with the lowest SHA-256 of their path below `folder` are the test part. The split is
-    therefore the same on every machine and with every seed.
+    """Splits each class into a training and a test part, as `choose_test_images`.
 
     Raises:
         DataError: every class has a single image.
     """
-    by_label: dict[int, list[int]] = {}
-    for number, label in enumerate(index.labels):
-        by_label.setdefault(label, []).append(number)
-    chosen: set[int] = set()
-    for numbers in by_label.values():
-        numbers.sort(key=lambda number: _path_sha256(folder, index.paths[number]))
-        chosen.update(numbers[: count_test_images(len(numbers), fraction)])
-    if not chosen:
+    is_test = choose_test_images(folder, index.paths, index.labels, fraction)
+    if not any(is_test):
         raise DataError(f"{folder}: every class has a single image, so none is left for the test")
-    is_test = [number in chosen for number in range(len(index.labels))]
-    is_train = [not test for test in is_test]
-    train = FolderIndex(
-        [*compress(index.paths, is_train)],
-        [*compress(index.labels, is_train)],
-        index.classes,
-        index.left_out,
-    )
-    test = FolderIndex(
-        [*compress(index.paths, is_test)],
-        [*compress(index.labels, is_test)],
-        index.classes,
-        Counter(),
-    )
-    return train, test
+    train = _select(index, [not test for test in is_test], index.left_out)
+    return train, _select(index, is_test, Counter())
 
 
-def count_test_images(images: int, fraction: float) -> int:
-    """Returns how many images of a class are for the test: at least one, and never all."""
-    return min(max(1, round(fraction * images)), images - 1)
-
-
-def _path_sha256(folder: Path, path: Path) -> bytes:
-    return hashlib.sha256(os.fsencode(path.relative_to(folder))).digest()
+def _select(index: FolderIndex, selected: Sequence[bool], left_out: Counter[str]) -> FolderIndex:
+    paths = [*compress(index.paths, selected)]
+    return FolderIndex(paths, [*compress(index.labels, selected)], index.classes, left_out)
 
 
 class PartHashes(NamedTuple):
