@@ -63,8 +63,9 @@ def run(
         device = config.device
         stack.enter_context(collectives.process_group(device.name, device.timeout_minutes))
         stack.enter_context(collectives.translate_rank_errors())
+        fingerprint = _launch_fingerprint(config)
         collectives.assert_same_on_all_ranks(
-            _launch_fingerprint(config), "start all with the same command and code"
+            fingerprint, "start all with the same command and code"
         )
         console = Console(None, rank=collectives.rank())
         opened = open_run_dir(config, stack, console)
@@ -72,9 +73,8 @@ def run(
             console.line(records.done_line(config, opened.result))
             return opened.result
         if config.resume == "never":
-            stop.resume_hint = (
-                f"run.name={opened.folder.name} in place of resume=never continues it"
-            )
+            name = opened.folder.name
+            stop.resume_hint = f"run.name={name} in place of resume=never continues it"
         if collectives.world_size() > 1:
             stop = DistributedStop(stop)
         setup, init_lines = _build_run(config, opened, console)
