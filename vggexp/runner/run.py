@@ -34,6 +34,8 @@ PER_MACHINE_KEYS = (
     "data.download",
 )
 
+SAME_COMMAND = "start all with the same command and code"
+
 
 def run(
     config: Config,
@@ -63,10 +65,7 @@ def run(
         device = config.device
         stack.enter_context(collectives.process_group(device.name, device.timeout_minutes))
         stack.enter_context(collectives.translate_rank_errors())
-        fingerprint = _launch_fingerprint(config)
-        collectives.assert_same_on_all_ranks(
-            fingerprint, "start all with the same command and code"
-        )
+        collectives.assert_same_on_all_ranks(_launch_fingerprint(config), SAME_COMMAND)
         console = Console(None, rank=collectives.rank())
         opened = open_run_dir(config, stack, console)
         if opened.result is not None:
