@@ -45,7 +45,7 @@ def test_every_part_takes_time(result):
 
 def test_the_text_of_the_result(result):
     lines = format_result(result).splitlines()
-    assert lines[0].endswith("1 threads, batch 32")
+    assert lines[0].endswith("1 thread, batch 32")
     assert [line[:18].strip() for line in lines[1:]] == [*RATES, "matrix product", "step", "runner"]
     assert "(best of 64 x 64)" in lines[5]
 

@@ -73,7 +73,10 @@ def test_a_key_has_the_comment_of_a_file_that_has_its_class():
 
 
 def test_the_defaults_are_those_of_the_default_run():
-    for key, value in flatten(to_plain(compose_run(parse_command(["device=cpu"])))).items():
+    values = flatten(to_plain(compose_run(parse_command(["device=cpu"]))))
+    for key in ("run.network", "run.label"):  # null until the configuration is composed
+        del values[key]
+    for key, value in values.items():
         default = key_rows()[key][0][2].split("`")[1]
         if isinstance(value, int | float) and not isinstance(value, bool):
             assert float(default) == value, key
@@ -89,6 +92,8 @@ def test_a_number_has_its_unit_or_none():
         "optimizer.weight_decay",
         "augment.scale",
         "augment.color",
+        "augment.mixup",
+        "augment.cutmix",
         "train.ema",
         "train.clip_norm",
     }

@@ -38,6 +38,7 @@ def test_the_end_has_the_score_and_where_the_time_went(overrides, score):
         score,
         "time     50.0 s in 1 epoch: compute 40 %, evaluation 10 %, test 50 %; 4.0 s of start-up",
         "folder   outputs/a",
+        "show     python -m vggexp.tensorboard outputs/a",
     ]
 
 

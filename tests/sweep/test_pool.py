@@ -176,7 +176,7 @@ def job_config(root):
 def finish(folder):
     folder.mkdir(exist_ok=True)
     write_metadata(folder, to_plain(job_config(folder.parent)), [], {})
-    write_result(folder, "finished", **{"val/accuracy": 0.5})
+    write_result(folder, "finished", **{"val/accuracy": 0.5, "test/accuracy": 0.5})
     return 0
 
 

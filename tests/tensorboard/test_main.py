@@ -13,6 +13,7 @@ from urllib.request import urlopen
 import pytest
 
 from tests.tensorboard.test_links import write_typed_run
+from vggexp.loggers.hparams import HParamsTable
 from vggexp.loggers.tensorboard import TensorBoardLogger
 from vggexp.runs.sweeps import SweptRun, write_runs
 from vggexp.tensorboard.__main__ import describe, main
@@ -27,7 +28,10 @@ def row(epoch):
 
 def write_events(folder, epochs):
     """Writes the events of a run that continues before its last epoch."""
-    logger = TensorBoardLogger(folder, {}, [row(epoch) for epoch in range(1, epochs)], pytest.fail)
+    hparams = HParamsTable({}, (), ())
+    logger = TensorBoardLogger(
+        folder, hparams, [row(epoch) for epoch in range(1, epochs)], pytest.fail
+    )
     logger.epoch(row(epochs))
     logger.close(True)
 

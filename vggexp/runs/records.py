@@ -206,7 +206,7 @@ def done_result(config: Config) -> dict[str, Any] | None:
     """
     result = finished_result(config)
     until = config.run.until
-    folder = Path(config.run.root) / run_name(config)
+    folder = run_dir(config)
     if result is not None or until is None or config.resume == "never" or not folder.exists():
         return result
     state = own_result(config, folder).get("state")
