@@ -84,6 +84,17 @@ def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = 
     parser.error = partial(_raise_usage_error, argv, flags)  # type: ignore[method-assign, assignment]
     arguments = parser.parse_intermixed_args(list(argv))
     overrides = list(arguments.overrides)
+    _check_flags(arguments)
+    if arguments.shell_completion:
+        _check_completion(overrides)
+    flags = _remove_words(argv, overrides)
+    # A bare --info would take the word behind it as its value.
+    flags = [f"--info={arguments.info}" if flag in ("--info", "-i") else flag for flag in flags]
+    return Command([quote_filter(text) for text in overrides], flags, arguments)
+
+
+def _check_flags(arguments: argparse.Namespace) -> None:
+    """Raises ConfigError or ResourceError for a flag that is wrong, or does not fit others."""
     if arguments.experimental_rerun is not None:
         raise ConfigError(
             "--experimental-rerun: not allowed, it would run code from a file; repeat the command"
@@ -111,12 +122,6 @@ def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = 
     modes = [mode for mode in HYDRA_MODES if getattr(arguments, mode)]
     if len(modes) > 1:
         raise ConfigError(f"--{modes[1].replace('_', '-')}: does not go with --{modes[0]}")
-    if arguments.shell_completion:
-        _check_completion(overrides)
-    flags = _remove_words(argv, overrides)
-    # A bare --info would take the word behind it as its value.
-    flags = [f"--info={arguments.info}" if flag in ("--info", "-i") else flag for flag in flags]
-    return Command([quote_filter(text) for text in overrides], flags, arguments)
 
 
 def _check_folder(source: str, folder: str) -> None:
