@@ -29,7 +29,7 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return __all__  # without the modules that this file imports for itself
 
 
 # `python -m vggexp.NAME` puts the working directory first on the import path, and Python imports

@@ -1,5 +1,7 @@
 """A user's own YAML: what it leaves out, which file an error names, what it replaces."""
 
+from dataclasses import replace
+
 import pytest
 
 from tests.config.test_compose import config_of, write
@@ -45,7 +47,7 @@ def test_a_file_has_the_defaults_of_its_group(file, content, overrides, folder):
     write(folder / file / "mine.yaml", content)
     own = config_of(f"{file}=mine", "--config-dir=mine")
     shipped = config_of(*overrides)
-    assert {**to_plain(own), "run": None} == {**to_plain(shipped), "run": None}
+    assert to_plain(replace(own, run=shipped.run)) == to_plain(shipped)  # `run` has labels
     assert run_hash(own) == run_hash(shipped)
 
 
@@ -111,11 +113,26 @@ def test_the_detected_device_has_the_values_of_an_own_file(how, folder, monkeypa
             "# @package _global_\noptimizer: {lr: -1}",
             "optimizer.lr=-1: must be > 0 and <= 100",
         ),
+        ("experiment", "seed: 1", "sets keys of several groups; begin it with # @package _global_"),
+        ("arch", "- name: vgg", "holds a list; needs lines as key: value"),
     ],
 )
 def test_an_error_names_the_file(file, content, problem, folder):
     write(folder / file / "mine.yaml", content)
     assert problem_of(f"{file}=mine").startswith(f"mine/{file}/mine.yaml: {problem}")
+
+
+def test_a_file_of_one_number_is_refused(folder):
+    write(folder / "arch/mine.yaml", "3")
+    path = folder / "arch/mine.yaml"
+    assert problem_of("arch=mine") == f"{path}: holds no keys; needs lines as key: value"
+
+
+def test_a_missing_folder_of_the_environment_is_refused(folder, monkeypatch):
+    folder.mkdir()
+    monkeypatch.setenv("VGGEXP_CONF_PATH", "mine:yours")
+    with pytest.raises(ConfigError, match=r"^VGGEXP_CONF_PATH=yours: no such directory$"):
+        config_of()
 
 
 def test_an_error_of_a_typed_value_names_no_file(folder):

@@ -25,7 +25,8 @@ from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError, ResourceError, VggexpError
 from vggexp.report.__main__ import read_runs
 from vggexp.report.page import render_page
-from vggexp.report.table import build_table, repeat_rows, to_csv, to_markdown
+from vggexp.report.selection import Selection
+from vggexp.report.table import build_sections, to_csv, to_markdown
 from vggexp.runs import directory, jsonl, predictions, records
 from vggexp.sweep import expand
 
@@ -283,12 +284,12 @@ def render_commands(run: Path, good: Path) -> None:
         config = replace(make_config(), run=place)
         records.done_line(config, records.done_result(config) or {"test/accuracy": 1})
     with contextlib.suppress(VggexpError), contextlib.redirect_stderr(io.StringIO()):
-        table = build_table(read_runs([run, good]))
-        groups = repeat_rows(table)
-        render_page(table, groups, [run])
-        to_csv(table.columns, table.rows)
-        to_markdown(table.columns, table.rows)
-        json.dumps([table.rows, groups], default=str)
+        sections = build_sections(read_runs([run, good]))
+        render_page(sections, Selection([run], found=2))
+        to_csv([section.listed for section in sections])
+        for section in sections:
+            to_markdown(section.listed.columns, section.listed.rows)
+            json.dumps([section.listed.rows, section.repeats], default=str)
     with contextlib.suppress(VggexpError):
         tested = comparison.read_tested_runs([good, run])
         result = comparison.compare(tested, different_data=True)

@@ -38,6 +38,7 @@ from vggexp.errors import ConfigError, ResourceError
 
 HYDRA_VERSION = tuple(int(part) for part in hydra.__version__.split(".")[:2])
 VERSION_BASE: dict[str, Any] = {"version_base": "1.3"} if HYDRA_VERSION < (1, 4) else {}
+CONF_PATH = "VGGEXP_CONF_PATH"  # the environment variable with folders of own files
 HYDRA_FLAGS = ("help", "hydra_help", "cfg", "info", "shell_completion")  # Hydra's, without a run
 
 TOO_SMALL = ": too small for "  # in the problem of an image that a network does not take
@@ -61,8 +62,9 @@ def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = 
         switches: more flags without a value, as `--json`; options: with one, as `--images FILE`.
 
     Raises:
-        ConfigError: a flag is unknown, not allowed, or does not fit another flag.
-        ResourceError: the folder of --config-dir may not be read.
+        ConfigError: a flag is unknown, not allowed, or does not fit another flag; a folder of own
+            files is missing.
+        ResourceError: a folder of own files may not be read.
     """
     for word in argv:
         if not word.isascii() and word.encode(errors="replace").decode() != word:
@@ -92,7 +94,7 @@ def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = 
 
 
 def _check_flags(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError or ResourceError for flags that are not allowed or do not fit together."""
+    """Raises ConfigError or ResourceError for a flag that is wrong, or does not fit others."""
     if arguments.experimental_rerun is not None:
         raise ConfigError(
             "--experimental-rerun: not allowed, it would run code from a file; repeat the command"
@@ -101,10 +103,10 @@ def _check_flags(arguments: argparse.Namespace) -> None:
         raise ConfigError(
             f"--config-path={arguments.config_path}: not allowed; add a folder with --config-dir"
         )
-    if arguments.config_dir is not None and not Path(arguments.config_dir).is_dir():
-        raise ConfigError(f"--config-dir={arguments.config_dir}: no such directory")
-    if arguments.config_dir is not None and not os.access(arguments.config_dir, os.R_OK | os.X_OK):
-        raise ResourceError(f"--config-dir={arguments.config_dir}: permission denied")
+    if arguments.config_dir is not None:
+        _check_folder("--config-dir", arguments.config_dir)
+    for folder in filter(None, os.environ.get(CONF_PATH, "").split(os.pathsep)):
+        _check_folder(CONF_PATH, folder)
     if arguments.resolve and not (arguments.cfg or arguments.help):
         raise ConfigError("--resolve: belongs with --cfg job")
     if arguments.resolve and arguments.cfg == "hydra":
@@ -120,6 +122,17 @@ def _check_flags(arguments: argparse.Namespace) -> None:
     modes = [mode for mode in HYDRA_MODES if getattr(arguments, mode)]
     if len(modes) > 1:
         raise ConfigError(f"--{modes[1].replace('_', '-')}: does not go with --{modes[0]}")
+
+
+def _check_folder(source: str, folder: str) -> None:
+    """Raises ConfigError or ResourceError for a folder of own files that cannot be searched.
+
+    Hydra leaves out such a folder, and the files that it replaces would be the shipped ones.
+    """
+    if not Path(folder).is_dir():
+        raise ConfigError(f"{source}={folder}: no such directory")
+    if not os.access(folder, os.R_OK | os.X_OK):
+        raise ResourceError(f"{source}={folder}: permission denied")
 
 
 def _check_completion(words: Sequence[str]) -> None:

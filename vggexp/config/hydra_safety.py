@@ -134,6 +134,10 @@ class FileConfigSource(file_config_source.FileConfigSource):
             yaml_limits.check_file(path)
         try:
             result = super().load_config(config_path)
+        except OSError as error:
+            if error.errno is not None:  # OmegaConf's for a file such as `3` has none
+                raise
+            raise ConfigError(f"{path}: holds no keys; needs lines as key: value") from error
         except (ValueError, LookupError, AttributeError, TypeError) as error:  # as of !!bool x
             raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
         package = result.header["package"]

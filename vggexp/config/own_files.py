@@ -16,11 +16,13 @@ from omegaconf import DictConfig, OmegaConf
 from vggexp.config.device import conf_dir
 from vggexp.config.keys import flatten
 from vggexp.config.parse import GROUP_CLASSES, schema_keys
+from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 
 SHIPPED = "main"  # Hydra's name for the origin of conf/
 COMMAND_LINE = "command-line"  # Hydra's name for the origin of the folder of --config-dir
 GROUPS = (*GROUP_CLASSES, "augment", "optimizer", "device")  # whose files hold one section each
+GLOBAL_PACKAGE = "# @package _global_"  # first line of a file that sets keys of several sections
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,21 @@ def complete(folder: str, name: str, content: Any, package: str | None) -> None:
         name: the file below it, such as arch/mine.
         content: the content of the file, which is changed.
         package: what the file's first line says of its place; None: its group.
+
+    Raises:
+        ConfigError: the content is a list, or it would stand in a section that does not exist.
     """
-    if not isinstance(content, DictConfig):
-        return
     group, _, stem = name.rpartition("/")
+    path = Path(folder, f"{name.removesuffix('.yaml')}.yaml")
+    shown = _as_typed(path)
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{shown}: holds a list; needs lines as key: value")
+    if group == "experiment" and package is None:
+        raise ConfigError(f"{shown}: sets keys of several groups; begin it with {GLOBAL_PACKAGE}")
     own: Any = OmegaConf.to_container(content, resolve=False)
     is_section = group in GROUPS and package in (None, group)
-    path = Path(folder, f"{name.removesuffix('.yaml')}.yaml")
     READ[path] = OwnFile(
-        path=_as_typed(path),
+        path=shown,
         group=group if is_section else "",
         values=flatten({group: own}) if is_section else flatten(own),
         has_defaults="defaults" in own,
