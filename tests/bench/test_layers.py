@@ -60,6 +60,14 @@ def test_every_layer_takes_time():
     assert len(table) == 12
 
 
+@pytest.mark.parametrize("flag", ["--layers", "--json"])
+def test_a_trace_prints_no_figures(tmp_path, capsys, flag):
+    assert main([*TINY, f"--trace={tmp_path}/trace.json", flag]) == 2
+    message = "--trace: prints no figures; leave out --layers and --json"
+    assert capsys.readouterr().err == f"vggexp: error: {message}\n"
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.process
 def test_a_trace_is_a_file_of_events(tmp_path, capsys):
     path = tmp_path / "trace.json"

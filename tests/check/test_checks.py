@@ -3,10 +3,14 @@
 import json
 
 import pytest
+import torch
 
 from vggexp.check.__main__ import format_finding, main
 from vggexp.check.checks import (
+    MIN_STEPS,
     Finding,
+    Steps,
+    caption_of,
     check_images,
     check_labels,
     check_layers,
@@ -100,10 +104,25 @@ def test_a_decay_that_empties_the_weights_is_found():
     assert "has died; try optimizer.weight_decay=5e-4" in finding.cure
 
 
+@pytest.mark.parametrize("steps", [MIN_STEPS - 1, MIN_STEPS])
+def test_a_loss_that_is_still_high_is_judged_after_enough_steps(subject, steps):
+    finding = judge_steps(subject, Steps(subject.new_state().model, [3.0] + [20.0] * (steps - 1)))
+    assert finding.text.startswith("not judged: ") == (steps < MIN_STEPS)
+    assert (finding.cure is None) == (steps < MIN_STEPS)
+
+
+def test_a_loss_that_is_not_finite_is_judged_at_once(subject):
+    assert judge_steps(subject, Steps(subject.new_state().model, [3.0, float("nan")])).cure
+
+
+def test_without_time_one_step_is_taken_and_not_judged(subject):
+    assert len(train_steps(subject, 1e-9).losses) == 1
+
+
 def test_a_network_that_cannot_memorize_is_found(subject):
     images, _ = subject.batch
     images[:] = 0
-    assert check_memorizing(subject, 0.5).cure is not None
+    assert check_memorizing(subject, 2).cure is not None
 
 
 def test_a_finding_is_one_line():
@@ -130,6 +149,13 @@ def test_the_sheet_shows_nine_images(tmp_path):
     assert main([*SMALL, "augment=crop_flip", f"--images={path}"]) == 0
     with Image.open(path) as sheet:
         assert sheet.width > 3 * 112
+
+
+@pytest.mark.parametrize(
+    ("shares", "caption"), [([0.7, 0.3], "0.70 cat + 0.30 dog"), ([0.004, 0.996], "1.00 dog")]
+)
+def test_a_mixed_image_has_the_shares_of_its_classes(shares, caption):
+    assert caption_of(torch.tensor(shares), ["cat", "dog"]) == caption
 
 
 def test_a_run_of_several_processes_is_refused(capsys):

@@ -1,10 +1,13 @@
 """The page shows every image once, with the colors of its numbers, and loads nothing."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 
-from vggexp.look.page import COLORS, colored, filter_sheet, map_strip, overlay
+from vggexp.look.look import Heat, Look, Picture
+from vggexp.look.page import COLORS, colored, filter_sheet, map_strip, overlay, render_page
 
 
 @pytest.fixture
@@ -32,6 +35,14 @@ def test_weak_evidence_is_relative_to_the_smallest_that_counts(pixels):
     assert abs(weak.astype(int) - 100).sum() < abs(strong.astype(int) - 100).sum()
 
 
+def test_a_small_fall_is_drawn_weaker_than_evidence_of_grad_cam(pixels):
+    weak = torch.full((8, 8), 0.01)
+    look = Look(Picture("a", pixels, None), torch.tensor([0.9, 0.1]), [Heat(0, weak, weak)], [])
+    page = render_page("run", "", [look], torch.zeros(1, 1, 3, 3), ["x", "y"])
+    grad_cam, occlusion = re.findall('src="([^"]*)" alt="(?:Grad-CAM|occlusion), x"', page)
+    assert grad_cam != occlusion
+
+
 def test_colors_go_from_the_first_to_the_last():
     ends = colored(np.array([[0.0, 1.0]]))
     assert ends[0].tolist() == [COLORS[0].tolist(), COLORS[-1].tolist()]
@@ -42,6 +53,12 @@ def test_maps_stand_side_by_side():
     assert strip.shape == (64, 3 * 66, 3)
     assert strip[0, 0].tolist() == COLORS[-1].tolist()
     assert strip[0, 63].tolist() == COLORS[0].tolist()
+
+
+def test_maps_of_one_pixel_share_a_scale():
+    strip = map_strip(torch.tensor([2.0, 0.0])[:, None, None])
+    assert strip[0, 0].tolist() == COLORS[-1].tolist()
+    assert strip[0, 66].tolist() == COLORS[0].tolist()
 
 
 @pytest.mark.parametrize("channels", [1, 3, 5])

@@ -1,5 +1,8 @@
 """Checks the section about the best run."""
 
+import shlex
+from html import escape
+
 import numpy as np
 import pytest
 
@@ -24,6 +27,18 @@ def test_the_best_run_has_its_confusions_and_mistakes(tmp_path):
     assert mistakes.index("Pullover") < mistakes.index("Dress")
     assert "0.7000" in mistakes
     assert "<img" not in mistakes
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, False])
+def test_a_run_with_a_checkpoint_has_the_command_that_shows_its_mistakes(tmp_path, has_checkpoint):
+    folder = tmp_path / "a run"
+    folder.mkdir()
+    np.savez(folder / "predictions.npz", scores=np.eye(10), labels=np.arange(10)[::-1])
+    if has_checkpoint:
+        (folder / "checkpoints").mkdir()
+        (folder / "checkpoints" / "00000001.pt").touch()
+    command = f"python -m vggexp.look {escape(shlex.quote(str(folder)))} --mistakes"
+    assert (command in section_of(folder)) == has_checkpoint
 
 
 def test_without_mistakes_there_is_no_list(tmp_path):

@@ -1,6 +1,7 @@
 """Command `vggexp.bench`: measures the speed of a configuration on this machine."""
 
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
     from vggexp.bench.measure import BenchResult
 
 DESCRIPTION = """\
-python -m vggexp.bench [overrides] [--layers] [--trace FILE] [--json]:
+python -m vggexp.bench [overrides] [--layers] [--json]
+python -m vggexp.bench [overrides] --trace FILE:
 the speed of a configuration here, part by part.
 
 Every part is timed in turn, several rounds, in one process. A machine whose speed drifts then slows
@@ -44,6 +46,10 @@ def _bench(argv: Sequence[str]) -> str:
         raise ConfigError(
             f"device.processes={config.device.processes}: one process is timed; leave it out"
         )
+    if command.arguments.trace is not None and (command.arguments.layers or command.arguments.json):
+        raise ConfigError("--trace: prints no figures; leave out --layers and --json")
+    # Read when torch is imported. Below 6 its profiler prints an ERROR on machines without a GPU.
+    os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     # This imports torch, so it comes after the check of the command.
     from vggexp.bench import layers
     from vggexp.bench.measure import benchmark

@@ -25,7 +25,8 @@ steps with the configured optimizer, and whether a few images can be memorized. 
 of time, memory and disk. Nothing is written, except the file of --images: nine training images,
 augmented as configured, with their labels.
 
-Exit code 0: all is well; 5: something is wrong.
+Exit code 0: all is well; 5: something is wrong. 2: wrong configuration. 3: data missing or damaged.
+6: memory, or the file of --images cannot be written.
 """
 NAME_WIDTH = 19
 
@@ -39,6 +40,7 @@ def _check(argv: Sequence[str]) -> str | None:
     if command.arguments.help:
         return DESCRIPTION
     config = expand.compose_run(command)
+    cli.note_replaced_files()
     if config.device.processes not in (None, 1):
         raise ConfigError(
             f"device.processes={config.device.processes}: one process is checked; leave it out"

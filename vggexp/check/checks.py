@@ -40,11 +40,13 @@ MIN_IMAGES_PER_CLASS = 10  # with fewer, the classifier of tiny images cannot ju
 TRAINED_STEPS = 150  # as train.probe_steps
 TRAINING_SECONDS = 7.5
 MEAN_STEPS = 5  # over which a loss is averaged
+MIN_STEPS = 20  # with fewer, a loss that is still high proves nothing
 MEMORIZING_LR = 5e-4  # of Adam
 # Relative to the loss of guessing.
 EXPLODED = 4.0
 MEMORIZED = 0.1
 LEARNING = 0.8  # relative to the first loss
+SHOWN_SHARE = 0.005  # of a class in a mixed image; less is printed as 0.00
 NO_AUGMENT = Augment(flip=0, crop=0, scale=None, color=0, erase=0, mixup=None, cutmix=None)
 
 
@@ -220,7 +222,7 @@ def train_steps(subject: Subject, seconds: float) -> Steps:
     for images, labels in islice(cycle(subject.data.train), TRAINED_STEPS):
         step_started = time.perf_counter()
         share = max(len(steps.losses) / TRAINED_STEPS, (step_started - started) / seconds)
-        if share >= 1:
+        if share >= 1 and steps.losses:  # one step is taken even if reading the images was slow
             break
         lr = config.optimizer.lr * (min(1, 2 * share + 0.02) if starts_low else 1)
         loss = take_step(subject, state, (images[:size], labels[:size]), lr)
@@ -256,8 +258,11 @@ def judge_steps(subject: Subject, steps: Steps) -> Finding:
         f"in {plural(len(losses), 'step')}, {config.optimizer.name} lr {config.optimizer.lr:g}"
     )
     advice = f"try {', or '.join(suggested_overrides(config))}"
-    if not losses[-1] < max(losses[0], EXPLODED * subject.guessing_loss):
+    is_high = not losses[-1] < max(losses[0], EXPLODED * subject.guessing_loss)
+    if is_high and (len(losses) >= MIN_STEPS or not math.isfinite(losses[-1])):
         return Finding("steps", text, f"the loss explodes; {advice}")
+    if len(losses) < MIN_STEPS:
+        return Finding("steps", f"not judged: {text}")
     dead = first_dead(layer_stats(steps.model, subject.first(PROBE_IMAGES), layers(config))[0])
     if dead is not None:
         return Finding("steps", text, f"{dead.layer} has died; {advice}")
@@ -285,6 +290,8 @@ def check_memorizing(subject: Subject, seconds: float) -> Finding:
     text = f"loss {losses[0]:.4f} -> {losses[-1]:.4f} on {images} in {count} of Adam"
     if losses[-1] < LEARNING * losses[0]:
         return Finding("memorizing", text)
+    if len(losses) < MIN_STEPS:
+        return Finding("memorizing", f"not judged: {text}")
     advice = f"try {', or '.join(suggested_overrides(subject.config))}"
     return Finding("memorizing", text, advice)
 
@@ -330,7 +337,7 @@ def write_sheet(config: Config, path: Path, count: int = 9) -> None:
     device_setup = setup_device(config)
     data = datasets.build_loaders(config, device_setup.device)
     images, labels = next(iter(data.train.train(0)))
-    captions = [_caption(label, data.classes) for label in labels[:count]]
+    captions = [caption_of(label, data.classes) for label in labels[:count]]
     sheet = captioned_grid(images[:count].float().cpu().numpy(), captions)
     content = io.BytesIO()
     Image.fromarray(sheet).save(content, "PNG")
@@ -338,10 +345,12 @@ def write_sheet(config: Config, path: Path, count: int = 9) -> None:
         atomic_write(path, content.getvalue())
 
 
-def _caption(label: Tensor, classes: Sequence[str]) -> str:
+def caption_of(label: Tensor, classes: Sequence[str]) -> str:
     """Returns the class of an image, or the shares of the two classes of a mixed one."""
     if label.ndim == 0:
         return classes[int(label)]
     shares, indices = label.topk(2)
     parts = zip(shares.tolist(), indices.tolist(), strict=True)
-    return " + ".join(f"{share:.2f} {classes[index]}" for share, index in parts if share)
+    return " + ".join(
+        f"{share:.2f} {classes[index]}" for share, index in parts if share >= SHOWN_SHARE
+    )

@@ -89,7 +89,11 @@ def _heat_figures(pixels: Tensor, heat: Heat, classes: Sequence[str]) -> str:
     fall = max(0.0, heat.occlusion.max().item())
     return _figure(
         overlay(pixels, heat.grad_cam), f"Grad-CAM, {name}", "where its evidence lies"
-    ) + _figure(overlay(pixels, heat.occlusion), f"occlusion, {name}", f"falls by up to {fall:.2f}")
+    ) + _figure(
+        overlay(pixels, heat.occlusion, MIN_FALL),
+        f"occlusion, {name}",
+        f"falls by up to {fall:.2f}",
+    )
 
 
 def _stage_row(stage: FeatureMaps) -> str:
@@ -121,10 +125,14 @@ def colored(strength: NDArray[Any]) -> NDArray[Any]:
 
 
 def map_strip(maps: Tensor) -> Pixels:
-    """Returns feature maps [K, H, W] side by side, each relative to its own largest value."""
+    """Returns feature maps [K, H, W] side by side, each relative to its own largest value.
+
+    Maps of one pixel are relative to the largest of them; else all would have the same color.
+    """
+    smallest = maps.max().item() if maps[0].numel() == 1 else 0.0
     tiles = []
     for values in maps.numpy():
-        tile = colored(_relative(values)).round().astype(np.uint8)
+        tile = colored(_relative(values, smallest)).round().astype(np.uint8)
         rows = np.arange(TILE) * tile.shape[0] // TILE
         columns = np.arange(TILE) * tile.shape[1] // TILE
         tiles.append(

@@ -1,6 +1,7 @@
 """Renders the section about the best run: confusion matrix and worst mistakes."""
 
 import base64
+import shlex
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -80,6 +81,9 @@ def _mistakes(stored: Predictions, names: Sequence[str], folder: Path) -> str:
         url = f"data:image/png;base64,{base64.b64encode(png).decode()}"
         image = f'<img src="{url}" alt="the worst mistakes">'
     note = "The wrong predictions of the highest probability. Images are counted from 0."
+    if any((folder / "checkpoints").glob("*.pt")):
+        command = f"python -m vggexp.look {shlex.quote(str(folder))} --mistakes"
+        note += f" To see where the network looks: <code>{escape(command)}</code>"
     pair = f'<div class="pair">{html_table(rows)}{image}</div>'
     return f"<h4>Worst mistakes</h4><p>{note}</p>{pair}"
 
