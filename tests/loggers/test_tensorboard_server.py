@@ -17,7 +17,7 @@ from PIL import Image
 from tools import chromium
 from vggexp.loggers.hparams import HParamsTable
 from vggexp.loggers.tensorboard import TensorBoardLogger, scalar_tag
-from vggexp.sweep.tensorboard import write_means, write_sweep
+from vggexp.sweep.tensorboard import write_means
 
 pytestmark = pytest.mark.process
 
@@ -184,13 +184,12 @@ def sweep(tmp_path_factory):
     for seed in (0, 1):
         record(root / f"vgg11-seed{seed}", {"arch.norm": "batch", "seed": seed}, [row(1)], ok=True)
     (root / SWEEP).mkdir(parents=True)
-    write_sweep(root / SWEEP, HParamsTable({"seed": 0}, ["seed"], ["seed"]))
     write_means(root / SWEEP, dict.fromkeys(LABELS, [[row(1), row(2)]] * 2))
     with serve(root, "--reload_interval=1") as server:
         yield (
             root,
             server,
-            client(server, lambda ask: len(ask("runs")) == 5 and len(layout(ask)) == 5),
+            client(server, lambda ask: len(ask("runs")) == 4 and len(layout(ask)) == 5),
         )
 
 
@@ -206,7 +205,7 @@ def layout(ask):
 def test_each_setting_of_a_sweep_is_one_more_run_without_hyperparameters(sweep):
     _, _, ask = sweep
     settings = [f"{SWEEP}/repeats/{label}" for label in LABELS]
-    assert sorted(ask("runs")) == [SWEEP, *settings, "vgg11-seed0", "vgg11-seed1"]
+    assert sorted(ask("runs")) == [*settings, "vgg11-seed0", "vgg11-seed1"]
     assert statuses(ask).keys() == {"vgg11-seed0", "vgg11-seed1"}
 
 
@@ -221,7 +220,7 @@ def test_each_setting_of_a_sweep_is_one_more_run_without_hyperparameters(sweep):
 def test_a_chart_has_the_lines_of_its_runs_only(sweep, section, chart, lines):
     _, _, ask = sweep
     found = {}
-    for run in ("vgg11-seed0", "vgg11-seed1", SWEEP, SETTING):
+    for run in ("vgg11-seed0", "vgg11-seed1", SETTING):
         query = urlencode({"run": run, "tag": layout(ask)[section][chart]})
         tags = ask(f"plugin/custom_scalars/scalars?{query}")["tag_to_events"]
         if tags:

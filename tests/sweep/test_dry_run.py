@@ -48,7 +48,7 @@ def config():
         (
             [("failed", KNOWN)],
             1,
-            "1 job: 0 finished, 0 to run, 1 failed before (sweep.retry_failed=true tries again)",
+            "1 job: 0 finished, 1 failed before (sweep.retry_failed=true tries again), 0 to run",
         ),
     ],
 )

@@ -125,7 +125,7 @@ def test_only_missing_jobs_run(tmp_path):
     assert "not finite at epoch 1" in process.stdout
     process = vggexp(tmp_path, *sweep, "optimizer.lr=99,0.02,0.01")
     assert process.returncode == 7
-    assert "before   1 of 3 jobs finished" in process.stdout
+    assert "sweep    3 jobs: 1 finished, 1 failed before (" in process.stdout
     assert process.stdout.count("started  ") == 1
     assert "(before; sweep.retry_failed=true tries again)" in process.stdout
     process = vggexp(tmp_path, *sweep, "optimizer.lr=99,0.01", "sweep.retry_failed=true")

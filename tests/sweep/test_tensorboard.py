@@ -8,10 +8,8 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
-from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
-from vggexp.loggers.hparams import HParamsTable
-from vggexp.sweep.tensorboard import folder_name, write_means, write_sweep
+from vggexp.sweep.tensorboard import folder_name, write_means
 
 
 def history(*losses):
@@ -88,14 +86,6 @@ def test_the_charts_match_the_lines_of_all_settings(tmp_path):
         "train/accuracy": [0, 0],
         "train/loss": [1, 3],
     }
-
-
-def test_a_sweep_has_the_columns_of_its_table(tmp_path):
-    table = HParamsTable({"optimizer.lr": 0.1, "seed": 0}, ["optimizer.lr"], ["optimizer.lr"])
-    write_sweep(tmp_path, table)
-    metadata = load(tmp_path).SummaryMetadata("_hparams_/experiment")
-    experiment = HParamsPluginData.FromString(metadata.plugin_data.content).experiment
-    assert [info.name for info in experiment.hparam_infos] == ["optimizer.lr"]
 
 
 def test_a_second_write_replaces_the_earlier_file(tmp_path):

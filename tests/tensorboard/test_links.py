@@ -5,6 +5,7 @@ import pytest
 from tests.runs.test_records import write_run
 from vggexp.errors import CheckpointError, DataError
 from vggexp.runs.sweeps import SweptRun, write_runs
+from vggexp.sweep.tensorboard import write_means
 from vggexp.tensorboard.links import ShownRuns, check_folders, link_event_files
 
 
@@ -39,8 +40,24 @@ def test_a_sweep_knows_what_was_typed_for_its_runs(tmp_path):
     sweep.mkdir(parents=True)
     write_runs(sweep, runs)
     assert names(sweep) == {"a": "arch=vgg11", "b": "arch=vgg13"}
-    (sweep / "events.out.tfevents.1").write_text("the means over the seeds")
-    assert names(sweep) == {"arch-0": "arch-0", "a": "arch=vgg11", "b": "arch=vgg13"}
+
+
+def test_a_sweep_with_repeats_shows_its_means(tmp_path):
+    write_runs(tmp_path, [SweptRun(tmp_path / "a", ["seed=0"]), SweptRun(tmp_path / "b", [])])
+    write_means(tmp_path, {"arch=vgg11": [[{"epoch": 1, "val/loss": 0.5}]]})
+    mean = tmp_path / "repeats/arch=vgg11"
+    shown = ShownRuns([tmp_path])
+    shown.update()
+    assert shown.names[mean] == "mean of arch=vgg11"
+    link_event_files(shown.names, tmp_path / "target")
+    links = (tmp_path / "target/mean of arch=vgg11").iterdir()
+    assert [link.resolve().parent for link in links] == [mean]
+
+
+def test_a_name_leaves_out_what_makes_no_other_run(tmp_path):
+    write_typed_run(tmp_path / "a", "seed=1", "train.log_steps=5", "run.root=x", "hydra.x=1")
+    write_typed_run(tmp_path / "b", "seed=2", "run.name=b")
+    assert names(tmp_path) == {"a": "seed=1", "b": "seed=2"}
 
 
 def test_a_run_is_shown_once(tmp_path):

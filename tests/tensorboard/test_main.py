@@ -28,10 +28,9 @@ def row(epoch):
 
 def write_events(folder, epochs):
     """Writes the events of a run that continues before its last epoch."""
-    hparams = HParamsTable({}, (), ())
-    logger = TensorBoardLogger(
-        folder, hparams, [row(epoch) for epoch in range(1, epochs)], pytest.fail
-    )
+    table = HParamsTable({}, [], [])
+    rows = [row(epoch) for epoch in range(1, epochs)]
+    logger = TensorBoardLogger(folder, table, rows, pytest.fail)
     logger.epoch(row(epochs))
     logger.close(True)
 
@@ -150,6 +149,7 @@ def test_without_tensorboard_the_error_names_the_package(sweep, capsys, monkeypa
     [
         ([], 2, "the following arguments are required: DIR; see --help"),
         (["nowhere"], 2, "nowhere: no such directory"),
+        ([__file__], 2, f"{__file__}: not a directory"),
         (["."], 3, ".: holds no run (a run is a folder with config.yaml and result.json)"),
         ([".", "--port", "0"], 2, "argument --port: 0: expected 1..65535; see --help"),
     ],

@@ -1,7 +1,7 @@
 """Converts configurations between schema classes, nested dictionaries and flat keys."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vggexp.config.schema import is_rest_field
@@ -60,3 +60,11 @@ def to_plain(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [to_plain(item) for item in value]
     return value
+
+
+def varying_keys(rows: Sequence[Mapping[str, str]]) -> list[str]:
+    """Returns the keys with more than one value among the rows, in the order of the command."""
+    keys: dict[str, None] = {}  # an ordered set
+    for row in rows:
+        keys |= dict.fromkeys(row)
+    return [key for key in keys if len({row.get(key) for row in rows}) > 1]

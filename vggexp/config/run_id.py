@@ -55,6 +55,11 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     return result
 
 
+def can_change_result(key: str) -> bool:
+    """Returns whether another value of a key, or another file of a group, can make another run."""
+    return key in PATH_KEYS or not key.startswith((*NON_IDENTITY_KEYS, "hydra"))
+
+
 def _cache_kind(keys: Mapping[str, Any]) -> str | None:
     """Returns "ram" for an image folder that is decoded once, into any memory; else None.
 
@@ -151,7 +156,7 @@ def with_labels(
     """
     chosen = []
     for override in {override.key: override for override in overrides}.values():
-        if override.key in PATH_KEYS or not override.key.startswith((*NON_IDENTITY_KEYS, "hydra")):
+        if can_change_result(override.key):
             chosen.append(override)
     network = config.run.network or network_label(config.arch, file)
     label = config.run.label or run_label(config, network, chosen)

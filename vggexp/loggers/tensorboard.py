@@ -51,11 +51,6 @@ def scalar_tag(key: str) -> str:
     return key
 
 
-def table_columns(table: HParamsTable) -> Any:
-    """Returns the columns of the HParams table, with the scores behind the hyperparameters."""
-    return event_files.hparams_columns(table, SCORES)
-
-
 def write_evaluation(
     folder: Path,
     scores: Mapping[str, float],
@@ -182,7 +177,7 @@ class TensorBoardLogger:
         wall_time = time.time() - sum(map(_epoch_seconds, rows))
         header = [
             event_files.hparams_start(hparams.values, wall_time),
-            table_columns(hparams),
+            event_files.hparams_columns(hparams, SCORES),
             event_files.chart_layout(CHARTS),
         ]
         events = event_files.session_start_events(wall_time)

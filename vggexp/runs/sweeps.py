@@ -19,6 +19,7 @@ RUNS = "runs.json"  # written before the first job starts
 TABLE = "results.csv"  # written at the end; all that an earlier version left
 STUDY = "study.log"  # of a search
 MULTIRUN = "multirun.yaml"  # the configuration of the whole sweep
+MEANS = "repeats"  # the event files of the means over the seeds, in a folder for each setting
 MAX_STUDY_BYTES = 1 << 28
 
 

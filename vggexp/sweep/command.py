@@ -55,8 +55,7 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         make_dir(folder)
         write_runs(folder, [SweptRun(*pair) for pair in zip(run_dirs, overrides, strict=True)])
     print_text("\n".join(_first_lines(grid)))
-    swept = swept_keys(overrides)
-    task = HydraTask(grid.configs(), grid.sweep, swept)
+    task = HydraTask(grid.configs(), grid.sweep, swept_keys(overrides))
     code = run_hydra(command, _sweep_dir_override(folder), grid.label_override, task=task)
     if code:
         return code
@@ -73,7 +72,7 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
         jobs.append(SweepJob(job_overrides, run_dir, config, reason, number))
     epochs = [rung.epochs for rung in rungs]
     rows = write_sweep_table(jobs, grid.sweep.objective, folder, epochs)
-    write_events(folder, jobs, swept)
+    write_events(folder, jobs)
     _print_where(folder)
     unfinished = sum(row["state"] not in ("finished", "paused") for row in rows)
     if unfinished:
@@ -112,22 +111,11 @@ def _sweep_dir_override(folder: Path) -> str:
     return f"hydra.sweep.dir={quoted(str(folder))}"
 
 
-def write_events(folder: Path, jobs: Sequence[SweepJob], swept: Sequence[str]) -> None:
-    """Writes what TensorBoard shows of a sweep, or warns: TensorBoard is only a view.
-
-    Args:
-        folder: the folder of the sweep.
-        jobs: the jobs.
-        swept: the keys with several values.
-    """
-    from vggexp.loggers.hparams import hparams_table
-    from vggexp.sweep.tensorboard import write_means, write_sweep
+def write_events(folder: Path, jobs: Sequence[SweepJob]) -> None:
+    """Writes what TensorBoard shows of a sweep, or warns: TensorBoard is only a view."""
+    from vggexp.sweep.tensorboard import write_means
 
     try:
-        for job in jobs:
-            if job.config is not None:  # any job of the sweep has the columns
-                write_sweep(folder, hparams_table(job.config, job.overrides, swept))
-                break
         histories = {}
         for label, run_dirs in repeat_folders(jobs).items():
             histories[label] = [jsonl.read(run_dir / METRICS) for run_dir in run_dirs]
@@ -154,15 +142,14 @@ def run_search(command: compose.Command, plan: SearchPlan) -> int:
         study = open_study(folder, plan.name, objective)
         ended = sum(trial.state.is_finished() for trial in proposed_trials(study))
         print_text(f"sweep    {search_line(plan, ended)}")
-        swept = list(plan.axes)
-        task = HydraTask(sweep=plan.config.sweep, swept=swept)
+        task = HydraTask(sweep=plan.config.sweep, swept=list(plan.axes))
         code = run_hydra(command, _sweep_dir_override(folder), plan.label_override, task=task)
         if code:
             return code
         study = open_study(folder)
     jobs = trial_jobs(study, plan.axes)
     rows = write_sweep_table(jobs, objective, folder)
-    write_events(folder, jobs, swept)
+    write_events(folder, jobs)
     _print_where(folder)
     failed = sum(row[objective] is None for row in rows)
     if failed:

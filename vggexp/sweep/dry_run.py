@@ -152,10 +152,11 @@ def outlook_line(outlooks: Sequence[JobOutlook], jobs_at_a_time: int) -> str:
     """Returns how many jobs there are, how many will run for how many epochs, and how long."""
     to_run = [outlook for outlook in outlooks if outlook.will_run()]
     finished = sum(outlook.state == "finished" for outlook in outlooks)
-    line = f"{plural(len(outlooks), 'job')}: {finished:,} finished, {len(to_run):,} to run"
+    line = f"{plural(len(outlooks), 'job')}: {finished:,} finished"
     failed = len(outlooks) - finished - len(to_run)
     if failed:
         line = f"{line}, {failed:,} failed before (sweep.retry_failed=true tries again)"
+    line = f"{line}, {len(to_run):,} to run"
     if not to_run:
         return line
     line = f"{line} for {plural(_count_epochs(to_run), 'epoch')}"

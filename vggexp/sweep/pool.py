@@ -239,7 +239,6 @@ class Pool:
     def skip_done(self) -> None:
         """Removes the jobs from the queue that need no run."""
         self.waiting = deque(job for job in self.waiting if self.needs_run(job))
-        self.progress.on_start()
 
     def start_jobs(self, stop: StopFlag) -> None:
         """Starts jobs in the free slots; then preloads for the jobs that still wait."""

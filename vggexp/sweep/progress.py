@@ -75,12 +75,6 @@ class SweepProgress:
         for bar in reversed(self.bars):
             bar.close()
 
-    def on_start(self) -> None:
-        """Prints how many jobs had finished in earlier attempts; call it before the first start."""
-        finished = self.ended["finished"]
-        if finished:
-            self._line(f"before   {finished} of {plural(len(self.work), 'job')} finished")
-
     def job_started(self, slot: int, job: RunningJob) -> None:
         self.running[slot] = job
         if not self.bars:

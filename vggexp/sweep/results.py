@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vggexp.config.keys import flatten, to_plain
+from vggexp.config.keys import flatten, to_plain, varying_keys
 from vggexp.config.overrides import parse_override, typed_values
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
@@ -296,13 +296,13 @@ def setting_columns(
         configs: the configuration of each job; None if it is unknown.
     """
     values = [parse_job(job) for job in overrides]
-    typed = _varying_keys(values)
+    typed = varying_keys(values)
     settings = [{} if config is None else _settings(config) for config in configs]
     known = [row for row in settings if row]
     # The column of a group, as arch=vgg16, stands for all keys of the group.
     groups = tuple(f"{key}." for key in typed)
     added = []
-    for key in _varying_keys(known):
+    for key in varying_keys(known):
         is_network = key == "network" and any(f"{name}.".startswith("arch.") for name in typed)
         if key not in typed and not key.startswith(groups) and not is_network:
             added.append(key)
@@ -331,17 +331,9 @@ def _settings(config: Config) -> dict[str, str]:
     return values
 
 
-def _varying_keys(rows: Sequence[dict[str, str]]) -> list[str]:
-    """Returns the keys with more than one value, in the order of the command."""
-    keys: dict[str, None] = {}  # an ordered set
-    for row in rows:
-        keys |= dict.fromkeys(row)
-    return [key for key in keys if len({row.get(key) for row in rows}) > 1]
-
-
 def swept_keys(overrides: Sequence[Sequence[str]]) -> list[str]:
     """Returns the keys with several values among the overrides of the jobs."""
-    return _varying_keys([parse_job(job) for job in overrides])
+    return varying_keys([parse_job(job) for job in overrides])
 
 
 def parse_job(overrides: Sequence[str]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Shows a sweep in TensorBoard: the columns of its HParams table, and its repeats.
+"""Shows the repeats of a sweep in TensorBoard.
 
 Each setting that is repeated is one more run, below the folder of the sweep. So each setting has a
 color of its own. Its mean over the seeds and the limits of the spread are three lines of this
@@ -14,18 +14,17 @@ from typing import Any, NamedTuple
 
 from vggexp.config.run_id import short_hash
 from vggexp.loggers import event_files
-from vggexp.loggers.hparams import HParamsTable
-from vggexp.loggers.tensorboard import scalar_tag, table_columns
+from vggexp.loggers.tensorboard import scalar_tag
 from vggexp.runs.repeats import mean_and_std
+from vggexp.runs.sweeps import MEANS
 from vggexp.system.files import make_dir
 
 KEYS = ("val/accuracy", "val/loss", "train/accuracy", "train/loss")
-FOLDER = "repeats"  # in the folder of the sweep, with a folder for each setting
 MAX_NAME_CHARS = 200  # of a folder; file systems allow 255 bytes
 # The charts are the same for all sweeps, because the server merges their sections.
 CHARTS = {
-    "mean over the seeds": {key: f"{FOLDER}/{scalar_tag(key)}$" for key in KEYS},
-    "mean and one sd below and above": {key: f"{FOLDER}/{scalar_tag(key)}" for key in KEYS},
+    "mean over the seeds": {key: f"{MEANS}/{scalar_tag(key)}$" for key in KEYS},
+    "mean and one sd below and above": {key: f"{MEANS}/{scalar_tag(key)}" for key in KEYS},
 }
 
 History = Sequence[Mapping[str, Any]]  # of a run, one object of metrics.jsonl for each epoch
@@ -37,15 +36,6 @@ class ConfidenceBand(NamedTuple):
     mean: float
     lower: float
     upper: float
-
-
-def write_sweep(folder: Path, table: HParamsTable) -> None:
-    """Writes the columns of a sweep's HParams table; replaces the folder's earlier events."""
-    now = time.time()
-    events = event_files.session_start_events(now)
-    events.append(event_files.summary_event([table_columns(table)], 0, now))
-    with event_files.replace_event_files(folder) as file, file:
-        event_files.write_events(file, events)
 
 
 def write_means(folder: Path, histories: Mapping[str, Sequence[History]]) -> None:
@@ -62,7 +52,7 @@ def write_means(folder: Path, histories: Mapping[str, Sequence[History]]) -> Non
         for key in KEYS:
             for epoch, band in bands_by_epoch(repeats, key).items():
                 events.append(event_files.summary_event(_scalars(key, band), epoch, now))
-        setting = folder / FOLDER / folder_name(label)
+        setting = folder / MEANS / folder_name(label)
         make_dir(setting)
         with event_files.replace_event_files(setting) as file, file:
             event_files.write_events(file, events)
@@ -98,7 +88,7 @@ def _scalars(key: str, band: ConfidenceBand) -> list[Any]:
 
     Their tags have a heading of their own, so that they stay out of the charts of the runs.
     """
-    tag = f"{FOLDER}/{scalar_tag(key)}"
+    tag = f"{MEANS}/{scalar_tag(key)}"
     return [
         event_files.scalar(tag, band.mean),
         event_files.scalar(f"{tag} mean-sd", band.lower),

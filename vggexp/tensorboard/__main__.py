@@ -48,9 +48,13 @@ def _show(argv: Sequence[str]) -> None:
         "--port", type=parse_port, metavar="N", help="port (default: the first free from 6006 on)"
     )
     arguments = parser.parse_intermixed_args(argv)
-    missing = [folder for folder in arguments.folders if not os.path.isdir(folder)]
-    if missing:
-        raise ConfigError(*(f"{folder}: no such directory" for folder in missing))
+    problems = []
+    for folder in arguments.folders:
+        if not os.path.isdir(folder):
+            reason = "not a directory" if os.path.exists(folder) else "no such directory"
+            problems.append(f"{folder}: {reason}")
+    if problems:
+        raise ConfigError(*problems)
     if find_spec("tensorboard") is None:
         raise ConfigError("TensorBoard is not installed; pip install tensorboard")
     check_folders(arguments.folders)

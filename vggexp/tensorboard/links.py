@@ -9,18 +9,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from vggexp.config.keys import varying_keys
+from vggexp.config.run_id import can_change_result
 from vggexp.errors import DataError, VggexpError
 from vggexp.runs.directory import EVENTS_PREFIX, OVERRIDES
 from vggexp.runs.records import find_runs
 from vggexp.runs.schema import read_bytes
-from vggexp.runs.sweeps import read_runs
+from vggexp.runs.sweeps import MEANS, read_runs
 
 NO_RUN = "holds no run (a run is a folder with config.yaml and result.json)"
 UNSAFE = r"[^ -~]|[/\\]"  # in the name of a folder
 MAX_NAME_CHARS = 100  # a longer name is cut in TensorBoard's list; the folder's is shorter
 EVALUATIONS = "evaluations"  # the folder of a run in which vggexp.evaluate writes
 
-Settings = dict[str, str]  # what was typed, by key
+Settings = dict[str, str]  # what was typed, by key, without what makes no other run
 
 
 @dataclass
@@ -29,10 +31,10 @@ class ShownRuns:
 
     folders: Sequence[Path]  # as typed; the folder of a sweep stands for its runs
     keys: list[str] = field(default_factory=list)  # of the settings in a name
-    names: dict[Path, str] = field(default_factory=dict)  # by the run's real path
+    names: dict[Path, str] = field(default_factory=dict)  # by the real path of the folder
 
     def update(self) -> None:
-        """Finds the runs of the folders, and names those that are new.
+        """Finds the runs of the folders and the means of the sweeps, and names those that are new.
 
         The keys of the names are those in which the first runs differ.
         """
@@ -40,26 +42,25 @@ class ShownRuns:
         for folder in self.folders:
             settings |= {run: typed for run, typed in typed_settings(folder) if run not in settings}
         if not self.names:
-            self.keys = _varying_keys([typed for typed in settings.values() if typed])
-        used = set(self.names.values())
+            self.keys = varying_keys([typed for typed in settings.values() if typed])
         for run, typed in settings.items():
-            if run not in self.names:
-                self.names[run] = _unused_name(run, _setting_name(typed, self.keys), used)
-                used.add(self.names[run])
+            self._add(run, _setting_name(typed, self.keys))
+        for folder in self.folders:
+            for mean in sorted((folder / MEANS).glob("*")):
+                self._add(mean.resolve(), f"mean of {mean.name}")
+
+    def _add(self, folder: Path, name: str) -> None:
+        if folder not in self.names:
+            self.names[folder] = _unused_name(folder, name, set(self.names.values()))
 
 
 def typed_settings(folder: Path) -> Iterator[tuple[Path, Settings]]:
-    """Yields the real path of each run at or below a folder, and what was typed for the run.
-
-    A sweep also yields its own folder, which holds the means over its repeats.
-    """
+    """Yields the real path of each run at or below a folder, and what was typed for the run."""
     swept = read_runs(folder)
     if swept is None:
         for run_dir in find_runs([folder]):
             yield run_dir.resolve(), _parse(_read_overrides(run_dir))
         return
-    if any(folder.glob(f"{EVENTS_PREFIX}*")):
-        yield folder.resolve(), {}
     for run in swept:
         yield run.folder.resolve(), _parse(run.overrides or _read_overrides(run.folder))
 
@@ -74,15 +75,11 @@ def _read_overrides(folder: Path) -> list[str]:
 def _parse(overrides: Sequence[str]) -> Settings:
     settings = {}
     for override in overrides:
-        key, _, value = override.partition("=")
-        settings[key.lstrip("+~")] = value
+        text, _, value = override.partition("=")
+        key = text.lstrip("+~")
+        if can_change_result(key):
+            settings[key] = value
     return settings
-
-
-def _varying_keys(settings: Sequence[Settings]) -> list[str]:
-    """Returns the keys with more than one value, in the order of the command."""
-    keys = dict.fromkeys(key for typed in settings for key in typed)
-    return [key for key in keys if len({typed.get(key) for typed in settings}) > 1]
 
 
 def _setting_name(typed: Settings, keys: Sequence[str]) -> str:
