@@ -76,6 +76,8 @@ OTHER_VALUES = {
     "optimizer.betas": [0.8, 0.9],
     "scheduler.milestones": [3],
     "augment.scale": [1, 2],
+    "augment.mixup": 0.5,
+    "augment.cutmix": 0.5,
     "data.cache": "ram",
     "data.classes": 4,
     "data.limit": 5000,
