@@ -13,7 +13,6 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
-from vggexp.config import own_files
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, ResourceError, StoppedError, VggexpError
 from vggexp.formatting import error_line, printable
@@ -78,6 +77,8 @@ def warn_left_out(reason: str) -> None:
 
 def note_replaced_files() -> None:
     """Prints on stderr which shipped files the user's own files have replaced in this command."""
+    from vggexp.config import own_files  # imports Hydra, as the callers have done
+
     if rank_info().rank == 0:
         for path in own_files.replaced():
             print(printable(f"vggexp: note: {path} replaces the shipped file"), file=sys.stderr)

@@ -111,7 +111,7 @@ SMALL = "data=synthetic data.batch_size=16 arch.width=0.25 arch.hidden=[64]"
         f"{SMALL} arch=vgg11_bn",
         f"{SMALL} arch=vgg11_lrn",
         f"{SMALL} train.accumulate=4",
-        "data=synthetic arch=lenet",
+        "data=synthetic arch=lenet device.precision=bf16",
     ],
 )
 def test_plan_estimates_the_memory_of_a_step(overrides):

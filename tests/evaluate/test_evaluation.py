@@ -14,6 +14,7 @@ from tests.conftest import TINY, result, write_images
 from tests.evaluate.conftest import COLOR, metrics, read_files
 from vggexp.evaluate.__main__ import main
 from vggexp.loggers.event_files import read_image_summary
+from vggexp.loggers.tensorboard import scalar_tag
 from vggexp.runs.predictions import read
 from vggexp.training import checkpoint
 
@@ -165,7 +166,9 @@ def test_tensorboard_shows_the_evaluation_below_the_run(command, evaluate):
     points = {}
     for tag in events.Tags()["scalars"]:
         points[tag] = [(point.step, point.value) for point in events.Scalars(tag)]
-    expected = {tag: [(2, pytest.approx(value))] for tag, value in metrics(printed).items()}
+    expected = {}
+    for key, value in metrics(printed).items():
+        expected[scalar_tag(key)] = [(2, pytest.approx(value))]
     assert points == expected
     (tensor,) = events.Tensors("evaluation")
     text = tensor.tensor_proto.string_val[0].decode()
