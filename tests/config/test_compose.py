@@ -78,6 +78,18 @@ def test_an_error_in_a_users_file_is_one_line(text, problem, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+def test_a_reference_is_resolved_among_the_keys_of_a_run(tmp_path):
+    text = (
+        "train: {epochs: '${data.batch_size}', patience: '${.epochs}'}\nseed: '${train.epochs}'\n"
+    )
+    write(tmp_path / "experiment/mine.yaml", "# @package _global_\n" + text)
+    config = config_of("experiment=mine", f"--config-dir={tmp_path}", "data.batch_size=7")
+    assert (config.train.epochs, config.train.patience, config.seed) == (7, 7, 7)
+    write(tmp_path / "experiment/mine.yaml", "# @package _global_\nseed: '${hydra.job.num}'\n")
+    with pytest.raises(ConfigError, match="seed: Interpolation key 'hydra\\.job\\.num' not found"):
+        config_of("experiment=mine", f"--config-dir={tmp_path}")
+
+
 def test_auto_is_the_detected_device():
     name = device.detect_device()
     assert config_of("device=auto") == config_of(f"device={name}")

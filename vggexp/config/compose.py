@@ -6,10 +6,11 @@
 
 import argparse
 import contextlib
+import copy
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import version
@@ -321,11 +322,43 @@ def own_keys(node: DictConfig) -> DictConfig:
     return own
 
 
+def copy_sections(node: DictConfig, keys: Collection[str]) -> DictConfig:
+    """Returns a copy of a node that shares all sections except those in `keys`.
+
+    A reference is resolved in the node that its section belongs to: copy the sections that refer
+    to other keys. To copy all sections takes 4 ms in place of 0.1.
+    """
+    shared = {}  # by identity: deepcopy takes it for what is copied already
+    for key in node:
+        if key not in keys:
+            child = node._get_node(key)
+            shared[id(child)] = child
+    return copy.deepcopy(node, shared)
+
+
+def referring_sections(node: DictConfig) -> set[str]:
+    """Returns the sections, and keys outside of sections, whose values refer to other keys."""
+    plain: Any = OmegaConf.to_container(node)
+    return _referring(plain)
+
+
+def _referring(sections: Mapping[Any, Any]) -> set[Any]:
+    return {key for key, value in sections.items() if "${" in str(value)}
+
+
 def _container(node: DictConfig, problems: Sequence[str]) -> Any:
     """Returns vggexp's keys as plain containers. Raises ConfigError for unresolvable values."""
-    own = own_keys(node)
+    values: Any = OmegaConf.to_container(node)
+    values.pop("hydra", None)
+    referring = _referring(values)
+    own = copy_sections(node, referring)
+    with open_dict(own):
+        own.pop("hydra", None)
     try:
-        values = OmegaConf.to_container(own, resolve=True)
+        for key in referring:  # to resolve all sections takes three times as long
+            section = own[key]
+            is_plain = not OmegaConf.is_config(section)
+            values[key] = section if is_plain else OmegaConf.to_container(section, resolve=True)
         missing = []
         if MISSING in str(values):  # a quick test: to look for the keys takes far longer
             for key in sorted(OmegaConf.missing_keys(own)):

@@ -44,6 +44,8 @@ def to_plain(value: Any) -> Any:
 
     The optimizer's arguments stand beside its other keys.
     """
+    if value is None or isinstance(value, str | int | float):  # most values, and the quickest test
+        return value
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         plain: dict[str, Any] = {}
         for field in dataclasses.fields(value):

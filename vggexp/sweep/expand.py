@@ -305,12 +305,12 @@ def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:
     """Raises ConfigError if two jobs would share a run directory."""
     first: dict[str, ComposedJob] = {}
     for job in jobs:
-        name = run_id.run_name(job.config)
         other = first.setdefault(job.config.run.name or run_id.run_hash(job.config), job)
         if other is job:
             continue
         differing = sorted({*other.overrides} ^ {*job.overrides}) or job.overrides
         settings = ", ".join(differing)
+        name = run_id.run_name(job.config)
         if job.config.run.name is not None:
             raise ConfigError(
                 f"run.name={name}: two jobs would share this folder ({settings}); "

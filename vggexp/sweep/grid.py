@@ -1,6 +1,5 @@
 """Makes the jobs of a sweep from its overrides: all combinations of a grid, or a search's ends."""
 
-import copy
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from itertools import chain, product
@@ -10,9 +9,9 @@ from typing import Any, NamedTuple
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import IntervalSweep
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
-from vggexp.config.compose import without_plugins
+from vggexp.config.compose import copy_sections, referring_sections, without_plugins
 from vggexp.config.diagnostics import ComposeFn
 from vggexp.config.hydra_safety import TARGET, plugin_name, resolve_section
 from vggexp.config.keys import flatten
@@ -204,19 +203,6 @@ class ComposedFiles(NamedTuple):
     node: DictConfig
     referring: set[str]  # sections whose values refer to other keys
 
-    def copy(self, changed: Collection[str]) -> DictConfig:
-        """Returns a copy of which the sections in `changed` may be changed.
-
-        Other sections are shared, except those that refer to other keys: a reference is resolved
-        in the node that its section belongs to. To copy all sections takes 4 ms in place of 0.1.
-        """
-        shared = {}  # by identity: deepcopy takes it for what is copied already
-        for key in self.node:
-            if key not in changed and key not in self.referring:
-                child = self.node._get_node(key)
-                shared[id(child)] = child
-        return copy.deepcopy(self.node, shared)
-
 
 def cached_compose(
     compose_fn: ComposeFn,
@@ -251,8 +237,9 @@ def cached_compose(
         texts = tuple(files)
         if texts not in composed_files:
             composed = without_plugins(compose_fn([*shared, *texts]))
-            composed_files[texts] = ComposedFiles(composed, _referring_sections(composed))
-        node = composed_files[texts].copy(changed)
+            composed_files[texts] = ComposedFiles(composed, referring_sections(composed))
+        composed, referring = composed_files[texts]
+        node = copy_sections(composed, changed | referring)
         loader._apply_overrides_to_config(values, node)
         return node
 
@@ -274,13 +261,6 @@ def common_overrides(combinations: Sequence[Sequence[str]]) -> set[str]:
         elif any(f"{other}.".startswith(f"{key}.") for other in other_keys):
             related.add(text)
     return common - related
-
-
-def _referring_sections(node: DictConfig) -> set[str]:
-    """Returns the sections, and keys outside of sections, whose values refer to other keys."""
-    plain = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(plain, dict)
-    return {str(key) for key, value in plain.items() if "${" in str(value)}
 
 
 def hydra_problems(node: DictConfig, sweep: Sweep) -> Iterator[str]:
