@@ -77,7 +77,7 @@ class GridSweeper(Sweeper):
             self._launch(launched)
             launched += len(rung.jobs)
             if not is_complete(rung):
-                print_text("a run was interrupted, so nothing is decided; the same command goes on")
+                print_text("a run misses epochs: nothing is decided, the same command continues")
 
     def _launch(self, first: int = 0) -> None:
         """Launches the task's jobs and waits for them; `first` is the index of the first job."""

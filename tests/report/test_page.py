@@ -187,6 +187,19 @@ def test_the_page_in_a_browser(sweep, tmp_path):
     assert f"<title>{len(matches)}</title>" in text
 
 
+@pytest.mark.browser
+@pytest.mark.process
+@pytest.mark.parametrize("epochs, label", [(9, "epoch"), (60, "epoch, logarithmic")])
+def test_the_label_of_the_epochs_names_the_scale_that_is_drawn(epochs, label, tmp_path):
+    runs = []
+    for name, length in [("a", epochs), ("b", 1), ("c", 1)]:
+        rows = [{"epoch": epoch, "val/accuracy": 0.5} for epoch in range(1, length + 1)]
+        runs.append(make_record(name, rows=rows))
+    (tmp_path / "report.html").write_text(render(runs), "utf-8")
+    text = load_in_chromium(tmp_path / "report.html", tmp_path / "profile")
+    assert set(re.findall(">(epoch[^<]*)</text>", text)) == {label}
+
+
 # Shows the page in a window of 390 px, and writes what a reader sees into the title.
 PHONE = """
 <iframe width="390" height="800" srcdoc="{page}"></iframe>

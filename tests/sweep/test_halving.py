@@ -353,13 +353,33 @@ def test_a_sweep_that_was_interrupted_in_a_rung_goes_on(command, reference):
     Path("outputs", second, "result.json").write_text('{"state": "running"}')
     shutil.rmtree(Path("outputs", winner))
     lr = rows_of(reference)[winner]["optimizer.lr"]
-    command(*FOUR[1:], f"optimizer.lr={lr}", "run.until=3")  # interrupted in rung 3
+    names = [f"run.name={winner}", f"optimizer.lr={lr}"]
+    command(*FOUR[1:], *names, "run.until=3")  # interrupted in rung 3
     Path("outputs", winner, "result.json").write_text('{"state": "running"}')
     assert command(*FOUR, LRS, "sweep.halving=2")[0] == 0
     assert epochs_of("outputs") == epochs_of(reference)
     states = {name: result(name)["state"] for name in (winner, second, *others)}
     assert states == {winner: "finished"} | dict.fromkeys([second, *others], "paused")
     assert not list(Path("outputs", second, "checkpoints").glob("*3.pt"))
+
+
+@pytest.mark.process
+def test_a_run_that_cannot_continue_is_no_paused_one(command, reference):
+    """Its result is that of the rung before."""
+    shutil.copytree(reference, "outputs")
+    winner, second, *_ = rows_of(reference)
+    shutil.rmtree(Path("outputs", winner))
+    lr = rows_of(reference)[winner]["optimizer.lr"]
+    command(*FOUR[1:], f"run.name={winner}", f"optimizer.lr={lr}", "run.until=2")
+    for path in Path("outputs", winner, "checkpoints").iterdir():
+        path.write_bytes(b"damaged")
+    code, out, _ = command(*FOUR, LRS, "sweep.halving=2")
+    assert code == 7
+    assert f"failed   job 1/1  {winner}  " in out
+    rows = rows_of("outputs")
+    assert [*rows][-1] == winner
+    assert (rows[winner]["state"], rows[second]["state"]) == ("failed", "paused")
+    assert "no checkpoint verifies" in rows[winner]["error"]
 
 
 @pytest.mark.process

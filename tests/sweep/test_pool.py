@@ -109,6 +109,7 @@ def test_a_job_computes_what_it_computes_alone(tmp_path):
     assert len(results) == 4
     for path in results:
         argv = (path.parent / "overrides.txt").read_text().splitlines()
+        argv.append(f"run.name={path.parent.name}")  # alone, the name has other keys
         assert vggexp(tmp_path / "alone", *argv, OMP_NUM_THREADS="1").returncode == 0
         alone = json.loads((tmp_path / "alone" / path.relative_to(tmp_path)).read_text())
         assert json.loads(path.read_text())["weights_sha256"] == alone["weights_sha256"]

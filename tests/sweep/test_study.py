@@ -153,6 +153,7 @@ def test_a_stopped_trial_is_pruned_with_its_value_there(command):
     argv = search(4, LR, *halving)
     code, out, err = command(*argv)
     assert (code, err) == (0, "")
+    assert out.startswith("sweep    4 trials: 0 ended, 4 to run for at most 8 epochs, ")
     assert states().count("PRUNED") == 3 or states().count("PRUNED") == 2
     for trial in stored_trials():
         lines = (run_dir(trial) / "metrics.jsonl").read_text().splitlines()

@@ -7,6 +7,7 @@ import time
 import pytest
 
 from vggexp.system.processes import fork_call, poll, signal_name
+from vggexp.system.signals import handle_stop_signals
 
 
 def wait(pid):
@@ -66,10 +67,34 @@ def test_a_child_is_in_no_group_of_the_terminal():
     assert wait(fork_call(lambda: os.getpgid(0) != os.getpgid(os.getppid()))) == 1
 
 
-def test_a_stop_signal_ends_the_child():
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_stop_signal_ends_the_child(signum):
     pid = fork_call(lambda: time.sleep(60))
-    os.kill(pid, signal.SIGTERM)
-    assert wait(pid) == -signal.SIGTERM
+    os.kill(pid, signum)
+    assert wait(pid) == 128 + signum
+
+
+def test_a_stop_signal_is_no_exception_in_the_child(tmp_path):
+    log = tmp_path / "log"
+
+    def replace_exception() -> int:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException as error:
+            raise RuntimeError("as omegaconf does") from error
+        return 0
+
+    assert wait(fork_call(replace_exception, log)) == 128 + signal.SIGINT
+    assert log.read_text() == ""
+
+
+def test_a_child_that_handles_stop_signals_ends_by_itself():
+    def stop_and_report() -> int:
+        with handle_stop_signals() as stop:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return 7 if stop.signal else 0
+
+    assert wait(fork_call(stop_and_report)) == 7
 
 
 def test_a_child_gets_sigterm_when_its_parent_dies(tmp_path):

@@ -94,7 +94,7 @@ function makeAxis(sets, from, to, { whole, logarithmic, robust, top = Infinity }
   const toPixel = (value) =>
     from + ((scale(value) - scale(low)) / (scale(high) - scale(low))) * (to - from);
   const ticks = isLog ? logTicks(low, high) : linearTicks(low, high, count, whole);
-  return { toPixel, ticks, inside };
+  return { toPixel, ticks, inside, isLog };
 }
 
 const compactFormat = new Intl.NumberFormat("en", {
@@ -157,7 +157,8 @@ function drawChart(figure, { title, x, y, sets, axisSets = sets, legend, note, j
   xAxis.ticks.forEach((tick, i) => {
     addSvg("text", { x: xAxis.toPixel(tick), y: bottom + 18, ...centered }, svg, xLabels[i]);
   });
-  addSvg("text", { x: (left + right) / 2, y: height - 6, ...centered }, svg, x.label);
+  const xLabel = xAxis.isLog ? `${x.label}, logarithmic` : x.label;
+  addSvg("text", { x: (left + right) / 2, y: height - 6, ...centered }, svg, xLabel);
 
   const frame = { left, right, top, bottom };
   const pixelSets = drawn.map((set) => ({

@@ -31,7 +31,7 @@ function metricAxis(key) {
 function epochAxis(sets) {
   const lengths = sets.map((set) => set.points.length).sort((a, b) => a - b);
   const isUneven = lengths.at(-1) > 4 * lengths[Math.floor(lengths.length / 2)];
-  return { label: isUneven ? "epoch, logarithmic" : "epoch", whole: true, logarithmic: isUneven };
+  return { label: "epoch", whole: true, logarithmic: isUneven };
 }
 
 

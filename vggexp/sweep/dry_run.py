@@ -190,13 +190,17 @@ def search_line(plan: SearchPlan, ended: int) -> str:
     if not left:
         return line
     epochs = plural(left * plan.config.train.epochs, "epoch")
+    condition = "each trial takes as long as one of the first values"
+    if plan.config.sweep.halving is not None:
+        epochs = f"at most {epochs}"
+        condition += ", and none stops early"
     line = f"{line} for {epochs}, {plural(at_a_time, 'trial')} at a time"
     (time_of_one,) = expected_times([plan.config], plan.jobs_at_a_time)
     if time_of_one.seconds is None:
         return f"{line}; their time is unknown, {forecast.NO_RUNS}"
     total = forecast.total_seconds([time_of_one.seconds] * left, at_a_time)
     time = forecast.time_text(total, len(time_of_one.sources))
-    return f"{line}, {time} if each trial takes as long as one of the first values"
+    return f"{line}, {time} if {condition}"
 
 
 def _count_epochs(outlooks: Sequence[JobOutlook]) -> int:

@@ -400,9 +400,11 @@ def _recorded_result(job: PoolJob) -> JobResult:
     """
     assert job.config is not None
     objective = job.config.sweep.objective
-    result = records.done_result(job.config) or records.own_result(job.config, job.folder)
+    done = records.done_result(job.config)
+    result = done or records.own_result(job.config, job.folder)
     state = result.get("state")
-    if state not in ("finished", "paused"):
+    # A run that is paused at an earlier epoch has not done this job.
+    if done is None and state != "finished":
         return JobResult(False, None, result.get("error") or "")
     error = records.missing_objective(result, objective) if state == "finished" else ""
     return JobResult(True, result.get(objective), error, state == "paused")

@@ -145,8 +145,10 @@ def _job_row(job: SweepJob, objective: str) -> Row:
         result = {**paused_rows[-1], "seconds": seconds}
     elif is_finished:
         error = missing_objective(result, objective)
-    elif error and state == "not started":  # the job ended before its run began
+    elif error and state in ("not started", "paused"):  # the job ended before its run began
         state = "failed"
+    elif state == "paused":  # at an earlier epoch than that of the job
+        state = "interrupted"
     row: Row = {}
     for name in (objective, *METRICS, "seconds"):
         row[name] = result.get(name) if is_finished or paused_rows else None

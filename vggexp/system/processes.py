@@ -15,7 +15,7 @@ from types import ModuleType
 
 from vggexp.errors import ResourceError
 from vggexp.system.files import open_no_follow
-from vggexp.system.signals import STOP_SIGNALS
+from vggexp.system.signals import STOP_SIGNALS, end_at_once
 
 PR_SET_PDEATHSIG = 1  # from linux/prctl.h
 
@@ -29,7 +29,8 @@ def fork_call(
 
     The caller must not have run an operation of torch on several threads, because such threads do
     not survive a fork. The child gets SIGTERM when its parent dies. The child gets no signal of
-    the terminal, because the parent passes such signals on.
+    the terminal, because the parent passes such signals on. Until `call` handles stop signals, one
+    of them ends the child with exit code 128 plus its number.
 
     Args:
         log: file that gets what the child prints; None: the parent's streams.
@@ -105,9 +106,7 @@ def _setup_child(
     os.setpgid(0, 0)
     for signum in stop_signals:
         if signal.getsignal(signum) != signal.SIG_IGN:
-            is_interrupt = signum == signal.SIGINT
-            handler = signal.default_int_handler if is_interrupt else signal.SIG_DFL
-            signal.signal(signum, handler)
+            signal.signal(signum, end_at_once)
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
         if os.getppid() != parent:  # the parent died before prctl

@@ -154,6 +154,15 @@ def end_on_interrupt() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
+def end_at_once(signum: int, frame: FrameType | None) -> None:
+    """Ends a process that has nothing to save yet: the handler of a forked process.
+
+    KeyboardInterrupt is no substitute: omegaconf replaces one that arrives in its blocks by an
+    error of its own, so that an interrupted job would count as failed.
+    """
+    os._exit(128 + signum)
+
+
 def clear_pending_interrupt() -> None:
     """Makes CPython forget a KeyboardInterrupt that has been handled.
 
@@ -253,7 +262,7 @@ def handle_stop_signals(acknowledgement: str = "", long_calls: bool = False) -> 
 
 def _call_handler(signum: int, handler: Any) -> None:
     """Calls the handler of another library; prints its error, because the run has been saved."""
-    if not callable(handler) or handler is signal.default_int_handler:
+    if not callable(handler) or handler in (signal.default_int_handler, end_at_once):
         return
     try:
         handler(signum, None)
