@@ -62,7 +62,7 @@ def test_what_a_paused_run_leaves_and_prints(command):
     code, out, err = command(*FOUR, "run.name=a", "run.until=2")
     assert (code, err) == (0, "")
     assert "training 2 of 4 epochs of 3 steps" in out
-    assert out.splitlines()[-2] == (
+    assert out.splitlines()[-3] == (
         "paused   after epoch 2 of 4; without run.until=2 the same command continues it"
     )
     fields = result("a")
@@ -82,7 +82,7 @@ def test_a_paused_run_has_no_end_in_tensorboard_until_it_finishes(command):
         events = EventAccumulator("outputs/a")
         events.Reload()
         ends.append("_hparams_/session_end_info" in events.PluginTagToContent("hparams"))
-        steps = [point.step for point in events.Scalars("val/accuracy")]
+        steps = [point.step for point in events.Scalars("accuracy/val")]
         assert steps == list(range(1, 3 + 2 * ends[-1]))
     assert ends == [False, True]
 

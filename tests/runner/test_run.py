@@ -35,6 +35,7 @@ FILES = [
     "overrides.txt",
     "env.json",
     "metrics.jsonl",
+    "steps.jsonl",
     "result.json",
     "predictions.npz",
     "checkpoints",
