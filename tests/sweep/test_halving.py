@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 from tests.conftest import TINY, result
 from vggexp.config.compose import parse_command
@@ -338,6 +339,8 @@ def test_every_launcher_decides_the_same(command, reference, launcher):
     options = [*FOUR, LRS, "sweep.halving=2", f"hydra/launcher={launcher}"]
     if launcher == "local":
         options.append("hydra.launcher.jobs=3")
+    # Its processes outlive a sweep, in the working directory of an earlier test.
+    get_reusable_executor().shutdown()
     assert command(*options)[0] == 0
     assert epochs_of("outputs") == epochs_of(reference)
     winner = next(iter(rows_of(reference)))
