@@ -92,7 +92,6 @@ def test_a_number_has_its_unit_or_none():
         "optimizer.weight_decay",
         "augment.scale",
         "augment.color",
-        "augment.mixup",
         "augment.cutmix",
         "train.ema",
         "train.clip_norm",

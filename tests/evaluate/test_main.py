@@ -122,7 +122,11 @@ REFUSALS = [
     ),
     (["outputs"], 4, "outputs: not the folder of a run"),
     (["outputs/none"], 4, "outputs/none: not the folder of a run"),
-    (["outputs/stopped"], 4, "outputs/stopped is interrupted; only finished runs can be evaluated"),
+    (
+        ["outputs/stopped"],
+        4,
+        "outputs/stopped is interrupted; only finished and paused runs can be evaluated",
+    ),
     (["outputs/a", "--with", "outputs/stopped"], 4, "outputs/stopped is interrupted"),
     (
         ["outputs/a", "--with", "outputs/images"],
