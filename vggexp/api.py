@@ -13,7 +13,6 @@ from vggexp.cli import translate_os_errors
 from vggexp.config.compose import Command, parse_command
 from vggexp.config.schema import Config
 from vggexp.cost_plan import CostPlan, plan_costs
-from vggexp.data.image_folder import list_folders_once
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import (
     CheckpointError,
@@ -74,7 +73,7 @@ def run(*overrides: str) -> "LoadedRun":
         VggexpError: with the text of the command's error.
         KeyboardInterrupt: Ctrl-C has stopped the run, after a checkpoint.
     """
-    with translate_os_errors(), list_folders_once():
+    with translate_os_errors():
         with _COMPOSE_LOCK:
             command = _parse(overrides)
             config = pin_data(compose_run(command))
