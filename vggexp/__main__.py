@@ -18,7 +18,6 @@ with end_on_interrupt():
         translate_os_errors,
     )
     from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
-    from vggexp.config.json_schema import json_schema
     from vggexp.data.image_folder import list_folders_once
     from vggexp.distributed.rank import rank_info
     from vggexp.errors import ConfigError, VggexpError
@@ -62,6 +61,8 @@ def _run(command: Command) -> int:
     if command.arguments.schema:
         if command.overrides:
             raise ConfigError(f"--schema: takes no overrides; leave out {command.overrides[0]}")
+        from vggexp.config.json_schema import json_schema  # which no other command needs
+
         print_text(json.dumps(json_schema(), indent=1, ensure_ascii=False))
         return 0
     if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):

@@ -70,8 +70,8 @@ def test_a_file_with_the_name_of_a_shipped_one_wins(how, folder, monkeypatch):
 
 
 def test_the_folder_of_the_command_wins_over_that_of_the_environment(folder, monkeypatch):
-    monkeypatch.setenv("VGGEXP_CONF_PATH", "theirs")
-    write(folder.with_name("theirs") / "arch/vgg11.yaml", "hidden: [5]\n")
+    monkeypatch.setenv("VGGEXP_CONF_PATH", "others")
+    write(folder.with_name("others") / "arch/vgg11.yaml", "hidden: [5]\n")
     write(folder / "arch/vgg11.yaml", "hidden: [4]\n")
     assert config_of().arch.hidden == (5,)
     assert config_of("--config-dir=mine").arch.hidden == (4,)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vggexp.data.image_folder import read_image
 from vggexp.data.transforms import resize_center_crop
 from vggexp.errors import ConfigError, DataError
-from vggexp.look.saliency import FeatureMaps, feature_maps, grad_cam, occlusion
+from vggexp.look.saliency import FeatureMaps, feature_maps, first_filters, grad_cam, occlusion
 from vggexp.runner.load import (
     LoadedRun,
     build_loaded_run,
@@ -73,8 +73,7 @@ def open_run(path: Path) -> LoadedRun:
 
 
 def input_channels(run: LoadedRun) -> int:
-    convolution = next(module for module in run.model.modules() if isinstance(module, nn.Conv2d))
-    return convolution.in_channels
+    return first_filters(run.model).shape[1]
 
 
 def read_picture(path: Path, run: LoadedRun) -> Picture:

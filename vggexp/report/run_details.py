@@ -6,22 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vggexp.config.keys import flatten
+from vggexp.config.validate import OBJECTIVES
 from vggexp.errors import VggexpError
 from vggexp.formatting import format_bytes, format_value
 from vggexp.report.table import Table, display_cell, run_metrics
 from vggexp.runs import schema
+from vggexp.runs.directory import OVERRIDES
 from vggexp.runs.records import RunRecord
 from vggexp.runs.repeats import Row
 
-OVERRIDES = "overrides.txt"
 HIDDEN_SETTINGS = ("run.", "sweep.", "resume")  # keys that say where and how often, not what
 SCORES = (  # in the order of the panel
-    "val/accuracy",
-    "val/loss",
-    "test/accuracy",
-    "test/loss",
-    "train/accuracy",
-    "train/loss",
+    *OBJECTIVES,
     "best/val/accuracy",
     "best/epoch",
     "epoch",

@@ -206,9 +206,11 @@ def done_result(config: Config) -> dict[str, Any] | None:
     """
     result = finished_result(config)
     until = config.run.until
-    folder = run_dir(config)
-    if result is not None or until is None or config.resume == "never" or not folder.exists():
+    if result is not None or until is None or config.resume == "never":
         return result
+    folder = run_dir(config)
+    if not folder.exists():
+        return None
     state = own_result(config, folder).get("state")
     rows = epoch_rows(config, folder)
     # A run of exactly so many epochs may have been killed before it could record its pause.
@@ -223,9 +225,7 @@ def epoch_rows(config: Config, folder: Path) -> list[dict[str, Any]]:
     Returns [] for a run of another configuration, and without a readable record.
     """
     try:
-        if identity(read_config(folder)) != identity(to_plain(config)):
-            return []
-        rows = jsonl.read(folder / METRICS)
+        rows = jsonl.read(folder / METRICS) if _holds_run(folder, config) else []
     except VggexpError:
         return []
     is_complete = [row["epoch"] for row in rows] == list(range(1, len(rows) + 1))
