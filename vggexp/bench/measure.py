@@ -1,6 +1,7 @@
 """Measures the speed of a configuration, part by part, and of the machine's own matrix product."""
 
 import io
+import math
 import statistics
 import tempfile
 import time
@@ -34,7 +35,8 @@ from vggexp.training.timer import PhaseTimer, add_throughput
 
 PRODUCT_SIZE = 4096  # rows and columns of the matrices
 ROUNDS = 5
-RUNNER_STEPS = 5
+MIN_LOOP_STEPS = 5
+LOOP_SECONDS = 1  # least duration of a stretch of the loop, so that its first step counts little
 RATES = ("data", "forward", "forward+backward", "step")  # parts that work on one batch
 PRODUCT_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -65,14 +67,23 @@ def benchmark(
     state = build.build_state(config, device_setup, batches.batches_per_epoch)
     settings = build.train_settings(config, device_setup)
     batch = next(iter(batches.train(0)))
-    calls = {
-        "product": matrix_product(device_setup.precision, product_size, device),
-        **step_parts(state, settings, batches, batch),
-        "runner": loop_steps(state, settings, batches),
-    }
-    seconds = time_rounds(calls, rounds, device)
-    median = {name: statistics.median(times) for name, times in seconds.items()}
     images, _ = batch
+    parts = step_parts(state, settings, batches, batch)
+    (step_seconds,) = time_rounds({"step": parts["step"]}, 1, device)["step"]
+    loop_steps = max(MIN_LOOP_STEPS, math.ceil(LOOP_SECONDS / step_seconds))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        console = Console(folder / "run.log", io.StringIO())
+        logger = RunLogger(folder, console, 1, HParamsTable({}, (), ()), [])
+        calls = {
+            "product": matrix_product(device_setup.precision, product_size, device),
+            **parts,
+            **loop_parts(state, settings, batches, loop_steps, logger),
+        }
+        seconds = time_rounds(calls, rounds, device)
+        logger.tensorboard.close(True)
+    median = {name: statistics.median(times) for name, times in seconds.items()}
+    runner_step = median["loop"] / loop_steps + median["epoch end"] / batches.batches_per_epoch
     # The backward pass takes twice as many operations as the forward pass.
     step_flops = 3 * 2 * macs(layers(config)) * len(images) / median["step"]
     product_flops = 2 * product_size**3 / min(seconds["product"])
@@ -86,7 +97,7 @@ def benchmark(
         product_gflops=product_flops / 1e9,
         step_gflops=step_flops / 1e9,
         step_over_product=step_flops / product_flops,
-        runner_over_step=median["runner"] / RUNNER_STEPS / median["step"],
+        runner_over_step=runner_step / median["step"],
     )
 
 
@@ -130,25 +141,24 @@ def step_parts(
     }
 
 
-def loop_steps(state: TrainState, settings: TrainSettings, batches: Batches) -> Callable[[], None]:
-    """Returns a call that runs RUNNER_STEPS batches of the loop, with data and logging."""
+def loop_parts(
+    state: TrainState, settings: TrainSettings, batches: Batches, steps: int, logger: RunLogger
+) -> dict[str, Callable[[], object]]:
+    """Returns a stretch of the loop with its data, and the report at the end of an epoch."""
     stream = cycle(batches)
+    timer = PhaseTimer(settings.device)
+    loop = TrainLoop(settings, timer, logger, NullCheckpointer(), StopFlag())
 
-    def run() -> None:
-        with tempfile.TemporaryDirectory() as name:
-            folder = Path(name)
-            console = Console(folder / "run.log", io.StringIO())
-            logger = RunLogger(folder, console, 1, HParamsTable({}, (), ()), [])
-            timer = PhaseTimer(settings.device)
-            loop = TrainLoop(settings, timer, logger, NullCheckpointer(), StopFlag())
-            state.batch = 0
-            train_epoch(state, islice(stream, RUNNER_STEPS), loop)
-            metrics = {"epoch": 1, "step": state.step, "lr": 0.0, **state.sums.read("train")}
-            logger.epoch(metrics | add_throughput(timer.read(), state.sums.count))
-            state.sums.reset()
-            logger.tensorboard.close(True)
+    def run_loop() -> None:
+        state.batch = 0
+        train_epoch(state, islice(stream, steps), loop)
 
-    return run
+    def end_epoch() -> None:
+        metrics = {"epoch": 1, "step": state.step, "lr": 0.0, **state.sums.read("train")}
+        logger.epoch(metrics | add_throughput(timer.read(), state.sums.count))
+        state.sums.reset()
+
+    return {"loop": run_loop, "epoch end": end_epoch}
 
 
 def cycle(batches: Batches) -> Iterator[Batch]:
