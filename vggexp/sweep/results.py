@@ -14,7 +14,7 @@ from vggexp.config.overrides import parse_override, typed_values
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
 from vggexp.errors import VggexpError
-from vggexp.formatting import csv_table, format_value, markdown_table, shorten
+from vggexp.formatting import csv_table, duration, format_value, markdown_table, shorten
 from vggexp.loggers.console import print_text
 from vggexp.runs.records import epoch_rows, missing_objective, own_result, run_state
 from vggexp.runs.repeats import Row, group_repeats, mean_rows, rank_key
@@ -179,8 +179,11 @@ def _jobs_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
         shown = dict(row)
         shown["error"] = shorten(str(row["error"]), MAX_ERROR_CHARS)
         shown["state"] = _state_text(row)
+        if row["seconds"] is not None:
+            shown["seconds"] = duration(row["seconds"])
         cells.append([_format_cell(shown.get(column)) for column in columns])
-    return markdown_table(columns, cells)
+    header = ["time" if column == "seconds" else column for column in columns]
+    return markdown_table(header, cells)
 
 
 def _state_text(row: Row) -> str:
