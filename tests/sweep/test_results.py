@@ -89,6 +89,7 @@ def test_the_objective_ranks_the_jobs(tmp_path, capsys, objective, order):
     lines = text.splitlines()
     assert [line.split("|")[-2].strip() for line in lines[2:]] == [*order, "never"]
     assert " 0.9123 " in lines[2 + order.index("c")]
+    assert " 12.5 " in lines[2 + order.index("c")]
     assert len({len(line) for line in lines}) == 1
 
 

@@ -179,6 +179,8 @@ def _jobs_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
         shown = dict(row)
         shown["error"] = shorten(str(row["error"]), MAX_ERROR_CHARS)
         shown["state"] = _state_text(row)
+        if row.get("seconds") is not None:
+            shown["seconds"] = f"{row['seconds']:.1f}"
         cells.append([_format_cell(shown.get(column)) for column in columns])
     return markdown_table(columns, cells)
 
