@@ -50,14 +50,16 @@ html_show_sourcelink = False
 html_theme_options = {
     "header_links_before_dropdown": 7,
     "navigation_with_keys": False,
-    "secondary_sidebar_items": ["page-toc"],
+    "secondary_sidebar_items": {"**": ["page-toc"], "docs/index": []},
     "footer_start": ["copyright"],
     "footer_end": ["theme-version"],
     "show_toc_level": 2,
 }
 
 
-COMMAND = re.compile(r"(python3?|pip|make|tensorboard|vggexp|torchrun|sbatch|srun|export|git) ")
+COMMAND = re.compile(
+    r"#!/bin/bash|(python3?|pip|make|tensorboard|vggexp|torchrun|sbatch|srun|export|git) "
+)
 
 
 def set_language(app: Any, doctree: nodes.document) -> None:

@@ -1,10 +1,8 @@
 """Makes the pictures of README and docs from a sweep: python -m tools.pictures OUTPUTS.
 
-Starts the real TensorBoard server on OUTPUTS, writes the report of its runs, opens both in
-Chromium, and saves docs/images/tensorboard.png and docs/images/report.png. The sweep must be there:
-
-    python -m vggexp -m arch=vgg11_bn,vgg13_bn,vgg16_bn optimizer.lr=0.01,0.03,0.1 \\
-        data.resize=32 arch.width=0.25 'arch.hidden=[256]' data.limit=6000 train.epochs=6
+Starts `vggexp.tensorboard` on OUTPUTS, writes the report of its runs, opens both in Chromium, and
+saves tensorboard.png, report.png and sweep.png in docs/images. The sweep must be there; `make
+pictures` runs that of docs/commands.md first.
 """
 
 import argparse
@@ -34,17 +32,17 @@ def main() -> None:
         write_report([str(outputs), f"--out={folder}"])
         page = (Path(folder) / "report.html").as_uri()
         take_screenshot(page, IMAGES / "report.png", width=1400, height=1000)
+        take_screenshot(page, IMAGES / "sweep.png", width=1200, height=1800)
     take_tensorboard(outputs)
 
 
 def take_tensorboard(outputs: Path) -> None:
-    command = [sys.executable, "-m", "tensorboard.main", f"--logdir={outputs}"]
-    command += ["--host=127.0.0.1", "--port=0"]
-    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-    assert server.stderr is not None
+    command = [sys.executable, "-m", "vggexp.tensorboard", str(outputs)]
+    server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert server.stdout is not None
     try:
         address = next(
-            match[0] for line in server.stderr if (match := re.search(r"http://127\S+\d", line))
+            match[0] for line in server.stdout if (match := re.search(r"http://127\S+\d", line))
         )
         wait_for_runs(address)
         page = f"{address}/{VIEW}"

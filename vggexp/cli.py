@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from vggexp.config.schema import Config
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, ResourceError, StoppedError, VggexpError
 from vggexp.formatting import error_line, printable
@@ -68,6 +69,18 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
         print_stopped(error_line(interrupt_message))
         return 128 + signal.SIGINT
     return 0
+
+
+def require_one_process(config: Config, action: str) -> None:
+    """Raises ConfigError if a run of this configuration has several processes.
+
+    Args:
+        config: of the command.
+        action: what the command does with one process: "checked".
+    """
+    processes = config.device.processes
+    if processes not in (None, 1):
+        raise ConfigError(f"device.processes={processes}: one process is {action}; leave it out")
 
 
 def warn_left_out(reason: str) -> None:

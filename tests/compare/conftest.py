@@ -32,13 +32,16 @@ def make_run(tmp_path, monkeypatch):
     """make_run(name, seed=0, ...) makes a finished run in the current folder, returns its name."""
     monkeypatch.chdir(tmp_path)
 
-    def make(name, seed=0, correct=150, lr=0.1, labels=LABELS, val=0.5, **environment):
+    def make(
+        name, seed=0, correct=150, lr=0.1, labels=LABELS, val=0.5, sections=None, **environment
+    ):
         folder = Path(name)
         folder.mkdir(parents=True)
         config = {
             "data": {"name": "fashion_mnist", "workers": seed},
             "optimizer": {"lr": lr},
             "seed": seed,
+            **(sections or {}),
         }
         (folder / "config.yaml").write_text(yaml.safe_dump(config))
         write_json(folder / "env.json", ENVIRONMENT | environment)

@@ -182,3 +182,21 @@ def test_seeds_are_paired_in_any_order_of_the_arguments(make_group, compare_json
     (pair,) = compare_json(*make_group("a", range(4)), *make_group("b", [2, 0, 3, 1]))["pairs"]
     seeds = range(4)
     check_t_test(pair, stats.ttest_rel(accuracies("a", seeds), accuracies("b", seeds)))
+
+
+@pytest.mark.parametrize(
+    ("names", "descriptions"),
+    [
+        (("vgg11", "vgg13"), ["network=vgg11", "network=vgg13"]),
+        (("vgg11", "vgg11"), ["arch.blocks=[[1,64]]", "arch.blocks=[[2,64]]"]),
+        ((None, None), ["arch.blocks=[[1,64]]", "arch.blocks=[[2,64]]"]),
+    ],
+)
+def test_a_group_is_described_by_the_name_of_its_network(
+    names, descriptions, make_run, compare_json
+):
+    for index, name in enumerate(names, 1):
+        sections = {"arch": {"blocks": [[index, 64]]}, "run": {"network": name}}
+        make_run(f"r{index}", sections=sections)
+    groups = compare_json("r1", "r2")["groups"]
+    assert [group["settings"] for group in groups] == descriptions

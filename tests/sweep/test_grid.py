@@ -9,7 +9,13 @@ from omegaconf import OmegaConf
 from vggexp.config.compose import hydra_session, own_keys, parse_command
 from vggexp.config.overrides import parse_override
 from vggexp.sweep.expand import compose_run
-from vggexp.sweep.grid import cached_compose, common_overrides, expand_grid, job_overrides
+from vggexp.sweep.grid import (
+    cached_compose,
+    common_overrides,
+    expand_grid,
+    job_overrides,
+    without_related,
+)
 
 
 @pytest.mark.parametrize(
@@ -63,16 +69,17 @@ def test_a_job_composes_to_what_hydra_composes():
             job += ["scheduler={warmup_epochs:2}", f"data.batch_size={batch_size}"]
             jobs.append([*job, f"train.ema={ema}", f"scheduler.warmup_epochs={ema}"])
     with hydra_session(parse_command(["-m"])) as compose_fn:
-        compose_job = cached_compose(compose_fn, [], common_overrides(jobs))
+        compose_job = cached_compose(compose_fn, [], without_related(common_overrides(jobs), jobs))
         for job in jobs:
             expected = OmegaConf.to_container(own_keys(compose_fn(job)), resolve=True)
             actual = OmegaConf.to_container(own_keys(compose_job(job)), resolve=True)
             assert actual == expected
 
 
-def test_overrides_of_keys_that_contain_swept_keys_are_not_common():
+def test_overrides_of_keys_that_contain_swept_keys_are_not_applied_first():
     jobs = [
         ["seed=1", "train={epochs:3}", "train.epochs=1"],
         ["seed=1", "train={epochs:3}", "train.epochs=2"],
     ]
-    assert common_overrides(jobs) == {"seed=1"}
+    assert common_overrides(jobs) == {"seed=1", "train={epochs:3}"}
+    assert without_related(common_overrides(jobs), jobs) == {"seed=1"}

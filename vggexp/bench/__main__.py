@@ -42,10 +42,7 @@ def _bench(argv: Sequence[str]) -> str:
         return DESCRIPTION
     config = expand.compose_run(command)
     cli.note_replaced_files()
-    if config.device.processes not in (None, 1):
-        raise ConfigError(
-            f"device.processes={config.device.processes}: one process is timed; leave it out"
-        )
+    cli.require_one_process(config, "timed")
     if command.arguments.trace is not None and (command.arguments.layers or command.arguments.json):
         raise ConfigError("--trace: prints no figures; leave out --layers and --json")
     # Read when torch is imported. Below 6 its profiler prints an ERROR on machines without a GPU.

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vggexp.bench.measure import PRODUCT_SIZE, ROUNDS, matrix_product, time_rounds
+from vggexp.bench.measure import PRODUCT_SIZE, ROUNDS, matrix_product, synchronize, time_rounds
 from vggexp.config.derived import layers
 from vggexp.config.schema import Config
 from vggexp.models.shapes import Layer
@@ -122,23 +122,18 @@ def time_part(part: Part, device_setup: DeviceSetup) -> tuple[float, float]:
     """Returns the seconds of the forward and of the backward pass."""
     needs_gradient = part.backward_macs > part.macs
     inputs = part.inputs.requires_grad_(needs_gradient)
-    _synchronize(device_setup)
+    synchronize(device_setup.device)
     started = time.perf_counter()
     with device_setup.autocast():
         output = part.modules(inputs)
-    _synchronize(device_setup)
+    synchronize(device_setup.device)
     middle = time.perf_counter()
     output.backward(part.gradient)
-    _synchronize(device_setup)
+    synchronize(device_setup.device)
     ended = time.perf_counter()
     part.modules.zero_grad(set_to_none=True)
     inputs.grad = None
     return middle - started, ended - middle
-
-
-def _synchronize(device_setup: DeviceSetup) -> None:
-    if device_setup.device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def write_trace(config: Config, path: Path) -> None:

@@ -176,8 +176,13 @@ def time_rounds(
         for name, call in calls.items():
             started = time.perf_counter()
             call()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
+            synchronize(device)
             if round_index > 0:
                 seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the work in flight on a GPU is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize()

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from vggexp import cli
 from vggexp.config import compose
-from vggexp.errors import ConfigError, DivergedError
+from vggexp.errors import DivergedError
 from vggexp.formatting import plural
 from vggexp.loggers.console import print_text
 from vggexp.sweep import expand
@@ -41,10 +41,7 @@ def _check(argv: Sequence[str]) -> str | None:
         return DESCRIPTION
     config = expand.compose_run(command)
     cli.note_replaced_files()
-    if config.device.processes not in (None, 1):
-        raise ConfigError(
-            f"device.processes={config.device.processes}: one process is checked; leave it out"
-        )
+    cli.require_one_process(config, "checked")
     # This imports torch, so it comes after the check of the command.
     from vggexp.check.checks import make_subject, run_checks, write_sheet
 

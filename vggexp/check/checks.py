@@ -27,7 +27,7 @@ from vggexp.runner.hardware import DeviceSetup, setup_device
 from vggexp.runner.init_weights import load_init_weights
 from vggexp.system.files import atomic_write, os_error_as_resource_error
 from vggexp.training.dead_layers import LayerStats, first_dead, layer_stats
-from vggexp.training.loop import TrainState, step_settings
+from vggexp.training.loop import TrainSettings, TrainState, step_settings
 from vggexp.training.metrics import evaluate
 from vggexp.training.optimizers import build_optimizer, set_lr
 from vggexp.training.step import Batch, NonFiniteGuard, forward_backward, optimizer_step
@@ -96,6 +96,11 @@ class Subject:
         load_init_weights(state.model, self.config)
         return state
 
+    def train_settings(self) -> TrainSettings:
+        """Returns the settings of the run, without label smoothing."""
+        settings = build.train_settings(self.config, self.device_setup)
+        return replace(settings, label_smoothing=0.0)
+
 
 def make_subject(config: Config) -> Subject:
     """Reads the data, and takes augmentation away.
@@ -146,7 +151,8 @@ def check_labels(subject: Subject) -> Iterator[Finding]:
     count = DECODED_IMAGES if isinstance(subject.config.data, ImageFolder) else SAMPLE_IMAGES
     train = take_sample(data.train.train(0), count)
     counts = train.labels.bincount(minlength=subject.classes)
-    text = f"{int((counts > 0).sum())} of {subject.classes} classes in {len(train.labels)} images"
+    images = plural(len(train.labels), "image")
+    text = f"{int((counts > 0).sum())} of {subject.classes} classes in {images}"
     if len(train.labels) > MIN_IMAGES_PER_CLASS * subject.classes and counts.min() == 0:
         missing = data.classes[int(counts.argmin())]
         yield Finding("classes", text, f"{missing} has none; check the labels")
@@ -214,6 +220,7 @@ def train_steps(subject: Subject, seconds: float) -> Steps:
     batches are as large as the time allows for TRAINED_STEPS steps.
     """
     config = subject.config
+    settings = subject.train_settings()
     state = subject.new_state()
     starts_low = config.scheduler.name == "onecycle" or config.scheduler.warmup_epochs > 0
     steps = Steps(state.model)
@@ -225,7 +232,7 @@ def train_steps(subject: Subject, seconds: float) -> Steps:
         if share >= 1 and steps.losses:  # one step is taken even if reading the images was slow
             break
         lr = config.optimizer.lr * (min(1, 2 * share + 0.02) if starts_low else 1)
-        loss = take_step(subject, state, (images[:size], labels[:size]), lr)
+        loss = take_step(settings, state, (images[:size], labels[:size]), lr)
         steps.losses.append(loss)
         if not math.isfinite(loss):
             break
@@ -235,11 +242,10 @@ def train_steps(subject: Subject, seconds: float) -> Steps:
     return steps
 
 
-def take_step(subject: Subject, state: TrainState, batch: Batch, lr: float) -> float:
+def take_step(settings: TrainSettings, state: TrainState, batch: Batch, lr: float) -> float:
     """Updates the model on one batch and returns the mean loss before the update."""
     images, _ = batch
-    settings = build.train_settings(subject.config, subject.device_setup)
-    settings = replace(settings, batch_size=len(images), label_smoothing=0.0)
+    settings = replace(settings, batch_size=len(images))
     guard = NonFiniteGuard(settings.device)
     train_mode(state.model)
     set_lr(state.optimizer, lr)
@@ -271,6 +277,7 @@ def judge_steps(subject: Subject, steps: Steps) -> Finding:
 
 def check_memorizing(subject: Subject, seconds: float) -> Finding:
     """Trains on a few images without dropout, by Adam, until all are predicted."""
+    settings = subject.train_settings()
     state = subject.new_state()
     for module in state.model.modules():
         if isinstance(module, nn.Dropout):
@@ -280,7 +287,7 @@ def check_memorizing(subject: Subject, seconds: float) -> Finding:
     losses: list[float] = []
     started = time.perf_counter()
     while time.perf_counter() - started < seconds:
-        losses.append(take_step(subject, state, batch, MEMORIZING_LR))
+        losses.append(take_step(settings, state, batch, MEMORIZING_LR))
         if not losses[-1] > MEMORIZED * subject.guessing_loss:
             break
     images = plural(len(batch[1]), "image")

@@ -266,9 +266,19 @@ def group_runs(runs: Sequence[TestedRun]) -> tuple[list[RunGroup], Differences]:
         labeled[_label(index)] = sorted(group, key=lambda run: run.seed)
     records = {label: [run.record for run in group] for label, group in labeled.items()}
     differences = find_differences(records)
-    keys = list(differences["configuration"])
+    keys = _named_keys(list(differences["configuration"]), [run.record for run in runs])
     groups = [_build_group(label, group, keys) for label, group in labeled.items()]
     return groups, differences
+
+
+def _named_keys(keys: Sequence[str], records: Sequence[RunRecord]) -> list[str]:
+    """Returns the keys with `run.network` in place of `arch.blocks`, if the names tell as much."""
+    names = [record.config.get("run.network") for record in records]
+    blocks = [record.config.get("arch.blocks") for record in records]
+    pairs = distinct(list(zip(names, blocks, strict=True)))
+    if None in names or len(pairs) > len(set(names)):
+        return list(keys)
+    return ["run.network" if key == "arch.blocks" else key for key in keys]
 
 
 def _label(index: int) -> str:
@@ -281,8 +291,11 @@ def _label(index: int) -> str:
 
 def _build_group(label: str, runs: list[TestedRun], keys: Sequence[str]) -> RunGroup:
     """Builds a group whose description has the settings at `keys`."""
-    values = settings(runs[0].record)
-    words = [f"{key}={format_value(values.get(key))}" for key in keys[:MAX_LABEL_SETTINGS]]
+    record = runs[0].record
+    values = settings(record) | {"run.network": record.config.get("run.network")}
+    words = []
+    for key in keys[:MAX_LABEL_SETTINGS]:
+        words.append(f"{key.removeprefix('run.')}={format_value(values.get(key))}")
     if len(keys) > MAX_LABEL_SETTINGS:
         words.append("...")
     test_accuracy = significance.estimate_mean([run.test_accuracy for run in runs])

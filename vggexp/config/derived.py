@@ -72,10 +72,16 @@ def input_spec(config: Config) -> InputSpec:
 
 
 def with_train_images(spec: InputSpec, config: Config, images: int) -> InputSpec:
-    """Divides the images of the training part among training and validation."""
+    """Returns the input with the images of the training part divided as `divide_images` does."""
+    train, val = divide_images(images, config)
+    return spec._replace(train_images=train, val_images=val)
+
+
+def divide_images(images: int, config: Config) -> tuple[int, int]:
+    """Returns how many images of the training part are for training, and for validation."""
     images = min(images, config.data.limit or images)
     val = round(images * config.data.val_fraction)
-    return spec._replace(train_images=images - val, val_images=val)
+    return images - val, val
 
 
 def _count_folder_classes(data: ImageFolder) -> int:

@@ -54,7 +54,8 @@ def feature_maps(model: nn.Sequential, image: Tensor, count: int) -> Iterator[Fe
     """Yields the `count` most active channels after each stage, for one image [1, C, H, W]."""
     outputs: list[Tensor] = []
     handles = []
-    for stage in stages(model):
+    parts = stages(model)
+    for stage in parts:
         # The next layer may overwrite its input, so the output is copied.
         hook = stage.module.register_forward_hook(
             lambda _module, _inputs, output: outputs.append(output[0].clone())
@@ -65,7 +66,7 @@ def feature_maps(model: nn.Sequential, image: Tensor, count: int) -> Iterator[Fe
     finally:
         for handle in handles:
             handle.remove()
-    for stage, output in zip(stages(model), outputs, strict=True):
+    for stage, output in zip(parts, outputs, strict=True):
         order = output.mean((1, 2)).argsort(descending=True, stable=True)
         channels = order[:count].tolist()
         yield FeatureMaps(stage.name, channels, output[channels], len(output))

@@ -12,7 +12,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from vggexp.config.derived import expected_precision, input_spec, layers
+from vggexp.config.derived import divide_images, expected_precision, input_spec, layers
 from vggexp.config.parse import parse_config
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config, ImageFolder
@@ -98,12 +98,10 @@ def count_run_images(config: Config) -> ImageCounts | None:
     if not isinstance(data, ImageFolder):
         return known_counts(config)
     try:
-        train, test = _count_folder(data.root or "", data.test_fraction)
+        images, test = _count_folder(data.root or "", data.test_fraction)
     except VggexpError:
         return None
-    train = min(train, data.limit or train)
-    val = round(train * data.val_fraction)
-    return ImageCounts(train - val, val, min(test, data.test_limit or test))
+    return ImageCounts(*divide_images(images, config), min(test, data.test_limit or test))
 
 
 def evaluated_images(config: Config, counts: ImageCounts, epochs: int) -> int:

@@ -45,6 +45,7 @@ from vggexp.sweep.grid import (
     hydra_problems,
     job_overrides,
     unknown_plugin_keys,
+    without_related,
 )
 from vggexp.sweep.halving import halving_problems
 from vggexp.sweep.parallel import planned_jobs_at_a_time
@@ -264,13 +265,15 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
         else:
             seed = _first_seed(node, outline.overrides) if sweep.repeats > 1 else 0
             combinations = expand_grid(overrides, sweep, seed)
-        label_override = exclude_from_labels(_common_keys(combinations))
+        common = common_overrides(combinations)
+        common_keys = {parse_override(text).key for text in common}
+        label_override = exclude_from_labels(common_keys)
         hydra_overrides = [override for override in outline.overrides if override.is_hydra]
         hydra_overrides.append(parse_override(label_override))
         if outline.composition.problems:  # perhaps of these keys; the others are still checked
             hydra_overrides = []
-        common = common_overrides(combinations)
-        compose_job = cached_compose(compose_fn, hydra_overrides, common)
+        first_applied = without_related(common, combinations)
+        compose_job = cached_compose(compose_fn, hydra_overrides, first_applied)
         with list_folders_once():
             jobs = _check_jobs(combinations, compose_job, outline.composition.problems, not axes)
     if sweep.where is not None:
@@ -293,12 +296,6 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
         sweep=sweep,
         jobs_at_a_time=planned_jobs_at_a_time(node, configs[0]),
     )
-
-
-def _common_keys(combinations: Sequence[list[str]]) -> set[str]:
-    """Returns the keys that have the same value in each job."""
-    common = set.intersection(*map(set, combinations))
-    return {parse_override(text).key for text in common}
 
 
 def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:

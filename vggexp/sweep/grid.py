@@ -218,7 +218,7 @@ def cached_compose(
     Args:
         compose_fn: composes a list of overrides with Hydra.
         hydra_overrides: the overrides of Hydra's own keys, which all jobs have.
-        common: the result of `common_overrides`.
+        common: overrides that all jobs have, and that may be applied before all others.
     """
     loader: Any = GlobalHydra.instance().config_loader()
     shared = [override.text for override in hydra_overrides]
@@ -247,11 +247,15 @@ def cached_compose(
 
 
 def common_overrides(combinations: Sequence[Sequence[str]]) -> set[str]:
-    """Returns the overrides that all jobs have, and that may be applied before all others.
+    """Returns the overrides that all jobs have."""
+    return set.intersection(*map(set, combinations))
+
+
+def without_related(common: set[str], combinations: Sequence[Sequence[str]]) -> set[str]:
+    """Returns the common overrides that may be applied before all others.
 
     The order counts only if a key contains another one: `train={ema:0.9}`, `train.epochs=2`.
     """
-    common = set.intersection(*map(set, combinations))
     other_keys = {parse_override(text).key for job in combinations for text in set(job) - common}
     related = set()
     for text in common:
