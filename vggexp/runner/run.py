@@ -18,7 +18,14 @@ from vggexp.distributed.stop import DistributedStop
 from vggexp.loggers.console import Console
 from vggexp.runner.init_weights import load_init_weights
 from vggexp.runner.job import TrainingJob, train_and_record
-from vggexp.runner.resume import OpenedRun, RunSetup, build_run, create_run_dir, open_run_dir
+from vggexp.runner.resume import (
+    OpenedRun,
+    RunSetup,
+    build_run,
+    create_run_dir,
+    open_run_dir,
+    record_loss,
+)
 from vggexp.runs import records
 from vggexp.runs.environment import code_sha256
 from vggexp.system import memory
@@ -67,7 +74,8 @@ def run(
         stack.enter_context(collectives.translate_rank_errors())
         collectives.assert_same_on_all_ranks(_launch_fingerprint(config), SAME_COMMAND)
         console = Console(None, rank=collectives.rank())
-        opened = open_run_dir(config, stack, console)
+        with record_loss(records.run_dir(config)):
+            opened = open_run_dir(config, stack, console)
         if opened.result is not None:
             console.line(records.done_line(config, opened.result))
             return opened.result
@@ -76,7 +84,8 @@ def run(
             stop.resume_hint = f"run.name={name} in place of resume=never continues it"
         if collectives.world_size() > 1:
             stop = DistributedStop(stop)
-        setup, init_lines = _build_run(config, opened, console)
+        with record_loss(opened.folder):
+            setup, init_lines = _build_run(config, opened, console)
         stop.rest(0)  # lets all ranks know of a signal that one rank got
         stop.check("before its first batch")
         if opened.is_new:

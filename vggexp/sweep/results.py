@@ -14,19 +14,16 @@ from vggexp.config.overrides import parse_override, typed_values
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
 from vggexp.errors import VggexpError
-from vggexp.formatting import csv_table, format_value, markdown_table, shorten
+from vggexp.formatting import csv_table, format_metric, format_value, markdown_table, shorten
 from vggexp.loggers.console import print_text
 from vggexp.runs.records import epoch_rows, missing_objective, own_result, run_state
-from vggexp.runs.repeats import Row, group_repeats, mean_rows, rank_key
+from vggexp.runs.repeats import STOPPED, Row, group_repeats, mean_rows, rank_key
 from vggexp.sweep.halving import score_at
 from vggexp.system.files import atomic_write, make_dir, os_error_as_resource_error
 
 METRICS = ("val/accuracy", "val/loss", "test/accuracy")
 MAX_ERROR_CHARS = 60  # of an error in a Markdown table; the CSV file has the complete error
 NETWORK_KEYS = ("arch.name", "arch.blocks", "arch.norm", "arch.width")  # of a network's name
-STOPPED = (
-    "stopped at epoch"  # a column of the means, if sweep.halving or run.until has stopped runs
-)
 # Keys without a column of their own: a hash follows from the path that stands beside it.
 HIDDEN_KEYS = ("run.", "sweep.", "resume", "data.sha256", "train.init_sha256")
 
@@ -109,7 +106,7 @@ def _order(row: Row, objective: str) -> tuple[int, int, bool, float]:
     """
     kinds = ("finished", "paused")
     kind = kinds.index(row["state"]) if row["state"] in kinds else len(kinds)
-    return kind, -(row["epoch"] or 0), *rank_key(row[objective], objective)
+    return kind, -(row["epochs"] or 0), *rank_key(row[objective], objective)
 
 
 def _score_column(objective: str, epochs: int) -> str:
@@ -153,7 +150,7 @@ def _job_row(job: SweepJob, objective: str) -> Row:
     for name in (objective, *METRICS, "seconds"):
         row[name] = result.get(name) if is_finished or paused_rows else None
     row["state"] = state
-    row["epoch"] = len(paused_rows) or None
+    row["epochs"] = len(paused_rows) or None
     row["error"] = error or result.get("error") or ""
     row["run"] = job.folder.name
     return row
@@ -185,7 +182,7 @@ def _jobs_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
 
 def _state_text(row: Row) -> str:
     if row["state"] == "paused":
-        return f"stopped at epoch {row['epoch']}"
+        return f"stopped at epoch {row['epochs']}"
     return str(row["state"])
 
 
@@ -209,14 +206,10 @@ def repeats_table(
     if "seed" not in keys:
         return []
     settings = [key for key in keys if key != "seed"]
-    counted = _count_stopped(rows, keys)
-    groups = mean_rows(counted, [*keys, STOPPED], metrics, objective)
+    groups = mean_rows(rows, keys, metrics, objective)
     if not groups:
         return []
-    if any(row[STOPPED] for row in groups):
-        groups.sort(
-            key=lambda row: (row["runs"] == 0, row[STOPPED] is not None, -(row[STOPPED] or 0))
-        )
+    if STOPPED in groups[0]:
         settings.append(STOPPED)
     means = [f"{metric} mean ± sd" for metric in metrics]
     columns = [*settings, "n", *means, "not finished"]
@@ -230,30 +223,12 @@ def repeats_table(
     return markdown_table(columns, cells)
 
 
-def _count_stopped(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
-    """Returns copies of the rows in which the seeds of a stopped setting count like finished ones.
-
-    The column STOPPED has the epoch of such a setting, none of whose seeds has finished.
-    """
-    copies = []
-    for members in group_repeats(rows, keys):
-        states = [row["state"] for row in members]
-        epochs = [row["epoch"] for row in members if row["state"] == "paused"]
-        stopped = None if "finished" in states or not epochs else max(epochs)
-        for row in members:
-            counts = stopped is not None and row["epoch"] == stopped
-            copies.append(
-                {**row, STOPPED: stopped, "state": "finished" if counts else row["state"]}
-            )
-    return copies
-
-
 def _mean_and_std(row: Row, metric: str) -> str:
     mean = _format_cell(row[f"{metric} mean"])
     std = row[f"{metric} deviation"]
     if std is None:
         return mean
-    return f"{mean} ± {std:.4f}"
+    return f"{mean} ± {format_metric(std)}"
 
 
 def repeat_folders(jobs: Sequence[SweepJob]) -> dict[str, list[Path]]:
@@ -346,7 +321,7 @@ def parse_job(overrides: Sequence[str]) -> dict[str, str]:
 def _format_cell(value: Any) -> str:
     if value is None or value == "":
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return format_metric(value) if isinstance(value, float) else str(value)
 
 
 def _write(path: Path, text: str) -> None:
