@@ -22,7 +22,7 @@ from vggexp.sweep.dry_run import (
     search_line,
 )
 from vggexp.sweep.expand import GridSweep
-from vggexp.sweep.halving import launched_job, run_rungs
+from vggexp.sweep.halving import launched_job, run_rungs, score_at
 from vggexp.sweep.lr_range import has_diverged, range_lines
 from vggexp.sweep.results import SweepJob, repeat_folders, swept_keys, write_sweep_table
 from vggexp.sweep.search_space import SearchPlan
@@ -61,18 +61,18 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     if code:
         return code
     rungs = [] if grid.sweep.halving is None else [*run_rungs(grid.configs(), grid.sweep)]
-    last_rung = {job: rung for rung in rungs for job in rung.jobs}
     jobs = []
     for (job_overrides, config), run_dir in zip(grid.jobs, run_dirs, strict=True):
         job = tuple(job_overrides)
-        rung = last_rung.get(job)
-        if rung is not None:
+        entered = [rung for rung in rungs if job in rung.jobs]
+        scores = {}
+        for rung in entered:
             config = rung.jobs[job]
+            scores[rung.epochs] = score_at(config, rung.epochs, grid.sweep.objective)
         reason = task.errors.get(launched_job(job, config), "")
-        number = None if rung is None else rung.number
-        jobs.append(SweepJob(job_overrides, run_dir, config, reason, number))
-    epochs = [rung.epochs for rung in rungs]
-    rows = write_sweep_table(jobs, grid.sweep.objective, folder, epochs)
+        number = entered[-1].number if entered else None
+        jobs.append(SweepJob(job_overrides, run_dir, config, reason, number, scores))
+    rows = write_sweep_table(jobs, grid.sweep.objective, folder)
     write_events(folder, jobs)
     unfinished = {row["run"] for row in rows if row["state"] not in ("finished", "paused")}
     if grid.sweep.lr_range:

@@ -31,7 +31,7 @@ class Rate(NamedTuple):
     falls: bool  # for all seeds
     diverged: bool  # for one seed or more
     epochs: int  # that all seeds have trained
-    score: float | None  # mean of sweep.objective after these epochs
+    score: float | None  # mean of sweep.objective after these epochs; None if no loss falls
 
 
 def range_problems(sweep: Sweep, configs: Sequence[Config]) -> Iterator[str]:
@@ -125,7 +125,8 @@ def _judge(lr: float, jobs: Sequence[SweepJob], objective: str) -> Rate:
         configs.append(job.config)
         counts.append(len(losses))
     epochs = min(counts)
-    return Rate(lr, falls, diverged, epochs, setting_score(configs, epochs, objective))
+    score = setting_score(configs, epochs, objective) if falls else None
+    return Rate(lr, falls, diverged, epochs, score)
 
 
 def band_text(rates: Sequence[Rate], seeds: int, objective: str, check: str) -> str:

@@ -4,8 +4,8 @@ The best job is first, jobs that did not finish are last. Repeats have their mea
 """
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,6 @@ from vggexp.formatting import csv_table, format_metric, format_value, markdown_t
 from vggexp.loggers.console import print_text
 from vggexp.runs.records import epoch_rows, missing_objective, own_result, run_state
 from vggexp.runs.repeats import STOPPED, Row, group_repeats, mean_rows, rank_key
-from vggexp.sweep.halving import score_at
 from vggexp.system.files import atomic_write, make_dir, os_error_as_resource_error
 
 METRICS = ("val/accuracy", "val/loss", "test/accuracy")
@@ -37,6 +36,8 @@ class SweepJob:
     config: Config | None  # None for a trial whose values do not fit together
     error: str = ""  # why the launcher reports the job as failed
     rung: int | None = None  # of sweep.halving, the last one that the job entered
+    # The objective by the epoch of each rung up to that one; None without a score.
+    rung_scores: Mapping[int, float | None] = field(default_factory=dict)
 
 
 class SettingColumns(NamedTuple):
@@ -50,15 +51,15 @@ def write_sweep_table(
     jobs: Sequence[SweepJob],
     objective: str,
     target: Path,
-    rung_epochs: Sequence[int] = (),
 ) -> list[Row]:
     """Prints the table and writes results.csv and results.md.
+
+    With sweep.halving, the CSV file also has the last rung of each job and its scores.
 
     Args:
         jobs: the jobs. Jobs that differ only in their seed are one line of the printed table.
         objective: the metric of the ranking.
         target: the folder of the sweep.
-        rung_epochs: the rungs of sweep.halving; the CSV file has the score at each.
 
     Returns:
         The rows, one for each job. A row has a score only if the job's run has finished, or has
@@ -73,9 +74,9 @@ def write_sweep_table(
     )
     rows = []
     for job, values in zip(jobs, settings.values, strict=True):
-        row = {**values, **_job_row(job, objective)}
-        if rung_epochs:
-            row |= _rung_scores(job, objective, rung_epochs)
+        row = {**values, **_job_row(job, objective), "rung": job.rung}
+        for epochs, score in job.rung_scores.items():
+            row[_score_column(objective, epochs)] = score
         rows.append(row)
     rows.sort(key=lambda row: _order(row, objective))
     metrics = list(dict.fromkeys((objective, *METRICS)))
@@ -84,7 +85,8 @@ def write_sweep_table(
         columns.append("error")
     columns.append("run")
     lines = _jobs_table(rows, columns)
-    if rung_epochs:
+    if any(job.rung is not None for job in jobs):
+        rung_epochs = sorted({epochs for job in jobs for epochs in job.rung_scores})
         scores = [_score_column(objective, epochs) for epochs in rung_epochs]
         columns = [*columns[:-1], "rung", *scores, "run"]
     exact = []
@@ -111,16 +113,6 @@ def _order(row: Row, objective: str) -> tuple[int, int, bool, float]:
 
 def _score_column(objective: str, epochs: int) -> str:
     return f"{objective} at epoch {epochs}"
-
-
-def _rung_scores(job: SweepJob, objective: str, rung_epochs: Sequence[int]) -> Row:
-    """Returns the last rung of a job, and its score at each rung up to that one."""
-    row: Row = {"rung": job.rung}
-    for number, epochs in enumerate(rung_epochs, 1):
-        if job.config is not None and job.rung is not None and number <= job.rung:
-            score = score_at(job.config, epochs, objective)
-            row[_score_column(objective, epochs)] = score
-    return row
 
 
 def _job_row(job: SweepJob, objective: str) -> Row:

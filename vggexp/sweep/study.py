@@ -303,7 +303,12 @@ def trial_jobs(study: Study, axes: Axes) -> list[SweepJob]:
         folder = Path(trial.user_attrs[RUN] or f"trial-{position}")
         config = load_config(folder) if (folder / CONFIG).exists() else None
         overrides = trial_overrides(axes, trial.params)
-        jobs[folder] = SweepJob(overrides, folder, config, trial.user_attrs.get(ERROR, ""))
+        error = trial.user_attrs.get(ERROR, "")
+        scores = trial.intermediate_values
+        rung = None
+        if BRACKET in trial.user_attrs and trial.user_attrs[RUN]:
+            rung = len(scores) + (trial.state.name == "FAIL")  # without a score at its last rung
+        jobs[folder] = SweepJob(overrides, folder, config, error, rung, scores)
     return list(jobs.values())
 
 
