@@ -16,6 +16,7 @@ from vggexp.runs.repeats import STOPPED, Row
 NUMBER_COLUMNS = (  # last words of the columns that are aligned to the right
     "accuracy",
     "loss",
+    "epoch",
     "epochs",
     "seconds",
     "parameters",

@@ -69,7 +69,8 @@ def _open_run_dir(config: Config, stack: contextlib.ExitStack, console: Console)
     lost = records.lost_files(folder, directory.read_result(folder))
     if lost:
         console.line(f"warning: the finished run lost {', '.join(lost)}: writing it again")
-    newest = checkpoint_manager.load_latest(folder / "checkpoints", console.line)
+    with record_loss(folder):
+        newest = checkpoint_manager.load_latest(folder / "checkpoints", console.line)
     return OpenedRun(folder, is_new=False, checkpoint=newest)
 
 

@@ -74,8 +74,7 @@ def run(
         stack.enter_context(collectives.translate_rank_errors())
         collectives.assert_same_on_all_ranks(_launch_fingerprint(config), SAME_COMMAND)
         console = Console(None, rank=collectives.rank())
-        with record_loss(records.run_dir(config)):
-            opened = open_run_dir(config, stack, console)
+        opened = open_run_dir(config, stack, console)
         if opened.result is not None:
             console.line(records.done_line(config, opened.result))
             return opened.result
@@ -84,8 +83,7 @@ def run(
             stop.resume_hint = f"run.name={name} in place of resume=never continues it"
         if collectives.world_size() > 1:
             stop = DistributedStop(stop)
-        with record_loss(opened.folder):
-            setup, init_lines = _build_run(config, opened, console)
+        setup, init_lines = _build_run(config, opened, console)
         stop.rest(0)  # lets all ranks know of a signal that one rank got
         stop.check("before its first batch")
         if opened.is_new:
@@ -109,9 +107,8 @@ def run(
 
 def _build_run(config: Config, opened: OpenedRun, console: Console) -> tuple[RunSetup, list[str]]:
     """Builds the run, and returns the lines of the start banner on its initial weights."""
-    with memory.oom_as_resource_error(
-        "before the first batch; choose a smaller network, data.resize or data.limit"
-    ):
+    hint = "before the first batch; choose a smaller network, data.resize or data.limit"
+    with memory.oom_as_resource_error(hint), record_loss(opened.folder):
         setup = build_run(config, opened.checkpoint, console)
         if opened.checkpoint is not None:
             return setup, []
