@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
@@ -98,6 +98,19 @@ def write_images(
 
 def result(name: str) -> dict:
     return json.loads((Path("outputs") / name / "result.json").read_text())
+
+
+def write_epochs(config, accuracies: Sequence[float | None], state: str = "paused") -> None:
+    """Writes the directory of a run that has a validation accuracy for each epoch."""
+    from vggexp.config.keys import to_plain
+    from vggexp.runs import directory, jsonl, records
+
+    folder = records.run_dir(config)
+    rows = [{"epoch": epoch, "val/accuracy": x} for epoch, x in enumerate(accuracies, 1)]
+    folder.mkdir(parents=True)
+    directory.write_metadata(folder, to_plain(config), [], {})
+    jsonl.rewrite(folder / "metrics.jsonl", rows)
+    directory.write_result(folder, state)
 
 
 def full_pipe() -> tuple[int, int]:

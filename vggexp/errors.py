@@ -34,6 +34,10 @@ class CheckpointError(VggexpError):
     exit_code = 4
 
 
+class LostRunError(CheckpointError):
+    """A run can never continue: none of its checkpoints verifies and fits."""
+
+
 class DivergedError(VggexpError):
     """The loss or a gradient is not finite, or dead layers are to end the run."""
 

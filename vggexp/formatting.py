@@ -9,6 +9,7 @@ from typing import Any
 MAX_ERROR_CHARS = 200  # of another library's error text in ours
 HASH_CHARS = 8  # of a hash in a table or a line: as many as the name of a run has
 PREFIXES = " kMGTPE"  # decimal prefixes, by powers of 1000
+HUGE = 1e6  # a metric from here on has four digits in all
 
 
 def format_value(value: object) -> str:
@@ -42,6 +43,11 @@ def plural(count: int, noun: str) -> str:
         return f"1 {noun}"
     ending = "es" if noun.endswith("tch") else "s"
     return f"{count:,} {noun}{ending}"
+
+
+def format_metric(value: float) -> str:
+    """Formats a metric as `0.9123`, and a huge loss as `2.441e+13`."""
+    return f"{value:.4g}" if abs(value) >= HUGE else f"{value:.4f}"
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -65,7 +65,7 @@ class GridSweeper(Sweeper):
     def _launch_rungs(self) -> None:
         """Launches the jobs of each rung of sweep.halving that still have to train."""
         from vggexp.loggers.console import print_text
-        from vggexp.sweep.halving import has_work, is_complete, run_rungs
+        from vggexp.sweep.halving import has_work, run_rungs, undecided_line
 
         launched = 0
         for rung in run_rungs(self.task.configs, self.task.sweep):
@@ -76,8 +76,8 @@ class GridSweeper(Sweeper):
             self.task.configs = rung.launched_jobs()
             self._launch(launched)
             launched += len(rung.jobs)
-            if not is_complete(rung):
-                print_text("a run misses epochs: nothing is decided, the same command continues")
+            if line := undecided_line(rung):
+                print_text(line)
 
     def _launch(self, first: int = 0) -> None:
         """Launches the task's jobs and waits for them; `first` is the index of the first job."""

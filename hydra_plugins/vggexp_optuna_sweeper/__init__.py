@@ -166,7 +166,7 @@ class OptunaSweeper(Sweeper):
         from hydra_plugins import vggexp_slurm
         from vggexp.errors import SweepError
         from vggexp.loggers.console import print_text
-        from vggexp.sweep.halving import has_work, is_complete, run_rungs
+        from vggexp.sweep.halving import has_work, run_rungs, undecided_line
         from vggexp.sweep.study import RUN, trial_line
 
         jobs = {}
@@ -189,9 +189,8 @@ class OptunaSweeper(Sweeper):
                 overrides = [list(job) for job in self.task.configs]
                 vggexp_slurm.launch(self.launcher, overrides, launched)
                 launched += len(overrides)
-            if not is_complete(rung):
-                text = f"{rung.line()}: a run was interrupted; the same command continues"
-                raise SystemExit(SweepError(text))
+            if line := undecided_line(rung):
+                raise SystemExit(SweepError(line))
         return {run: self._bracket_result(job, run, rungs) for job, run in runs.items()}
 
     def _bracket_result(self, job: Any, run: str, rungs: Sequence[Any]) -> Any:

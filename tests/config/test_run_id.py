@@ -105,6 +105,7 @@ OTHER_VALUES = {
     "run.until": 1,
     "sweep.halving": 2,
     "sweep.halving_start": 1,
+    "sweep.lr_range": True,
     "resume": "never",
     "sweep.objective": "val/loss",
     "sweep.pairs": [{"seed": 1}],

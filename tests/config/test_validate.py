@@ -115,6 +115,7 @@ TWELVE_BLOCKS = ",".join(["[1,8]"] * 12)
         ("augment.crop", 31, 32, f"{SYNTHETIC} data.images=200"),
         ("augment.scale", "[1.5,1.5]", "[1.5,1.4]", ""),
         ("scheduler.warmup_epochs", 2, 2.5, "train.epochs=2"),
+        ("scheduler.warmup_epochs", 0, 0.1, "scheduler=onecycle"),
         ("scheduler.milestones", "[3,4]", "[3,3]", "scheduler=step"),
         ("train.accumulate", 32, 33, "data.batch_size=32"),
         ("train.accumulate", 32, 33, "data.batch_size=128 device.processes=4"),

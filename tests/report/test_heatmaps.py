@@ -31,6 +31,15 @@ def test_without_repeats_a_cell_has_the_best_run():
     assert html.index("0.9000</td><td>✕</td>") < html.index("0.9800</td><td></td>")
 
 
+def test_a_setting_that_was_stopped_has_no_score():
+    runs = []
+    for run in make_sweep():
+        runs.append(run._replace(state="paused") if run.name == "c" else run)
+    html = heat_map(build_table(runs))
+    assert "0.8500</td><td>✕</td>" in html
+    assert "0.9500" not in html
+
+
 def test_the_axes_are_network_and_learning_rate_if_both_vary():
     assert choose_axes(build_table(make_sweep())) == ("network", "optimizer.lr")
 

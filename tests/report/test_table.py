@@ -152,6 +152,21 @@ def test_repeats_are_runs_that_differ_only_in_the_seed():
     assert repeat_rows(build_table([runs[0], runs[3]])) == []
 
 
+def test_the_seeds_of_a_setting_that_was_stopped_have_a_mean_and_their_epoch():
+    runs = []
+    for lr, state, accuracies in ((0.01, "finished", (0.8, 0.9)), (0.1, "paused", (0.9, 0.94))):
+        for seed, accuracy in enumerate(accuracies):
+            keys = {"optimizer.lr": lr, "seed": seed}
+            name = f"{lr}-{seed}"
+            runs.append(make_record(name, keys=keys, state=state, val_accuracy=accuracy))
+    table = build_table(runs)
+    finished, stopped = repeat_rows(table)
+    assert (finished["optimizer.lr"], finished["stopped at epoch"]) == (0.01, None)
+    assert (stopped["optimizer.lr"], stopped["stopped at epoch"]) == (0.1, 5)
+    assert stopped["val/accuracy mean"] == pytest.approx(0.92)
+    assert (stopped["runs"], stopped["not finished"]) == (2, 0)
+
+
 def test_texts_do_not_break_a_markdown_table():
     lines = to_markdown(["run"], [{"run": "a|b\n<c>\x1b[2J"}, {"run": "x" * 100}, {"run": None}])
     assert [line.count("\n") for line in lines] == [0] * 5

@@ -78,7 +78,7 @@ def test_damaged_checkpoints_are_set_aside(command):
     (folder / "00000003.pt").write_bytes(b"")
     code, _, err = command(*TINY, "run.name=a")
     assert code == 4
-    assert "no checkpoint verifies; start over with resume=never" in err
+    assert "no checkpoint verifies; move the run's folder away to start over" in err
 
 
 def test_the_name_of_another_run_is_refused(command):

@@ -77,3 +77,19 @@ def test_a_copied_run_may_name_folders_that_are_elsewhere(tmp_path):
     config["data"]["root"] = config["run"]["root"] = str(tmp_path / "file")
     path.write_text(yaml.safe_dump(config))
     assert load_config(tmp_path / "a").run.root == str(tmp_path / "file")
+
+
+def test_a_warm_up_before_one_cycle_is_accepted_of_a_recorded_run(tmp_path):
+    """Runs of earlier versions have such a schedule."""
+    make_run(tmp_path / "a")
+    path = tmp_path / "a" / "config.yaml"
+    config = yaml.safe_load(path.read_text())
+    config["scheduler"] = {
+        "name": "onecycle",
+        "warmup_epochs": 1,
+        "peak_fraction": 0.25,
+        "initial_factor": 0.1,
+        "final_factor": 0,
+    }
+    path.write_text(yaml.safe_dump(config))
+    assert load_config(tmp_path / "a").scheduler.warmup_epochs == 1

@@ -82,3 +82,25 @@ def test_runs_of_a_single_seed_have_no_deviation():
     (means,) = mean_rows(rows, [], ["val/loss"], "val/loss")
     assert means["val/loss deviation"] is None
     assert (means["runs"], means["copies"]) == (1, 2)
+
+
+def stopped(lr, seed, loss, epochs):
+    return row(lr, seed, loss, "paused") | {"epochs": epochs}
+
+
+def test_settings_that_were_stopped_have_means_and_come_after_the_finished():
+    rows = [stopped(1, 0, 0.1, 2), stopped(1, 1, 0.3, 2)]
+    rows += [stopped(2, 0, 0.8, 4), stopped(2, 1, 0.1, 2)]
+    rows += [row(3, 0, 0.9), stopped(3, 1, 0.1, 2)]
+    rows += [row(4, 0, None, "failed")]
+    means = mean_rows(rows, KEYS, ["val/loss"], "val/loss")
+    assert [mean["optimizer.lr"] for mean in means] == [3, 2, 1, 4]
+    assert [mean["stopped at epoch"] for mean in means] == [None, 4, 2, None]
+    assert [mean["runs"] for mean in means] == [1, 1, 2, 0]
+    assert [mean["not finished"] for mean in means] == [1, 1, 0, 1]
+    assert means[2]["val/loss mean"] == pytest.approx(0.2)
+
+
+def test_without_stopped_settings_there_is_no_column_for_them():
+    (means,) = mean_rows([row(1, 0, 0.1), row(1, 1, 0.2)], KEYS, ["val/loss"], "val/loss")
+    assert "stopped at epoch" not in means

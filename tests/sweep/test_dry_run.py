@@ -4,11 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import TINY, write_epochs
 from vggexp.config.compose import parse_command
+from vggexp.runs.directory import read_result
 from vggexp.runs.forecast import UNKNOWN, Forecast
-from vggexp.sweep.dry_run import JobOutlook, outlook_line
-from vggexp.sweep.expand import compose_run
+from vggexp.runs.records import run_dir, run_state
+from vggexp.sweep.dry_run import JobOutlook, dry_run_lines, outlook_line, rung_lines
+from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep
 
 KNOWN = Forecast(30.0, frozenset([Path("a"), Path("b")]))
 FROM = "(from 2 finished runs of this kind on this host)"
@@ -80,3 +82,71 @@ def test_a_dry_run_prints_and_starts_nothing(command, tmp_path):
     assert "4 jobs: 1 finished, 3 to run for 6 epochs, 1 job at a time, about " in lines[-1]
     assert lines[-1].endswith(", and the unknown time of 4 epochs")
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
+
+
+HALVING = ["-m", *TINY, "train.epochs=4", "sweep.halving=2", "optimizer.lr=0.01,0.02,0.03,0.05"]
+
+
+def make_halving(*overrides):
+    """Returns the jobs of a halving sweep, and its section `sweep`."""
+    command = parse_command([*HALVING, *overrides])
+    grid = expand_sweep(command, compose_outline(command))
+    return grid.configs(), grid.sweep
+
+
+def outlooks_of(jobs, time):
+    outlooks = []
+    for config in jobs.values():
+        folder = run_dir(config)
+        outlooks.append(JobOutlook(config, folder, run_state(folder, read_result(folder)), time))
+    return outlooks
+
+
+def test_rungs_have_their_runs_and_time(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs, sweep = make_halving("sweep.repeats=2")
+    lines = rung_lines(jobs, outlooks_of(jobs, Forecast(240.0, KNOWN.sources)), 2, sweep)
+    assert lines == [
+        "rung 1   8 runs to epoch 1   about 4.0 min   4 go on   (val/accuracy)",
+        "rung 2   4 runs to epoch 2   about 2.0 min   2 go on",
+        "rung 3   2 runs to epoch 4   about 2.0 min",
+        "16 of 32 epochs: 0 runs finished, 0 paused, 16 epochs to train, 2 jobs at a time, "
+        f"about 8.0 min {FROM}; the full grid about 16.0 min",
+    ]
+
+
+def test_rungs_count_what_is_done(tmp_path, monkeypatch):
+    """Of four runs three are paused at epoch 1, and the fourth has failed."""
+    monkeypatch.chdir(tmp_path)
+    jobs, sweep = make_halving()
+    *paused, failed = jobs.values()
+    for config in paused:
+        write_epochs(config, [0.5])
+    write_epochs(failed, [], "failed")
+    lines = rung_lines(jobs, outlooks_of(jobs, UNKNOWN), 1, sweep)
+    assert lines[-1] == (
+        "8 of 16 epochs: 0 runs finished, 3 paused, "
+        "1 failed before (sweep.retry_failed=true tries again), 4 epochs to train, "
+        "1 job at a time; their time is unknown, no run of this kind has finished on this host"
+    )
+
+
+def test_a_sweep_that_has_ended_has_nothing_to_train(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs, sweep = make_halving()
+    for config in jobs.values():
+        write_epochs(config, [], "failed")
+    lines = rung_lines(jobs, outlooks_of(jobs, KNOWN), 1, sweep)
+    assert lines[-1].endswith(", 0 epochs to train")
+
+
+def test_the_dry_run_expects_the_time_of_the_next_rung(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs, sweep = make_halving()
+    first, *others = jobs.values()
+    write_epochs(first, [0.5])
+    assert len(others) == 3
+    lines = dry_run_lines(list(jobs.items()), outlooks_of(jobs, Forecast(240.0)), 1, sweep)
+    table = [[cell.strip() for cell in line.split("|")[1:-1]] for line in lines[:6]]
+    column = table[0].index("expected in rung 1")
+    assert [row[column] for row in table[2:]] == ["-", "60.0 s", "60.0 s", "60.0 s"]

@@ -9,19 +9,18 @@ from pathlib import Path
 import pytest
 from joblib.externals.loky import get_reusable_executor
 
-from tests.conftest import TINY, result
+from tests.conftest import TINY, result, write_epochs
 from vggexp.config.compose import parse_command
-from vggexp.config.keys import to_plain
+from vggexp.config.run_id import run_name
 from vggexp.errors import ConfigError
-from vggexp.runs import directory, jsonl, records
+from vggexp.runs import directory, records
 from vggexp.sweep.expand import check_command, compose_outline, expand_sweep
 from vggexp.sweep.halving import (
     choose_survivors,
     has_work,
-    is_complete,
-    plan_lines,
     plan_rungs,
     run_rungs,
+    undecided_line,
 )
 from vggexp.training import checkpoint
 from vggexp.verify.replay import bitwise_equal, named_values
@@ -125,16 +124,6 @@ def make_grid(*overrides):
     return grid.configs(), grid.sweep
 
 
-def write_run(config, accuracies, state="paused"):
-    """Writes the directory of a run that has a validation accuracy for each epoch."""
-    folder = records.run_dir(config)
-    rows = [{"epoch": epoch, "val/accuracy": x} for epoch, x in enumerate(accuracies, 1)]
-    folder.mkdir(parents=True)
-    directory.write_metadata(folder, to_plain(config), [], {})
-    jsonl.rewrite(folder / "metrics.jsonl", rows)
-    directory.write_result(folder, state)
-
-
 def entered(jobs, sweep):
     """Returns the learning rates of the runs that enter each rung."""
     rungs = run_rungs(jobs, sweep)
@@ -151,14 +140,14 @@ def test_a_rung_ranks_by_its_own_epoch(grid):
     jobs, sweep = grid
     histories = [[0.5, 0.1, 0.9, 0.9], [0.4, 0.2], [0.1, 0.9, 0.9], [0.2, 0.8]]
     for config, history in zip(jobs.values(), histories, strict=True):
-        write_run(config, history)
+        write_epochs(config, history)
     assert entered(jobs, sweep) == [[0.01, 0.02, 0.03, 0.05], [0.01, 0.02], [0.02]]
 
 
 def test_the_jobs_of_a_rung_pause_at_its_epoch_and_those_of_the_last_do_not(grid):
     jobs, sweep = grid
     for config in jobs.values():
-        write_run(config, [0.5, 0.5])
+        write_epochs(config, [0.5, 0.5])
     rungs = list(run_rungs(jobs, sweep))
     assert [{config.run.until for config in rung.jobs.values()} for rung in rungs] == [
         {1},
@@ -179,9 +168,9 @@ def test_the_jobs_of_a_rung_pause_at_its_epoch_and_those_of_the_last_do_not(grid
 def test_a_run_that_failed_or_has_no_number_is_out(grid, state):
     jobs, sweep = grid
     best, *others = jobs.values()
-    write_run(best, [] if state == "failed" else [None], state)
+    write_epochs(best, [] if state == "failed" else [None], state)
     for config in others:
-        write_run(config, [0.5, 0.5])
+        write_epochs(config, [0.5, 0.5])
     rungs = entered(jobs, sweep)
     assert len(rungs[1]) == 2
     assert best.optimizer.lr not in rungs[1]
@@ -190,9 +179,9 @@ def test_a_run_that_failed_or_has_no_number_is_out(grid, state):
 def test_after_a_failed_run_the_rungs_may_end(grid):
     jobs, sweep = grid
     first, *others = jobs.values()
-    write_run(first, [], "failed")
+    write_epochs(first, [], "failed")
     for config in others:
-        write_run(config, [0.5])
+        write_epochs(config, [0.5])
     assert len(entered(jobs, replace(sweep, on_error="stop"))) == 1
     assert len(entered(jobs, sweep)) == 2
 
@@ -201,20 +190,22 @@ def test_after_a_failed_run_the_rungs_may_end(grid):
 def test_an_interrupted_run_leaves_the_rung_undecided(grid, state):
     jobs, sweep = grid
     first, *others = jobs.values()
-    write_run(first, [], state)
+    write_epochs(first, [], state)
     for config in others:
-        write_run(config, [0.5])
+        write_epochs(config, [0.5])
     (rung,) = run_rungs(jobs, sweep)
     assert has_work(rung)
-    assert not is_complete(rung)
+    assert undecided_line(rung) == (
+        f"rung 1 is undecided, epochs are missing: {run_name(first)}; run the same command again"
+    )
 
 
 def test_a_run_that_was_interrupted_in_a_later_rung_has_its_score(grid):
     jobs, sweep = grid
     first, *others = jobs.values()
-    write_run(first, [0.9, 0.9, 0.9], "interrupted")
+    write_epochs(first, [0.9, 0.9, 0.9], "interrupted")
     for config in others:
-        write_run(config, [0.5, 0.5])
+        write_epochs(config, [0.5, 0.5])
     rungs = list(run_rungs(jobs, sweep))
     assert [has_work(rung) for rung in rungs] == [False, False, True]
     assert list(rungs[-1].jobs.values()) == [first]
@@ -224,7 +215,7 @@ def test_a_failed_run_is_launched_again_on_request(grid):
     jobs, _ = grid
     retried, sweep = make_grid(LRS, "sweep.retry_failed=true")
     for config in jobs.values():
-        write_run(config, [], "failed")
+        write_epochs(config, [], "failed")
     assert not has_work(next(run_rungs(*grid)))
     assert has_work(next(run_rungs(retried, sweep)))
 
@@ -232,13 +223,13 @@ def test_a_failed_run_is_launched_again_on_request(grid):
 def test_a_run_of_fewer_epochs_that_has_stopped_early_is_ranked_by_its_last(grid):
     jobs, sweep = grid
     first, *others = jobs.values()
-    write_run(first, [0.9], "finished")
+    write_epochs(first, [0.9], "finished")
     folder = records.run_dir(first)
     directory.write_result(folder, "finished", **{"test/accuracy": 0.9})
     for name in ("predictions.npz", "events.out.tfevents.1"):
         (folder / name).write_text("x")
     for config in others:
-        write_run(config, [0.5, 0.6])
+        write_epochs(config, [0.5, 0.6])
     assert entered(jobs, sweep)[-1] == [first.optimizer.lr]
 
 
@@ -246,20 +237,10 @@ def test_a_setting_is_the_mean_of_its_seeds_and_goes_on_with_all(tmp_path, monke
     monkeypatch.chdir(tmp_path)
     jobs, sweep = make_grid("optimizer.lr=0.01,0.02", "sweep.repeats=2")
     for config, score in zip(jobs.values(), [0.9, 0.1, 0.6, 0.6], strict=True):
-        write_run(config, [score] * 2)
+        write_epochs(config, [score] * 2)
     (_, last) = run_rungs(jobs, sweep)
     chosen = [(config.optimizer.lr, config.seed) for config in last.jobs.values()]
     assert chosen == [(0.02, 0), (0.02, 1)]
-
-
-def test_the_plan_counts_runs_and_epochs(grid):
-    jobs, sweep = make_grid(LRS, "sweep.repeats=2")
-    assert plan_lines(jobs, sweep, epoch_seconds=60) == [
-        "rung 1   8 runs to epoch 1   about 8.0 min   4 go on   (val/accuracy)",
-        "rung 2   4 runs to epoch 2   about 4.0 min   2 go on",
-        "rung 3   2 runs to epoch 4   about 4.0 min",
-        "16 of 32 epochs: about 16.0 min one run after another, the full grid 32.0 min",
-    ]
 
 
 def rows_of(folder):
@@ -289,7 +270,8 @@ def test_every_run_has_the_bits_of_the_full_grid(command):
         "rung 1   8 runs to epoch 1   4 go on   (val/accuracy)",
         "rung 2   4 runs to epoch 2   2 go on",
         "rung 3   2 runs to epoch 4",
-        "16 of 32 epochs",
+        "16 of 32 epochs: 0 runs finished, 0 paused, 16 epochs to train, 1 job at a time; "
+        "their time is unknown, no run of this kind has finished on this host",
     ]
     assert out.splitlines()[:4] == plan
     assert sorted(epochs_of("halved").values()) == [1, 1, 1, 1, 2, 2, 4, 4]
@@ -386,6 +368,28 @@ def test_a_run_that_cannot_continue_is_no_paused_one(command, reference):
 
 
 @pytest.mark.process
+def test_a_run_that_has_lost_its_checkpoint_is_out_and_the_others_go_on(command, reference):
+    """The second of rung 1 is damaged before rung 2, which the winner enters alone."""
+    shutil.copytree(reference, "outputs")
+    winner, second, *_ = rows_of(reference)
+    for name in (winner, second):
+        shutil.rmtree(Path("outputs", name))
+        lr = rows_of(reference)[name]["optimizer.lr"]
+        command(*FOUR[1:], f"run.name={name}", f"optimizer.lr={lr}", "run.until=1")
+    for path in Path("outputs", second, "checkpoints").iterdir():
+        path.write_bytes(b"damaged")
+    for _ in range(2):
+        assert command(*FOUR, LRS, "sweep.halving=2")[0] == 7
+        rows = rows_of("outputs")
+        assert (rows[winner]["state"], rows[winner]["rung"]) == ("finished", "3")
+        assert (rows[second]["state"], rows[second]["rung"]) == ("failed", "2")
+        assert rows[second]["error"].endswith("move the run's folder away to start over")
+    shutil.move(Path("outputs", second), "away")
+    assert command(*FOUR, LRS, "sweep.halving=2")[0] == 0
+    assert epochs_of("outputs") == epochs_of(reference)
+
+
+@pytest.mark.process
 def test_a_finished_halving_sweep_trains_nothing(command, reference):
     shutil.copytree(reference, "outputs")
     times = {path: path.stat().st_mtime_ns for path in Path("outputs").glob("vgg*/*")}
@@ -442,6 +446,7 @@ def test_a_filter_and_the_dry_run(command):
     assert out.splitlines()[-4:-1] == [
         "rung 1   3 runs to epoch 2   2 go on   (val/accuracy)",
         "rung 2   2 runs to epoch 4",
-        "10 of 12 epochs",
+        "10 of 12 epochs: 0 runs finished, 0 paused, 10 epochs to train, 1 job at a time; "
+        "their time is unknown, no run of this kind has finished on this host",
     ]
     assert not Path("outputs").exists()

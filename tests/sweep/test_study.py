@@ -155,6 +155,8 @@ def test_a_stopped_trial_is_pruned_with_its_value_there(command):
     assert (code, err) == (0, "")
     assert out.startswith("sweep    4 trials: 0 ended, 4 to run for at most 8 epochs, ")
     assert states().count("PRUNED") == 3 or states().count("PRUNED") == 2
+    with open(next(Path("outputs/sweeps").glob("*/results.csv"))) as file:
+        table = {row["run"]: row for row in csv.DictReader(file)}
     for trial in stored_trials():
         lines = (run_dir(trial) / "metrics.jsonl").read_text().splitlines()
         losses = {row["epoch"]: row["train/loss"] for row in map(json.loads, lines)}
@@ -162,6 +164,10 @@ def test_a_stopped_trial_is_pruned_with_its_value_there(command):
         assert trial.intermediate_values == losses
         if trial.state.name == "PRUNED":
             assert f"  {trial.value:.4f}  stopped at epoch 1" in out
+        row = table[run_dir(trial).name]
+        assert row["rung"] == str(len(losses))
+        for epoch, loss in losses.items():
+            assert float(row[f"train/loss at epoch {epoch}"]) == loss
     trained = [path.read_text() for path in Path("outputs").glob("*/run.log")]
     assert command(*argv)[0] == 0
     assert [path.read_text() for path in Path("outputs").glob("*/run.log")] == trained

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from vggexp.config import torch_optim
 from vggexp.config.derived import INPUT_KEYS, InputSpec, input_spec, spatial_ops
 from vggexp.config.labels import MAX_LABEL_CHARS, MAX_NETWORK_CHARS
-from vggexp.config.schema import Arch, Config, ImageFolder, Plateau, Step, Vgg
+from vggexp.config.schema import Arch, Config, ImageFolder, OneCycle, Plateau, Step, Vgg
 from vggexp.data.catalog import folder_layout
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
@@ -181,6 +181,17 @@ def _check_warmup(config: Config) -> Problems:
     epochs = config.train.epochs
     if warmup > epochs:
         yield f"scheduler.warmup_epochs={warmup:g}: more than train.epochs={epochs}"
+
+
+@rule("scheduler.name", "scheduler.warmup_epochs")
+def _check_one_rise(config: Config) -> Problems:
+    warmup = config.scheduler.warmup_epochs
+    if isinstance(config.scheduler, OneCycle) and warmup > 0:
+        yield (
+            f"scheduler.warmup_epochs={warmup:g}: scheduler=onecycle rises by itself, and would "
+            "begin at initial_factor of the rate that the warm-up has reached; "
+            "set scheduler.warmup_epochs=0"
+        )
 
 
 @rule("scheduler.milestones")

@@ -11,7 +11,7 @@ import numpy as np
 from vggexp.formatting import format_value
 from vggexp.report.table import Table, repeat_rows
 from vggexp.runs.confusion import Confusions
-from vggexp.runs.repeats import Row
+from vggexp.runs.repeats import STOPPED, Row
 
 MAX_AXIS_VALUES = 24  # a setting with more values is no axis of a heat map
 # From this strength on, white text is easier to read than black. Both have a contrast of 4.5 here.
@@ -77,7 +77,7 @@ def _best_scores(
     rows: Sequence[Row] = [row for row in table.rows if row["state"] == "finished"]
     column = table.score
     if groups:
-        rows = groups
+        rows = [row for row in groups if STOPPED not in row or row[STOPPED] is None]
         column = f"{table.score} mean"
     best: dict[Cell, float | None] = {_cell(row, down, across): None for row in table.rows}
     for row in rows:

@@ -11,11 +11,12 @@ from vggexp.formatting import format_value, plural
 from vggexp.report.table import MAX_LEADING_SETTINGS, Section, Table, csv_cell, display_cell
 from vggexp.runs.environment import WORKING_DIRECTORY
 from vggexp.runs.records import RunRecord
-from vggexp.runs.repeats import Row
+from vggexp.runs.repeats import STOPPED, Row
 
 NUMBER_COLUMNS = (  # last words of the columns that are aligned to the right
     "accuracy",
     "loss",
+    "epoch",
     "epochs",
     "seconds",
     "parameters",
@@ -26,6 +27,7 @@ NUMBER_COLUMNS = (  # last words of the columns that are aligned to the right
     "image",
     "probability",
 )
+COUNTS = ("runs", "copies", "not finished")  # columns of the means over seeds
 MAX_OTHER_VALUES = 5  # values of other runs that the environment lists for a key
 UNRECORDED = "-"
 
@@ -108,12 +110,13 @@ def repeats_section(section: Section) -> str:
         return ""
     note = (
         "Runs that differ only in the seed: "
-        "mean ± sample standard deviation over the seeds of the finished runs. "
+        "mean ± sample standard deviation over the seeds of the finished runs, "
+        "or of those that were stopped at the same epoch. "
         "Each seed counts once; further runs of a seed are copies."
     )
     settings = [key for key in section.table.settings if key != "seed"]
     leading = len(settings) if len(settings) <= MAX_LEADING_SETTINGS else 1
-    counts = [key for key in section.repeats[0] if key in ("runs", "copies", "not finished")]
+    counts = [key for key in (STOPPED, *COUNTS) if key in section.repeats[0]]
     rows = []
     for means in section.repeats:
         row = {key: means[key] for key in settings[:leading]}

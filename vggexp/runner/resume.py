@@ -1,6 +1,7 @@
 """Opens a run directory and builds a run, new or at the state of its newest checkpoint."""
 
 import contextlib
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,7 +10,7 @@ from vggexp.config.keys import to_plain
 from vggexp.config.run_id import differences, identity
 from vggexp.config.schema import Config
 from vggexp.distributed import collectives
-from vggexp.errors import CheckpointError, InUseError
+from vggexp.errors import CheckpointError, InUseError, LostRunError
 from vggexp.formatting import one_line
 from vggexp.loggers.console import Console
 from vggexp.runner.build import build_state
@@ -22,6 +23,7 @@ from vggexp.training import checkpoint_manager, checkpoint_schema
 from vggexp.training.loop import TrainState
 
 Checkpoint = dict[str, Any]
+UNFINISHED = ("running", "interrupted", "paused")  # states of a run that could continue
 
 
 class OpenedRun(NamedTuple):
@@ -67,8 +69,23 @@ def _open_run_dir(config: Config, stack: contextlib.ExitStack, console: Console)
     lost = records.lost_files(folder, directory.read_result(folder))
     if lost:
         console.line(f"warning: the finished run lost {', '.join(lost)}: writing it again")
-    newest = checkpoint_manager.load_latest(folder / "checkpoints", console.line)
+    with record_loss(folder):
+        newest = checkpoint_manager.load_latest(folder / "checkpoints", console.line)
     return OpenedRun(folder, is_new=False, checkpoint=newest)
+
+
+@contextlib.contextmanager
+def record_loss(folder: Path) -> Iterator[None]:
+    """Records a LostRunError of the block, so that no rung of sweep.halving waits for the run."""
+    try:
+        yield
+    except LostRunError as error:
+        is_unfinished = directory.read_result(folder).get("state") in UNFINISHED
+        if collectives.rank() == 0 and is_unfinished:
+            with contextlib.suppress(OSError):
+                code = error.exit_code
+                directory.write_result(folder, "failed", error=str(error), exit_code=code)
+        raise
 
 
 def create_run_dir(folder: Path, stack: contextlib.ExitStack) -> None:
@@ -130,9 +147,9 @@ def _restore(config: Config, state: TrainState, checkpoint: Checkpoint) -> None:
         checkpoint_schema.check_state(checkpoint, state, epochs)
         state.restore(checkpoint)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise CheckpointError(
+        raise LostRunError(
             f"checkpoints: does not fit this configuration: {one_line(error)}; "
-            "resume=never starts over"
+            "move the run's folder away to start over"
         ) from error
 
 
@@ -177,6 +194,6 @@ def _check_same_data(
     if config.resume != "force":
         raise CheckpointError(
             f"checkpoints: the data has changed since this run began ({changed}); "
-            "bring it back, or train again: resume=never starts over, resume=force goes on"
+            "bring it back, move the run's folder away to start over, or continue with resume=force"
         )
     console.line(f"warning: continuing, but the data has changed: {changed}")

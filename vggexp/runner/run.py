@@ -18,7 +18,14 @@ from vggexp.distributed.stop import DistributedStop
 from vggexp.loggers.console import Console
 from vggexp.runner.init_weights import load_init_weights
 from vggexp.runner.job import TrainingJob, train_and_record
-from vggexp.runner.resume import OpenedRun, RunSetup, build_run, create_run_dir, open_run_dir
+from vggexp.runner.resume import (
+    OpenedRun,
+    RunSetup,
+    build_run,
+    create_run_dir,
+    open_run_dir,
+    record_loss,
+)
 from vggexp.runs import records
 from vggexp.runs.environment import code_sha256
 from vggexp.system import memory
@@ -100,9 +107,8 @@ def run(
 
 def _build_run(config: Config, opened: OpenedRun, console: Console) -> tuple[RunSetup, list[str]]:
     """Builds the run, and returns the lines of the start banner on its initial weights."""
-    with memory.oom_as_resource_error(
-        "before the first batch; choose a smaller network, data.resize or data.limit"
-    ):
+    hint = "before the first batch; choose a smaller network, data.resize or data.limit"
+    with memory.oom_as_resource_error(hint), record_loss(opened.folder):
         setup = build_run(config, opened.checkpoint, console)
         if opened.checkpoint is not None:
             return setup, []

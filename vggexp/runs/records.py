@@ -34,7 +34,9 @@ from vggexp.runs.schema import damaged
 from vggexp.runs.sweeps import expand_sweeps
 from vggexp.system.locks import is_locked
 
-PLACE_KEYS = ("run", "data.root")  # may name folders that a copied run does not have
+# Keys whose rules a recorded run need not keep: it may name folders that a copied run does not
+# have, and a run of an earlier version may have a warm-up before scheduler=onecycle.
+UNCHECKED_KEYS = ("run", "data.root", "scheduler.warmup_epochs")
 FINGERPRINT_PREFIX = "data."  # of the keys in env.json
 # What stands in outputs/ beside the runs: a shell pattern such as outputs/* names it too.
 NEIGHBORS = ("README.md", "report.csv", "report.html", "report.md", "sweeps")
@@ -77,7 +79,7 @@ def load_config(folder: Path) -> Config:
         ResourceError: a permission or a resource is missing.
     """
     config, errors = parse_config(read_config(folder))
-    problems = list(errors) if config is None else validate(config, invalid=PLACE_KEYS)
+    problems = list(errors) if config is None else validate(config, invalid=UNCHECKED_KEYS)
     if config is None or problems:
         reason = f"not a configuration of this version ({problems[0]})"
         raise CheckpointError(f"{folder / CONFIG}: {reason}")

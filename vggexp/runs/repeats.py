@@ -1,6 +1,7 @@
 """Groups runs that differ only in their seed; ranks runs; means and standard deviations."""
 
 from collections.abc import Iterable, Mapping, Sequence
+from math import inf
 from statistics import fmean, stdev
 from typing import Any
 
@@ -8,6 +9,7 @@ from vggexp.formatting import format_value
 
 # A row of a table: the settings of a run, its `state`, and a number or None for each metric.
 Row = dict[str, Any]
+STOPPED = "stopped at epoch"  # a column of the means, if sweep.halving or run.until stopped runs
 Setting = tuple[str | None, ...]
 
 
@@ -79,6 +81,10 @@ def mean_rows(
     about the spread: the seed has their mean, and they are counted in `copies`, a column of tables
     with copies only. `not finished` counts the other runs.
 
+    A setting is stopped if none of its runs has finished and some are paused. Its means are over
+    the runs that are paused at the latest epoch, and STOPPED has this epoch. Stopped settings come
+    after the others, and the column is in tables with stopped settings only.
+
     Args:
         keys: the columns that are settings.
         score: the metric that ranks the rows.
@@ -88,21 +94,33 @@ def mean_rows(
     for members in group_repeats(rows, settings):
         shared = {key: members[0].get(key) for key in settings}
         means.append(shared | _mean_columns(members, metrics))
-    if not any(row["copies"] for row in means):
-        for row in means:
-            del row["copies"]
-    return sorted(means, key=lambda row: rank_key(row[f"{score} mean"], score))
+    for column in (STOPPED, "copies"):
+        if not any(row[column] for row in means):
+            for row in means:
+                del row[column]
+    return sorted(means, key=lambda row: _order(row, score))
+
+
+def _order(row: Row, score: str) -> tuple[bool, float, bool, float]:
+    """Returns a key for `sorted`: finished settings, those stopped late and early, the others."""
+    epoch = row.get(STOPPED) or inf
+    return row["runs"] == 0, -epoch, *rank_key(row[f"{score} mean"], score)
 
 
 def _mean_columns(
     members: Sequence[Row],
     metrics: Sequence[str],
 ) -> Row:
-    finished = [row for row in members if row["state"] == "finished"]
+    counted = [row for row in members if row["state"] == "finished"]
+    paused = [row for row in members if row["state"] == "paused"]
+    stopped = None
+    if paused and not counted:
+        stopped = max(row["epochs"] or 0 for row in paused)
+        counted = [row for row in paused if row["epochs"] == stopped]
     seeds: dict[str, list[Row]] = {}
-    for row in finished:
+    for row in counted:
         seeds.setdefault(format_value(row.get("seed")), []).append(row)
-    columns: Row = {}
+    columns: Row = {STOPPED: stopped}
     for metric in metrics:
         scores = []
         for copies in seeds.values():
@@ -116,6 +134,6 @@ def _mean_columns(
         columns[f"{metric} mean"] = mean
         columns[f"{metric} deviation"] = std
     columns["runs"] = len(seeds)
-    columns["copies"] = len(finished) - len(seeds)
-    columns["not finished"] = len(members) - len(finished)
+    columns["copies"] = len(counted) - len(seeds)
+    columns["not finished"] = len(members) - len(counted)
     return columns

@@ -16,13 +16,14 @@ from vggexp.runs.sweeps import SweptRun, write_runs
 from vggexp.sweep.dry_run import (
     JobOutlook,
     dry_run_lines,
-    epoch_seconds,
     job_outlooks,
     outlook_line,
+    rung_lines,
     search_line,
 )
 from vggexp.sweep.expand import GridSweep
-from vggexp.sweep.halving import launched_job, plan_lines, run_rungs
+from vggexp.sweep.halving import launched_job, run_rungs, score_at
+from vggexp.sweep.lr_range import has_diverged, range_lines
 from vggexp.sweep.results import SweepJob, repeat_folders, swept_keys, write_sweep_table
 from vggexp.sweep.search_space import SearchPlan
 from vggexp.sweep.task import HydraTask, run_hydra
@@ -60,24 +61,27 @@ def run_grid(command: compose.Command, grid: GridSweep) -> int:
     if code:
         return code
     rungs = [] if grid.sweep.halving is None else [*run_rungs(grid.configs(), grid.sweep)]
-    last_rung = {job: rung for rung in rungs for job in rung.jobs}
     jobs = []
     for (job_overrides, config), run_dir in zip(grid.jobs, run_dirs, strict=True):
         job = tuple(job_overrides)
-        rung = last_rung.get(job)
-        if rung is not None:
+        entered = [rung for rung in rungs if job in rung.jobs]
+        scores = {}
+        for rung in entered:
             config = rung.jobs[job]
+            scores[rung.epochs] = score_at(config, rung.epochs, grid.sweep.objective)
         reason = task.errors.get(launched_job(job, config), "")
-        number = None if rung is None else rung.number
-        jobs.append(SweepJob(job_overrides, run_dir, config, reason, number))
-    epochs = [rung.epochs for rung in rungs]
-    rows = write_sweep_table(jobs, grid.sweep.objective, folder, epochs)
+        number = entered[-1].number if entered else None
+        jobs.append(SweepJob(job_overrides, run_dir, config, reason, number, scores))
+    rows = write_sweep_table(jobs, grid.sweep.objective, folder)
     write_events(folder, jobs)
+    unfinished = {row["run"] for row in rows if row["state"] not in ("finished", "paused")}
+    if grid.sweep.lr_range:
+        print_text("\n".join(range_lines(jobs, grid.sweep.objective)))
+        unfinished -= {job.folder.name for job in jobs if has_diverged(job)}  # a result of the test
     _print_where(folder)
-    unfinished = sum(row["state"] not in ("finished", "paused") for row in rows)
     if unfinished:
         raise SweepError(
-            f"{unfinished} of {plural(len(configs), 'job')} did not finish; "
+            f"{len(unfinished)} of {plural(len(configs), 'job')} did not finish; "
             f"the lines above and {folder} hold the reasons"
         )
     return 0
@@ -90,7 +94,7 @@ def _first_lines(grid: GridSweep) -> list[str]:
     with contextlib.suppress(VggexpError):  # of one job, whose row in the table has the reason
         outlooks = job_outlooks(configs, grid.jobs_at_a_time)
     if grid.sweep.halving is not None:
-        return plan_lines(grid.configs(), grid.sweep, epoch_seconds(outlooks))
+        return rung_lines(grid.configs(), outlooks, grid.jobs_at_a_time, grid.sweep)
     if outlooks:
         return [f"sweep    {outlook_line(outlooks, grid.jobs_at_a_time)}"]
     epochs = sum(config.train.epochs for config in configs)

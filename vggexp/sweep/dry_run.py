@@ -1,5 +1,6 @@
 """Describes the jobs of a sweep before it starts: cost and state of each, and the expected time."""
 
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,10 +12,19 @@ from vggexp.formatting import duration, format_bytes, markdown_table, plural
 from vggexp.models.shapes import macs, parameters
 from vggexp.runs import forecast, records
 from vggexp.runs.forecast import Forecast
-from vggexp.sweep.halving import Jobs, most_repeats, plan_lines, plan_sweep
+from vggexp.sweep.halving import (
+    Jobs,
+    entered_rungs,
+    has_work,
+    missing_epochs,
+    most_repeats,
+    plan_sweep,
+)
 from vggexp.sweep.results import setting_columns
 from vggexp.sweep.search_space import SearchPlan
 from vggexp.system.cpu import default_threads
+
+FAILED_BEFORE = "failed before (sweep.retry_failed=true tries again)"
 
 
 class JobOutlook(NamedTuple):
@@ -28,6 +38,16 @@ class JobOutlook(NamedTuple):
     def will_run(self) -> bool:
         keeps_failure = self.state == "failed" and not self.config.sweep.retry_failed
         return self.state != "finished" and not keeps_failure
+
+
+class RungWork(NamedTuple):
+    """What is known of a rung before the sweep goes on."""
+
+    number: int  # from 1
+    epochs: int  # to which its runs train
+    span: int  # epochs after the rung before
+    runs: int  # that enter it, unless runs fail
+    missing: list[int]  # epochs, of each run that has to train
 
 
 def expected_times(configs: Sequence[Config], jobs_at_a_time: int) -> list[Forecast]:
@@ -86,15 +106,110 @@ def dry_run_lines(
         jobs_at_a_time: as in `job_outlooks`.
         sweep: the section `sweep`.
     """
-    lines = _job_table([overrides for overrides, _ in jobs], outlooks)
+    expected = [outlook.time.seconds if outlook.will_run() else None for outlook in outlooks]
     if sweep.halving is None:
+        lines = _job_table([job for job, _ in jobs], outlooks, expected, "expected")
         return [*lines, outlook_line(outlooks, jobs_at_a_time)]
     configs = {tuple(overrides): config for overrides, config in jobs}
-    rungs = plan_lines(configs, sweep, epoch_seconds(outlooks))
-    return [*lines, *rungs, halving_disk_line(configs, sweep)]
+    rung = entered_rungs(configs, sweep)[-1]
+    missing = missing_epochs(rung)
+    expected = []
+    for job, outlook in zip(configs, outlooks, strict=True):
+        seconds = None
+        if job in missing and outlook.time.seconds is not None:
+            seconds = outlook.time.seconds * missing[job] / outlook.config.train.epochs
+        expected.append(seconds)
+    return [
+        *_job_table([*configs], outlooks, expected, f"expected in rung {rung.number}"),
+        *rung_lines(configs, outlooks, jobs_at_a_time, sweep),
+        halving_disk_line(configs, sweep),
+    ]
 
 
-def epoch_seconds(outlooks: Sequence[JobOutlook]) -> float | None:
+def rung_lines(
+    jobs: Jobs, outlooks: Sequence[JobOutlook], jobs_at_a_time: int, sweep: Sweep
+) -> list[str]:
+    """Returns a line for each rung of sweep.halving, and one with their epochs and time.
+
+    Args:
+        jobs: all jobs of the sweep.
+        outlooks: the result of `job_outlooks`; [] if it is unknown.
+        jobs_at_a_time: as in `job_outlooks`.
+        sweep: the section `sweep`.
+    """
+    plan = _plan_work(jobs, sweep)
+    epoch_seconds = _epoch_seconds(outlooks)
+    runs_width = len(plural(plan[0].runs, "run"))
+    epochs_width = len(str(plan[-1].epochs))
+    lines = []
+    for work, following in zip(plan, [*plan[1:], None], strict=True):
+        runs = f"{plural(work.runs, 'run'):<{runs_width}}"
+        parts = [f"rung {work.number}", f"{runs} to epoch {work.epochs:<{epochs_width}}"]
+        if epoch_seconds is not None and work.missing:
+            seconds = _time_of(work.missing, epoch_seconds, jobs_at_a_time)
+            parts.append(f"about {duration(seconds)}")
+        if following is not None:
+            parts.append(f"{following.runs} {'goes' if following.runs == 1 else 'go'} on")
+        if work.number == 1:
+            parts.append(f"({sweep.objective})")
+        lines.append("   ".join(parts).rstrip())
+    return [*lines, _epochs_line(plan, outlooks, jobs_at_a_time)]
+
+
+def _epochs_line(
+    plan: Sequence[RungWork], outlooks: Sequence[JobOutlook], jobs_at_a_time: int
+) -> str:
+    """Returns the epochs of all rungs, the runs that are done, and the time of the others."""
+    full_grid = [plan[-1].epochs] * plan[0].runs
+    total = sum(work.runs * work.span for work in plan)
+    line = f"{total} of {sum(full_grid)} epochs"
+    if not outlooks:
+        return line
+    missing = sum(sum(work.missing) for work in plan)
+    line = f"{line}: {_states_text(outlooks)}, {plural(missing, 'epoch')} to train"
+    if not missing:
+        return line
+    at_a_time = min(jobs_at_a_time, max(len(work.missing) for work in plan))
+    line = f"{line}, {plural(at_a_time, 'job')} at a time"
+    epoch_seconds = _epoch_seconds(outlooks)
+    if epoch_seconds is None:
+        return f"{line}; their time is unknown, {forecast.NO_RUNS}"
+    seconds = sum(_time_of(work.missing, epoch_seconds, jobs_at_a_time) for work in plan)
+    sources = {source for outlook in outlooks for source in outlook.time.sources}
+    full_seconds = _time_of(full_grid, epoch_seconds, jobs_at_a_time)
+    time = forecast.time_text(seconds, len(sources))
+    return f"{line}, {time}; the full grid about {duration(full_seconds)}"
+
+
+def _plan_work(jobs: Jobs, sweep: Sweep) -> list[RungWork]:
+    entered = entered_rungs(jobs, sweep)
+    has_ended = not has_work(entered[-1])
+    begin = 0
+    plan = []
+    for planned in plan_sweep(jobs, sweep):
+        runs = min(len(jobs), planned.settings * most_repeats(jobs))
+        span = planned.epochs - begin
+        begin = planned.epochs
+        missing = [] if has_ended else [span] * runs
+        if planned.number <= len(entered):
+            missing = [*missing_epochs(entered[planned.number - 1]).values()]
+        plan.append(RungWork(planned.number, planned.epochs, span, runs, missing))
+    return plan
+
+
+def _time_of(epochs: Sequence[int], epoch_seconds: float, jobs_at_a_time: int) -> float:
+    return forecast.total_seconds([count * epoch_seconds for count in epochs], jobs_at_a_time)
+
+
+def _states_text(outlooks: Sequence[JobOutlook]) -> str:
+    """Returns how many runs have finished, are paused, and have failed before."""
+    states = Counter(outlook.state for outlook in outlooks)
+    text = f"{plural(states['finished'], 'run')} finished, {states['paused']:,} paused"
+    failed = sum(o.state == "failed" and not o.will_run() for o in outlooks)
+    return f"{text}, {failed:,} {FAILED_BEFORE}" if failed else text
+
+
+def _epoch_seconds(outlooks: Sequence[JobOutlook]) -> float | None:
     """Returns the mean time of an epoch of a job; None if that of one job is unknown."""
     known = [outlook.time.seconds for outlook in outlooks if outlook.time.seconds is not None]
     if not known or len(known) < len(outlooks):
@@ -126,13 +241,16 @@ def halving_disk_line(jobs: Jobs, sweep: Sweep) -> str:
     return f"disk     at most {sizes[0]} of checkpoints at the end; the full grid {sizes[1]}"
 
 
-def _job_table(overrides: Sequence[Sequence[str]], outlooks: Sequence[JobOutlook]) -> list[str]:
+def _job_table(
+    overrides: Sequence[Sequence[str]],
+    outlooks: Sequence[JobOutlook],
+    expected: Sequence[float | None],
+    title: str,
+) -> list[str]:
+    """Returns the table of the jobs; `expected` has seconds or None, below `title`."""
     keys, job_values = setting_columns(overrides, [outlook.config for outlook in outlooks])
     cells = []
-    for outlook, values in zip(outlooks, job_values, strict=True):
-        expected = "-"
-        if outlook.will_run() and outlook.time.seconds is not None:
-            expected = duration(outlook.time.seconds)
+    for outlook, values, seconds in zip(outlooks, job_values, expected, strict=True):
         table = layers(outlook.config)
         cells.append(
             [
@@ -140,11 +258,11 @@ def _job_table(overrides: Sequence[Sequence[str]], outlooks: Sequence[JobOutlook
                 f"{parameters(table):,}",
                 format_bytes(macs(table), "MAC"),
                 outlook.state,
-                expected,
+                "-" if seconds is None else duration(seconds),
                 outlook.folder.name,
             ]
         )
-    columns = [*keys, "parameters", "MACs an image", "state", "expected", "run"]
+    columns = [*keys, "parameters", "MACs an image", "state", title, "run"]
     return markdown_table(columns, cells)
 
 
@@ -155,7 +273,7 @@ def outlook_line(outlooks: Sequence[JobOutlook], jobs_at_a_time: int) -> str:
     line = f"{plural(len(outlooks), 'job')}: {finished:,} finished"
     failed = len(outlooks) - finished - len(to_run)
     if failed:
-        line = f"{line}, {failed:,} failed before (sweep.retry_failed=true tries again)"
+        line = f"{line}, {failed:,} {FAILED_BEFORE}"
     line = f"{line}, {len(to_run):,} to run"
     if not to_run:
         return line

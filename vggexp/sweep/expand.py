@@ -48,6 +48,7 @@ from vggexp.sweep.grid import (
     without_related,
 )
 from vggexp.sweep.halving import halving_problems
+from vggexp.sweep.lr_range import range_problems
 from vggexp.sweep.parallel import planned_jobs_at_a_time
 from vggexp.sweep.search_space import (
     SearchPlan,
@@ -155,6 +156,7 @@ def _reject_sweep_keys(sweep: Sweep) -> None:
         "where": None,
         "halving": None,
         "halving_start": None,
+        "lr_range": False,
         "dry_run": False,
     }
     for key, default in defaults.items():
@@ -284,7 +286,7 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
             )
     _reject_equal_runs(jobs)
     configs = [job.config for job in jobs]
-    if problems := [*halving_problems(sweep, configs)]:
+    if problems := [*halving_problems(sweep, configs), *range_problems(sweep, configs)]:
         raise ConfigError(*problems)
     if axes:
         return plan_search(node, axes, configs, label_override)

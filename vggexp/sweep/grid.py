@@ -35,6 +35,7 @@ SWEEP_ONLY_KEYS = (
     "sweep.where",
     "sweep.halving",
     "sweep.halving_start",
+    "sweep.lr_range",
 )
 # Keys without influence on the result of a run: jobs that differ in them are the same run.
 UNSWEEPABLE_KEYS = (
@@ -96,7 +97,8 @@ def endpoint_jobs(overrides: Sequence[Override], sweep: Sweep) -> list[list[str]
     The first job has the first value of every axis. Each further job changes one axis, to another
     choice or to the other end of its interval or range. See `expand_grid` for the parameters.
     """
-    for key, default in (("pairs", ()), ("repeats", 1), ("where", None)):
+    grid_keys = (("pairs", ()), ("repeats", 1), ("where", None), ("lr_range", False))
+    for key, default in grid_keys:
         value = getattr(sweep, key)
         if value != default:
             raise ConfigError(

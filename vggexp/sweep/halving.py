@@ -15,7 +15,7 @@ from vggexp.config.keys import to_plain
 from vggexp.config.run_id import identity, run_name
 from vggexp.config.schema import Config, Sweep
 from vggexp.errors import VggexpError
-from vggexp.formatting import duration, format_value, plural
+from vggexp.formatting import format_value, plural, shorten
 from vggexp.runs import records
 from vggexp.runs.repeats import rank_key
 
@@ -23,6 +23,7 @@ Job = tuple[str, ...]  # the overrides of a job
 Jobs = Mapping[Job, Config]
 # Of a run after its launch. A run without a folder failed before it could make one.
 ENDED = ("done", "failed", "not started")
+MAX_NAMES_CHARS = 200  # of the runs that a line lists
 
 
 class PlannedRung(NamedTuple):
@@ -100,43 +101,6 @@ def plan_sweep(jobs: Jobs, sweep: Sweep) -> list[PlannedRung]:
     settings = group_settings(jobs).values()
     epochs = next(iter(jobs.values())).train.epochs
     return plan_rungs(epochs, sweep.halving, len(settings), sweep.halving_start)
-
-
-def plan_lines(jobs: Jobs, sweep: Sweep, epoch_seconds: float | None = None) -> list[str]:
-    """Returns a line for each rung, and one with the epochs of all rungs and of the full grid.
-
-    Args:
-        jobs: all jobs of the sweep.
-        sweep: the section `sweep`.
-        epoch_seconds: the expected time of one epoch of one run; None if it is unknown.
-    """
-    rungs = plan_sweep(jobs, sweep)
-    counts = [min(len(jobs), rung.settings * most_repeats(jobs)) for rung in rungs]
-    width = len(plural(counts[0], "run"))
-    lines = []
-    total = 0
-    begin = 0
-    for rung, count, following in zip(rungs, counts, [*counts[1:], 0], strict=True):
-        epochs = count * (rung.epochs - begin)
-        total += epochs
-        begin = rung.epochs
-        parts = [
-            f"rung {rung.number}",
-            f"{plural(count, 'run'):<{width}} to epoch {rung.epochs:<{len(str(rungs[-1].epochs))}}",
-        ]
-        if epoch_seconds is not None:
-            parts.append(f"about {duration(epoch_seconds * epochs)}")
-        if following:
-            parts.append(f"{following} {'goes' if following == 1 else 'go'} on")
-        if rung.number == 1:
-            parts.append(f"({sweep.objective})")
-        lines.append("   ".join(parts).rstrip())
-    full = len(jobs) * begin
-    last = f"{total} of {full} epochs"
-    if epoch_seconds is not None:
-        halved, whole = (duration(epoch_seconds * epochs) for epochs in (total, full))
-        last += f": about {halved} one run after another, the full grid {whole}"
-    return [*lines, last]
 
 
 def most_repeats(jobs: Jobs) -> int:
@@ -221,7 +185,7 @@ def run_rungs(jobs: Jobs, sweep: Sweep) -> Iterator[Rung]:
                 rung_jobs[job] = config if following is None else _with_until(config, planned)
         rung = Rung(planned.number, planned.epochs, rung_jobs)
         yield rung
-        if following is None or not is_complete(rung):
+        if following is None or undecided_line(rung):
             return
         scores = {}
         for name, group in settings.items():
@@ -273,18 +237,48 @@ def run_score(config: Config, objective: str) -> float | None:
     return result.get(objective)
 
 
-def is_complete(rung: Rung) -> bool:
-    """Returns whether every run of a rung that was launched has its epochs, or has failed."""
-    return all(_status(config) in ENDED for config in rung.jobs.values())
+def undecided_line(rung: Rung) -> str:
+    """Returns why a rung that was launched cannot be decided.
+
+    "" if every run has its epochs, or has failed.
+    """
+    missing = [config for config in rung.jobs.values() if _status(config) not in ENDED]
+    if not missing:
+        return ""
+    names = shorten(", ".join(map(run_name, missing)), MAX_NAMES_CHARS)
+    return (
+        f"rung {rung.number} is undecided, epochs are missing: {names}; run the same command again"
+    )
+
+
+def entered_rungs(jobs: Jobs, sweep: Sweep) -> list[Rung]:
+    """Returns the rungs up to the first one with work; all rungs of a sweep that has ended."""
+    rungs = []
+    for rung in run_rungs(jobs, sweep):
+        rungs.append(rung)
+        if has_work(rung):
+            break
+    return rungs
 
 
 def has_work(rung: Rung) -> bool:
     """Returns whether a job of a rung has to be launched."""
-    for config in rung.jobs.values():
-        status = _status(config)
-        if status != "done" and (status != "failed" or config.sweep.retry_failed):
-            return True
-    return False
+    return any(map(_has_work, rung.jobs.values()))
+
+
+def missing_epochs(rung: Rung) -> dict[Job, int]:
+    """Returns the jobs of a rung that have to be launched, with the epochs that each one misses."""
+    missing = {}
+    for job, config in rung.jobs.items():
+        if _has_work(config):
+            trained = len(records.epoch_rows(config, records.run_dir(config)))
+            missing[job] = rung.epochs - trained
+    return missing
+
+
+def _has_work(config: Config) -> bool:
+    status = _status(config)
+    return status != "done" and (status != "failed" or config.sweep.retry_failed)
 
 
 def _status(config: Config) -> str:

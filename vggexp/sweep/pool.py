@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from vggexp.config.derived import layers
 from vggexp.config.schema import Config, ImageFolder, Synthetic
 from vggexp.errors import InUseError, StoppedError, VggexpError, WaitStoppedError
-from vggexp.formatting import duration, plural
+from vggexp.formatting import duration, format_metric, plural
 from vggexp.models.shapes import macs
 from vggexp.runs import directory, forecast, records
 from vggexp.sweep.parallel import jobs_at_a_time
@@ -348,7 +348,7 @@ class Pool:
             self.stop_starting = True
         parts = [job.folder.name, result.error]
         if result.objective is not None and job.config is not None:
-            parts[1] = f"{job.config.sweep.objective} {result.objective:.4f}"
+            parts[1] = f"{job.config.sweep.objective} {format_metric(result.objective)}"
         if seconds is not None:
             parts.append(duration(seconds))
             if state == "failed":

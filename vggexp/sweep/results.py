@@ -4,8 +4,8 @@ The best job is first, jobs that did not finish are last. Repeats have their mea
 """
 
 import contextlib
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,19 +14,22 @@ from vggexp.config.overrides import parse_override, typed_values
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
 from vggexp.errors import VggexpError
-from vggexp.formatting import csv_table, duration, format_value, markdown_table, shorten
+from vggexp.formatting import (
+    csv_table,
+    duration,
+    format_metric,
+    format_value,
+    markdown_table,
+    shorten,
+)
 from vggexp.loggers.console import print_text
 from vggexp.runs.records import epoch_rows, missing_objective, own_result, run_state
-from vggexp.runs.repeats import Row, group_repeats, mean_rows, rank_key
-from vggexp.sweep.halving import score_at
+from vggexp.runs.repeats import STOPPED, Row, group_repeats, mean_rows, rank_key
 from vggexp.system.files import atomic_write, make_dir, os_error_as_resource_error
 
 METRICS = ("val/accuracy", "val/loss", "test/accuracy")
 MAX_ERROR_CHARS = 60  # of an error in a Markdown table; the CSV file has the complete error
 NETWORK_KEYS = ("arch.name", "arch.blocks", "arch.norm", "arch.width")  # of a network's name
-STOPPED = (
-    "stopped at epoch"  # a column of the means, if sweep.halving or run.until has stopped runs
-)
 # Keys without a column of their own: a hash follows from the path that stands beside it.
 HIDDEN_KEYS = ("run.", "sweep.", "resume", "data.sha256", "train.init_sha256")
 
@@ -40,6 +43,8 @@ class SweepJob:
     config: Config | None  # None for a trial whose values do not fit together
     error: str = ""  # why the launcher reports the job as failed
     rung: int | None = None  # of sweep.halving, the last one that the job entered
+    # The objective by the epoch of each rung up to that one; None without a score.
+    rung_scores: Mapping[int, float | None] = field(default_factory=dict)
 
 
 class SettingColumns(NamedTuple):
@@ -53,15 +58,15 @@ def write_sweep_table(
     jobs: Sequence[SweepJob],
     objective: str,
     target: Path,
-    rung_epochs: Sequence[int] = (),
 ) -> list[Row]:
     """Prints the table and writes results.csv and results.md.
+
+    With sweep.halving, the CSV file also has the last rung of each job and its scores.
 
     Args:
         jobs: the jobs. Jobs that differ only in their seed are one line of the printed table.
         objective: the metric of the ranking.
         target: the folder of the sweep.
-        rung_epochs: the rungs of sweep.halving; the CSV file has the score at each.
 
     Returns:
         The rows, one for each job. A row has a score only if the job's run has finished, or has
@@ -76,9 +81,9 @@ def write_sweep_table(
     )
     rows = []
     for job, values in zip(jobs, settings.values, strict=True):
-        row = {**values, **_job_row(job, objective)}
-        if rung_epochs:
-            row |= _rung_scores(job, objective, rung_epochs)
+        row = {**values, **_job_row(job, objective), "rung": job.rung}
+        for epochs, score in job.rung_scores.items():
+            row[_score_column(objective, epochs)] = score
         rows.append(row)
     rows.sort(key=lambda row: _order(row, objective))
     metrics = list(dict.fromkeys((objective, *METRICS)))
@@ -87,7 +92,8 @@ def write_sweep_table(
         columns.append("error")
     columns.append("run")
     lines = _jobs_table(rows, columns)
-    if rung_epochs:
+    if any(job.rung is not None for job in jobs):
+        rung_epochs = sorted({epochs for job in jobs for epochs in job.rung_scores})
         scores = [_score_column(objective, epochs) for epochs in rung_epochs]
         columns = [*columns[:-1], "rung", *scores, "run"]
     exact = []
@@ -109,21 +115,11 @@ def _order(row: Row, objective: str) -> tuple[int, int, bool, float]:
     """
     kinds = ("finished", "paused")
     kind = kinds.index(row["state"]) if row["state"] in kinds else len(kinds)
-    return kind, -(row["epoch"] or 0), *rank_key(row[objective], objective)
+    return kind, -(row["epochs"] or 0), *rank_key(row[objective], objective)
 
 
 def _score_column(objective: str, epochs: int) -> str:
     return f"{objective} at epoch {epochs}"
-
-
-def _rung_scores(job: SweepJob, objective: str, rung_epochs: Sequence[int]) -> Row:
-    """Returns the last rung of a job, and its score at each rung up to that one."""
-    row: Row = {"rung": job.rung}
-    for number, epochs in enumerate(rung_epochs, 1):
-        if job.config is not None and job.rung is not None and number <= job.rung:
-            score = score_at(job.config, epochs, objective)
-            row[_score_column(objective, epochs)] = score
-    return row
 
 
 def _job_row(job: SweepJob, objective: str) -> Row:
@@ -153,7 +149,7 @@ def _job_row(job: SweepJob, objective: str) -> Row:
     for name in (objective, *METRICS, "seconds"):
         row[name] = result.get(name) if is_finished or paused_rows else None
     row["state"] = state
-    row["epoch"] = len(paused_rows) or None
+    row["epochs"] = len(paused_rows) or None
     row["error"] = error or result.get("error") or ""
     row["run"] = job.folder.name
     return row
@@ -188,7 +184,7 @@ def _jobs_table(rows: Sequence[Row], columns: Sequence[str]) -> list[str]:
 
 def _state_text(row: Row) -> str:
     if row["state"] == "paused":
-        return f"stopped at epoch {row['epoch']}"
+        return f"stopped at epoch {row['epochs']}"
     return str(row["state"])
 
 
@@ -212,14 +208,10 @@ def repeats_table(
     if "seed" not in keys:
         return []
     settings = [key for key in keys if key != "seed"]
-    counted = _count_stopped(rows, keys)
-    groups = mean_rows(counted, [*keys, STOPPED], metrics, objective)
+    groups = mean_rows(rows, keys, metrics, objective)
     if not groups:
         return []
-    if any(row[STOPPED] for row in groups):
-        groups.sort(
-            key=lambda row: (row["runs"] == 0, row[STOPPED] is not None, -(row[STOPPED] or 0))
-        )
+    if STOPPED in groups[0]:
         settings.append(STOPPED)
     means = [f"{metric} mean ± sd" for metric in metrics]
     columns = [*settings, "n", *means, "not finished"]
@@ -233,30 +225,12 @@ def repeats_table(
     return markdown_table(columns, cells)
 
 
-def _count_stopped(rows: Sequence[Row], keys: Sequence[str]) -> list[Row]:
-    """Returns copies of the rows in which the seeds of a stopped setting count like finished ones.
-
-    The column STOPPED has the epoch of such a setting, none of whose seeds has finished.
-    """
-    copies = []
-    for members in group_repeats(rows, keys):
-        states = [row["state"] for row in members]
-        epochs = [row["epoch"] for row in members if row["state"] == "paused"]
-        stopped = None if "finished" in states or not epochs else max(epochs)
-        for row in members:
-            counts = stopped is not None and row["epoch"] == stopped
-            copies.append(
-                {**row, STOPPED: stopped, "state": "finished" if counts else row["state"]}
-            )
-    return copies
-
-
 def _mean_and_std(row: Row, metric: str) -> str:
     mean = _format_cell(row[f"{metric} mean"])
     std = row[f"{metric} deviation"]
     if std is None:
         return mean
-    return f"{mean} ± {std:.4f}"
+    return f"{mean} ± {format_metric(std)}"
 
 
 def repeat_folders(jobs: Sequence[SweepJob]) -> dict[str, list[Path]]:
@@ -349,7 +323,7 @@ def parse_job(overrides: Sequence[str]) -> dict[str, str]:
 def _format_cell(value: Any) -> str:
     if value is None or value == "":
         return "-"
-    return f"{value:.4f}" if isinstance(value, float) else str(value)
+    return format_metric(value) if isinstance(value, float) else str(value)
 
 
 def _write(path: Path, text: str) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vggexp.errors import CheckpointError, ConfigError, ResourceError, VggexpError
+from vggexp.formatting import format_metric
 from vggexp.runs.directory import CONFIG, read_result
 from vggexp.runs.records import load_config, missing_objective
 from vggexp.runs.repeats import higher_is_better
@@ -302,7 +303,12 @@ def trial_jobs(study: Study, axes: Axes) -> list[SweepJob]:
         folder = Path(trial.user_attrs[RUN] or f"trial-{position}")
         config = load_config(folder) if (folder / CONFIG).exists() else None
         overrides = trial_overrides(axes, trial.params)
-        jobs[folder] = SweepJob(overrides, folder, config, trial.user_attrs.get(ERROR, ""))
+        error = trial.user_attrs.get(ERROR, "")
+        scores = trial.intermediate_values
+        rung = None
+        if BRACKET in trial.user_attrs and trial.user_attrs[RUN]:
+            rung = len(scores) + (trial.state.name == "FAIL")  # without a score at its last rung
+        jobs[folder] = SweepJob(overrides, folder, config, error, rung, scores)
     return list(jobs.values())
 
 
@@ -327,12 +333,12 @@ def trial_line(study: Study, trial: Trial, axes: Axes, total: int, objective: st
     if not stored.state.is_finished():
         return line
     if stored.state.name == "PRUNED":
-        line += f"  {stored.value:.4f}  stopped at epoch {stored.last_step}"
+        line += f"  {format_metric(stored.value)}  stopped at epoch {stored.last_step}"
     elif stored.value is None:
         line += f"  failed: {stored.user_attrs.get(ERROR, 'no value')}"
     else:
-        line += f"  {objective} {stored.value:.4f}"
+        line += f"  {objective} {format_metric(stored.value)}"
     if any(other.state.name == "COMPLETE" for other in trials):
         best = study.best_trial
-        line += f"  best {best.value:.4f} (trial {numbers[best.number]})"
+        line += f"  best {format_metric(best.value)} (trial {numbers[best.number]})"
     return line

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
-from vggexp.errors import CheckpointError, ResourceError
+from vggexp.errors import LostRunError, ResourceError
 from vggexp.formatting import format_bytes
 from vggexp.models.costs import KEEP_NEWEST
 from vggexp.system.files import make_inner_dir, refuse_link
@@ -162,8 +162,8 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
     Damaged checkpoints are renamed to .corrupt.
 
     Raises:
-        CheckpointError: There were checkpoints and none is good, or the newest is whole and no run
-            writes such content. A run never starts over silently.
+        LostRunError: There were checkpoints and none is good. A run never starts over silently.
+        CheckpointError: The newest checkpoint is whole, and no run writes such content.
         ResourceError: The folder is a link, or a permission or a resource is missing.
     """
     refuse_link(folder)
@@ -176,7 +176,9 @@ def load_latest(folder: Path, warn: Callable[[str], None]) -> dict[str, Any] | N
             path.rename(corrupt_path)
             warn(f"warning: {error}; set aside as {corrupt_path.name}")
     if paths or list(folder.glob("*.corrupt")):
-        raise CheckpointError(f"{folder}: no checkpoint verifies; start over with resume=never")
+        raise LostRunError(
+            f"{folder}: no checkpoint verifies; move the run's folder away to start over"
+        )
     return None
 
 
