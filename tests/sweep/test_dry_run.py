@@ -131,6 +131,15 @@ def test_rungs_count_what_is_done(tmp_path, monkeypatch):
     )
 
 
+def test_a_run_that_is_finished_may_save_epochs_of_a_later_rung(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs, sweep = make_halving()
+    first, *_ = jobs.values()
+    write_epochs(first, [0.5] * 4, "finished")
+    lines = rung_lines(jobs, outlooks_of(jobs, UNKNOWN), 1, sweep)
+    assert "8 of 16 epochs: 1 run finished, 0 paused, at most 7 epochs to train" in lines[-1]
+
+
 def test_a_sweep_that_has_ended_has_nothing_to_train(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jobs, sweep = make_halving()

@@ -1,5 +1,6 @@
 """Tests sweep.lr_range: when a loss falls, the band, what it proposes, and the shipped sweep."""
 
+import shlex
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,7 @@ import pytest
 from tests.conftest import TINY
 from vggexp.config.compose import parse_command
 from vggexp.errors import ConfigError
-from vggexp.sweep.expand import check_command, compose_outline, expand_sweep
+from vggexp.sweep.expand import check_command, compose_outline, compose_run, expand_sweep
 from vggexp.sweep.lr_range import Rate, band_text, loss_falls
 
 SMALL = ["sweep=lr_range", "data=digits", "arch=vgg_digits", "arch.width=0.125", "arch.hidden=[]"]
@@ -152,4 +153,5 @@ def test_each_network_has_its_band_and_rates_that_diverge_are_no_failure(command
         f"rates    arch=vgg11: {text}",
         f"rates    arch=vgg13: {text}",
     ]
-    assert "arch=vgg13" in lines[1].rpartition("vggexp.check")[2]
+    check = shlex.split(lines[1].partition("vggexp.check")[2])
+    assert compose_run(parse_command(check)).arch.blocks[0][0] == 2  # of vgg13, not vgg11

@@ -166,7 +166,10 @@ def _epochs_line(
     if not outlooks:
         return line
     missing = sum(sum(work.missing) for work in plan)
-    line = f"{line}: {_states_text(outlooks)}, {plural(missing, 'epoch')} to train"
+    to_train = f"{plural(missing, 'epoch')} to train"
+    if missing and any(outlook.state == "finished" for outlook in outlooks):
+        to_train = f"at most {to_train}"  # a run that goes on may have these epochs
+    line = f"{line}: {_states_text(outlooks)}, {to_train}"
     if not missing:
         return line
     at_a_time = min(jobs_at_a_time, max(len(work.missing) for work in plan))
