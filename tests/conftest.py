@@ -5,12 +5,15 @@ import json
 import os
 import shutil
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).parents[1]
 FASHION = Path("/usr/share/datasets/fashion-mnist")
 TINY = [
     "data=synthetic",
@@ -21,6 +24,9 @@ TINY = [
     "arch.width=0.05",
 ]
 TINY += ["train.epochs=2", "device.threads=1"]
+
+# As many threads as cores for each process of `pytest -n` would wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # SIGINT is ignored under `make test &` of a script, and commands would inherit that.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
@@ -71,6 +77,27 @@ def command(tmp_path, monkeypatch, capfd):
         return code, *capfd.readouterr()
 
     return run
+
+
+@pytest.fixture(scope="session")
+def fork_command(user_cache):
+    """fork_command(folder, argument, ..., VARIABLE=value) runs `python -m vggexp` in a folder.
+
+    It returns what subprocess.run does. The command is a fork of a process that has imported torch
+    and has run no operation of torch, which a new Python would take seconds for.
+    """
+    pipe = subprocess.PIPE
+    server = [sys.executable, "-m", "tools.faults.server"]
+    with subprocess.Popen(server, cwd=ROOT, stdin=pipe, stdout=pipe, text=True) as process:
+
+        def run(folder, *argv, module="vggexp.__main__", **variables):
+            environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
+            request = [str(folder), module, argv, environment]
+            print(json.dumps(request), file=process.stdin, flush=True)
+            code, out, err, _ = json.loads(process.stdout.readline())
+            return subprocess.CompletedProcess(argv, code, out, err)
+
+        yield run
 
 
 def write_images(

@@ -1,5 +1,6 @@
 """Help, the whole configuration and completion; refusals and errors of any command."""
 
+import json
 import os
 import signal
 import subprocess
@@ -165,16 +166,39 @@ def test_a_refusal_is_one_line_and_code_2(arguments, run_script):
     assert error.count("\n") == 1
 
 
-@pytest.mark.process
-@pytest.mark.parametrize("name", [name for name in SCRIPTS if name != "vggexp"])
-def test_help_of_a_command_does_not_need_docstrings(name):
-    """`python -OO` removes docstrings."""
-    module = SCRIPTS[name].removesuffix(":main")
-    command = [sys.executable, "-OO", "-m", module, "--help"]
+COMMANDS = [entry.removesuffix(":main") for name, entry in SCRIPTS.items() if name != "vggexp"]
+PRINT_HELP = """
+import contextlib, importlib, io, json, sys
+
+results = {}
+for module in sys.argv[1:]:
+    code = 0
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        try:
+            code = importlib.import_module(module).main(["--help"])
+        except SystemExit as end:
+            code = end.code
+    results[module] = [code or 0, printed.getvalue()]
+print(json.dumps(results))
+"""
+
+
+@pytest.fixture(scope="module")
+def help_without_docstrings():
+    """Exit code and help of each command, all in one process of `python -OO`."""
+    command = [sys.executable, "-OO", "-c", PRINT_HELP, *COMMANDS]
     process = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert process.returncode == 0
     assert process.stderr == ""
-    assert f"python -m {module.removesuffix('.__main__')} " in process.stdout
+    return json.loads(process.stdout)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("module", COMMANDS)
+def test_help_of_a_command_does_not_need_docstrings(module, help_without_docstrings):
+    """`python -OO` removes docstrings."""
+    code, text = help_without_docstrings[module]
+    assert code == 0
+    assert f"python -m {module.removesuffix('.__main__')} " in text
 
 
 def test_a_text_is_printed_with_code_0(capsys):

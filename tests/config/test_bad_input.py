@@ -6,7 +6,7 @@ import re
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import yaml
@@ -236,7 +236,10 @@ def refusal(*argv: str) -> str:
 
 
 def assert_refused(command: str, expected: str) -> None:
-    line = refusal(*shlex.split(command))
+    assert_line(refusal(*shlex.split(command)), expected)
+
+
+def assert_line(line: str, expected: str) -> None:
     if expected.endswith("..."):
         assert line.startswith(expected.removesuffix("..."))
         assert "None" not in line
@@ -245,8 +248,13 @@ def assert_refused(command: str, expected: str) -> None:
 
 
 @pytest.mark.parametrize(("command", "expected"), ROWS, ids=[command for command, _ in ROWS])
-def test_refused(command, expected, empty_folder):
-    assert_refused(command, expected)
+def test_refused_and_every_suggested_command_is_accepted(command, expected, empty_folder):
+    words = shlex.split(command)
+    with pytest.raises(ConfigError) as refused:
+        check_command(parse_command(words))
+    assert_line(error_line(str(refused.value)).removeprefix("vggexp: error: "), expected)
+    for suggested in suggested_commands(words, refused.value.problems):
+        check_command(parse_command(suggested))
 
 
 @pytest.mark.parametrize(
@@ -291,23 +299,24 @@ def suggestions(problem: str) -> list[list[str]]:
     return found
 
 
-def test_every_suggested_command_is_accepted():
-    checked = 0
-    for command, _ in ROWS:
-        words = shlex.split(command)
-        with pytest.raises(ConfigError) as refused:
-            check_command(parse_command(words))
-        if len(refused.value.problems) > 1:
-            continue
-        (problem,) = refused.value.problems
-        setting = problem.partition(": ")[0]
-        key = setting.partition("=")[0].lstrip("+")
-        others = [word for word in words if word.lstrip("+").partition("=")[0] != key]
-        others = [word for word in others if word not in setting.split()]
-        for suggestion in suggestions(problem):
-            check_command(parse_command([*others, *suggestion]))
-            checked += 1
-    assert checked > 20
+def suggested_commands(words: list[str], problems: Sequence[str]) -> list[list[str]]:
+    """Returns the refused command with each suggestion in place of what it replaces.
+
+    There are none if the command has several problems.
+    """
+    if len(problems) > 1:
+        return []
+    (problem,) = problems
+    setting = problem.partition(": ")[0]
+    key = setting.partition("=")[0].lstrip("+")
+    others = [word for word in words if word.lstrip("+").partition("=")[0] != key]
+    others = [word for word in others if word not in setting.split()]
+    return [[*others, *suggestion] for suggestion in suggestions(problem)]
+
+
+def test_many_errors_suggest_commands():
+    rows = [(shlex.split(command), [expected]) for command, expected in ROWS]
+    assert sum(len(suggested_commands(*row)) for row in rows) > 20
 
 
 def test_all_wrong_keys_are_reported_together():

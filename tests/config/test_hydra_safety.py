@@ -274,7 +274,7 @@ def test_the_processes_of_a_launcher_import_nothing_from_it_either(launcher, tmp
     command_line = [sys.executable, "-m", "vggexp", "-m", f"hydra/launcher={launcher}", *TINY]
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     process = subprocess.run(
-        [*command_line, "train.epochs=1", "seed=0,1"],
+        [*command_line, "train.epochs=1", "seed=0"],
         cwd=tmp_path,
         capture_output=True,
         text=True,

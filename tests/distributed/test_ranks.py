@@ -101,9 +101,12 @@ def test_the_hash_of_a_run_depends_on_typed_processes_only():
 
 
 @pytest.mark.process
-def test_two_ranks_train_as_one(tmp_path):
-    single = finish(tmp_path, *EXACT, "run.name=one")
-    double = finish(tmp_path, *EXACT, "run.name=two", "device.processes=2")
+def test_two_ranks_train_as_one(tmp_path, fork_command):
+    runs = {"one": ["run.name=one"], "two": ["run.name=two", "device.processes=2"]}
+    for overrides in runs.values():
+        process = fork_command(tmp_path, *EXACT, *overrides)
+        assert (process.returncode, process.stderr) == (0, "")
+    single, double = (result(tmp_path, *overrides) for overrides in runs.values())
     difference = largest_difference(tmp_path, "one", "two")
     assert 0 < difference  # the sums have another order
     assert difference < 1e-5

@@ -47,17 +47,21 @@ def record(folder, hparams, rows, ok):
     logger.close(ok)
 
 
-@pytest.fixture(params=["auto", "false"])
-def ask(request, tmp_path):
-    """ask(path) -> the server's reply, after both runs are loaded."""
-    record(tmp_path / "a", {"lr": 0.1, "compile": True}, [row(1)], ok=True)
-    record(tmp_path / "b", {"lr": 0.2, "compile": False}, [], ok=True)
+@pytest.fixture(scope="module", params=["auto", "false"])
+def two_runs(request, tmp_path_factory):
+    """The folder of two runs, and ask(path) -> the server's reply, after both are loaded."""
+    root = tmp_path_factory.mktemp("two")
+    record(root / "a", {"lr": 0.1, "compile": True}, [row(1)], ok=True)
+    record(root / "b", {"lr": 0.2, "compile": False}, [], ok=True)
     # Resumed, then failed.
-    record(tmp_path / "b", {"lr": 0.2, "compile": False}, [row(1)], ok=False)
-    with serve(tmp_path, f"--load_fast={request.param}", "--reload_interval=1") as server:
-        yield client(
-            server,
-            lambda ask: sorted(statuses(ask).values()) == ["STATUS_FAILURE", "STATUS_SUCCESS"],
+    record(root / "b", {"lr": 0.2, "compile": False}, [row(1)], ok=False)
+    with serve(root, f"--load_fast={request.param}", "--reload_interval=1") as server:
+        yield (
+            root,
+            client(
+                server,
+                lambda ask: sorted(statuses(ask).values()) == ["STATUS_FAILURE", "STATUS_SUCCESS"],
+            ),
         )
 
 
@@ -126,7 +130,8 @@ def statuses(ask):
     return {group["name"]: session["status"] for group in groups for session in group["sessions"]}
 
 
-def test_both_loaders_show_each_run_and_each_point_once(ask):
+def test_both_loaders_show_each_run_and_each_point_once(two_runs):
+    _, ask = two_runs
     assert sorted(ask("runs")) == ["a", "b"]
     tags = ask("plugin/scalars/tags")
     assert tags["a"].keys() == tags["b"].keys()
@@ -162,12 +167,15 @@ def test_both_loaders_show_each_run_and_each_point_once(ask):
     assert titles == {"accuracy": 3, "loss": 3, "time": 2}
 
 
-def test_both_loaders_show_the_epochs_of_a_run_that_continues(ask, tmp_path):
+def test_both_loaders_show_the_epochs_of_a_run_that_continues(two_runs):
+    """Stands after the test above, which reads the run before this epoch."""
+    root, ask = two_runs
+
     def steps():
         points = ask("plugin/scalars/scalars?run=a&tag=loss/train")
         return [step for _, step, _ in points]
 
-    record(tmp_path / "a", {"lr": 0.1, "compile": True}, [row(1), row(2)], ok=True)
+    record(root / "a", {"lr": 0.1, "compile": True}, [row(1), row(2)], ok=True)
     wait(lambda: len(steps()) == 3)
     assert steps() == [1, 2, 3]
 

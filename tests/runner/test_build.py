@@ -20,21 +20,20 @@ def choices(group):
     return [f"{group}={path.stem}" for path in sorted((Path(conf_dir()) / group).glob("*.yaml"))]
 
 
+def combined_choices():
+    """Returns commands that together choose each file of four groups."""
+    groups = [choices(group) for group in ("arch", "augment", "optimizer", "scheduler")]
+    longest = max(map(len, groups))
+    return [[group[index % len(group)] for group in groups] for index in range(longest)]
+
+
 @pytest.mark.process
-@pytest.mark.parametrize(
-    "choice",
-    [
-        *choices("arch"),
-        *choices("augment"),
-        *choices("optimizer"),
-        *choices("scheduler"),
-    ],
-)
-def test_a_choice_trains_an_epoch(command, choice):
-    overrides = [choice, *TINY]
-    if choice in ("arch=lenet", "arch=alexnet"):  # have no keys of their own
+@pytest.mark.parametrize("chosen", combined_choices(), ids=" ".join)
+def test_every_choice_trains_an_epoch(command, chosen):
+    overrides = [*chosen, *TINY]
+    if {"arch=lenet", "arch=alexnet"} & {*chosen}:  # have no keys of their own
         overrides = [text for text in overrides if not text.startswith("arch.")]
-    if choice == "arch=alexnet":
+    if "arch=alexnet" in chosen:
         overrides.append("data.resize=64")
     code, _, err = command(*overrides, "train.epochs=1")
     assert (code, err) == (0, "")

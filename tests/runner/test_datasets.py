@@ -135,6 +135,7 @@ def test_fashion_mnist_is_learned(command):
 def test_the_experiment_of_the_source_run(command):
     small = [
         "data.limit=480",
+        "data.test_limit=200",
         "arch.width=0.05",
         "data.resize=32",
         "train.epochs=2",
@@ -144,7 +145,7 @@ def test_the_experiment_of_the_source_run(command):
     run = vggexp.load_run("outputs/a")
     optimizer = run.config.optimizer
     assert code == 0
-    assert "480 images, 10,000 for the test" in out
+    assert "480 images, 200 for the test" in out
     assert (optimizer.name, optimizer.lr, optimizer.weight_decay) == ("SGD", 0.01, 0)
     assert optimizer.arguments == {}
     assert run.config.scheduler.name == "constant"

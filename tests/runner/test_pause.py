@@ -9,6 +9,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from tests.conftest import TINY, result
+from vggexp.__main__ import main
 from vggexp.compare.__main__ import main as compare
 from vggexp.evaluate.__main__ import main as evaluate
 from vggexp.export.__main__ import main as export
@@ -27,6 +28,24 @@ SCHEDULES = {
     "plateau": ["scheduler=plateau", "scheduler.patience=0", "scheduler.threshold=1"],
     "ema": ["arch.norm=batch", "train.ema=0.9", "augment=flip"],
 }
+
+
+@pytest.fixture(scope="module")
+def paused_after_two(tmp_path_factory):
+    """The folder `outputs` of the run FOUR, run.name=a, paused after its second epoch."""
+    folder = tmp_path_factory.mktemp("paused")
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.chdir(folder)
+        monkeypatch.setattr("sys.argv", ["vggexp"])
+        assert main([*FOUR, "run.name=a", "run.until=2"]) == 0
+    return folder / "outputs"
+
+
+@pytest.fixture
+def paused(command, paused_after_two):
+    """As `command`, in a folder with a copy of the paused run."""
+    shutil.copytree(paused_after_two, "outputs")
+    return command
 
 
 def checkpoints(name):
@@ -75,10 +94,10 @@ def test_what_a_paused_run_leaves_and_prints(command):
     assert not Path("outputs/a/predictions.npz").exists()
 
 
-def test_a_paused_run_has_no_end_in_tensorboard_until_it_finishes(command):
+def test_a_paused_run_has_no_end_in_tensorboard_until_it_finishes(paused):
     ends = []
-    for until in ("run.until=2", "run.until=null"):
-        command(*FOUR, "run.name=a", until)
+    for until in ("run.until=2", "run.until=null"):  # the first is there
+        paused(*FOUR, "run.name=a", until)
         events = EventAccumulator("outputs/a")
         events.Reload()
         ends.append("_hparams_/session_end_info" in events.PluginTagToContent("hparams"))
@@ -87,16 +106,15 @@ def test_a_paused_run_has_no_end_in_tensorboard_until_it_finishes(command):
     assert ends == [False, True]
 
 
-def test_a_run_that_has_so_many_epochs_is_left_as_it_is(command):
-    command(*FOUR, "run.name=a", "run.until=2")
+def test_a_run_that_has_so_many_epochs_is_left_as_it_is(paused):
     times = {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*")}
     for until in (1, 2):
-        code, out, err = command(*FOUR, "run.name=a", f"run.until={until}")
+        code, out, err = paused(*FOUR, "run.name=a", f"run.until={until}")
         line = f"already paused: 2 of 4 epochs are done (run.until={until})  outputs/a\n"
         assert (code, out, err) == (0, line, "")
     assert {path: path.stat().st_mtime_ns for path in Path("outputs").rglob("*")} == times
-    command(*FOUR, "run.name=a")
-    assert command(*FOUR, "run.name=a", "run.until=2")[1].startswith("already finished: ")
+    paused(*FOUR, "run.name=a")
+    assert paused(*FOUR, "run.name=a", "run.until=2")[1].startswith("already finished: ")
 
 
 def test_until_is_no_part_of_a_run(command):
@@ -121,10 +139,9 @@ def test_a_wrong_epoch_is_refused(command, override, error):
     assert not Path("outputs").exists()
 
 
-def test_a_run_killed_before_its_pause_is_recorded_pauses(command):
-    command(*FOUR, "run.name=a", "run.until=2")
+def test_a_run_killed_before_its_pause_is_recorded_pauses(paused):
     Path("outputs/a/result.json").write_text('{"state": "running"}')
-    assert command(*FOUR, "run.name=a", "run.until=2")[0] == 0
+    assert paused(*FOUR, "run.name=a", "run.until=2")[0] == 0
     assert result("a")["state"] == "paused"
 
 
@@ -177,8 +194,8 @@ def test_the_commands_know_a_paused_run(command, capfd):
     assert warning in capfd.readouterr().err
 
 
-def test_a_paused_run_without_an_earlier_checkpoint_cannot_be_verified(command, capfd):
-    command(*FOUR, "run.name=a", "run.until=2")
+@pytest.mark.usefixtures("paused")
+def test_a_paused_run_without_an_earlier_checkpoint_cannot_be_verified(capfd):
     assert verify(["outputs/a"]) == 4
     reason = (
         "needs two checkpoints, has 1 (it is paused and keeps its newest; train.keep=all keeps all)"

@@ -2,9 +2,6 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,8 +9,6 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.conftest import TINY, result
-
-ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
 
 
 def test_two_jobs_of_one_run_are_refused(command, tmp_path):
@@ -95,15 +90,9 @@ def test_a_job_that_ends_before_its_run_begins_is_a_failed_row(command):
 
 
 @pytest.mark.process
-def test_repeats_have_a_mean_and_are_runs_in_tensorboard(tmp_path):
+def test_repeats_have_a_mean_and_are_runs_in_tensorboard(tmp_path, fork_command):
     argv = ["-m", *TINY, "train.epochs=1", "optimizer.lr=0.01,0.02", "sweep.repeats=2"]
-    process = subprocess.run(
-        [sys.executable, "-m", "vggexp", *argv],
-        cwd=tmp_path,
-        env=ENVIRONMENT,
-        capture_output=True,
-        text=True,
-    )
+    process = fork_command(tmp_path, *argv)
     assert process.returncode == 0
     assert "val/accuracy mean ± sd" in process.stdout
     (folder,) = tmp_path.glob("outputs/sweeps/*")

@@ -117,7 +117,7 @@ def test_a_job_is_composed_as_it_is_alone():
     ]
     jobs = grid_jobs("-m", *axes, *fixed)
     assert len(jobs) == 16
-    for job in jobs:
+    for job in jobs[::3]:  # with every value of every axis
         alone = compose_run(parse_command(job.overrides))
         assert replace(job.config, run=alone.run) == alone  # its label shows what is swept
 

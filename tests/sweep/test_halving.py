@@ -286,17 +286,21 @@ def test_every_run_has_the_bits_of_the_full_grid(command):
         assert path.read_bytes() == ("full" / path.relative_to("halved")).read_bytes()
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """The folder of a halving sweep that nothing disturbed."""
+def run_reference(folder, *overrides):
+    """Runs a halving sweep that nothing disturbs; returns the folder of its runs."""
     from vggexp.__main__ import main
 
-    folder = tmp_path_factory.mktemp("reference")
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.chdir(folder)
         monkeypatch.setattr("sys.argv", ["vggexp"])
-        assert main([*FOUR, LRS, "sweep.halving=2"]) == 0
+        assert main([*FOUR, *overrides, "sweep.halving=2"]) == 0
     return folder / "outputs"
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The folder of a halving sweep of four runs in three rungs."""
+    return run_reference(tmp_path_factory.mktemp("reference"), LRS)
 
 
 @pytest.mark.process
@@ -315,8 +319,25 @@ def test_the_table_has_the_finished_run_first_and_then_the_rungs(reference):
     assert table.count("stopped at epoch 2") == 1
 
 
+def assert_decided_alike(reference):
+    """Asserts that the sweep in `outputs` has the rungs and the best weights of the reference."""
+    assert epochs_of("outputs") == epochs_of(reference)
+    winner = next(iter(rows_of(reference)))
+    digest = json.loads((reference / winner / "result.json").read_text())["weights_sha256"]
+    assert result(winner)["weights_sha256"] == digest
+
+
 @pytest.mark.process
-@pytest.mark.parametrize("launcher", ["local", "basic", "joblib", "submitit_local"])
+@pytest.mark.parametrize(
+    "launcher",
+    [
+        "local",
+        "basic",
+        "joblib",
+        # Starts seven times Python; the next test has three.
+        pytest.param("submitit_local", marks=pytest.mark.slow),
+    ],
+)
 def test_every_launcher_decides_the_same(command, reference, launcher):
     options = [*FOUR, LRS, "sweep.halving=2", f"hydra/launcher={launcher}"]
     if launcher == "local":
@@ -324,10 +345,16 @@ def test_every_launcher_decides_the_same(command, reference, launcher):
     # Its processes outlive a sweep, in the working directory of an earlier test.
     get_reusable_executor().shutdown()
     assert command(*options)[0] == 0
-    assert epochs_of("outputs") == epochs_of(reference)
-    winner = next(iter(rows_of(reference)))
-    digest = json.loads((reference / winner / "result.json").read_text())["weights_sha256"]
-    assert result(winner)["weights_sha256"] == digest
+    assert_decided_alike(reference)
+
+
+@pytest.mark.process
+def test_two_jobs_of_submitit_decide_the_same(command, tmp_path_factory):
+    two = ["optimizer.lr=0.01,0.02", "train.epochs=2"]
+    reference = run_reference(tmp_path_factory.mktemp("two"), *two)
+    assert command(*FOUR, *two, "sweep.halving=2", "hydra/launcher=submitit_local")[0] == 0
+    assert sorted(epochs_of(reference).values()) == [1, 2]
+    assert_decided_alike(reference)
 
 
 @pytest.mark.process

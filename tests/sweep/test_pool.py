@@ -4,10 +4,7 @@ import contextlib
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import pytest
 
@@ -24,19 +21,8 @@ from vggexp.system import signals
 from vggexp.system.cpu import default_threads
 from vggexp.system.locks import lock_run_dir
 
-ROOT = Path(__file__).parents[2]
 SMALL = [*(override for override in TINY if override != "device.threads=1"), "train.epochs=1"]
 ONE_THREAD = [*SMALL, "device.threads=1"]
-
-
-def vggexp(folder, *argv, **variables):
-    """Runs a command in a process of its own, because jobs are forks.
-
-    A process that forks must not have run operations of torch on several threads.
-    """
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), **variables}
-    command = [sys.executable, "-m", "vggexp", *argv]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
 
 
 def environments(folder):
@@ -89,9 +75,9 @@ def test_the_output_of_jobs_is_not_written_through_a_link(tmp_path):
 
 
 @pytest.mark.process
-def test_each_job_has_its_gpu_and_its_share_of_the_threads(tmp_path):
+def test_each_job_has_its_gpu_and_its_share_of_the_threads(tmp_path, fork_command):
     overrides = ["hydra.launcher.jobs=4", "hydra.launcher.gpus=[7,9]", "seed=range(8)"]
-    process = vggexp(tmp_path, "-m", *SMALL, *overrides, OMP_NUM_THREADS="8")
+    process = fork_command(tmp_path, "-m", *SMALL, *overrides, OMP_NUM_THREADS="8")
     assert (process.returncode, process.stderr) == (0, "")
     recorded = environments(tmp_path)
     gpus = {environment["variables"]["CUDA_VISIBLE_DEVICES"] for environment in recorded}
@@ -100,53 +86,53 @@ def test_each_job_has_its_gpu_and_its_share_of_the_threads(tmp_path):
 
 
 @pytest.mark.process
-def test_a_job_computes_what_it_computes_alone(tmp_path):
+def test_a_job_computes_what_it_computes_alone(tmp_path, fork_command):
     (tmp_path / "alone").mkdir()
     overrides = ["arch.norm=none,batch", "seed=1,2", "hydra.launcher.jobs=2"]
-    process = vggexp(tmp_path, "-m", *SMALL, *overrides, OMP_NUM_THREADS="2")
+    process = fork_command(tmp_path, "-m", *SMALL, *overrides, OMP_NUM_THREADS="2")
     assert process.returncode == 0, process.stderr
     results = sorted(tmp_path.glob("outputs/*/result.json"))
     assert len(results) == 4
     for path in results:
         argv = (path.parent / "overrides.txt").read_text().splitlines()
         argv.append(f"run.name={path.parent.name}")  # alone, the name has other keys
-        assert vggexp(tmp_path / "alone", *argv, OMP_NUM_THREADS="1").returncode == 0
+        assert fork_command(tmp_path / "alone", *argv, OMP_NUM_THREADS="1").returncode == 0
         alone = json.loads((tmp_path / "alone" / path.relative_to(tmp_path)).read_text())
         assert json.loads(path.read_text())["weights_sha256"] == alone["weights_sha256"]
 
 
 @pytest.mark.process
-def test_only_missing_jobs_run(tmp_path):
+def test_only_missing_jobs_run(tmp_path, fork_command):
     """Jobs may be added, removed and reordered. Failed jobs run again only on request."""
     sweep = ["-m", *ONE_THREAD]
-    process = vggexp(tmp_path, *sweep, "optimizer.lr=0.01,99")
+    process = fork_command(tmp_path, *sweep, "optimizer.lr=0.01,99")
     assert process.returncode == 7
     assert process.stderr.count("\n") == 1
     assert "failed   job 2/2  " in process.stdout
     assert "not finite at epoch 1" in process.stdout
-    process = vggexp(tmp_path, *sweep, "optimizer.lr=99,0.02,0.01")
+    process = fork_command(tmp_path, *sweep, "optimizer.lr=99,0.02,0.01")
     assert process.returncode == 7
     assert "sweep    3 jobs: 1 finished, 1 failed before (" in process.stdout
     assert process.stdout.count("started  ") == 1
     assert "(before; sweep.retry_failed=true tries again)" in process.stdout
-    process = vggexp(tmp_path, *sweep, "optimizer.lr=99,0.01", "sweep.retry_failed=true")
+    process = fork_command(tmp_path, *sweep, "optimizer.lr=99,0.01", "sweep.retry_failed=true")
     assert process.returncode == 7
     assert process.stdout.count("started  ") == 1
     assert {environment["attempts"] for environment in environments(tmp_path)} == {1, 2}
 
 
 @pytest.mark.process
-def test_a_sweep_may_stop_at_the_first_failure(tmp_path):
+def test_a_sweep_may_stop_at_the_first_failure(tmp_path, fork_command):
     overrides = ["optimizer.lr=99,0.01,0.02", "sweep.on_error=stop"]
-    process = vggexp(tmp_path, "-m", *ONE_THREAD, *overrides)
+    process = fork_command(tmp_path, "-m", *ONE_THREAD, *overrides)
     assert process.returncode == 7
     assert len(list(tmp_path.glob("outputs/*/result.json"))) == 1
     assert process.stdout.count("not started") == 2
 
 
 @pytest.mark.process
-def test_a_failure_has_a_line_a_log_and_a_row(tmp_path):
-    process = vggexp(tmp_path, "-m", *ONE_THREAD, "optimizer.lr=0.01,99")
+def test_a_failure_has_a_line_a_log_and_a_row(tmp_path, fork_command):
+    process = fork_command(tmp_path, "-m", *ONE_THREAD, "optimizer.lr=0.01,99")
     line = next(line for line in process.stdout.splitlines() if line.startswith("failed"))
     log = tmp_path / line.rpartition("(")[2].rstrip(")")
     reason = "the loss or its gradient is not finite"

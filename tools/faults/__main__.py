@@ -1,6 +1,6 @@
-"""python -m tools.faults [--small] [CATALOG...]: runs catalogs and counts the survived cases.
+"""python -m tools.faults [--small | --kinds] [CATALOG...]: runs catalogs and counts what survives.
 
-Without --small, each catalog writes its row into benchmarks/faults.md.
+Without --small or --kinds, each catalog writes its row into benchmarks/faults.md.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 from tools.faults import checkpoints, hostile, inputs, kills, resources, run_files, sweeps
 from tools.faults.catalog import Catalog
+from tools.faults.server import warm_up
 from vggexp.system import cpu
 
 ORDER = [  # order of the rows in benchmarks/faults.md
@@ -55,7 +56,11 @@ CATALOGS = dict(
         key=lambda item: ORDER.index(item[0]),
     )
 )
-WORKERS = 2  # processes that run cases at the same time; the small part has one
+PARTS = {
+    "small": "a part of the cases, which the slow tests run",
+    "kinds": "one case of each kind in the small part, which the default tests run",
+}
+WORKERS = 2  # processes that run all cases of a catalog; a part has one
 RECORD = Path(__file__).parents[2] / "benchmarks" / "faults.md"
 SURVIVED = "survived"  # line that a worker writes for a survived case
 
@@ -70,26 +75,38 @@ class Row(NamedTuple):
     day: str
 
 
-def main() -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0 only if every case was survived."""
     parser = argparse.ArgumentParser(prog="tools.faults", description=__doc__)
     parser.add_argument("catalogs", nargs="*", choices=[*CATALOGS, []], metavar="CATALOG")
-    parser.add_argument("--small", action="store_true", help="the part that runs with the tests")
-    arguments = parser.parse_args()
+    parts = parser.add_mutually_exclusive_group()
+    for part, text in PARTS.items():
+        parts.add_argument(f"--{part}", dest="part", action="store_const", const=part, help=text)
+    arguments = parser.parse_args(argv)
     rows = []
+    warm_up()
     for name in arguments.catalogs or CATALOGS:
-        rows.append(measure(name, arguments.small))
-        if not arguments.small:
+        rows.append(measure(name, arguments.part))
+        if not arguments.part:
             by_title = {row.title: row for row in [*read_record(), rows[-1]]}
             RECORD.write_text(format_record(by_title))
     print(format_table(rows))
     return int(any(row.survived < row.cases for row in rows))
 
 
-def measure(name: str, small: bool) -> Row:
+def one_of_each_kind(cases: Iterable[Any]) -> list[Any]:
+    """Returns the middle case of each kind: the first element of a tuple, or else the case."""
+    by_kind: dict[str, list[Any]] = {}
+    for case in cases:
+        kind = case[0] if isinstance(case, tuple) else case
+        by_kind.setdefault(str(kind), []).append(case)
+    return [group[len(group) // 2] for group in by_kind.values()]
+
+
+def measure(name: str, part: str | None) -> Row:
     """Runs a catalog, and prints on stderr the cases that were not survived."""
     begin = time.monotonic()
-    cases, problems = run_catalog(CATALOGS[name], small)
+    cases, problems = run_catalog(CATALOGS[name], part)
     seconds = time.monotonic() - begin
     for problem in problems:
         print(f"{name}: {problem}", file=sys.stderr)
@@ -98,14 +115,16 @@ def measure(name: str, small: bool) -> Row:
     return Row(CATALOGS[name].title, cases, survived, seconds, f"{date.today()}")
 
 
-def run_catalog(catalog: Catalog, small: bool) -> tuple[int, list[str]]:
+def run_catalog(catalog: Catalog, part: str | None) -> tuple[int, list[str]]:
     """Returns the number of cases, and a line for each case that was not survived."""
     scratch = Path(tempfile.mkdtemp(prefix="faults-"))
     tempfile.tempdir = str(scratch)
     lines = []
     try:
-        cases = list(catalog.cases(small))
-        workers = 1 if small else WORKERS
+        cases = list(catalog.cases(part is not None))
+        if part == "kinds":
+            cases = one_of_each_kind(cases)
+        workers = 1 if part else WORKERS
         reports = [scratch / f"report{index}" for index in range(workers)]
         pids = [
             fork_worker(catalog, cases[index::workers], report)

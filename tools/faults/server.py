@@ -1,8 +1,13 @@
 """Forks commands from a process that has already imported torch, and compares what they leave.
 
 The process that forks runs no tensor operation itself, because autograd does not survive a fork.
+
+`python -m tools.faults.server` serves the tests, which then start no Python for a command: it reads
+a line [folder, module, arguments, environment] of JSON, runs the command, and prints the line of
+its CommandResult.
 """
 
+import importlib
 import json
 import os
 import signal
@@ -17,12 +22,17 @@ from typing import NamedTuple
 
 import numpy
 import torch.utils.tensorboard._pytorch_graph
+from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-import vggexp.loggers.images  # noqa: F401  (so that no child has to import it)
+# Imported so that no child has to.
+import vggexp.__main__
+import vggexp.loggers.images
+import vggexp.runner.run  # noqa: F401
 from tools.faults.catalog import replace_attribute
-from vggexp.__main__ import main
+from vggexp.config.compose import parse_command
 from vggexp.errors import CheckpointError
+from vggexp.sweep.expand import compose_run
 from vggexp.training import checkpoint
 
 # Keys of times, rates and memory, which differ between equal runs.
@@ -41,16 +51,27 @@ class CommandResult(NamedTuple):
     seconds: float
 
 
+def warm_up() -> None:
+    """Composes once, so that no child has to find Hydra's plugins and build its parsers."""
+    Image.preinit()
+    compose_run(parse_command(["device=cpu"]))
+
+
 def start_command(
-    folder: Path, argv: Sequence[str], before: Callable[[], object] = lambda: None, suffix: str = ""
+    folder: Path,
+    argv: Sequence[str],
+    before: Callable[[], object] = lambda: None,
+    suffix: str = "",
+    module: str = "vggexp.__main__",
 ) -> int:
     """Forks a process that runs a command; returns its process id.
 
     Args:
         folder: Working directory; the output goes to the files `out` and `err` there.
-        argv: Arguments of `python -m vggexp`.
+        argv: Arguments of the command.
         before: Called in the child before the command.
         suffix: Appended to the names of the output files.
+        module: Module whose `main` is the command.
     """
     sys.stdout.flush()
     pid = os.fork()
@@ -66,7 +87,7 @@ def start_command(
         signal.signal(signal.SIGINT, signal.default_int_handler)
         torch.set_num_threads(1)
         before()
-        code = main(list(argv))
+        code = importlib.import_module(module).main(list(argv))
     except BaseException:
         traceback.print_exc()
     finally:
@@ -78,15 +99,17 @@ def run_command(
     argv: Sequence[str],
     before: Callable[[], object] = lambda: None,
     meanwhile: Callable[[int], object] = lambda pid: None,
+    module: str = "vggexp.__main__",
 ) -> CommandResult:
     """Runs a command to its end.
 
     Args:
         before: Called in the child before the command.
         meanwhile: Called in this process with the id of the child.
+        module: Module whose `main` is the command.
     """
     begin = time.monotonic()
-    pid = start_command(folder, argv, before)
+    pid = start_command(folder, argv, before, module=module)
     meanwhile(pid)
     code = wait_for(pid)
     out = (folder / "out").read_text()
@@ -254,3 +277,21 @@ def list_writing_calls(argv: Sequence[str]) -> list[str]:
     log = folder / "calls"
     run_command(folder, argv, lambda: intercept_writes(lambda index, name: None, log))
     return log.read_text().splitlines()
+
+
+def serve() -> None:
+    """Runs the commands of standard input, one after another."""
+    warm_up()
+    for line in sys.stdin:
+        folder, module, argv, variables = json.loads(line)
+
+        def replace_environment(variables: dict[str, str] = variables) -> None:
+            os.environ.clear()
+            os.environ.update(variables)
+
+        result = run_command(Path(folder), argv, replace_environment, module=module)
+        print(json.dumps(result), flush=True)
+
+
+if __name__ == "__main__":
+    serve()
