@@ -19,6 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vggexp.errors import DivergedError
 from vggexp.runs import jsonl
 from vggexp.sweep.halving import choose_survivors, plan_rungs
 
@@ -34,6 +35,8 @@ GRID = [
     "device.threads=1",
 ]
 
+SIZE = ["data.limit=6000", "arch.width=0.25", "arch.hidden=[256,256]"]
+
 Rows = Sequence[Mapping[str, Any]]  # of a run, one object of metrics.jsonl for each epoch
 
 
@@ -47,15 +50,17 @@ class Outcome(NamedTuple):
 
 def simulate(grid: Mapping[str, Rows], factor: int) -> Outcome:
     """Returns the outcome of a halving sweep over a grid of one seed, by the name of each run."""
-    epochs = len(next(iter(grid.values())))
+    epochs = max(map(len, grid.values()))
     names = list(grid)
     trained = dict.fromkeys(grid, 0)
     rungs = plan_rungs(epochs, factor, len(grid))
     for rung, following in zip(rungs, [*rungs[1:], None], strict=True):
-        scores = {}
+        scores: dict[str, float | None] = {}
         for name in names:
-            trained[name] = rung.epochs
-            scores[name] = grid[name][rung.epochs - 1][OBJECTIVE]
+            rows = grid[name][: rung.epochs]
+            trained[name] = len(rows)
+            has_diverged = len(rows) < rung.epochs
+            scores[name] = None if has_diverged else rows[-1][OBJECTIVE]
         names = choose_survivors(scores, following.settings if following else 1, OBJECTIVE)
     return Outcome(
         winner=names[0],
@@ -69,8 +74,13 @@ def _seconds(rows: Rows) -> float:
 
 
 def run_sweep(argv: Sequence[str]) -> None:
-    """Runs a sweep, and prints its lines on stderr: stdout has the table."""
-    subprocess.run([sys.executable, "-m", "vggexp", *argv], check=True, stdout=sys.stderr)
+    """Runs a sweep, and prints its lines on stderr: stdout has the table.
+
+    A run may diverge: then the sweep's exit code is that of a failed job.
+    """
+    process = subprocess.run([sys.executable, "-m", "vggexp", *argv], stdout=sys.stderr)
+    if process.returncode not in (0, DivergedError.exit_code):
+        raise SystemExit(process.returncode)
 
 
 def read_grid(folder: Path) -> dict[str, Rows]:
@@ -85,7 +95,9 @@ def print_rows(schedule: str, seed: int, root: Path, grid: Mapping[str, Rows]) -
     results = {}
     for name in grid:
         results[name] = json.loads((root / name / "result.json").read_text())
-    scores = {name: rows[-1][OBJECTIVE] for name, rows in grid.items()}
+    scores = {}
+    for name, result in results.items():
+        scores[name] = result.get(OBJECTIVE) if result["state"] == "finished" else None
     (best,) = choose_survivors(scores, 1, OBJECTIVE)
     all_epochs = sum(map(len, grid.values()))
     all_seconds = sum(map(_seconds, grid.values()))
@@ -131,9 +143,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--epochs", type=int, default=9)
     parser.add_argument("--check", action="store_true", help="also run one halving sweep")
-    parser.add_argument(
-        "overrides", nargs="*", default=["data.limit=6000", "arch.width=0.25"], metavar="OVERRIDE"
-    )
+    parser.add_argument("overrides", nargs="*", default=SIZE, metavar="OVERRIDE")
     arguments = parser.parse_intermixed_args()
     columns = ["schedule", "seed", "K", "epochs", "minutes", "winner found", OBJECTIVE, "test"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
