@@ -135,7 +135,7 @@ def test_a_moved_copy_has_the_same_hashes(source, name, tmp_path):
 def test_another_label_makes_another_hash(source, tmp_path):
     before = combined_sha256(load_torchvision(source("Food101"), download=False).fingerprint)
     lists = tmp_path / "data/food-101/meta/test.json"
-    lists.write_text(lists.read_text().replace("waffles/test1\"", "apple_pie/test0\""))
+    lists.write_text(lists.read_text().replace('waffles/test1"', 'apple_pie/test0"'))
     after = load_torchvision(Source("Food101", tmp_path / "data", {}, None), download=False)
     assert combined_sha256(after.fingerprint) != before
 
@@ -184,7 +184,7 @@ def test_a_missing_package_is_named_with_its_command(source, monkeypatch):
     monkeypatch.setattr(
         torchvision_data, "find_spec", lambda name: None if name == "scipy" else "found"
     )
-    with pytest.raises(ConfigError, match="^data.name=SVHN: needs scipy; pip install scipy$"):
+    with pytest.raises(ConfigError, match=r"^data\.name=SVHN: needs scipy; pip install scipy$"):
         open_torchvision(written, download=False)
 
 

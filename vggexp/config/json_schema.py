@@ -23,7 +23,8 @@ from vggexp.models.shapes import Block
 JsonSchema = dict[str, Any]
 
 DRAFT = "http://json-schema.org/draft-07/schema#"  # the newest one that every editor knows
-INTERPOLATION: JsonSchema = {"type": "string", "pattern": r"\$\{"}
+# Or Hydra's mark for a value that the command has to give.
+INTERPOLATION: JsonSchema = {"type": "string", "pattern": r"\$\{|^\?\?\?$"}
 REFERENCE = {"$ref": "#/definitions/interpolation"}
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object"}
 CHOSEN_GROUPS = (*GROUPS, "experiment", "sweep")
