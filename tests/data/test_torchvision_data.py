@@ -2,6 +2,9 @@
 
 import os
 import shutil
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy
 import pytest
@@ -14,7 +17,7 @@ from vggexp.data.fingerprint import combined_sha256
 from vggexp.data.image_folder import list_folders_once, read_image
 from vggexp.data.torchvision_data import Source, load_torchvision, open_torchvision
 from vggexp.data.torchvision_sets import ARRAY_SETS, FILE_SETS, TORCHVISION_SETS
-from vggexp.errors import ConfigError, DataError
+from vggexp.errors import ConfigError, DataError, ResourceError
 
 ARGUMENTS = {"EMNIST": {"split": "letters"}}
 WITHOUT_TEST_PART = {name for name in WRITERS if TORCHVISION_SETS[name].test is None}
@@ -200,3 +203,73 @@ def test_the_split_of_generated_images_is_the_same_on_every_call():
     source = Source("FakeData", None, {"size": 30, "image_size": [1, 4, 4]}, None)
     first, second = (open_torchvision(source, download=False) for _ in range(2))
     assert torch.equal(first.test.images, second.test.images)
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    """USPS, which is not there yet, on a server of this machine."""
+    write_torchvision("USPS", tmp_path / "server", monkeypatch)
+    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "server")
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    split_list = {}
+    for part, (_, file, md5) in datasets.USPS.split_list.items():
+        split_list[part] = [f"http://127.0.0.1:{server.server_port}/{file}", file, md5]
+    monkeypatch.setattr(datasets.USPS, "split_list", split_list)
+    yield Source("USPS", tmp_path / "fetched", {}, None)
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_download_is_torchvisions(served, tmp_path):
+    with pytest.raises(DataError):
+        open_torchvision(served, download=False)
+    fetched = load_torchvision(served, download=True)
+    expected = load_torchvision(Source("USPS", tmp_path / "server", {}, None), download=False)
+    assert fetched.fingerprint == expected.fingerprint
+    names = sorted(path.name for path in (tmp_path / "fetched").iterdir())
+    assert names == [".download.lock", "test.bz2", "train.bz2"]
+
+
+def test_the_remains_of_a_killed_download_are_removed(served, tmp_path):
+    (tmp_path / "fetched/.USPS.part-x").mkdir(parents=True)
+    open_torchvision(served, download=True)
+    assert not (tmp_path / "fetched/.USPS.part-x").exists()
+
+
+def test_a_download_with_another_checksum_leaves_nothing(served, tmp_path):
+    (tmp_path / "server/test.bz2").write_bytes(b"other")
+    with pytest.raises(DataError, match=r"^USPS: cannot be downloaded: File not found or corru"):
+        open_torchvision(served, download=True)
+    assert [path.name for path in (tmp_path / "fetched").iterdir()] == [".download.lock"]
+
+
+def test_a_server_that_does_not_answer(served, tmp_path):
+    (tmp_path / "server/train.bz2").unlink()
+    with pytest.raises(DataError, match=r"^USPS: cannot be downloaded: (Not Found|File not found)"):
+        open_torchvision(served, download=True)
+
+
+def test_a_folder_that_cannot_be_written(served, tmp_path):
+    (tmp_path / "fetched").write_text("a file")
+    with pytest.raises(ResourceError, match="fetched: cannot be written: "):
+        open_torchvision(served, download=True)
+
+
+def test_what_is_in_the_place_of_a_download_stays(served, tmp_path):
+    (tmp_path / "fetched/train.bz2").mkdir(parents=True)
+    (tmp_path / "fetched/train.bz2/mine").write_text("kept")
+    with pytest.raises(DataError, match=r"train\.bz2: in the place of the download; move it away"):
+        open_torchvision(served, download=True)
+    assert (tmp_path / "fetched/train.bz2/mine").read_text() == "kept"
+
+
+def test_a_set_that_torchvision_cannot_download(tmp_path):
+    with pytest.raises(DataError, match=r"torchvision\.datasets\.FER2013 says what the folder"):
+        open_torchvision(Source("FER2013", tmp_path, {}, None), download=True)
+
+
+def test_the_files_are_in_the_users_cache_without_a_root(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    write_torchvision("KMNIST", tmp_path / "vggexp/torchvision/KMNIST", monkeypatch)
+    assert len(open_torchvision(Source("KMNIST", None, {}, None), False).train.labels) == TRAIN
