@@ -92,7 +92,11 @@ def _group_section(group: str, entries: EntriesByKey) -> JsonSchema:
     """Describes the section of a group, whose `name` selects the class that has its keys."""
     hints = get_type_hints(schema.Config, include_extras=True)
     classes = GROUP_CLASSES.get(group, (hints[group],))
-    return {"anyOf": [_section(cls, group, entries) for cls in classes]}
+    members = [_section(cls, group, entries) for cls in classes]
+    for member in members[1:]:
+        if member["additionalProperties"]:  # would accept any key of the other classes
+            member["required"] = ["name"]
+    return {"anyOf": members}
 
 
 def _section(cls: type, path: str, entries: EntriesByKey) -> JsonSchema:

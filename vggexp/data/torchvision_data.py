@@ -253,16 +253,17 @@ def _images_and_labels(dataset: Any, info: TorchvisionSet) -> tuple[Tensor, Tens
         images = images.unsqueeze(1) if images.ndim == 3 else images
         labels = labels[:, 0] if labels.ndim == 2 else labels  # QMNIST: the class comes first
         return images, labels.long()
-    pixels = []
-    targets = []
+    first, _ = dataset[0]
+    shape = numpy.atleast_3d(numpy.asarray(first)).shape
+    pixels = numpy.empty((len(dataset), *shape), numpy.uint8)
+    labels = torch.empty(len(dataset), dtype=torch.int64)
     for index in range(len(dataset)):
         image, label = dataset[index]
         if label is None:
             raise DataError(f"{type(dataset).__name__}: an image has no label in these files")
-        pixels.append(numpy.atleast_3d(numpy.asarray(image)))
-        targets.append(label)
-    stacked = torch.from_numpy(numpy.stack(pixels))
-    return stacked.permute(0, 3, 1, 2).contiguous(), torch.tensor(targets)
+        pixels[index] = numpy.atleast_3d(numpy.asarray(image))
+        labels[index] = label
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), labels
 
 
 def _class_names(dataset: Any, info: TorchvisionSet, highest: int) -> tuple[str, ...]:
