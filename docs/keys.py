@@ -106,7 +106,7 @@ class Field(NamedTuple):
 
 
 def schema_fields() -> Iterator[Field]:
-    """Yields every key of the schema, without the arguments of an optimizer.
+    """Yields every key of the schema, without the arguments of an optimizer or a data set.
 
     Yields a key twice if members of a group allow different values.
     """
@@ -116,7 +116,7 @@ def schema_fields() -> Iterator[Field]:
             yield from _group_fields(name, classes)
         elif dataclasses.is_dataclass(classes[0]):
             for key, hint in get_type_hints(classes[0], include_extras=True).items():
-                if (name, key) != ("optimizer", "arguments"):
+                if key != "arguments":
                     yield Field(f"{name}.{key}", allowed_values(hint), ())
         else:
             yield Field(name, allowed_values(field_type), ())
@@ -131,6 +131,8 @@ def _group_fields(group: str, classes: tuple[type, ...]) -> Iterator[Field]:
         members = get_args(hints["name"])
         member_count += len(members)
         for key, hint in hints.items():
+            if key == "arguments":
+                continue
             allowed = "" if key == "name" else allowed_values(hint)
             members_of.setdefault((key, allowed), []).extend(members)
     for (key, allowed), members in members_of.items():

@@ -19,6 +19,7 @@ from vggexp.formatting import aligned_table, format_bytes, plural
 from vggexp.models import shapes
 from vggexp.models.shapes import Layer
 from vggexp.runs import forecast
+from vggexp.runs.data_source import count_data
 
 Row = tuple[str, ...]  # the cells of a table
 Shape = tuple[int, int, int]  # channels, height, width
@@ -58,7 +59,13 @@ class CostPlan:
 
 
 def plan_costs(config: Config) -> CostPlan:
-    """Raises ConfigError if the number of classes is unknown because an image folder is missing."""
+    """Counts the images of a data set of torchvision, and no other files.
+
+    Raises:
+        ConfigError: the number of classes is unknown because an image folder is missing.
+        DataError: the files of a data set of torchvision are missing or damaged.
+    """
+    config = count_data(config)
     spec = input_spec(config)
     rows = layers(config)
     disk = disk_bytes(config)

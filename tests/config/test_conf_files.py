@@ -23,6 +23,12 @@ EXPERIMENTS = [Path(name).name for name in GROUPS if name.startswith("experiment
 REQUIRED = {
     "data/digits": ["arch=vgg_digits"],
     "data/image_folder": ["data.classes=10"],
+    "data/torchvision": [
+        "data.name=SVHN",
+        "data.classes=10",
+        "data.train_images=73257",
+        "data.test_images=26032",
+    ],
     "data/fashion_mnist_28": ["arch=vgg8_bn"],  # too small for five poolings
 }
 REQUIRED |= {f"experiment/paper_{letter}": ["data.classes=1000"] for letter in "abcde"}

@@ -53,6 +53,8 @@ OVERRIDES = [
     "arch=lenet",
     "data=synthetic",
     "data=image_folder data.classes=3",
+    "data=torchvision data.name=KMNIST data.resize=32 data.classes=3 data.train_images=600 "
+    "data.test_images=100",
     "optimizer=adam",
     "scheduler=step",
     "scheduler=cosine",
@@ -62,7 +64,7 @@ OVERRIDES = [
     "",
 ]
 # Keys of which another value requires other keys.
-SELECTORS = {"arch.name", "data.name", "scheduler.name", "optimizer.arguments"}
+SELECTORS = {"arch.name", "data.name", "data.arguments", "scheduler.name", "optimizer.arguments"}
 # Another value of each key that is not a number.
 OTHER_VALUES = {
     "arch.blocks": [[1, 8], [1, 16, 1]],

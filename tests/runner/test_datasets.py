@@ -1,6 +1,9 @@
 """Tests the loaders of a run: a folder of images in each cache, and shipped data sets."""
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,6 +11,7 @@ import torch
 
 import vggexp
 from tests.conftest import result, write_images
+from tests.data.torchvision_files import write_torchvision
 from vggexp.evaluate.__main__ import main as evaluate_main
 from vggexp.verify.__main__ import main as verify_main
 
@@ -154,3 +158,42 @@ def test_the_experiment_of_the_source_run(command):
     for row in metrics("a"):
         assert "test/accuracy" in row
         assert "val/loss" not in row
+
+
+@pytest.mark.parametrize("name", ["KMNIST", "Food101"])
+def test_a_run_on_a_data_set_of_torchvision(command, tmp_path, monkeypatch, capfd, name):
+    write_torchvision(name, tmp_path / "data", monkeypatch)
+    overrides = ["data=torchvision", f"data.name={name}", "data.resize=32", "data.batch_size=4"]
+    overrides += ["arch=lenet", "data.workers=0", "data.val_fraction=0.5", "run.name=a"]
+    code, out, err = command(*overrides, "data.root=data", "train.epochs=1")
+    assert (code, err) == (0, "")
+    expected = "12 images, 12 for validation, 12 for the test"
+    assert f"data     {name}  {expected}  ({tmp_path}/data)\n" in out
+    (tmp_path / "data").rename(tmp_path / "moved")
+    assert evaluate_main(["outputs/a", "--data", "moved", "--json"]) == 0
+    evaluated = json.loads(capfd.readouterr().out)
+    assert evaluated["test/accuracy"] == result(tmp_path / "outputs/a")["test/accuracy"]
+    code, out, _ = command(*overrides, "data.root=moved", "train.epochs=1")
+    assert (code, out[:16]) == (0, "already finished")
+    classes = vggexp.load_run(tmp_path / "outputs/a").classes
+    environment = json.loads((tmp_path / "outputs/a/env.json").read_text())
+    assert tuple(environment["classes"]) == classes
+
+
+def test_a_usual_run_imports_no_torchvision(tmp_path):
+    """Nor do composing and planning, also those of a data set of torchvision that is counted."""
+    program = """
+import sys, vggexp
+vggexp.compose("data=torchvision", "data.name=SVHN")
+counts = "data.classes=10", "data.train_images=73257", "data.test_images=26032"
+vggexp.plan("data=torchvision", "data.name=SVHN", *counts)
+assert "torch" not in sys.modules
+vggexp.run("data=digits", "data.resize=32", "arch=lenet", "train.epochs=1", "device=cpu")
+print(sorted({"torchvision", "scipy.io"} & {*sys.modules}))
+"""
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command_line = [sys.executable, "-c", program]
+    process = subprocess.run(
+        command_line, capture_output=True, text=True, cwd=tmp_path, env=environment
+    )
+    assert process.stdout.splitlines()[-1:] == ["[]"], process.stderr

@@ -7,11 +7,14 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import TINY, write_images
+from tests.data.torchvision_files import write_torchvision
 from vggexp.config.compose import parse_command
+from vggexp.config.derived import input_spec
 from vggexp.config.run_id import run_hash
-from vggexp.data import image_folder
+from vggexp.cost_plan import plan_costs
+from vggexp.data import image_folder, torchvision_data
 from vggexp.errors import ConfigError, DataError
-from vggexp.runs.data_source import check_pinned_data, pin_data
+from vggexp.runs.data_source import check_pinned_data, count_data, pin_data
 from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep
 
 FOLDER = ["data=image_folder", "data.resize=32", "data.batch_size=4", "data.workers=0"]
@@ -174,3 +177,84 @@ def test_a_search_over_folders_is_named_after_their_contents(folders):
     assert name() == before
     Path("b/train/cat/1.bmp").write_bytes(Path("b/train/cat/2.bmp").read_bytes())
     assert name() != before
+
+
+TORCHVISION = ["data=torchvision", "data.batch_size=4", "data.val_fraction=0.25", "device=cpu"]
+TORCHVISION += ["arch=vgg7_bn", "data.resize=32", "data.workers=0"]
+
+
+@pytest.fixture
+def food101(tmp_path, monkeypatch):
+    """Overrides of Food101 in folder a; b, a copy of it."""
+    monkeypatch.chdir(tmp_path)
+    write_torchvision("Food101", tmp_path / "a", monkeypatch)
+    shutil.copytree("a", "b")
+    return [*TORCHVISION, "data.name=Food101"]
+
+
+def torchvision_config(*overrides):
+    return compose_run(parse_command(overrides))
+
+
+def test_torchvision_counts_classes_and_images(food101):
+    composed = torchvision_config(*food101, "data.root=a")
+    assert composed.data.classes is None
+    counted = count_data(composed)
+    spec = input_spec(counted)
+    assert (spec.channels, spec.size, spec.classes) == (3, 32, 2)
+    assert (spec.train_images, spec.val_images, spec.test_images) == (18, 6, 12)
+    assert count_data(counted) is counted
+
+
+def test_the_contents_of_a_torchvision_set_make_the_name(food101):
+    first = pin_data(torchvision_config(*food101, "data.root=a"))
+    copy = pin_data(torchvision_config(*food101, "data.root=b", "data.classes=2"))
+    assert run_hash(first) == run_hash(copy)
+    image = next(Path("b").rglob("train1.jpg"))
+    image.write_bytes(Path("a/food-101/images/waffles/train3.jpg").read_bytes())
+    assert run_hash(pin_data(torchvision_config(*food101, "data.root=b"))) != run_hash(first)
+
+
+def test_decoding_every_epoch_is_automatic(food101):
+    runs = []
+    for cache in ("auto", "none", "ram", "device"):
+        command = [*food101, "data.root=a", f"data.cache={cache}"]
+        runs.append(run_hash(pin_data(torchvision_config(*command))))
+    assert runs[0] == runs[1]
+    assert runs[2] == runs[3] != runs[0]
+
+
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("data.classes=3", "data.classes=3: Food101 has 2"),
+        ("data.train_images=7", "data.train_images=7: Food101 has 24"),
+        ("data.batch_size=19", "data.batch_size=19: more than the 18 training images"),
+        ("data.val_fraction=0.05", "data.val_fraction=0.05: 1 validation images for 2 classes"),
+    ],
+)
+def test_what_a_torchvision_set_forbids_is_refused(food101, override, problem):
+    with pytest.raises(ConfigError, match=f"^{problem}"):
+        count_data(torchvision_config(*food101, "data.root=a", override))
+
+
+def test_a_plan_says_that_the_files_are_missing(tmp_path):
+    config = torchvision_config(*TORCHVISION, "data.name=SVHN", f"data.root={tmp_path}")
+    expected = (
+        f"SVHN: {tmp_path} does not hold its files, or they are damaged "
+        r"(a run with data.download=true fetches them; data.root=FOLDER has them elsewhere)"
+    )
+    with pytest.raises(DataError) as caught:
+        plan_costs(config)
+    assert str(caught.value) == expected
+
+
+def test_a_dry_run_downloads_nothing(tmp_path, monkeypatch):
+    def refuse(*arguments):
+        raise AssertionError
+
+    monkeypatch.setattr(torchvision_data, "_download", refuse)
+    command = [*TORCHVISION, "-m", "data.name=SVHN", f"data.root={tmp_path}", "seed=1,2"]
+    search = parse_command([*command, "sweep.dry_run=true"])
+    with pytest.raises(DataError, match=r"SVHN: .* does not hold its files"):
+        expand_sweep(search, compose_outline(search))

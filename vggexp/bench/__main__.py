@@ -12,6 +12,7 @@ from vggexp import cli
 from vggexp.config import compose
 from vggexp.errors import ConfigError
 from vggexp.formatting import aligned_table, plural
+from vggexp.runs.data_source import count_data
 from vggexp.sweep import expand
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def _bench(argv: Sequence[str]) -> str:
     if command.arguments.help:
         return DESCRIPTION
     config = expand.compose_run(command)
+    config = count_data(config, config.data.download)
     cli.note_replaced_files()
     cli.require_one_process(config, "timed")
     if command.arguments.trace is not None and (command.arguments.layers or command.arguments.json):

@@ -12,6 +12,7 @@ from vggexp.config import compose
 from vggexp.errors import DivergedError
 from vggexp.formatting import plural
 from vggexp.loggers.console import print_text
+from vggexp.runs.data_source import count_data
 from vggexp.sweep import expand
 
 if TYPE_CHECKING:
@@ -40,6 +41,7 @@ def _check(argv: Sequence[str]) -> str | None:
     if command.arguments.help:
         return DESCRIPTION
     config = expand.compose_run(command)
+    config = count_data(config, config.data.download)
     cli.note_replaced_files()
     cli.require_one_process(config, "checked")
     # This imports torch, so it comes after the check of the command.

@@ -17,7 +17,7 @@ from vggexp.bench.measure import cycle
 from vggexp.check.labels import SIDE, Sample, probe_labels, take_sample
 from vggexp.config.derived import disk_bytes, layers, memory_bytes
 from vggexp.config.hints import hints, suggested_overrides
-from vggexp.config.schema import Augment, Config, ImageFolder
+from vggexp.config.schema import Augment, Config, ImageFiles
 from vggexp.formatting import duration, format_bytes, plural
 from vggexp.loggers.images import captioned_grid
 from vggexp.models.transfer import train_mode
@@ -148,7 +148,7 @@ def check_images(subject: Subject) -> Finding:
 def check_labels(subject: Subject) -> Iterator[Finding]:
     """Checks that there are several classes, and that labels and images belong together."""
     data = subject.data
-    count = DECODED_IMAGES if isinstance(subject.config.data, ImageFolder) else SAMPLE_IMAGES
+    count = DECODED_IMAGES if isinstance(subject.config.data, ImageFiles) else SAMPLE_IMAGES
     train = take_sample(data.train.train(0), count)
     counts = train.labels.bincount(minlength=subject.classes)
     images = plural(len(train.labels), "image")

@@ -9,6 +9,7 @@ import yaml
 
 from vggexp.config.device import conf_dir
 
+MISSING = "???"  # in a file: the command has to give the value
 GROUPS = ("arch", "data", "augment", "optimizer", "scheduler", "device")
 LINE = re.compile(r"(?P<indent> *)(?P<key>\w+):(?: (?P<value>.*?))?(?:\s+# (?P<comment>.*))?$")
 DEFAULT_FILE = re.compile(r"^  - (\w+): (\w+)", re.MULTILINE)
@@ -80,11 +81,14 @@ def read_entries() -> EntriesByKey:
 def member_entries(key: str, members: Sequence[str], entries: EntriesByKey) -> list[Entry]:
     """Returns the entries of a key in the files whose `name` is one of `members`.
 
-    All entries are returned if no such file sets the key: config.yaml has no name.
+    A file that leaves its name open belongs to all names that no other file has. All entries are
+    returned if no such file sets the key: config.yaml has no name.
     """
     group = key.partition(".")[0]
     names = {entry.file: entry.value for entry in entries.get(f"{group}.name", [])}
     found = entries.get(key, [])
+    if not {*members} & {*names.values()}:
+        members = [MISSING]
     return [entry for entry in found if names.get(entry.file) in members] or found
 
 

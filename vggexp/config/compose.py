@@ -35,6 +35,7 @@ from vggexp.config.run_id import with_labels
 from vggexp.config.schema import Config
 from vggexp.config.suggestions import fitting_archs, unknown_flag
 from vggexp.config.validate import validate
+from vggexp.data.torchvision_sets import TORCHVISION_SETS
 from vggexp.errors import ConfigError, ResourceError
 
 HYDRA_VERSION = tuple(int(part) for part in hydra.__version__.split(".")[:2])
@@ -44,6 +45,7 @@ HYDRA_FLAGS = ("help", "hydra_help", "cfg", "info", "shell_completion")  # Hydra
 
 TOO_SMALL = ": too small for "  # in the problem of an image that a network does not take
 SIZE_KEYS = ("data.resize", "data.size", "arch.blocks")  # of a user who has chosen a size
+MISSING_VALUES = {"data.name": f"one of {', '.join(TORCHVISION_SETS)}"}
 HYDRA_MODES = ("run", "multirun", "cfg", "info", "shell_completion")  # of which Hydra takes one
 
 
@@ -362,7 +364,7 @@ def _container(node: DictConfig, problems: Sequence[str]) -> Any:
         missing = []
         if MISSING in str(values):  # a quick test: to look for the keys takes far longer
             for key in sorted(OmegaConf.missing_keys(own)):
-                missing.append(f"{key}={MISSING}: give a value")
+                missing.append(f"{key}={MISSING}: give {MISSING_VALUES.get(key, 'a value')}")
         if missing:
             raise ConfigError(*problems, *missing)
         return values

@@ -1,18 +1,30 @@
 """Computes what follows from a configuration: input, layers, memory, disk. Needs no torch."""
 
+from dataclasses import replace
 from math import ceil
 from pathlib import Path
 from typing import NamedTuple
 
-from vggexp.config.schema import Config, Device, ImageFolder, Synthetic, Vgg
+from vggexp.config.schema import (
+    Config,
+    Data,
+    Device,
+    ImageFiles,
+    ImageFolder,
+    Synthetic,
+    Torchvision,
+    TorchvisionArrays,
+    Vgg,
+)
 from vggexp.data.catalog import DATASETS, folder_classes
+from vggexp.data.torchvision_sets import stored_shape
 from vggexp.errors import ConfigError
 from vggexp.models import costs, shapes
 from vggexp.models.costs import KEEP_NEWEST
 from vggexp.system.cpu import supports_bf16
 from vggexp.system.files import folder_problem
 
-DEFAULT_FOLDER_SIZE = 224  # pixels, of an image folder without data.resize
+DEFAULT_FILE_SIZE = 224  # pixels, of image files without data.resize
 INPUT_KEYS = (  # all keys that input_spec reads
     "data.name",
     "data.resize",
@@ -21,6 +33,8 @@ INPUT_KEYS = (  # all keys that input_spec reads
     "data.test_limit",
     "data.val_fraction",
     "data.classes",
+    "data.train_images",
+    "data.test_images",
     "data.images",
     "data.channels",
     "data.size",
@@ -45,30 +59,60 @@ def input_spec(config: Config) -> InputSpec:
     """Returns the input of the network.
 
     Raises:
-        ConfigError: an image folder's classes are neither configured nor can be counted.
+        ConfigError: an image folder's classes are neither configured nor can be counted; or a data
+            set of torchvision has not been counted by `vggexp.runs.data_source.count_data`.
         DataError: the image folder holds no classes.
     """
     data = config.data
+    channels, size = _image_shape(data)
     if isinstance(data, ImageFolder):
-        size = data.resize or DEFAULT_FOLDER_SIZE
         classes = data.classes or _count_folder_classes(data)
-        return InputSpec(3, size, classes, None, None, None)
-    if isinstance(data, Synthetic):
-        channels = data.channels
-        size = data.size
-        classes = data.classes
-        train = data.images
-        test = data.images // 5
-    else:
-        info = DATASETS[data.name]
-        channels = info.channels
-        size = info.size
-        classes = len(info.classes)
-        train = info.train_images
-        test = info.test_images
+        return InputSpec(channels, data.resize or size, classes, None, None, None)
+    classes, train, test = _known_counts(data)
     test = min(test, data.test_limit or test)
     spec = InputSpec(channels, data.resize or size, classes, None, None, test)
     return with_train_images(spec, config, train)
+
+
+def _known_counts(data: Data) -> tuple[int, int, int]:
+    """Returns the numbers of classes, images for training and test images."""
+    if isinstance(data, Synthetic):
+        return data.classes, data.images, data.images // 5
+    if not isinstance(data, Torchvision):
+        info = DATASETS[data.name]
+        return len(info.classes), info.train_images, info.test_images
+    if not is_counted(data):
+        raise ConfigError(f"data.name={data.name}: its images have not been counted")
+    return data.classes, data.train_images, data.test_images  # type: ignore[return-value]
+
+
+def _image_shape(data: Data) -> tuple[int, int]:
+    """Returns channels, and height and width in pixels, of the images before data.resize.
+
+    Image files have any size, and are RGB for the network. Their size is then that of the network.
+    """
+    if isinstance(data, ImageFiles):
+        return 3, DEFAULT_FILE_SIZE
+    if isinstance(data, TorchvisionArrays):
+        return stored_shape(data.name, data.arguments)
+    info = data if isinstance(data, Synthetic) else DATASETS[data.name]
+    return info.channels, info.size
+
+
+def stored_size(data: Data) -> int:
+    """Returns the height and width of the images before data.resize; see `_image_shape`."""
+    _, size = _image_shape(data)
+    return size
+
+
+def is_counted(data: Torchvision) -> bool:
+    """Returns whether classes and images are known; see `vggexp.runs.data_source.count_data`."""
+    return None not in (data.classes, data.train_images, data.test_images)
+
+
+def decodes_each_epoch(data: Data) -> bool:
+    """Returns whether image files are decoded in every epoch."""
+    return isinstance(data, ImageFiles) and data.cache in ("none", "auto")
 
 
 def with_train_images(spec: InputSpec, config: Config, images: int) -> InputSpec:
@@ -173,18 +217,14 @@ def _data_bytes(config: Config) -> int | None:
     batch_size = ceil(data.batch_size / (config.device.processes or 1))
     batch = batch_size * spec.channels * spec.size**2
     batches = costs.BATCH_COPIES * costs.FLOAT_BYTES * batch
-    if isinstance(data, ImageFolder):
-        if data.cache != "none":
+    if isinstance(data, ImageFiles):
+        if not decodes_each_epoch(data):
             return None
         # Each of the three parts (training, validation, test) has workers; a worker holds a batch.
         return batches + 3 * data.workers * (costs.WORKER_BYTES + 2 * batch)
-    if isinstance(data, Synthetic):
-        image = data.channels * data.size**2
-        loaded = data.images + data.images // 5
-    else:
-        info = DATASETS[data.name]
-        image = info.channels * info.size**2
-        loaded = info.train_images + info.test_images
+    whole = input_spec(replace(config, data=replace(data, limit=None, test_limit=None)))
+    loaded = (whole.train_images or 0) + (whole.val_images or 0) + (whole.test_images or 0)
+    image = spec.channels * stored_size(data) ** 2
     selected = (spec.train_images or 0) + (spec.val_images or 0)  # a copy
     return batches + image * (loaded + selected)
 

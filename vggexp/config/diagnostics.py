@@ -14,6 +14,7 @@ from vggexp.config.parse import ErrorList, section_advice
 from vggexp.config.similarity import did_you_mean
 from vggexp.config.suggestions import device_advice
 from vggexp.config.torch_optim import arguments, optimizers
+from vggexp.config.torchvision_arguments import is_argument
 from vggexp.formatting import format_value
 
 ComposeFn = Callable[[Sequence[str]], DictConfig]
@@ -197,6 +198,8 @@ def _value_problem(
     optimizer = OmegaConf.select(groups_only, "optimizer.name")
     if section == "optimizer" and optimizer in optimizers() and argument in arguments(optimizer):
         return f"{text}: not in the file of this optimizer; write {shlex.quote('+' + text)}"
+    if section == "data" and "data.train_images" in known and is_argument(argument):
+        return f"{text}: not in the file data/torchvision; write {shlex.quote('+' + text)}"
     return None
 
 

@@ -3,9 +3,8 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from vggexp.config.derived import input_spec, layers, memory_bytes, spatial_ops
-from vggexp.config.schema import Config, ImageFolder, Optimizer, Synthetic, Vgg
-from vggexp.data.catalog import DATASETS
+from vggexp.config.derived import input_spec, layers, memory_bytes, spatial_ops, stored_size
+from vggexp.config.schema import Config, ImageFiles, Optimizer, Vgg
 from vggexp.models import shapes
 from vggexp.system.cpu import available_bytes
 
@@ -76,9 +75,9 @@ def _learning_rate_hints(config: Config) -> Iterator[Hint]:
 
 def _resize_hints(config: Config) -> Iterator[Hint]:
     data = config.data
-    if isinstance(data, ImageFolder):
+    if isinstance(data, ImageFiles):
         return
-    stored = data.size if isinstance(data, Synthetic) else DATASETS[data.name].size
+    stored = stored_size(data)
     sufficient = max(stored, shapes.minimum_size(spatial_ops(config)))
     size = input_spec(config).size
     if size <= MAX_UPSCALE * sufficient:

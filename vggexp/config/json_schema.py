@@ -23,7 +23,8 @@ from vggexp.models.shapes import Block
 JsonSchema = dict[str, Any]
 
 DRAFT = "http://json-schema.org/draft-07/schema#"  # the newest one that every editor knows
-INTERPOLATION: JsonSchema = {"type": "string", "pattern": r"\$\{"}
+# Or Hydra's mark for a value that the command has to give.
+INTERPOLATION: JsonSchema = {"type": "string", "pattern": r"\$\{|^\?\?\?$"}
 REFERENCE = {"$ref": "#/definitions/interpolation"}
 TYPES = {bool: "boolean", int: "integer", float: "number", str: "string", dict: "object"}
 CHOSEN_GROUPS = (*GROUPS, "experiment", "sweep")
@@ -91,7 +92,11 @@ def _group_section(group: str, entries: EntriesByKey) -> JsonSchema:
     """Describes the section of a group, whose `name` selects the class that has its keys."""
     hints = get_type_hints(schema.Config, include_extras=True)
     classes = GROUP_CLASSES.get(group, (hints[group],))
-    return {"anyOf": [_section(cls, group, entries) for cls in classes]}
+    members = [_section(cls, group, entries) for cls in classes]
+    for member in members[1:]:
+        if member["additionalProperties"]:  # would accept any key of the other classes
+            member["required"] = ["name"]
+    return {"anyOf": members}
 
 
 def _section(cls: type, path: str, entries: EntriesByKey) -> JsonSchema:

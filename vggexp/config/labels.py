@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from vggexp.config import yaml_limits
-from vggexp.config.derived import DEFAULT_FOLDER_SIZE
+from vggexp.config.derived import stored_size
 from vggexp.config.device import conf_dir
 from vggexp.config.keys import flatten, to_plain
-from vggexp.config.schema import Arch, Config, ImageFolder, Vgg
-from vggexp.data.catalog import DATASETS
+from vggexp.config.schema import Arch, Config, ImageFolder, Torchvision, Vgg
 from vggexp.formatting import HASH_CHARS, format_value
 from vggexp.system.files import read_file
 
@@ -167,8 +166,8 @@ def run_label(config: Config, network: str, overrides: Sequence["Override"] = ()
     typed = {override.key.replace("/", "."): override.typed_value for override in overrides}
     parts = [
         network,
-        _safe(typed.get("data", config.data.name)),
-        f"{_image_size(config)}px",
+        _safe(_data_name(config, typed)),
+        f"{config.data.resize or stored_size(config.data)}px",
         f"lr{config.optimizer.lr:g}",
         *_setting_parts(config, typed, network),
     ]
@@ -176,14 +175,11 @@ def run_label(config: Config, network: str, overrides: Sequence["Override"] = ()
     return _join(parts, MAX_LABEL_CHARS - len(seed)) + seed
 
 
-def _image_size(config: Config) -> int:
-    """Returns the size of the network's input, without counting the classes of a folder."""
-    data = config.data
-    if data.resize is not None:
-        return data.resize
-    if isinstance(data, ImageFolder):
-        return DEFAULT_FOLDER_SIZE
-    return data.size if hasattr(data, "size") else DATASETS[data.name].size
+def _data_name(config: Config, typed: Mapping[str, str]) -> str:
+    """Returns the file of the group `data` as typed, or the name of the data set."""
+    if isinstance(config.data, Torchvision):  # all are in one file
+        return config.data.name
+    return typed.get("data", config.data.name)
 
 
 def _setting_parts(config: Config, typed: Mapping[str, str], network: str) -> Iterator[str]:
@@ -192,6 +188,8 @@ def _setting_parts(config: Config, typed: Mapping[str, str], network: str) -> It
     for key in sorted(typed, key=_section_index):
         leaf = key.rpartition(".")[2]
         if key in SHOWN_KEYS or (key == "data.size" and config.data.resize is None):
+            continue
+        if key == "data.name" and isinstance(config.data, Torchvision):
             continue
         if key == "data.root" and not isinstance(config.data, ImageFolder):
             continue  # where known files are

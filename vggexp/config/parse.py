@@ -10,13 +10,20 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 
 from vggexp.config import schema
 from vggexp.config.similarity import close_matches, did_you_mean
+from vggexp.config.torchvision_arguments import name_problem
 from vggexp.formatting import format_value
 from vggexp.models.shapes import Block
 
 # Groups whose files have different keys; the key `name` selects the class.
 GROUP_CLASSES: dict[str, tuple[type, ...]] = {
     "arch": (schema.Vgg, schema.LeNet, schema.AlexNet),
-    "data": (schema.Data, schema.Synthetic, schema.ImageFolder),
+    "data": (
+        schema.Data,
+        schema.Synthetic,
+        schema.ImageFolder,
+        schema.TorchvisionArrays,
+        schema.TorchvisionFiles,
+    ),
     "scheduler": (schema.Constant, schema.Step, schema.Cosine, schema.OneCycle, schema.Plateau),
 }
 BLOCK_LIMITS = {  # of the numbers in a row of arch.blocks
@@ -269,6 +276,8 @@ def select_schema(
         return classes[name]
     if name is None:
         errors.add(group, f"{group}: no file of this group is chosen; see --help")
+    elif group == "data" and (problem := name_problem(str(name))):
+        errors.add(group, problem)
     else:
         reason = _scalar_error(Literal[tuple(classes)], name, group, False)
         errors.add(group, f"{group}.name={format_value(name)}: {reason}")

@@ -10,6 +10,7 @@ from vggexp.config.keys import flatten, to_plain
 from vggexp.config.labels import PATH_KEYS, ArchFile, network_label, run_label
 from vggexp.config.schema import Config
 from vggexp.data.catalog import DEFAULT_TEST_FRACTION
+from vggexp.data.torchvision_sets import FILE_SETS
 from vggexp.formatting import HASH_CHARS, format_value
 
 if TYPE_CHECKING:  # the module imports Hydra
@@ -61,12 +62,14 @@ def can_change_result(key: str) -> bool:
 
 
 def _cache_kind(keys: Mapping[str, Any]) -> str | None:
-    """Returns "ram" for an image folder that is decoded once, into any memory; else None.
+    """Returns "ram" for image files that are decoded once, into any memory; else None.
 
     Images that stay in memory have the size of the network's input, and are augmented from it.
     Images that are decoded in each epoch are augmented from their own size: other bits.
     """
-    if keys.get("data.name") != "image_folder" or keys.get("data.cache") == "none":
+    if keys.get("data.name") not in ("image_folder", *FILE_SETS):
+        return None
+    if keys.get("data.cache") in ("none", "auto"):
         return None
     return "ram"
 

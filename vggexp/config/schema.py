@@ -9,6 +9,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
+from vggexp.data.torchvision_sets import ARRAY_SETS, FILE_SETS
 from vggexp.models.shapes import Block
 
 
@@ -112,12 +113,45 @@ class Synthetic(Data):
 
 
 @dataclass(frozen=True)
-class ImageFolder(Data):
-    name: Literal["image_folder"]  # type: ignore[assignment]
+class ImageFiles(Data):
+    """Images in files of their own, which are decoded when they are needed."""
+
     classes: Classes | None
     sha256: str | None
     test_fraction: InnerShare | None
+    cache: Literal["auto", "none", "ram", "device"]  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class ImageFolder(ImageFiles):
+    name: Literal["image_folder"]  # type: ignore[assignment]
     cache: Literal["none", "ram", "device"]  # type: ignore[assignment]
+
+
+@dataclass(frozen=True)
+class TorchvisionFiles(ImageFiles):
+    """`arguments` are those of the class of torchvision.datasets; see torchvision_arguments."""
+
+    name: Literal[*FILE_SETS]  # type: ignore[assignment, valid-type]
+    train_images: Large | None
+    test_images: Large | None
+    arguments: dict[str, Any] = field(metadata={"rest": True})
+
+
+@dataclass(frozen=True)
+class TorchvisionArrays(Data):
+    """A data set of torchvision that is read whole."""
+
+    name: Literal[*ARRAY_SETS]  # type: ignore[assignment, valid-type]
+    classes: Classes | None
+    sha256: str | None
+    test_fraction: InnerShare | None
+    train_images: Large | None
+    test_images: Large | None
+    arguments: dict[str, Any] = field(metadata={"rest": True})
+
+
+Torchvision = TorchvisionArrays | TorchvisionFiles
 
 
 @dataclass(frozen=True)
@@ -240,7 +274,7 @@ class Sweep:
 @dataclass(frozen=True)
 class Config:
     arch: Arch
-    data: Data | Synthetic | ImageFolder
+    data: Data | Synthetic | ImageFolder | Torchvision
     augment: Augment
     optimizer: Optimizer
     scheduler: Scheduler

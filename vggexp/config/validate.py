@@ -7,11 +7,21 @@ from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
-from vggexp.config import torch_optim
-from vggexp.config.derived import INPUT_KEYS, InputSpec, input_spec, spatial_ops
+from vggexp.config import torch_optim, torchvision_arguments
+from vggexp.config.derived import INPUT_KEYS, InputSpec, input_spec, is_counted, spatial_ops
 from vggexp.config.labels import MAX_LABEL_CHARS, MAX_NETWORK_CHARS
-from vggexp.config.schema import Arch, Config, ImageFolder, OneCycle, Plateau, Step, Vgg
+from vggexp.config.schema import (
+    Arch,
+    Config,
+    ImageFolder,
+    OneCycle,
+    Plateau,
+    Step,
+    Torchvision,
+    Vgg,
+)
 from vggexp.data.catalog import folder_layout
+from vggexp.data.torchvision_sets import TORCHVISION_SETS
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 from vggexp.models import shapes
@@ -66,7 +76,7 @@ def validate(config: Config, invalid: Collection[str] = ()) -> list[str]:
     """
     problems: list[str] = []
     spec: InputSpec | None = None
-    if not _overlap(INPUT_KEYS, invalid):
+    if not _overlap(INPUT_KEYS, invalid) and not _is_uncounted(config):
         try:
             spec = input_spec(config)
         except ConfigError as error:
@@ -79,6 +89,14 @@ def validate(config: Config, invalid: Collection[str] = ()) -> list[str]:
         elif spec is not None:
             problems.extend(check(config, spec))
     return list(dict.fromkeys(problems))  # two may name the same folder
+
+
+def _is_uncounted(config: Config) -> bool:
+    """Returns whether only torchvision knows the input; `count_data` then validates again."""
+    data = config.data
+    if not isinstance(data, Torchvision):
+        return False
+    return not is_counted(data) or any(_check_torchvision_arguments(config))
 
 
 def _overlap(
@@ -303,6 +321,22 @@ def _check_test_fraction(config: Config) -> Problems:
     if os.path.isdir(data.root) and (test := folder_layout(Path(data.root)).test):
         fraction = f"data.test_fraction={data.test_fraction:g}"
         yield f"{fraction}: {test} is the test set; leave the key out"
+
+
+@rule("data.name", "data.test_fraction")
+def _check_torchvision_test_fraction(config: Config) -> Problems:
+    data = config.data
+    if not isinstance(data, Torchvision) or data.test_fraction is None:
+        return
+    if TORCHVISION_SETS[data.name].test is not None:
+        fraction = f"data.test_fraction={data.test_fraction:g}"
+        yield f"{fraction}: {data.name} has a test part of its own; leave the key out"
+
+
+@rule("data.name")
+def _check_torchvision_arguments(config: Config) -> Problems:
+    if isinstance(config.data, Torchvision):
+        yield from torchvision_arguments.argument_problems(config.data.name, config.data.arguments)
 
 
 @rule("train.init_sha256")

@@ -322,7 +322,7 @@ def _load_digits(info: DatasetInfo) -> DatasetSplits[TensorDataset]:
     return DatasetSplits(
         train=_subset(dataset, ~is_test),
         test=_subset(dataset, is_test),
-        fingerprint={"digits": _sha256(images, labels)},
+        fingerprint={"digits": tensors_sha256(images, labels)},
         origin="scikit-learn",
     )
 
@@ -377,8 +377,8 @@ def synthetic_dataset(
         train=train,
         test=test,
         fingerprint={
-            "train": _sha256(train.images, train.labels),
-            "test": _sha256(test.images, test.labels),
+            "train": tensors_sha256(train.images, train.labels),
+            "test": tensors_sha256(test.images, test.labels),
         },
         origin="synthetic",
     )
@@ -394,7 +394,7 @@ def _noisy_images(patterns: Tensor, count: int, noise: torch.Generator) -> Tenso
     return TensorDataset(images, labels, tuple(map(str, range(classes))))
 
 
-def _sha256(*tensors: Tensor) -> str:
+def tensors_sha256(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(tensor.contiguous().numpy().data)

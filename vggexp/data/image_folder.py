@@ -5,11 +5,11 @@ import os
 import stat
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import compress
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from vggexp.data.catalog import (
     DEFAULT_TEST_FRACTION,
@@ -62,8 +62,9 @@ class FolderIndex:
     left_out: Counter[str]  # as in FolderListing
 
 
-# The folders that were listed in each block of list_folders_once that is running.
-_LISTED: list[dict[tuple[Path, float | None], DatasetSplits[FolderIndex]]] = []
+# What was listed in each block of list_folders_once that is running, by what it was listed from.
+_LISTED: list[dict[Hashable, Any]] = []
+Listed = TypeVar("Listed")
 
 
 @contextlib.contextmanager
@@ -79,19 +80,23 @@ def list_folders_once() -> Iterator[None]:
         _LISTED.pop()
 
 
+def list_once(key: Hashable, list_data: Callable[[], Listed]) -> Listed:
+    """Returns what `list_data` returns, in a block of `list_folders_once` from its first call."""
+    listed = _LISTED[0] if _LISTED else {}
+    if key not in listed:
+        listed[key] = list_data()
+    return listed[key]
+
+
 def index_folder(root: Path, test_fraction: float | None = None) -> DatasetSplits[FolderIndex]:
     """Lists a folder as `_index_folder`, in a block of `list_folders_once` only once."""
-    listed = _LISTED[0] if _LISTED else {}
-    key = (root, test_fraction)
-    if key not in listed:
-        listed[key] = _index_folder(root, test_fraction)
-    return listed[key]
+    return list_once((root, test_fraction), lambda: _index_folder(root, test_fraction))
 
 
 def _index_folder(root: Path, test_fraction: float | None) -> DatasetSplits[FolderIndex]:
     """Lists the images of root/train/CLASS and root/test/CLASS (or root/val/CLASS).
 
-    Without a test folder, a share of each class is the test set: see `_split_part`. The images are
+    Without a test folder, a share of each class is the test set: see `split_index`. The images are
     then those of root/train/CLASS or root/CLASS. The origin says so, and it says what was left out,
     such as hidden files and files that are no images.
 
@@ -114,7 +119,7 @@ def _index_folder(root: Path, test_fraction: float | None) -> DatasetSplits[Fold
     origin = str(root)
     if layout.test is None:
         fraction = DEFAULT_TEST_FRACTION if test_fraction is None else test_fraction
-        train, test = _split_part(layout.train, train, fraction)
+        train, test = split_index(layout.train, train, fraction)
         origin += f"; no test folder: {fraction:g} of each class for the test"
         tested = {*test.labels}
         untested = [name for label, name in enumerate(test.classes) if label not in tested]
@@ -124,8 +129,8 @@ def _index_folder(root: Path, test_fraction: float | None) -> DatasetSplits[Fold
         test = _index_part(layout.test, classes)
     test_name = "test" if layout.test is None else layout.test.name
     hashes = {
-        "train": _hash_files(layout.train, train.paths),
-        test_name: _hash_files(layout.test or layout.train, test.paths),
+        "train": hash_files(layout.train, train.paths),
+        test_name: hash_files(layout.test or layout.train, test.paths),
     }
     left_out = [f"{count:,} {kind}" for kind, count in (train.left_out + test.left_out).items()]
     if layout.train != root:
@@ -177,7 +182,7 @@ def _index_part(folder: Path, classes: tuple[str, ...]) -> FolderIndex:
     return FolderIndex([Path(image) for image in images], labels, names, left_out)
 
 
-def _split_part(
+def split_index(
     folder: Path, index: FolderIndex, fraction: float
 ) -> tuple[FolderIndex, FolderIndex]:
     """Splits each class into a training and a test part, as `choose_test_images`.
@@ -204,7 +209,7 @@ class PartHashes(NamedTuple):
     names_and_sizes: str
 
 
-def _hash_files(folder: Path, paths: Sequence[Path]) -> PartHashes:
+def hash_files(folder: Path, paths: Sequence[Path]) -> PartHashes:
     files = [str(path) for path in paths]
     with _unreadable_as_data_error():
         listing = list_files(folder, files)

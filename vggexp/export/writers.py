@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vggexp import __version__
 from vggexp.config.derived import input_spec
-from vggexp.config.schema import Config, ImageFolder
+from vggexp.config.schema import Config, ImageFiles
 from vggexp.data.transforms import Preprocess, resize_matrices
 from vggexp.errors import ConfigError
 from vggexp.export import torchvision_code
@@ -184,7 +184,7 @@ def _dataset_image_size(config: Config) -> int:
     their size is the network's.
     """
     data = config.data
-    if not isinstance(data, ImageFolder):
+    if not isinstance(data, ImageFiles):
         data = replace(data, resize=None)
     return input_spec(replace(config, data=data)).size
 

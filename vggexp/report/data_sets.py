@@ -6,11 +6,12 @@ a run uses the images. The validation images differ between seeds as well.
 """
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any, NamedTuple
 
 from vggexp.data.fingerprint import combined_sha256
+from vggexp.data.torchvision_sets import TORCHVISION_SETS
 from vggexp.formatting import HASH_CHARS, format_value
 from vggexp.runs.records import RunRecord, fingerprint
 
@@ -50,7 +51,7 @@ def group_by_data(runs: Sequence[RunRecord]) -> list[DataSet]:
 
 
 def describe_data(config: Mapping[str, Any]) -> str:
-    """Returns `fashion_mnist`, `image_folder flowers` or `synthetic images=64 size=32`.
+    """Returns `fashion_mnist`, `image_folder flowers`, `EMNIST split=letters` or the like.
 
     Args:
         config: The run's configuration with flat keys.
@@ -59,10 +60,11 @@ def describe_data(config: Mapping[str, Any]) -> str:
     if name == "image_folder":
         folder = PurePath(format_value(config.get("data.root"))).name
         return f"{name} {folder}"
-    if name == "synthetic":
-        words = [f"{key}={format_value(config.get(f'data.{key}'))}" for key in SYNTHETIC_KEYS]
-        return " ".join([name, *words])
-    return name
+    keys: Iterable[str] = SYNTHETIC_KEYS if name == "synthetic" else ()
+    if name in TORCHVISION_SETS:
+        keys = [key for key in TORCHVISION_SETS[name].arguments if f"data.{key}" in config]
+    words = [f"{key}={format_value(config.get(f'data.{key}'))}" for key in keys]
+    return " ".join([name, *words])
 
 
 def _data_sha256(run: RunRecord) -> str:

@@ -97,8 +97,12 @@ def class_names(
         config: The run's configuration with flat keys.
         count: Number of classes. If the number of known names is another one, the classes are
             named by their indices.
-        environment: env.json of the run, which has the folder that a relative data.root is of.
+        environment: env.json of the run, which has the names, unless an earlier version wrote it,
+            and the folder that a relative data.root is of.
     """
+    recorded = environment.get("classes")
+    if isinstance(recorded, list) and len(recorded) == count:
+        return tuple(map(str, recorded))
     names: tuple[str, ...] = ()
     dataset = config.get("data.name")
     root = config.get("data.root")

@@ -8,7 +8,7 @@ from vggexp.config.derived import input_spec, layers
 from vggexp.config.keys import unflatten
 from vggexp.config.parse import parse_config
 from vggexp.config.run_id import network_name
-from vggexp.config.schema import Config, ImageFolder
+from vggexp.config.schema import Config, ImageFiles
 from vggexp.errors import VggexpError
 from vggexp.formatting import format_value
 from vggexp.models import shapes
@@ -61,7 +61,7 @@ def _summarize_network(flat_config: Mapping[str, Any]) -> NetworkSummary:
 
 def _summarize_parsed_network(config: Config) -> NetworkSummary:
     data = config.data
-    if isinstance(data, ImageFolder) and data.classes is None:
+    if isinstance(data, ImageFiles) and data.classes is None:
         # The number of classes is unknown here: the folder may be on another machine. The name
         # does not depend on that number.
         return NetworkSummary(network_name(replace(config, data=replace(data, classes=1))))

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vggexp.config.schema import Config, ImageFolder
+from vggexp.config.derived import decodes_each_epoch
+from vggexp.config.schema import Config, ImageFiles
 from vggexp.system.cpu import default_threads
 from vggexp.training.timer import PARTS
 
@@ -69,7 +70,7 @@ def _data_remedy(config: Config) -> str:
     CUDA these run on the device, if the images are there.
     """
     data = config.data
-    if isinstance(data, ImageFolder) and data.cache == "none":
+    if decodes_each_epoch(data):
         remedies = [_more_workers(config)]
         if config.train.epochs > 1:  # with one epoch, each image is decoded once anyway
             remedies.insert(0, "data.cache=ram")
@@ -81,7 +82,7 @@ def _data_remedy(config: Config) -> str:
 
 def _startup_remedy(config: Config) -> str:
     """Returns a key only for images that are decoded at the start."""
-    is_decoded = isinstance(config.data, ImageFolder) and config.data.cache != "none"
+    is_decoded = isinstance(config.data, ImageFiles) and not decodes_each_epoch(config.data)
     return _more_workers(config) if is_decoded else ""
 
 

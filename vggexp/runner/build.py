@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from vggexp.config.derived import input_spec, layers, uses_triton
 from vggexp.config.hints import suggested_overrides
-from vggexp.config.schema import Config, ImageFolder, LeNet, Vgg
+from vggexp.config.schema import Config, ImageFiles, LeNet, Vgg
 from vggexp.distributed import collectives
 from vggexp.errors import CheckpointError
 from vggexp.models.classic import alexnet, lenet
@@ -179,6 +179,6 @@ def with_class_count(config: Config, classes: int) -> Config:
 
     A folder of images, which may be gone, then need not be counted.
     """
-    if not isinstance(config.data, ImageFolder):
+    if not isinstance(config.data, ImageFiles):
         return config
     return replace(config, data=replace(config.data, classes=classes))

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from vggexp.config.derived import input_spec
-from vggexp.config.schema import Config, ImageFolder, Synthetic
+from vggexp.config.derived import decodes_each_epoch, input_spec
+from vggexp.config.schema import Config, ImageFiles, Synthetic, Torchvision
 from vggexp.config.validate import image_count_problems
 from vggexp.data.catalog import DatasetSplits
 from vggexp.data.datasets import TensorDataset, load_dataset, synthetic_dataset
@@ -18,10 +18,12 @@ from vggexp.data.image_stats import channel_mean_std, color_basis
 from vggexp.data.loaders import InMemoryLoader, Loader, StreamingLoader
 from vggexp.data.mix import Mix, MixingLoader
 from vggexp.data.split import stratified_sample, train_val_split
+from vggexp.data.torchvision_data import load_torchvision
 from vggexp.data.transforms import Augment, Preprocess
 from vggexp.data.workers import decode_images
 from vggexp.distributed import collectives
 from vggexp.errors import ConfigError, DataError
+from vggexp.runs.data_source import torchvision_source
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's, for folders of images
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -69,13 +71,13 @@ def build_loaders(
         DataError: the data is missing, corrupt, or has another number of classes.
     """
     cfg = config.data
-    if isinstance(cfg, ImageFolder):
-        index = index_folder(Path(cfg.root or ""), cfg.test_fraction)
+    if isinstance(cfg, ImageFiles):
+        index = _index_files(cfg)
         count = len(index.train.classes)
         if cfg.classes not in (None, count):
             raise DataError(f"{cfg.root}: {count} classes, but data.classes={cfg.classes}")
         index = _limit_test_files(index, cfg.test_limit)
-        if cfg.cache == "none":
+        if decodes_each_epoch(cfg):
             return _streaming_loaders(config, index, device, warn)
         return _in_memory_loaders(config, _decode_folder(config, index), device)
     if isinstance(cfg, Synthetic):
@@ -85,10 +87,18 @@ def build_loaders(
             cfg.channels,
             cfg.size,
         )
+    elif isinstance(cfg, Torchvision):
+        splits = load_torchvision(torchvision_source(cfg), cfg.download)
     else:
         root = Path(cfg.root) if cfg.root else None
         splits = load_dataset(cfg.name, root, cfg.download)
     return _in_memory_loaders(config, _limit_test_images(splits, cfg.test_limit), device)
+
+
+def _index_files(data: ImageFiles) -> DatasetSplits[FolderIndex]:
+    if isinstance(data, Torchvision):
+        return load_torchvision(torchvision_source(data), data.download)
+    return index_folder(Path(data.root or ""), data.test_fraction)
 
 
 def check_image_counts(config: Config, loaders: DataLoaders) -> None:
@@ -279,7 +289,7 @@ def _mean_and_std(config: Config, images: Tensor | None) -> tuple[Tensor | None,
     """
     if not config.data.normalize:
         return None, None
-    if images is None or isinstance(config.data, ImageFolder):
+    if images is None or isinstance(config.data, ImageFiles):
         return torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
     return channel_mean_std(images)
 

@@ -163,6 +163,7 @@ def _write_metadata(job: TrainingJob) -> None:
     del environment["torch"]  # is among the versions
     environment["attempts"] = directory.count_attempts(job.folder)
     environment["data"] = job.data.fingerprint
+    environment["classes"] = list(job.data.classes)
     environment["versions"]["vggexp"] = __version__
     # The result first: that of fewer epochs must never stand beside the new configuration.
     directory.write_result(job.folder, "running")

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from vggexp.config.derived import input_spec
-from vggexp.config.schema import Config, ImageFolder
+from vggexp.config.schema import Config, ImageFiles
 from vggexp.data.transforms import Preprocess
 from vggexp.errors import CheckpointError, DataError
 from vggexp.runner import build, datasets
@@ -162,6 +162,6 @@ def test_only_config(config: Config) -> Config:
     Color augmentation is off, because it reads the training images.
     """
     data = config.data
-    if isinstance(data, ImageFolder):
+    if isinstance(data, ImageFiles):
         data = replace(data, cache="none")
     return replace(config, data=data, augment=replace(config.augment, color=0))

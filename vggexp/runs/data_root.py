@@ -12,7 +12,7 @@ from vggexp.runs.environment import WORKING_DIRECTORY
 from vggexp.system.files import folder_problem
 
 HELP = "folder that holds the run's data now (default: data.root of the run)"  # of --data
-WITHOUT_FILES = ("digits", "synthetic")  # data sets that no folder holds
+WITHOUT_FILES = ("digits", "synthetic", "FakeData")  # data sets that no folder holds
 
 
 def locate_data(config: Config, folder: Path, data: Path | None) -> Config:

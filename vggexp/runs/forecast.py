@@ -12,7 +12,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any, NamedTuple
 
-from vggexp.config.derived import divide_images, expected_precision, input_spec, layers
+from vggexp.config.derived import (
+    decodes_each_epoch,
+    divide_images,
+    expected_precision,
+    input_spec,
+    layers,
+)
 from vggexp.config.parse import parse_config
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config, ImageFolder
@@ -134,13 +140,12 @@ def expected_machine(config: Config, threads: int) -> Machine:
 
 
 def run_kind(config: Config, machine: Machine) -> RunKind:
-    data = config.data
     return RunKind(
         machine=machine,
         channels_last=config.device.channels_last,
         compile=config.device.compile,
         deterministic=config.device.deterministic,
-        decodes=isinstance(data, ImageFolder) and data.cache == "none",
+        decodes=decodes_each_epoch(config.data),
     )
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vggexp.config.derived import layers
-from vggexp.config.schema import Config, ImageFolder, Synthetic
+from vggexp.config.schema import Config, ImageFiles, Synthetic, TorchvisionArrays
 from vggexp.errors import InUseError, StoppedError, VggexpError, WaitStoppedError
 from vggexp.formatting import duration, format_metric, plural
 from vggexp.models.shapes import macs
 from vggexp.runs import directory, forecast, records
+from vggexp.runs.data_source import torchvision_source
 from vggexp.sweep.parallel import jobs_at_a_time
 from vggexp.sweep.progress import RunningJob, SweepProgress
 from vggexp.system import locks, processes
@@ -369,13 +370,16 @@ def preload(jobs: Sequence[PoolJob]) -> None:
 
     import vggexp.loggers.images
     import vggexp.runner.run  # noqa: F401
-    from vggexp.data import datasets
+    from vggexp.data import datasets, torchvision_data
 
     for job in jobs:
-        if job.config is None or isinstance(job.config.data, Synthetic | ImageFolder):
+        if job.config is None or isinstance(job.config.data, Synthetic | ImageFiles):
             continue
-        root = job.config.data.root
-        datasets.preload(job.config.data.name, Path(root) if root else None)
+        data = job.config.data
+        if isinstance(data, TorchvisionArrays):
+            torchvision_data.preload(torchvision_source(data))
+        else:
+            datasets.preload(data.name, Path(data.root) if data.root else None)
 
 
 def _job_status(job: PoolJob, config: Config) -> str:
