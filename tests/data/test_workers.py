@@ -173,3 +173,18 @@ def test_batches_need_neither_shared_memory_nor_the_path_of_a_socket(paths, tmp_
     variables = {**os.environ, "TMPDIR": str(folder)}
     process = subprocess.run(command, capture_output=True, text=True, env=variables, timeout=60)
     assert (process.stdout, process.stderr) == ("11 3 256 256\n", "")
+
+
+START_UNDER_JOBLIB = """
+import sys
+from multiprocessing import set_start_method
+from joblib.externals.loky.backend import context
+set_start_method("loky", force=True)
+"""
+
+
+def test_workers_start_in_a_process_of_joblib(paths):
+    """joblib sets a start method that needs what only its own processes have."""
+    command = [sys.executable, "-c", START_UNDER_JOBLIB + DECODE, str(paths[0].parent)]
+    process = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (process.stderr, process.returncode) == ("", 0)

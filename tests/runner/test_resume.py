@@ -140,3 +140,22 @@ def test_a_directory_in_use_stays_as_it_is(command):
     assert code == 8
     assert "in use by elsewhere pid 12" in err
     assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_run_that_can_never_continue_has_failed(command):
+    command(*TINY, "run.name=a", "run.until=1")
+    for path in Path("outputs/a/checkpoints").iterdir():
+        path.write_bytes(b"")
+    code, _, err = command(*TINY, "run.name=a")
+    assert code == 4
+    assert (result("a")["state"], result("a")["exit_code"]) == ("failed", 4)
+    assert f"vggexp: error: {result('a')['error']}\n" in err
+
+
+def test_a_configuration_that_does_not_fit_is_no_loss_of_the_run(command):
+    command(*TINY, "run.name=a", "run.until=1")
+    code, _, err = command(*TINY, "run.name=a", "arch=vgg13", "resume=force")
+    assert code == 4
+    assert "checkpoints: does not fit this configuration: " in err
+    assert result("a")["state"] == "paused"
+    assert command(*TINY, "run.name=a")[0] == 0

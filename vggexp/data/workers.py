@@ -12,7 +12,7 @@ import signal
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from multiprocessing import Pipe, Process, process
+from multiprocessing import Pipe, get_all_start_methods, get_context, process
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from traceback import format_exc
@@ -144,7 +144,10 @@ class Worker:
     def __init__(self, decoder: Decoder):
         self._pipe, end = Pipe()
         _PIPES.add(self._pipe)
-        self.process = Process(target=_serve, args=(decoder, end), daemon=True)
+        # The platform's own method, which comes first. joblib sets another one in its processes,
+        # whose children cannot start a process by it.
+        context: Any = get_context(get_all_start_methods()[0])
+        self.process = context.Process(target=_serve, args=(decoder, end), daemon=True)
         with hidden_main_module():
             self.process.start()
         end.close()

@@ -147,7 +147,9 @@ def _restore(config: Config, state: TrainState, checkpoint: Checkpoint) -> None:
         checkpoint_schema.check_state(checkpoint, state, epochs)
         state.restore(checkpoint)
     except (KeyError, RuntimeError, ValueError) as error:
-        raise LostRunError(
+        # With resume=force the run may still continue with its own configuration.
+        error_type = CheckpointError if config.resume == "force" else LostRunError
+        raise error_type(
             f"checkpoints: does not fit this configuration: {one_line(error)}; "
             "move the run's folder away to start over"
         ) from error

@@ -8,7 +8,7 @@ that diverges spoils no other, and seeds show what is chance.
 import math
 import shlex
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vggexp.config.derived import input_spec
 from vggexp.config.overrides import parse_override
@@ -56,17 +56,15 @@ def loss_falls(losses: Sequence[float], guessing_loss: float) -> bool:
 
 def has_diverged(job: SweepJob) -> bool:
     """Returns whether the loss or the gradient of the job's run was not finite."""
-    return _exit_code(job) == DivergedError.exit_code
+    return _read_result(job).get("exit_code") == DivergedError.exit_code
 
 
-def _exit_code(job: SweepJob) -> int | None:
-    """Returns the exit code with which the job's run failed; None if it did not."""
-    if job.config is None:
-        return None
+def _read_result(job: SweepJob) -> dict[str, Any]:
+    """Returns the result of the job's run; {} if there is none or it cannot be read."""
     try:
-        return records.own_result(job.config, job.folder).get("exit_code")
+        return {} if job.config is None else records.own_result(job.config, job.folder)
     except VggexpError:
-        return None
+        return {}
 
 
 def range_lines(jobs: Sequence[SweepJob], objective: str) -> list[str]:
@@ -91,10 +89,13 @@ def range_lines(jobs: Sequence[SweepJob], objective: str) -> list[str]:
 
 
 def _group_text(jobs: Sequence[SweepJob], objective: str) -> str:
-    missing = [job.folder.name for job in jobs if not _is_judged(job)]
+    missing = [job for job in jobs if not _is_judged(job)]
     if missing:
-        runs = plural(len(missing), "run")
-        return f"not judged, epochs of {runs} are missing: {missing[0]}; run the same command again"
+        first = missing[0].folder.name
+        advice = "the same command continues"
+        if any(_read_result(job).get("state") == "failed" for job in missing):
+            advice = "sweep.retry_failed=true tries again"
+        return f"not judged, {plural(len(missing), 'run')} did not finish: {first}; {advice}"
     by_lr: dict[float, list[SweepJob]] = {}
     for job in jobs:
         assert job.config is not None
@@ -110,7 +111,8 @@ def _is_judged(job: SweepJob) -> bool:
         is_done = job.config is not None and records.done_result(job.config) is not None
     except VggexpError:
         return False
-    return is_done or _exit_code(job) in (DivergedError.exit_code, LostRunError.exit_code)
+    codes = (DivergedError.exit_code, LostRunError.exit_code)
+    return is_done or _read_result(job).get("exit_code") in codes
 
 
 def _judge(lr: float, jobs: Sequence[SweepJob], objective: str) -> Rate:
