@@ -122,7 +122,7 @@ def test_fashion_mnist_is_learned(command):
     code, out, _ = command(
         "data.resize=32",
         "data.limit=4000",
-        "arch.width=0.25",
+        "arch.width=0.125",
         "arch.hidden=[128]",
         "train.epochs=3",
         "run.name=a",
