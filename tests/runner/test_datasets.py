@@ -197,3 +197,21 @@ print(sorted({"torchvision", "scipy.io"} & {*sys.modules}))
         command_line, capture_output=True, text=True, cwd=tmp_path, env=environment
     )
     assert process.stdout.splitlines()[-1:] == ["[]"], process.stderr
+
+
+def test_the_jobs_of_a_sweep_can_be_forked_from_the_process_that_counts_the_images(tmp_path):
+    """With threads of OpenMP in that process, the jobs would wait for ever."""
+    overrides = ["data=torchvision", "data.name=FakeData", "+data.image_size=[3,32,32]"]
+    overrides += ["+data.size=400", "arch=lenet", "train.epochs=1", "seed=1,2", "device=cpu"]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    environment["OMP_NUM_THREADS"] = "2"
+    process = subprocess.run(
+        [sys.executable, "-m", "vggexp", "-m", *overrides],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env=environment,
+        timeout=300,
+    )
+    assert process.returncode == 0, process.stderr
+    assert len(list(tmp_path.glob("outputs/lenet-FakeData-*/result.json"))) == 2

@@ -82,7 +82,8 @@ def load_torchvision(source: Source, download: bool) -> DatasetSplits[Any]:
     def with_hashes() -> DatasetSplits[Any]:
         root = _find_root(source)
         parts = {"train": splits.train, "test": splits.test}
-        hashes = {name: _part_sha256(root, part) for name, part in parts.items()}
+        with _on_one_thread():
+            hashes = {name: _part_sha256(root, part) for name, part in parts.items()}
         return replace(splits, fingerprint=hashes)
 
     return list_once(("contents", repr(source)), with_hashes)
@@ -96,6 +97,20 @@ def open_torchvision(source: Source, download: bool) -> DatasetSplits[Any]:
     """
     key = repr(source)
     return _PRELOADED.get(key) or list_once(key, lambda: _open_or_download(source, download))
+
+
+@contextlib.contextmanager
+def _on_one_thread() -> Iterator[None]:
+    """Starts no threads in the block: a process with threads of OpenMP cannot be forked.
+
+    The process that checks the jobs of a sweep reads the data, and the jobs are its forks.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _find_root(source: Source) -> Path:
@@ -114,6 +129,7 @@ def _find_root(source: Source) -> Path:
     return Path(os.path.abspath(cache / "torchvision" / source.name))
 
 
+@_on_one_thread()
 def _open_or_download(source: Source, download: bool) -> DatasetSplits[Any]:
     info = TORCHVISION_SETS[source.name]
     _require_packages(source.name, ("torchvision", *info.packages))
