@@ -247,6 +247,7 @@ def assert_line(line: str, expected: str) -> None:
         assert line == expected
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(("command", "expected"), ROWS, ids=[command for command, _ in ROWS])
 def test_refused_and_every_suggested_command_is_accepted(command, expected, empty_folder):
     words = shlex.split(command)
