@@ -112,6 +112,8 @@ device.process=2 -> device.process: unknown key; nearest device.processes; keys 
 device.threads=0 -> device.threads=0: must be 1..4096 or null
 run.name=../x -> run.name=../x: must be 1..120 letters, digits or _ . + = , - (the first a letter, digit or _), ...
 run.name=report.html -> run.name=report.html: sweeps and reports stand there in run.root; choose another
+run.name=config.yaml -> run.name=config.yaml: run.root would look like the folder of a run or a sweep
+run.name=study.log -> run.name=study.log: run.root would look like the folder of a run or a sweep
 run.root='a"b' -> run.root=a"b: put the value into quotes: 'run.root="a\"b"'
 run.name=695e0514 -> run.name=695e0514: must be text; put it into quotes: 'run.name="695e0514"'
 'data.resize=a"b' -> data.resize=a"b: not a whole number; must be 1..4096 or null

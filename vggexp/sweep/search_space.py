@@ -251,7 +251,7 @@ def sweep_folder(node: DictConfig, config: Config, name: str) -> Path:
     try:
         folder = OmegaConf.select(node, "hydra.sweep.dir")
     except OmegaConfBaseException as error:
-        problem = compose_error_line(error)
+        problem = compose_error_line(error).removeprefix("hydra.sweep.dir: ")
         if "${hydra:" in str(typed):  # Hydra's resolver knows the keys in a job only
             problem = "write ${hydra.KEY} in place of ${hydra:KEY}"
         raise ConfigError(f"hydra.sweep.dir={typed}: {problem}") from error
