@@ -1,5 +1,6 @@
 """Checks how runs are grouped, and which tests are applied to the groups."""
 
+import json
 from pathlib import Path
 
 import numpy
@@ -182,3 +183,12 @@ def test_seeds_are_paired_in_any_order_of_the_arguments(make_group, compare_json
     (pair,) = compare_json(*make_group("a", range(4)), *make_group("b", [2, 0, 3, 1]))["pairs"]
     seeds = range(4)
     check_t_test(pair, stats.ttest_rel(accuracies("a", seeds), accuracies("b", seeds)))
+
+
+def test_copies_of_a_run_are_noted(make_run, compare_json):
+    for name, weights in (("a", "0" * 64), ("b", "0" * 64), ("c", "1" * 64)):
+        result = Path(make_run(name)) / "result.json"
+        result.write_text(json.dumps(json.loads(result.read_text()) | {"weights_sha256": weights}))
+    reason = "have the same weights, bit for bit: copies of one run, or a run repeated exactly"
+    assert f"note: a and b {reason}" in compare_json("a", "b", "c")["notes"]
+    assert not [note for note in compare_json("a", "c")["notes"] if reason in note]

@@ -354,8 +354,8 @@ def _check_run_root(config: Config) -> Problems:
     root = config.run.root
     if os.path.exists(root) and not os.path.isdir(root):
         yield f"run.root={root}: not a directory"
-    for folder in (root, *Path(root).parents):
-        if all(os.path.exists(os.path.join(folder, name)) for name in RUN_FILES):
+    for folder in (Path(root), *Path(root).parents):
+        if all(os.path.exists(folder / name) for name in RUN_FILES):
             yield f"run.root={root}: {folder} is the folder of a run; choose one beside it"
 
 
