@@ -8,6 +8,7 @@ from typing import Any
 
 MAX_ERROR_CHARS = 200  # of another library's error text in ours
 HASH_CHARS = 8  # of a hash in a table or a line: as many as the name of a run has
+SPLIT_NAMES = {"train": "training", "val": "validation", "test": "test"}  # in a sentence
 PREFIXES = " kMGTPE"  # decimal prefixes, by powers of 1000
 HUGE = 1e6  # a metric from here on has four digits in all
 

@@ -1,5 +1,6 @@
 """Checks how runs are grouped, and which tests are applied to the groups."""
 
+import json
 from pathlib import Path
 
 import numpy
@@ -200,3 +201,12 @@ def test_a_group_is_described_by_the_name_of_its_network(
         make_run(f"r{index}", sections=sections)
     groups = compare_json("r1", "r2")["groups"]
     assert [group["settings"] for group in groups] == descriptions
+
+
+def test_copies_of_a_run_are_noted(make_run, compare_json):
+    for name, weights in (("a", "0" * 64), ("b", "0" * 64), ("c", "1" * 64)):
+        result = Path(make_run(name)) / "result.json"
+        result.write_text(json.dumps(json.loads(result.read_text()) | {"weights_sha256": weights}))
+    reason = "have the same weights, bit for bit: copies of one run, or a run repeated exactly"
+    assert f"note: a and b {reason}" in compare_json("a", "b", "c")["notes"]
+    assert not [note for note in compare_json("a", "c")["notes"] if reason in note]

@@ -113,6 +113,8 @@ device.process=2 -> device.process: unknown key; nearest device.processes; keys 
 device.threads=0 -> device.threads=0: must be 1..4096 or null
 run.name=../x -> run.name=../x: must be 1..120 letters, digits or _ . + = , - (the first a letter, digit or _), ...
 run.name=report.html -> run.name=report.html: sweeps and reports stand there in run.root; choose another
+run.name=config.yaml -> run.name=config.yaml: run.root would look like the folder of a run or a sweep
+run.name=study.log -> run.name=study.log: run.root would look like the folder of a run or a sweep
 run.root='a"b' -> run.root=a"b: put the value into quotes: 'run.root="a\"b"'
 run.name=695e0514 -> run.name=695e0514: must be text; put it into quotes: 'run.name="695e0514"'
 'data.resize=a"b' -> data.resize=a"b: not a whole number; must be 1..4096 or null
@@ -147,6 +149,10 @@ arch.blocks=[range(3)] -> arch.blocks=[range(3)]: several values inside another 
 -m seed=x sweep.repeats=2 -> seed=x: not a whole number; must be 0..9223372036854775807
 -m device.threads=1 device.timeout_minutes=1,2 -> device.timeout_minutes=1,2: may not be swept, it makes no other ...
 -m 'hydra.sweep.dir=${nosuch}' seed=1,2 -> hydra.sweep.dir=${nosuch}: Interpolation key 'nosuch' not found
+-m 'hydra.sweep.dir=${hydra:job.num}' seed=1,2 -> hydra.sweep.dir=${hydra:job.num}: write ${hydra.KEY} in place of ...
+-m 'hydra.sweep.subdir=${hydra.job.override_dirname}' seed=1,2 -> hydra.sweep.subdir=${hydra.job.override_dirname}: not ...
+'arch=lenet data=digits' -> arch=lenet data=digits: several overrides in one text; give each one separately
+'seed=1, +train.epochs=2' -> seed=1, +train.epochs=2: several overrides in one text; give each one separately
 -m hydra.sweep.dir=null seed=1,2 -> hydra.sweep.dir=null: ...
 -m hydra.sweep.subdir=x seed=1,2 -> hydra.sweep.subdir=x: not allowed, a run has a folder of its own; write run.root...
 -m hydra/sweeper=basic seed=1,2 -> hydra/sweeper=basic: not allowed; hydra/sweeper=grid makes the same jobs and more

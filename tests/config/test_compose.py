@@ -95,3 +95,10 @@ def test_auto_is_the_detected_device():
     assert config_of("device=auto") == config_of(f"device={name}")
     assert config_of("device=auto") == config_of()
     assert run_name(config_of("device=auto")) == run_name(config_of(f"device={name}"))
+
+
+@pytest.mark.parametrize("words", [["--info", "all"], ["-i", "all"], ["--info=all"], ["--info"]])
+def test_the_value_of_info_is_part_of_its_flag(words):
+    command = parse_command(["seed=1", *words])
+    assert command.flags == ["--info=all"]
+    assert command.overrides == ["seed=1"]

@@ -158,3 +158,15 @@ def test_files_that_name_each_other_are_reported(folder):
         "defaults: the files name each other in a circle: "
         "mine/experiment/first.yaml, mine/experiment/second.yaml"
     )
+
+
+def test_a_file_with_a_forbidden_character_is_named(folder):
+    write(folder / "experiment" / "mine.yaml", "seed: 1\0")
+    assert problem_of("experiment=mine").endswith("mine.yaml: special characters are not allowed")
+
+
+def test_a_reference_to_hydras_job_is_explained(folder):
+    text = "# @package _global_\nrun: {name: 'x${hydra:job.num}'}"
+    write(folder / "experiment" / "mine.yaml", text)
+    reason = "run.name: ${hydra:...} is known to Hydra's jobs alone; write the value"
+    assert problem_of("experiment=mine") == f"mine/experiment/mine.yaml: {reason}"

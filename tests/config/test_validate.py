@@ -140,3 +140,15 @@ def test_every_block_may_be_frozen(freeze, count, configs):
     train = dataclasses.replace(config.train, freeze=freeze)
     problems = validate(dataclasses.replace(config, train=train))
     assert sum("train.freeze" in problem for problem in problems) == count
+
+
+def test_a_run_stands_beside_other_runs_and_not_inside(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "a" / "config.yaml").touch()
+    compose_run(parse_command(["run.root=a"]))
+    (tmp_path / "a" / "result.json").touch()
+    for root in ("a", "a/checkpoints"):
+        message = f"run.root={root}: a is the folder of a run; choose one beside it"
+        with pytest.raises(ConfigError, match=message):
+            compose_run(parse_command([f"run.root={root}"]))

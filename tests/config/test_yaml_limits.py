@@ -25,6 +25,7 @@ def bomb() -> str:
         ("a: " + "{a: " * 200 + "}" * 200, "more than 100 sections inside each other"),
         (f"size: {'1:' * 3000}1", "a value of more than 2000 characters; quote a text"),
         (f"size: !!int '0x{'F' * 5000}'", "a value of more than 2000 characters; quote a text"),
+        ("\ufeffseed: 1", "begins with a byte order mark; save it as UTF-8 without one"),
         ("#" * (1 << 20) + "\n", "larger than 1 MiB, not a configuration"),
     ],
 )

@@ -133,7 +133,8 @@ def test_a_checkpoint_is_evaluated_by_its_step(command, evaluate, capfd):
     assert printed["runs"] == tested["runs"]  # the last checkpoint is the tested one
     assert main(["outputs/a", "--checkpoint", "3", "--split", "val"]) == 0
     out = capfd.readouterr().out
-    assert out.startswith("single at 32 px: 10 val images seen once, weights of step 3, cpu ")
+    heading = "single at 32 px: 10 validation images seen once, weights of step 3, cpu "
+    assert out.startswith(heading)
 
 
 def test_what_is_written(command, evaluate):

@@ -113,12 +113,12 @@ REFUSALS = [
     (
         ["outputs/a", "--split", "val", "--with", "outputs/seeds"],
         4,
-        "--with outputs/seeds: not the val images of outputs/a (seed=1, not 0)",
+        "--with outputs/seeds: not the validation images of outputs/a (seed=1, not 0)",
     ),
     (
         ["outputs/a", "--split", "val", "--with", "outputs/images"],
         4,
-        "not the val images of outputs/a (other images of synthetic)",
+        "not the validation images of outputs/a (other images of synthetic)",
     ),
     (["outputs"], 4, "outputs: not the folder of a run"),
     (["outputs/none"], 4, "outputs/none: not the folder of a run"),

@@ -58,6 +58,15 @@ def test_the_page_has_every_image_and_loads_nothing(run, images, tmp_path):
     assert "$" not in re.sub(r"base64,[^\"]*", "", page)
 
 
+def test_files_that_are_no_images_are_reported_behind_the_page(run, images, tmp_path, capsys):
+    (tmp_path / "text.png").write_text("no image")
+    assert main([str(run), "text.png", str(images[0])]) == 3
+    out, error = capsys.readouterr()
+    assert out == "1 image in look.html\n"
+    assert error == "vggexp: error: text.png: not an image\n"
+    assert (tmp_path / "look.html").exists()
+
+
 def test_the_folder_of_an_image_names_its_class(run, images, capsys):
     assert main([str(run), *map(str, images), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)["images"]

@@ -27,6 +27,26 @@ def test_a_line_for_each_image(predict):
     assert sum(probabilities) == pytest.approx(1, abs=0.001)
 
 
+def test_files_that_are_no_images_are_reported_behind_the_others(predict, folder):
+    (folder / "text.png").write_text("no image")
+    code, out, error = predict("outputs/gray", "no.png", "digits/00.png", "text.png")
+    assert code == 3
+    assert out.startswith("digits/00.png  ")
+    assert out.count("\n") == 1
+    assert error == (
+        "vggexp: error: no.png: cannot be read: No such file or directory; text.png: not an image\n"
+    )
+
+
+def test_an_image_without_permission_is_code_6(predict, folder):
+    closed = shutil.copy(folder / "digits/00.png", folder / "closed.png")
+    closed.chmod(0)
+    with without_root_rights():
+        code, out, error = predict("outputs/gray", "closed.png", "digits/00.png")
+    assert (code, out.count("\n")) == (6, 1)
+    assert error == "vggexp: error: closed.png: cannot be read: Permission denied\n"
+
+
 def test_an_unfinished_run_predicts_with_a_warning(predict, folder):
     shutil.copytree(folder / "outputs/gray", folder / "outputs/stopped")
     write_result(folder / "outputs/stopped", "interrupted")
@@ -108,11 +128,10 @@ REFUSALS = [
     (["outputs", "digits"], 4, "outputs: not the folder of a run"),
     (["outputs/bare", "digits"], 4, "outputs/bare: contains no checkpoint"),
     (
-        ["outputs/gray", "no.png", "digits/00.png", "bad.png"],
+        ["outputs/gray", "no.png", "bad.png"],
         3,
-        "no.png: cannot be read: No such file or directory; bad",
+        "no.png: cannot be read: No such file or directory; bad.png: not an image",
     ),
-    (["outputs/gray", "bad.png"], 3, "bad.png: not an image"),
     (["outputs/gray", "nothing"], 3, "nothing: holds no images"),
     (
         ["--without", "gray.onnx", "digits"],

@@ -35,7 +35,9 @@ def test_a_complete_run_is_finished(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("is_empty", [True, False])
-@pytest.mark.parametrize("name", ["predictions.npz", "metrics.jsonl", f"{EVENTS_PREFIX}1"])
+@pytest.mark.parametrize(
+    "name", ["predictions.npz", "metrics.jsonl", "env.json", f"{EVENTS_PREFIX}1"]
+)
 def test_a_run_that_lost_a_file_is_not_finished(name, is_empty, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     run = make_finished_run(tmp_path)
@@ -110,7 +112,7 @@ def test_the_same_command_writes_again_what_was_lost(command):
         assert (code, error) == (0, "")
         assert result("a")["weights_sha256"] == first["weights_sha256"]
         assert (f"warning: the finished run lost {name}: writing it again" in output) == (
-            name in ("metrics.jsonl", "predictions.npz")
+            name in ("env.json", "metrics.jsonl", "predictions.npz")
         )
         if name in ("config.yaml", "metrics.jsonl", "predictions.npz"):
             assert (RUN / name).read_bytes() == contents[name]

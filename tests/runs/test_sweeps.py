@@ -7,7 +7,7 @@ import pytest
 from tests.runs.test_records import write_run
 from vggexp.errors import CheckpointError
 from vggexp.runs.records import find_runs
-from vggexp.runs.sweeps import SweptRun, expand_sweeps, read_runs, write_runs
+from vggexp.runs.sweeps import SweptRun, expand_sweeps, name_sweeps, read_runs, write_runs
 
 TABLE = "arch,val/accuracy,state,run\nvgg11,0.9,finished,a\nvgg13,,failed,b\n"
 
@@ -70,6 +70,16 @@ def test_a_damaged_file_is_named(sweep, name, content):
     (sweep / name).write_text(content)
     with pytest.raises(CheckpointError, match=name):
         read_runs(sweep)
+
+
+def test_a_folder_of_sweeps_names_them(tmp_path, sweep):
+    folders = [tmp_path / "sweeps" / name for name in ("results.csv", "runs.json", "study.log")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / folder.name).touch()
+    inside = f"{folders[0]}, {folders[1]}, {folders[2]}"
+    assert name_sweeps(tmp_path / "sweeps") == f"; give one of its sweeps: {inside}"
+    assert name_sweeps(tmp_path / "nowhere") == ""
 
 
 def test_a_sweep_stands_for_the_runs_that_exist(tmp_path, sweep):

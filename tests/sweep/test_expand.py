@@ -154,6 +154,7 @@ def test_the_folder_of_all_runs_is_resolved_once(interpolation, tmp_path, monkey
     [
         ("multirun/${now:%Y}", r"multirun/\d{4}"),
         ("${run.root}/x", "here/x"),
+        ("${hydra.job.override_dirname}", "run.root=here"),
         ("'a,b $c'", r"a,b \$c"),
         ("${run.root}/sweeps/latest", "here/sweeps/seed-.*"),
     ],

@@ -16,6 +16,7 @@ from tests.conftest import full_pipe
 from vggexp.errors import StoppedError, WaitStoppedError
 from vggexp.system import signals
 from vggexp.system.signals import (
+    call_in_thread,
     end_on_interrupt,
     handle_stop_signals,
     interruptible,
@@ -127,6 +128,20 @@ def test_a_signal_ends_a_wait(is_before, short_grace, empty_pipe):
             os.read(empty_pipe, 1)  # the end of the inner block does not end the outer one's limit
         assert signal.getitimer(signal.ITIMER_REAL) == (0, 0)
     assert signal.getsignal(signal.SIGALRM) == alarm_handler
+
+
+def test_a_signal_ends_the_wait_for_a_call_in_a_thread(short_grace):
+    release = threading.Event()
+    with handle_stop_signals(), pytest.raises(WaitStoppedError), interruptible("while asleep"):
+        os.kill(os.getpid(), signal.SIGTERM)
+        call_in_thread(release.wait)
+    release.set()
+
+
+def test_a_call_in_a_thread_returns_or_raises():
+    assert call_in_thread(lambda: 3) == 3
+    with pytest.raises(ZeroDivisionError):
+        call_in_thread(lambda: 1 // 0)
 
 
 def test_a_wait_without_a_signal_goes_on(short_grace, empty_pipe):

@@ -134,6 +134,13 @@ REFUSALS = {
 }
 
 
+@pytest.mark.parametrize("key", ["numerics", "processes"])
+def test_a_fact_that_the_first_version_did_not_write(key, content):
+    checkpoint_schema.check_content(content | {key: 1})
+    with pytest.raises(ValueError, match=f"^{key} is 0, expected a whole number of 1"):
+        checkpoint_schema.check_content(content | {key: 0})
+
+
 @pytest.mark.parametrize("content", [None, 1, [], torch.zeros(2)])
 def test_a_content_that_is_no_dictionary_is_refused(content):
     with pytest.raises(ValueError, match=r"^the content is .*, expected a dictionary$"):
@@ -166,12 +173,25 @@ def test_weights_that_do_not_fit_are_named(content, tensor, reason):
 
 def test_the_optimizer_before_resume_force_may_have_more_tensors(content):
     state = make_state(make_model(norm="batch"), schedule=fresh_state().schedule, ema_decay=0.9)
+    run_training(state, until=Position(0, 1))
     plain = make_checkpoint(state)["optimizer"]
     momentum = {"momentum_buffer": torch.zeros(8, 1, 3, 3), "exp_avg": torch.zeros(1)}
     for index, values, reason in ((0, momentum, None), (0, {}, "is missing"), (99, {}, "no param")):
-        saved = content | {"optimizer": plain | {"state": {index: values}}}
+        saved = content | {"optimizer": plain | {"state": plain["state"] | {index: values}}}
         with nullcontext() if reason is None else pytest.raises(ValueError, match=reason):
             checkpoint_schema.check_state(saved, state, None)
+
+
+def test_a_step_updates_all_parameters(content):
+    """Without its tensors, a parameter would go on with other bits."""
+    optimizer = content["optimizer"]
+    for states, reason in (
+        ({}, None),
+        ({0: optimizer["state"][0]}, "optimizer.state.1 is missing"),
+    ):
+        saved = content | {"optimizer": optimizer | {"state": states}}
+        with nullcontext() if reason is None else pytest.raises(ValueError, match=reason):
+            checkpoint_schema.check_state(saved, fresh_state(), None)
 
 
 def test_every_optimizer_of_torch_continues():

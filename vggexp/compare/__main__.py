@@ -6,9 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vggexp import cli
+from vggexp.errors import CheckpointError
 from vggexp.runs import directory
 from vggexp.runs.records import without_neighbors
-from vggexp.runs.sweeps import expand_sweeps
+from vggexp.runs.sweeps import expand_sweeps, name_sweeps
 
 DESCRIPTION = """python -m vggexp.compare RUN RUN... [--different-data] [--json]:
 lists the differences between finished runs and tests whether their accuracies differ.
@@ -62,6 +63,9 @@ def _compare(argv: Sequence[str]) -> str:
     given = without_neighbors(arguments.run)
     found = expand_sweeps(given, lambda error: cli.warn_left_out(str(error)))
     folders = _leave_out_closed(found)
+    for folder in folders:
+        if advice := name_sweeps(folder):
+            raise CheckpointError(f"{folder}: {directory.NO_CONFIG}{advice}")
     directory.require_run(*folders)
     from vggexp.compare import comparison, render  # import scipy: only after the arguments pass
 

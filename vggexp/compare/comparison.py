@@ -161,7 +161,7 @@ def compare(runs: Sequence[TestedRun], different_data: bool = False) -> Comparis
         )
     groups, differences = group_runs(runs)
     tested = _test_pairs(groups)
-    notes = _data_notes(runs, changes) + _code_notes(runs, differences)
+    notes = _data_notes(runs, changes) + _copy_notes(runs) + _code_notes(runs, differences)
     if tested.base:
         notes.append(
             f"note: of {len(groups)} groups, only the pairs with {tested.base}, "
@@ -184,6 +184,19 @@ def _data_notes(runs: Sequence[TestedRun], changes: str) -> list[str]:
             "only the test labels were compared"
         )
     return notes
+
+
+def _copy_notes(runs: Sequence[TestedRun]) -> list[str]:
+    folders: dict[str, list[str]] = {}  # by the hash of the final weights
+    for run in runs:
+        if weights := run.record.result.get("weights_sha256"):
+            folders.setdefault(weights, []).append(str(run.record.folder))
+    return [
+        f"note: {' and '.join(names)} have the same weights, bit for bit: "
+        "copies of one run, or a run repeated exactly"
+        for names in folders.values()
+        if len(names) > 1
+    ]
 
 
 def _code_notes(runs: Sequence[TestedRun], differences: Differences) -> list[str]:

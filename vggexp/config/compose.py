@@ -91,8 +91,10 @@ def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = 
     if arguments.shell_completion:
         _check_completion(overrides)
     flags = _remove_words(argv, overrides)
-    # A bare --info would take the word behind it as its value.
-    flags = [f"--info={arguments.info}" if flag in ("--info", "-i") else flag for flag in flags]
+    for index, flag in enumerate(flags):
+        if flag in ("--info", "-i"):  # a bare one would take the word behind it as its value
+            has_value = flags[index + 1 : index + 2] == [arguments.info]
+            flags[index : index + 1 + has_value] = [f"--info={arguments.info}"]
     return Command([quote_filter(text) for text in overrides], flags, arguments)
 
 

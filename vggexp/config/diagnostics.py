@@ -8,6 +8,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
+from yaml.reader import ReaderError
 
 from vggexp.config.overrides import SECTIONS, Override, format_override, group_options
 from vggexp.config.parse import ErrorList, section_advice
@@ -33,6 +34,8 @@ def compose_error_line(error: Exception) -> str:
     if isinstance(error, MarkedYAMLError) and error.problem_mark is not None:
         mark = error.problem_mark
         return f"{mark.name}, line {mark.line + 1}: {error.problem}"
+    if isinstance(error, ReaderError):
+        return f"{error.name}: {error.reason}"
     in_file = re.match(r"In '(.+)': \w+ raised while composing config:", str(error))
     if in_file and isinstance(error.__context__, Exception):  # has the key
         return f"{in_file[1]}: {compose_error_line(error.__context__)}"
@@ -42,6 +45,8 @@ def compose_error_line(error: Exception) -> str:
     text = lines[0] if lines else type(error).__name__
     text = re.sub(r"\s+", " ", text)
     text = re.sub(r"^\w+ raised while resolving interpolation: ", "", text)
+    if text == "HydraConfig was not set":
+        text = "${hydra:...} is known to Hydra's jobs alone; write the value"
     key = getattr(error, "full_key", None)
     return f"{key}: {text}" if key else text
 

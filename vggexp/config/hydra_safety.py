@@ -366,7 +366,8 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 
 def _launcher_file_problems(node: DictConfig) -> Iterator[str]:
     """Yields each key of a launcher that only the command line may set, and that a file sets."""
-    typed = [parse_override(text).key for text in node.hydra.overrides.hydra]
+    texts: Any = OmegaConf.to_container(node.hydra.overrides.hydra, resolve=False)
+    typed = [parse_override(text).key for text in texts]
     launcher = resolve_section(node, "hydra.launcher")
     if not isinstance(launcher, dict):
         return

@@ -23,6 +23,7 @@ from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 
 SECTIONS = tuple(dict.fromkeys(["experiment", *(key.split(".")[0] for key in schema_keys())]))
+NEXT_KEY = re.compile(r"[\s,;][+~]{0,2}([\w./]+)=")  # of another override behind a value
 FUNCTION_CALL = re.compile(r"\w+\(.*\)", re.DOTALL)  # a value such as range(3)
 ACTIONS: dict[types.OverrideType, "Action"] = {
     types.OverrideType.CHANGE: "change",
@@ -333,6 +334,8 @@ def _grammar_problem(text: str, error: Exception) -> str | None:
         return "ends in a comma"
     if value.startswith("~"):
         return "~ is not expanded here; write $HOME or the whole path"
+    if any(name in schema_keys() or group_options(name) for name in NEXT_KEY.findall(value)):
+        return "several overrides in one text; give each one separately"
     annotation = schema_keys().get(plain_key)
     kinds = (annotation, *get_args(annotation))  # the parts of a union, as str | None
     if str in kinds or key.startswith("hydra."):

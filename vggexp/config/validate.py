@@ -30,6 +30,8 @@ MAX_BLOCKS = 12
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,119}")
 NAME_CHARACTERS = "letters, digits or _ . + = , - (the first a letter, digit or _)"
 WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+RUN_FILES = ("config.yaml", "result.json")  # a folder that holds both is that of a run
+SWEEP_FILES = ("runs.json", "results.csv", "study.log")  # one of them tells the folder of a sweep
 SHA256 = re.compile(r"[0-9a-f]{64}")
 OBJECTIVES = (
     "val/accuracy",
@@ -379,6 +381,8 @@ def _check_run_name(config: Config) -> Problems:
         yield f"run.name={name}: must be 1..120 {NAME_CHARACTERS}, no device name of Windows"
     if name in ("sweeps", "report.html", "report.csv", "report.md"):
         yield f"run.name={name}: sweeps and reports stand there in run.root; choose another"
+    if name in (*RUN_FILES, *SWEEP_FILES):
+        yield f"run.name={name}: run.root would look like the folder of a run or a sweep"
 
 
 @rule("run.network", "run.label")
@@ -395,6 +399,9 @@ def _check_run_root(config: Config) -> Problems:
     root = config.run.root
     if os.path.exists(root) and not os.path.isdir(root):
         yield f"run.root={root}: not a directory"
+    for folder in (Path(root), *Path(root).parents):
+        if all(os.path.exists(folder / name) for name in RUN_FILES):
+            yield f"run.root={root}: {folder} is the folder of a run; choose one beside it"
 
 
 @rule("run.until", "train.epochs")

@@ -10,6 +10,7 @@ from vggexp.errors import ConfigError
 from vggexp.system.files import read_file
 
 SAFE_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml's is ten times faster
+BYTE_ORDER_MARK = "\ufeff"  # editors on Windows write it
 MAX_BYTES = 1 << 20  # no configuration is larger
 MAX_VALUES = 100_000  # with every alias written out
 MAX_PLAIN_CHARS = 2000  # of a value without quotes: Python refuses to print much longer numbers
@@ -17,7 +18,7 @@ MAX_DEPTH = 100  # sections and lists inside each other; YAML's readers recurse
 
 
 class LimitError(ValueError):
-    """A text stands for more than a configuration can hold."""
+    """A text is not for a configuration, although it may be YAML."""
 
 
 def load(text: str) -> Any:
@@ -38,11 +39,14 @@ def check_file(path: Path) -> None:
     """Checks a file before anything is built from it. Leaves errors of syntax to the reader.
 
     Raises:
-        ConfigError: the file is no regular file, too large, too deep, or its aliases stand for too
-            many values.
+        ConfigError: the file is no regular file, too large, too deep, its aliases stand for too
+            many values, or it begins with a mark that hides its first line from Hydra.
     """
     try:
-        _check_events(read_file(path, MAX_BYTES).decode())
+        text = read_file(path, MAX_BYTES).decode()
+        if text.startswith(BYTE_ORDER_MARK):
+            raise LimitError("begins with a byte order mark; save it as UTF-8 without one")
+        _check_events(text)
     except LimitError as error:
         raise ConfigError(f"{path}: {error}") from error
     except OSError as error:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
 
-from vggexp.errors import DataError
+from vggexp.errors import DataError, VggexpError
+from vggexp.system.files import missing_resource
 
 TEST_FOLDERS = ("test", "val")  # of an image folder; the first that exists is the test set
 # Folders of these names, in any case, are parts of a data set and no classes.
@@ -222,15 +223,21 @@ def subfolders(folder: Path) -> tuple[str, ...]:
     """Returns sorted names, without those that start with a dot (programs create such folders).
 
     Raises:
-        DataError: the folder cannot be read.
+        DataError: the folder cannot be listed.
+        ResourceError: a permission or a resource is missing.
     """
     try:
         entries = [entry for entry in folder.iterdir() if entry.is_dir()]
     except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be read: {error.strerror} (data.root must hold CLASS/*.jpg)"
-        ) from error
+        raise unreadable(folder, error, "data.root must hold CLASS/*.jpg") from error
     return tuple(sorted(entry.name for entry in entries if not entry.name.startswith(".")))
+
+
+def unreadable(path: object, error: OSError, hint: str = "") -> VggexpError:
+    """Returns the error of data that the system does not open or read."""
+    advice = f" ({hint})" if hint else ""
+    reason = f"{path}: cannot be read: {error.strerror or error}{advice}"
+    return missing_resource(path, error) or DataError(reason)
 
 
 Part = TypeVar("Part")  # TensorDataset, or FolderIndex of vggexp.data.image_folder

@@ -17,7 +17,7 @@ import numpy
 import torch
 from torch import Tensor
 
-from vggexp.data.catalog import DATASETS, Checksum, DatasetInfo, DatasetSplits
+from vggexp.data.catalog import DATASETS, Checksum, DatasetInfo, DatasetSplits, unreadable
 from vggexp.data.download import download_file
 from vggexp.data.split import stratified_sample
 from vggexp.errors import DataError, ResourceError
@@ -244,7 +244,7 @@ def _read_uncompressed(path: Path, cap: int) -> bytes:
             f"{path}: not a gzip file, or damaged: {error} ({REDOWNLOAD_HINT})"
         ) from error
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise unreadable(path, error) from error
 
 
 def _verify(raw: bytes, checksum: Checksum, path: Path) -> str:

@@ -65,8 +65,11 @@ def contents_sha256(folder: Path, files: Sequence[str], listing: Listing) -> str
                 return digest
     total = hashlib.sha256()
     for file in files:
-        with open(file, "rb", opener=open_regular) as opened:
-            contents = hashlib.file_digest(opened, "sha256").hexdigest()
+        try:
+            with open(file, "rb", opener=open_regular) as opened:
+                contents = hashlib.file_digest(opened, "sha256").hexdigest()
+        except OSError as error:  # that of a read does not name the file
+            raise OSError(error.errno, error.strerror, file) from error
         total.update(b"%s\0%s\n" % (_relative(folder, file), contents.encode()))
     digest = total.hexdigest()
     if cached is not None and time.time() - listing.newest > SETTLED_SECONDS:

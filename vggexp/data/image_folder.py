@@ -17,6 +17,7 @@ from vggexp.data.catalog import (
     folder_classes,
     folder_layout,
     subfolders,
+    unreadable,
 )
 from vggexp.data.fingerprint import contents_sha256, list_files
 from vggexp.data.folder_split import choose_test_images, count_test_images
@@ -49,7 +50,7 @@ WHITE_IS_ZERO = 0
 ORIENTATION = 274
 SAMPLE_FORMAT = 339
 SIGNED = 2
-TIFF_STARTS = (b"II*\0", b"MM\0*")  # of a file
+TIFF_STARTS = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")  # of a file; + in a BigTIFF
 
 
 @dataclass(frozen=True)
@@ -150,7 +151,7 @@ def count_images(root: Path, test_fraction: float | None = None) -> tuple[int, i
     """
     classes = folder_classes(root)
     layout = folder_layout(root)
-    with _unreadable_as_data_error():
+    with _translate_os_errors():
         counts = [len(list_folder(layout.train / name).images) for name in classes]
         if layout.test is not None:
             test = sum(len(list_folder(layout.test / name).images) for name in classes)
@@ -170,7 +171,7 @@ def _index_part(folder: Path, classes: tuple[str, ...]) -> FolderIndex:
     """Returns the images of all classes."""
     images: list[str] = []
     labels: list[int] = []
-    with _unreadable_as_data_error():
+    with _translate_os_errors():
         beside = sorted({*os.listdir(folder)} - {*classes})  # hidden folders, and files
         left_out = Counter(map(_kind, beside))
         for label, name in enumerate(classes):
@@ -211,17 +212,17 @@ class PartHashes(NamedTuple):
 
 def hash_files(folder: Path, paths: Sequence[Path]) -> PartHashes:
     files = [str(path) for path in paths]
-    with _unreadable_as_data_error():
+    with _translate_os_errors():
         listing = list_files(folder, files)
         return PartHashes(contents_sha256(folder, files, listing), listing.names_and_sizes)
 
 
 @contextlib.contextmanager
-def _unreadable_as_data_error() -> Iterator[None]:
+def _translate_os_errors() -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise DataError(f"{error.filename}: cannot be read: {error.strerror}") from error
+        raise unreadable(error.filename, error) from error
 
 
 def _as_text(name: str) -> str:
@@ -242,10 +243,10 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
         uint8 [channels, H, W].
 
     Raises:
-        DataError: the file cannot be decoded, or is too large.
+        DataError: the file is missing, cannot be decoded, or is too large.
+        ResourceError: a permission or a resource is missing.
     """
     import torch
-    from PIL import UnidentifiedImageError
 
     try:
         with _open_image(path) as image:
@@ -254,10 +255,8 @@ def read_image(path: Path, channels: int = 3) -> "Tensor":
                 pixels = pixels.convert("L")
     except (VggexpError, MemoryError):
         raise
-    except UnidentifiedImageError as error:
-        raise DataError(f"{path}: cannot be decoded: {_unidentified(path)}") from error
     except Exception as error:  # decoders raise any exception
-        raise DataError(f"{path}: {_reason(error)}") from error
+        raise _image_error(path, error) from error
     values = torch.frombuffer(bytearray(pixels.tobytes()), dtype=torch.uint8)
     values = values.view(pixels.height, pixels.width, channels)
     return values.permute(2, 0, 1)
@@ -396,35 +395,52 @@ def _check_link(path: str, folder: Path) -> None:
 def expand_image_paths(paths: Iterable[Path]) -> list[Path]:
     """Returns the image files: the given files, and all files of the given folders.
 
+    A file that is no image is among them, so that a command reports it beside the others.
+
     Raises:
-        DataError: names every file that is no image, and every folder without images.
+        DataError: names every folder without images, or every file if none is an image.
+        ResourceError: a permission or a resource is missing.
     """
     images: list[Path] = []
-    problems: list[str] = []
+    problems: list[VggexpError] = []
     for path in paths:
         try:
-            files = [*map(Path, list_folder(path).images)] if path.is_dir() else [path]
-        except (DataError, OSError) as error:
-            problems.append(str(error))
-            continue
-        images += files
-        problems += filter(None, map(image_error, files))
-    if problems:
-        raise DataError("; ".join(problems))
+            with _translate_os_errors():
+                images += map(Path, list_folder(path).images) if path.is_dir() else [path]
+        except VggexpError as error:
+            problems.append(error)
+    raise_together(problems)
+    errors = [*map(image_error, images)]
+    if all(errors):
+        raise_together(filter(None, errors))
     return images
 
 
-def image_error(path: Path) -> str:
-    """Returns why a file cannot be an image, judged by its first bytes; "" if it may be one."""
-    from PIL import UnidentifiedImageError
+def raise_together(errors: Iterable[VggexpError]) -> None:
+    """Raises one error with all texts, which has the class of the first. Does nothing without."""
+    found = list(errors)
+    if found:
+        raise type(found[0])("; ".join(map(str, found)))
 
+
+def image_error(path: Path) -> VggexpError | None:
+    """Returns why a file cannot be an image, judged by its first bytes; None if it may be one."""
     try:
         with _open_image(path):
-            return ""
-    except UnidentifiedImageError:
-        return f"{path}: {_unidentified(path)}"
+            return None
     except Exception as error:  # decoders raise any exception
-        return f"{path}: {_reason(error)}"
+        return _image_error(path, error)
+
+
+def _image_error(path: Path, error: Exception) -> VggexpError:
+    """Returns the error of a file that cannot be read: the system says why, or else the decoder."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return DataError(f"{path}: {_unidentified(path)}")
+    if isinstance(error, OSError) and error.strerror:
+        return unreadable(path, error)
+    return DataError(f"{path}: cannot be decoded: {one_line(error)}")
 
 
 def _unidentified(path: Path) -> str:
@@ -436,10 +452,3 @@ def _unidentified(path: Path) -> str:
                 "(save it with 8 or 16 bits, unsigned)"
             )
     return "not an image"
-
-
-def _reason(error: Exception) -> str:
-    """Returns why an image cannot be read: the system says so, or else its decoder."""
-    if isinstance(error, OSError) and error.strerror:
-        return f"cannot be read: {error.strerror}"
-    return f"cannot be decoded: {one_line(error)}"

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
+from functools import partial
 from itertools import zip_longest
 from math import ceil
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from torch import Tensor, distributed
 from vggexp.distributed.rank import RankInfo, export_torchrun_env, rank_info
 from vggexp.errors import ConfigError, RankError, VggexpError
 from vggexp.formatting import one_line, printable
+from vggexp.system.signals import call_in_thread, interruptible
 
 DEFAULT_TIMEOUT_MINUTES = 10.0  # longest wait for another rank, without device.timeout_minutes
 GRACE_SECONDS = 3  # head start of a rank that failed over the ranks that only lost it
@@ -90,22 +92,17 @@ def process_group(device_type: str, timeout_minutes: float | None) -> Iterator[N
 
     Raises:
         RankError: the ranks have not met in time.
+        StoppedError: a signal has ended the wait for the other ranks.
     """
     info = rank_info()
     minutes = timeout_minutes or DEFAULT_TIMEOUT_MINUTES
     if info.size == 1:
         yield
         return
-    timeout = timedelta(minutes=minutes)
+    join = partial(_join_ranks, device_type, timedelta(minutes=minutes))
     try:
-        store = _connect_store(timeout)
-        distributed.init_process_group(
-            "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
-            store=store,
-            rank=info.rank,
-            world_size=info.size,
-            timeout=timeout,
-        )
+        with interruptible("while it waited for the other ranks"):
+            store = call_in_thread(join)
     except (RuntimeError, ValueError) as error:
         reason = one_line(error)
         raise RankError(
@@ -120,6 +117,19 @@ def process_group(device_type: str, timeout_minutes: float | None) -> Iterator[N
     _STATE.rank_info = RankInfo()
     _STATE.store = None
     distributed.destroy_process_group()
+
+
+def _join_ranks(device_type: str, timeout: timedelta) -> distributed.Store:
+    info = rank_info()
+    store = _connect_store(timeout)
+    distributed.init_process_group(
+        "cpu:gloo,cuda:nccl" if device_type == "cuda" else "gloo",
+        store=store,
+        rank=info.rank,
+        world_size=info.size,
+        timeout=timeout,
+    )
+    return store
 
 
 def _connect_store(timeout: timedelta) -> distributed.Store:

@@ -10,7 +10,7 @@ from vggexp import cli
 from vggexp.cli import NOTHING_WRITTEN
 from vggexp.config.derived import input_spec, spatial_ops
 from vggexp.errors import CheckpointError, ConfigError
-from vggexp.formatting import format_value
+from vggexp.formatting import SPLIT_NAMES, format_value
 from vggexp.loggers.console import Console
 from vggexp.models import shapes
 from vggexp.runs import data_root, directory
@@ -198,8 +198,9 @@ def _check_dense_scale(folder: Path, scale: int) -> None:
 
 def _check_same_images(first: RunRecord, other: RunRecord, split: str) -> None:
     if reason := _other_images(first, other, split):
+        images = f"{SPLIT_NAMES[split]} images"
         raise CheckpointError(
-            f"--with {other.folder}: not the {split} images of {first.folder} ({reason})"
+            f"--with {other.folder}: not the {images} of {first.folder} ({reason})"
         )
 
 

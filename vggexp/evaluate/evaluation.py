@@ -16,7 +16,7 @@ from torch import Tensor
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError, DivergedError, ResourceError
 from vggexp.evaluate.views import MultiViewPredictor, count_views
-from vggexp.formatting import markdown_table, printable, shorten
+from vggexp.formatting import SPLIT_NAMES, markdown_table, printable, shorten
 from vggexp.loggers.console import Console
 from vggexp.runner import build
 from vggexp.runner.hardware import is_available, setup_device
@@ -357,7 +357,7 @@ def format_heading(result: EvaluationResult) -> str:
     paused = "" if first.paused_at is None else f", paused after epoch {first.paused_at}"
     return (
         f"{result.mode} at {_join(result.scales)} px{flip}: "
-        f"{result.images:,} {result.split} images seen {times}, "
+        f"{result.images:,} {SPLIT_NAMES[result.split]} images seen {times}, "
         f"weights of step {steps}, {first.device} {first.precision}{paused}"
     )
 

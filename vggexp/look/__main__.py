@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 from vggexp import cli
 from vggexp.config.run_id import network_name
-from vggexp.data.image_folder import expand_image_paths
-from vggexp.errors import CheckpointError, ConfigError, DataError
+from vggexp.data.image_folder import expand_image_paths, raise_together
+from vggexp.errors import CheckpointError, ConfigError, DataError, ResourceError, VggexpError
 from vggexp.formatting import plural
+from vggexp.loggers.console import print_text
 from vggexp.runs import data_root, directory
 from vggexp.runs.records import load_config, read_run
 from vggexp.system.files import atomic_write, os_error_as_resource_error
@@ -26,10 +27,11 @@ For each image: the prediction, Grad-CAM and occlusion sensitivity of the predic
 class, and the most active feature maps of each block. Then the filters of the first convolution.
 IMAGE is an image, or a folder of images; the folder that holds an image names its true class.
 --mistakes adds the 25 test images with the most confident wrong predictions. The page is one file
-and opens without a server.
+and opens without a server. A file that is missing, damaged or not an image is reported at the end,
+and the page has the others.
 
 Exit code 0: done. 2: wrong usage, or no such run. 3: images or data missing or damaged. 4: the run
-cannot be read. 6: memory, or the page cannot be written. 130: stopped by Ctrl-C.
+cannot be read. 6: memory, a permission, or the page cannot be written. 130: stopped by Ctrl-C.
 """
 DEFAULT_OUT = Path("look.html")
 
@@ -38,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     return cli.run(lambda: _look(sys.argv[1:] if argv is None else argv), cli.NOTHING_WRITTEN)
 
 
-def _look(argv: Sequence[str]) -> str:
+def _look(argv: Sequence[str]) -> None:
     parser = cli.make_parser("vggexp.look", DESCRIPTION)
     parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
     parser.add_argument(
@@ -59,27 +61,27 @@ def _look(argv: Sequence[str]) -> str:
 
     run = look.open_run(arguments.run)
     pictures = []
-    reasons = []
+    errors: list[VggexpError] = []
     for path in paths:
         try:
             pictures.append(look.read_picture(path, run))
-        except DataError as error:
-            reasons.append(str(error))
+        except (DataError, ResourceError) as error:
+            errors.append(error)
     if arguments.mistakes:
         pictures += look.read_mistakes(arguments.run, arguments.data)
     if not pictures:
-        raise DataError(*reasons)
+        raise_together(errors)
     looks = list(look.look_at(run, pictures))
     name = arguments.run.resolve().name
     page = render_page(name, _summary(run, pictures), looks, first_filters(run.model), run.classes)
     with os_error_as_resource_error(f"--out {arguments.out}", "written", "choose another file"):
         atomic_write(arguments.out, page.encode())
-    for reason in reasons:
-        cli.warn_left_out(reason)
+    text = f"{plural(len(looks), 'image')} in {arguments.out}"
     if arguments.json:
         found = [_to_dict(item, run.classes) for item in looks]
-        return json.dumps({"run": str(arguments.run), "file": str(arguments.out), "images": found})
-    return f"{plural(len(looks), 'image')} in {arguments.out}"
+        text = json.dumps({"run": str(arguments.run), "file": str(arguments.out), "images": found})
+    print_text(text)
+    raise_together(errors)
 
 
 def _check(arguments: Any) -> list[Path]:

@@ -9,8 +9,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from vggexp import cli
-from vggexp.data.image_folder import expand_image_paths
-from vggexp.errors import CheckpointError, ConfigError, DataError
+from vggexp.data.image_folder import expand_image_paths, raise_together
+from vggexp.errors import CheckpointError, ConfigError
 from vggexp.formatting import printable
 from vggexp.loggers.console import Console, print_text
 from vggexp.runs import directory
@@ -27,10 +27,10 @@ resized by its shorter side, center-cropped to a square, converted to gray if th
 gray images, and normalized as in training. The network computes on the CPU, in fp32.
 
 Prints a line for each image: file, label and probability; with --top K the K most probable
-labels. A file that is not an image is an error before the first line. A damaged image is reported
-at the end, after the lines of the other images. Exit code 0: done. 2: wrong usage, no such run or
-file, or a missing package. 3: images missing or damaged. 4: the run or exported file cannot be
-read. 5: probabilities are not finite. 6: memory. 130: stopped by Ctrl-C.
+labels. A file that is missing, damaged or not an image is reported at the end, after the lines of
+the other images. Exit code 0: done. 2: wrong usage, no such run or file, or a missing package.
+3: images missing or damaged. 4: the run or exported file cannot be read. 5: probabilities are not
+finite. 6: memory, or a permission is missing. 130: stopped by Ctrl-C.
 """
 
 SUFFIXES = (".onnx", ".pt2")  # of exported files
@@ -63,16 +63,15 @@ def _predict(argv: Sequence[str]) -> None:
         predictions = list(predictions)
         objects = [prediction.to_dict() for prediction in predictions]
         print_text(json.dumps({"run": str(arguments.run), "predictions": objects}))
-    reasons = []
+    errors = []
     for prediction in predictions:
         match prediction:
             case Failed():
-                reasons.append(prediction.reason)
+                errors.append(prediction.error)
             case ImagePrediction() if not arguments.json:
                 guesses = [f"{guess.label} {guess.probability:.4f}" for guess in prediction.top]
                 print_text(printable(f"{prediction.image}  {', '.join(guesses)}"))
-    if reasons:
-        raise DataError("; ".join(reasons))
+    raise_together(errors)
 
 
 def _parse_count(text: str) -> int:

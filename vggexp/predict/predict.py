@@ -10,7 +10,7 @@ from torch import Tensor
 
 from vggexp.data.image_folder import read_image
 from vggexp.data.transforms import resize_center_crop
-from vggexp.errors import ConfigError, DataError, DivergedError
+from vggexp.errors import ConfigError, DataError, DivergedError, ResourceError, VggexpError
 from vggexp.export.exported_model import ExportedModel, open_model
 from vggexp.system import memory
 
@@ -41,19 +41,19 @@ class ImagePrediction:
 
 @dataclass(frozen=True)
 class Failed:
-    """An image file that cannot be decoded."""
+    """An image file that cannot be read or decoded."""
 
     image: str
-    reason: str
+    error: VggexpError
 
     def to_dict(self) -> dict[str, Any]:
-        return {"image": self.image, "error": self.reason}
+        return {"image": self.image, "error": str(self.error)}
 
 
 def predict_images(
     path: Path, images: Sequence[Path], top: int
 ) -> Iterator[ImagePrediction | Failed]:
-    """Yields a prediction for each image, or the reason why it cannot be decoded.
+    """Yields a prediction for each image, or the error of a file that cannot be decoded.
 
     Args:
         path: a run directory or an exported file.
@@ -93,8 +93,8 @@ def _load_image(path: Path, model: ExportedModel) -> Tensor | Failed:
     """Returns uint8 [1, channels, image_size, image_size]."""
     try:
         image = read_image(path, model.channels)
-    except DataError as error:
-        return Failed(str(path), str(error))
+    except (DataError, ResourceError) as error:
+        return Failed(str(path), error)
     return resize_center_crop(image[None], model.image_size)
 
 

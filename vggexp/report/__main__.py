@@ -13,6 +13,7 @@ from vggexp.report.selection import Selection, select_runs
 from vggexp.report.table import Section, build_sections, markdown_text, to_csv, to_markdown
 from vggexp.runs.directory import is_searchable
 from vggexp.runs.records import RunRecord, find_runs, read_run, without_neighbors
+from vggexp.runs.sweeps import NO_RUN, name_sweeps
 from vggexp.system.files import atomic_write, make_dir, os_error_as_resource_error
 
 DESCRIPTION = """python -m vggexp.report DIR... [--where CONDITION] [--best N] [--out FOLDER]
@@ -37,8 +38,6 @@ Prints the tables and writes report.html, report.csv and report.md into FOLDER. 
 the first DIR, or the current folder if the first DIR is itself a run. The page needs no network and
 no server.
 """
-
-NO_RUN = "holds no run (a run is a folder with config.yaml and result.json)"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -149,7 +148,7 @@ def read_runs(folders: Sequence[Path]) -> list[RunRecord]:
     named = {str(problem).partition(": ")[0] for problem in problems}
     for folder in folders:
         if str(folder) not in named and is_searchable(folder) and not find_runs([folder]):
-            problems.append(DataError(f"{folder}: {NO_RUN}"))
+            problems.append(DataError(f"{folder}: {NO_RUN}{name_sweeps(folder)}"))
     if not runs:
         unreadable = [error for error in problems if not isinstance(error, DataError)]
         raise [*unreadable, *problems][0]

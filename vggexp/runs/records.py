@@ -19,6 +19,7 @@ from vggexp.runs import jsonl
 from vggexp.runs.directory import (
     CLOSED,
     CONFIG,
+    ENVIRONMENT,
     EVENTS_PREFIX,
     METRICS,
     PREDICTIONS,
@@ -277,7 +278,7 @@ def lost_files(folder: Path, result: Mapping[str, Any]) -> list[str]:
     """
     if result.get("state") != "finished":
         return []
-    names = [METRICS, PREDICTIONS]
+    names = [METRICS, PREDICTIONS, ENVIRONMENT]
     lost = [name for name in names if not _has_content(folder / name)]
     if not any(map(_has_content, folder.glob(f"{EVENTS_PREFIX}*"))):
         lost.append(f"{EVENTS_PREFIX}*")

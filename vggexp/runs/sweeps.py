@@ -11,6 +11,7 @@ import yaml
 
 from vggexp.config import yaml_limits
 from vggexp.errors import DataError, VggexpError
+from vggexp.formatting import shorten
 from vggexp.runs import schema
 from vggexp.runs.directory import CONFIG, RESULT, is_searchable
 from vggexp.runs.jsonl import write_json
@@ -21,6 +22,8 @@ STUDY = "study.log"  # of a search
 MULTIRUN = "multirun.yaml"  # the configuration of the whole sweep
 MEANS = "repeats"  # the event files of the means over the seeds, in a folder for each setting
 MAX_STUDY_BYTES = 1 << 28
+MAX_NAMES_CHARS = 300  # of the sweeps in an error
+NO_RUN = "holds no run (a run is a folder with config.yaml and result.json)"
 
 
 class SweptRun(NamedTuple):
@@ -129,6 +132,20 @@ def expand_sweeps(
             skip(DataError(f"{folder}: {missing} of its {len(runs)} runs do not exist (yet)"))
         expanded += started
     return expanded
+
+
+def name_sweeps(folder: Path) -> str:
+    """Returns advice to give one of the sweeps in a folder that holds no run; "" without any."""
+    try:
+        inside = [path for path in sorted(folder.iterdir()) if _is_sweep(path)]
+    except OSError:
+        return ""
+    names = shorten(", ".join(map(str, inside)), MAX_NAMES_CHARS)
+    return f"; give one of its sweeps: {names}" if inside else ""
+
+
+def _is_sweep(folder: Path) -> bool:
+    return any(os.path.exists(folder / name) for name in (RUNS, STUDY, TABLE))
 
 
 def _is_run(folder: Path) -> bool:

@@ -251,7 +251,10 @@ def sweep_folder(node: DictConfig, config: Config, name: str) -> Path:
     try:
         folder = OmegaConf.select(node, "hydra.sweep.dir")
     except OmegaConfBaseException as error:
-        raise ConfigError(f"hydra.sweep.dir={typed}: {compose_error_line(error)}") from error
+        problem = compose_error_line(error).removeprefix("hydra.sweep.dir: ")
+        if "${hydra:" in str(typed):  # Hydra's resolver knows the keys in a job only
+            problem = "write ${hydra.KEY} in place of ${hydra:KEY}"
+        raise ConfigError(f"hydra.sweep.dir={typed}: {problem}") from error
     if not isinstance(folder, str) or not folder:
         raise ConfigError(f"hydra.sweep.dir={format_value(typed)}: must be a folder")
     return Path(folder)

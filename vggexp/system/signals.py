@@ -11,10 +11,11 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from vggexp.errors import StoppedError, WaitStoppedError
 from vggexp.formatting import one_line
@@ -25,6 +26,8 @@ STOPPING = "vggexp: stopping after this batch; Ctrl-C again to end at once"
 STOPPING_JOBS = "vggexp: stopping each job after its batch; Ctrl-C again to end at once"
 END = b"\0"  # of the signals that a thread watches
 GRACE_SECONDS = 2.0  # from a stop signal to the end of a call that waits
+
+T = TypeVar("T")
 
 
 class StopFlag:
@@ -118,6 +121,24 @@ def interruptible(waiting: str) -> Iterator[None]:
         return
     with _FLAGS[-1].interrupt(waiting):
         yield
+
+
+def call_in_thread(call: Callable[[], T]) -> T:
+    """Returns the result of a call, or raises its error; a signal can end the wait for it.
+
+    A long call of a C++ library would keep Python from handling signals in the main thread. After
+    a signal the call goes on until the process ends.
+    """
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            outcome.set_result(call())
+        except BaseException as error:
+            outcome.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return outcome.result()
 
 
 @contextmanager

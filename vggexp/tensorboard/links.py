@@ -15,9 +15,8 @@ from vggexp.errors import DataError, VggexpError
 from vggexp.runs.directory import EVENTS_PREFIX, OVERRIDES
 from vggexp.runs.records import find_runs
 from vggexp.runs.schema import read_bytes
-from vggexp.runs.sweeps import MEANS, read_runs
+from vggexp.runs.sweeps import MEANS, NO_RUN, name_sweeps, read_runs
 
-NO_RUN = "holds no run (a run is a folder with config.yaml and result.json)"
 UNSAFE = r"[^ -~]|[/\\]"  # in the name of a folder
 MAX_NAME_CHARS = 100  # a longer name is cut in TensorBoard's list; the folder's is shorter
 EVALUATIONS = "evaluations"  # the folder of a run in which vggexp.evaluate writes
@@ -115,7 +114,7 @@ def check_folders(folders: Sequence[Path]) -> None:
     for folder in folders:
         errors: list[VggexpError] = []
         if not find_runs([folder], errors.append):
-            empty.append(f"{folder}: {NO_RUN}")
+            empty.append(f"{folder}: {NO_RUN}{name_sweeps(folder)}")
             for error in errors:
                 if not isinstance(error, DataError):
                     raise error

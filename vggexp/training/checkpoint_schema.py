@@ -52,8 +52,8 @@ def check_content(content: Any) -> None:
             f"format {content['format']}, this vggexp reads up to {FORMAT_VERSION}; update vggexp"
         )
     checks.fields(FACTS)("", content)
-    if "processes" in content:
-        checks.whole(1, MAX_PROCESSES)("processes", content["processes"])
+    for key in LATER_FACTS.keys() & content.keys():
+        LATER_FACTS[key](key, content[key])
     if "weights" in content:  # a run with train.keep=weights has ended
         _weights("weights", content["weights"])
         if "net" in content:
@@ -126,12 +126,15 @@ def _check_history(content: Mapping[str, Any]) -> None:
 def _check_optimizer(saved: dict[str, Any], expected: dict[str, Any]) -> None:
     """Checks the tensors of each parameter. The configuration sets all other values again.
 
-    A parameter without tensors has not been updated yet. Tensors that the optimizer does not need
-    come from the optimizer before resume=force.
+    A step updates all parameters, so either all have their tensors or none has been updated yet.
+    Tensors that the optimizer does not need come from the optimizer before resume=force.
     """
     indices = expected["param_groups"][0]["params"]
     if saved["param_groups"][0]["params"] != indices:
         raise ValueError("optimizer.param_groups does not list the parameters of this network")
+    for index in expected["state"]:
+        if saved["state"] and index not in saved["state"]:
+            raise ValueError(f"optimizer.state.{index} is missing")
     for index, values in saved["state"].items():
         name = f"optimizer.state.{index}"
         if index not in indices:
@@ -269,6 +272,11 @@ FACTS: dict[str, Check] = {
     "classes": checks.list_of(checks.text, 2, MAX_ITEMS),
     "mean": _statistic,
     "std": _std,
+}
+# Fields that the first version did not write.
+LATER_FACTS: dict[str, Check] = {
+    "processes": checks.whole(1, MAX_PROCESSES),
+    "numerics": checks.whole(1, MAX_STEPS),
 }
 # Fields of a checkpoint that a run can continue from; `ema` stands beside them with train.ema.
 STATE: dict[str, Check] = {
