@@ -14,7 +14,8 @@ from torchvision import datasets
 from tests.data.torchvision_files import TEST, TRAIN, WRITERS, write_torchvision
 from vggexp.data import torchvision_data
 from vggexp.data.fingerprint import combined_sha256
-from vggexp.data.image_folder import list_folders_once, read_image
+from vggexp.data.image_file import read_image
+from vggexp.data.image_folder import list_folders_once
 from vggexp.data.torchvision_data import Source, load_torchvision, open_torchvision
 from vggexp.data.torchvision_sets import ARRAY_SETS, FILE_SETS, TORCHVISION_SETS
 from vggexp.errors import ConfigError, DataError, ResourceError

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from tests.data.conftest import SIZE, STRONG, assert_same_batches
-from vggexp.data import image_folder
+from vggexp.data import image_file
 from vggexp.data.loaders import StreamingLoader
 from vggexp.data.workers import DecoderPool, ImageDecoder, decode_images
 from vggexp.errors import DataError, ResourceError, WaitStoppedError
@@ -143,7 +143,7 @@ def test_a_worker_may_be_killed_while_its_batch_is_awaited(streaming_loader, new
 def test_a_signal_ends_the_wait_for_an_image(workers, streaming_loader, monkeypatch):
     """A dead disk gives no answer."""
     monkeypatch.setattr(signals, "GRACE_SECONDS", 0.05)
-    monkeypatch.setattr(image_folder, "_open_image", lambda path: time.sleep(60))
+    monkeypatch.setattr(image_file, "_open_image", lambda path: time.sleep(60))
     loader = streaming_loader(workers)
     with signals.handle_stop_signals():
         threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()

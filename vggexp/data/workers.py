@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
-from vggexp.data.image_folder import read_image
+from vggexp.data.image_file import read_image
 from vggexp.data.transforms import (
     NO_AUGMENTATION,
     NO_CHANGES,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vggexp.data.image_folder import read_image
+from vggexp.data.image_file import read_image
 from vggexp.data.transforms import resize_center_crop
 from vggexp.errors import ConfigError, DataError
 from vggexp.look.saliency import FeatureMaps, feature_maps, first_filters, grad_cam, occlusion

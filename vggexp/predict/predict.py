@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vggexp.data.image_folder import read_image
+from vggexp.data.image_file import read_image
 from vggexp.data.transforms import resize_center_crop
 from vggexp.errors import ConfigError, DataError, DivergedError, ResourceError, VggexpError
 from vggexp.export.exported_model import ExportedModel, open_model
