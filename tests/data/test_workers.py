@@ -31,9 +31,14 @@ def is_alive(pid):
 
 @pytest.fixture
 def new_workers():
-    """new_workers() -> the processes that were started since the test began."""
+    """new_workers() -> the processes that were started since the test began, in this order."""
     before = set(multiprocessing.active_children())
-    return lambda: list(set(multiprocessing.active_children()) - before)
+
+    def list_new():
+        started = set(multiprocessing.active_children()) - before
+        return sorted(started, key=lambda process: process._identity)
+
+    return list_new
 
 
 def test_no_files_need_no_workers():
@@ -110,16 +115,16 @@ def test_no_worker_outlives_its_parent(end, code, paths):
 def test_one_killed_worker_is_replaced(received, streaming_loader, new_workers, capsys):
     loader = streaming_loader(2, STRONG)
     expected = list(streaming_loader(0, STRONG).train(1))
-    epoch = loader.train(1)
-    batches = [next(epoch) for _ in range(received)]
 
     def kill_worker():
         worker = new_workers()[-1]
         worker.kill()
         worker.join()
 
-    if not received:
-        list(loader.evaluate())  # starts the workers
+    list(loader.evaluate())  # starts the workers
+    os.kill(new_workers()[-1].pid, signal.SIGSTOP)  # so that it cannot answer before it is killed
+    epoch = loader.train(1)
+    batches = [next(epoch) for _ in range(received)]
     kill_worker()
     assert_same_batches([*batches, *epoch], expected)
     assert "it was replaced" in capsys.readouterr().out
