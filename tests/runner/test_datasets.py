@@ -1,6 +1,9 @@
 """Tests the loaders of a run: a folder of images in each cache, and shipped data sets."""
 
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -8,7 +11,9 @@ import torch
 
 import vggexp
 from tests.conftest import result, write_images
+from vggexp.data import workers
 from vggexp.evaluate.__main__ import main as evaluate_main
+from vggexp.system import signals
 from vggexp.verify.__main__ import main as verify_main
 
 pytestmark = pytest.mark.process
@@ -153,3 +158,18 @@ def test_the_experiment_of_the_source_run(command):
     for row in metrics("a"):
         assert "test/accuracy" in row
         assert "val/loss" not in row
+
+
+def test_a_stop_signal_ends_a_run_whose_disk_hangs(command, tmp_path, monkeypatch):
+    def wait_for_disk(path, channels=3):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(signals, "GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(workers, "read_image", wait_for_disk)
+    write_images(tmp_path / "images", {"train": 10, "test": 2}, lambda index: (32, 32), "png")
+    folder = ["data=image_folder", "data.root=images", "data.resize=32", "data.workers=0"]
+    argv = [*folder, "arch=vgg_digits", "train.epochs=1", "data.batch_size=4", "run.name=a"]
+    code, _, error = command(*argv)
+    reason = "stopped by SIGTERM while an image was read: run the same command to continue"
+    assert (code, error) == (143, f"vggexp: {reason}\n")
