@@ -7,6 +7,7 @@ from vggexp.formatting import (
     csv_table,
     duration,
     error_line,
+    escape_html,
     format_value,
     markdown_table,
     one_line,
@@ -94,3 +95,7 @@ def test_csv_keeps_every_digit():
         "0.30000000000000004,",
         '"a,b",',
     ]
+
+
+def test_html_shows_control_characters():
+    assert escape_html("<a>\x1b[31m\nb") == "&lt;a&gt;\\x1b[31m\\nb"

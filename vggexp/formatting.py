@@ -1,6 +1,7 @@
 """Formats values and tables as text for people, and tables as CSV for programs."""
 
 import csv
+import html
 import io
 import shlex
 from collections.abc import Mapping, Sequence
@@ -63,6 +64,11 @@ def printable(text: str, keep: str = "") -> str:
             character = character.encode("unicode_escape").decode()
         characters.append(character)
     return "".join(characters)
+
+
+def escape_html(text: str) -> str:
+    """Returns a text as HTML that shows it; control characters are escaped, too."""
+    return html.escape(printable(text))
 
 
 def shorten(text: str, max_chars: int) -> str:

@@ -20,6 +20,7 @@ from tests.report.conftest import (
     read_page,
 )
 from tools import chromium
+from vggexp.formatting import printable
 from vggexp.report.__main__ import main
 from vggexp.report.page import MAX_CURVE_POINTS, render_page
 from vggexp.report.selection import Selection
@@ -67,7 +68,7 @@ def test_texts_of_runs_stay_texts(tmp_path, capsys):
 
     rows = read_csv(tmp_path)
     names = [row["run"] for row in rows]
-    assert page.column("run") == names
+    assert page.column("run") == [*map(printable, names)]
     assert names[0] == name
     assert {row["error"] for row in rows} == {HOSTILE}
     folders = [Path(name).parent.name for name in names if name.endswith("same")]

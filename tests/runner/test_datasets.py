@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,9 @@ import torch
 import vggexp
 from tests.conftest import result, write_images
 from tests.data.torchvision_files import write_torchvision
+from vggexp.data import workers
 from vggexp.evaluate.__main__ import main as evaluate_main
+from vggexp.system import signals
 from vggexp.verify.__main__ import main as verify_main
 
 pytestmark = pytest.mark.process
@@ -215,3 +219,18 @@ def test_the_jobs_of_a_sweep_can_be_forked_from_the_process_that_counts_the_imag
     )
     assert process.returncode == 0, process.stderr
     assert len(list(tmp_path.glob("outputs/lenet-FakeData-*/result.json"))) == 2
+
+
+def test_a_stop_signal_ends_a_run_whose_disk_hangs(command, tmp_path, monkeypatch):
+    def wait_for_disk(path, channels=3):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(60)
+
+    monkeypatch.setattr(signals, "GRACE_SECONDS", 0.01)
+    monkeypatch.setattr(workers, "read_image", wait_for_disk)
+    write_images(tmp_path / "images", {"train": 10, "test": 2}, lambda index: (32, 32), "png")
+    folder = ["data=image_folder", "data.root=images", "data.resize=32", "data.workers=0"]
+    argv = [*folder, "arch=vgg_digits", "train.epochs=1", "data.batch_size=4", "run.name=a"]
+    code, _, error = command(*argv)
+    reason = "stopped by SIGTERM while an image was read: run the same command to continue"
+    assert (code, error) == (143, f"vggexp: {reason}\n")

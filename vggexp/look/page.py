@@ -3,7 +3,6 @@
 import base64
 import io
 from collections.abc import Iterable, Sequence
-from html import escape
 from pathlib import Path
 from string import Template
 from typing import Any
@@ -13,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggexp import __version__
+from vggexp.formatting import escape_html
 from vggexp.look.look import TOP_CLASSES, Heat, Look
 from vggexp.look.saliency import FeatureMaps
 from vggexp.report.page import ASSETS as REPORT_ASSETS
@@ -45,28 +45,28 @@ def render_page(
     style += (ASSETS / "page.css").read_text("utf-8")
     template = Template((ASSETS / "page.html").read_text("utf-8"))
     return template.substitute(
-        title=escape(run),
-        summary=escape(summary),
+        title=escape_html(run),
+        summary=escape_html(summary),
         pictures="".join(_picture_section(look, classes) for look in looks),
         filters=_image(filter_sheet(filters), "filters", "sheet"),
         style=style,
-        version=escape(__version__),
+        version=escape_html(__version__),
     )
 
 
 def _picture_section(look: Look, classes: Sequence[str]) -> str:
-    predicted = escape(classes[look.predicted])
+    predicted = escape_html(classes[look.predicted])
     verdict = f"{predicted} {look.probs[look.predicted]:.2f}"
     if look.picture.label == look.predicted:
         verdict += ', <span class="good">right</span>'
     elif look.picture.label is not None:
-        truth = escape(classes[look.picture.label])
+        truth = escape_html(classes[look.picture.label])
         verdict += f', <span class="bad">but it is {truth}</span>'
     original = _figure(_rgb(look.picture.pixels), "the image", "")
     heats = "".join(_heat_figures(look.picture.pixels, heat, classes) for heat in look.heats)
     stages = "".join(map(_stage_row, look.stages))
     return (
-        f"<section><h2>{escape(look.picture.name)}: {verdict}</h2>"
+        f"<section><h2>{escape_html(look.picture.name)}: {verdict}</h2>"
         f'<div class="row">{original}{_bars(look.probs, classes)}{heats}</div>'
         f"<h3>Most active feature maps</h3>{stages}</section>"
     )
@@ -78,14 +78,14 @@ def _bars(probs: Tensor, classes: Sequence[str]) -> str:
     rows = []
     for value, index in zip(values.tolist(), indices.tolist(), strict=True):
         rows.append(
-            f"<tr><th>{escape(classes[index])}</th>"
+            f"<tr><th>{escape_html(classes[index])}</th>"
             f'<td><meter value="{value:.4f}" max="1"></meter></td><td>{value:.4f}</td></tr>'
         )
     return f'<table class="probs">{"".join(rows)}</table>'
 
 
 def _heat_figures(pixels: Tensor, heat: Heat, classes: Sequence[str]) -> str:
-    name = escape(classes[heat.label])
+    name = escape_html(classes[heat.label])
     fall = max(0.0, heat.occlusion.max().item())
     return _figure(
         overlay(pixels, heat.grad_cam), f"Grad-CAM, {name}", "where its evidence lies"

@@ -2,13 +2,12 @@
 
 import re
 from collections.abc import Sequence
-from html import escape
 from math import inf
 from statistics import quantiles
 
 import numpy as np
 
-from vggexp.formatting import format_value
+from vggexp.formatting import escape_html, format_value
 from vggexp.report.table import Table, repeat_rows
 from vggexp.runs.confusion import Confusions
 from vggexp.runs.repeats import STOPPED, Row
@@ -49,7 +48,7 @@ def heat_map(table: Table) -> str:
         note += " ✕: none finished."
     if scores and low > min(scores):
         note += f" ▾: below {low:.4f}, where the colors begin."
-    title = f"{escape(down)} against {escape(across)}"
+    title = f"{escape_html(down)} against {escape_html(across)}"
     grid = _score_grid(down, across, best, low)
     return f"<section><h3>{title}</h3><p>{note}</p>{grid}</section>"
 
@@ -174,12 +173,12 @@ def _grid(
     css_class = ""
     if len(columns) * max(map(len, columns)) > MAX_HEADER_CHARS:
         css_class = ' class="upright"'
-    header = f"<th>{escape(corner)}</th>"
+    header = f"<th>{escape_html(corner)}</th>"
     for name in columns:
-        header += f'<th scope="col"><span>{escape(name)}</span></th>'
+        header += f'<th scope="col"><span>{escape_html(name)}</span></th>'
     body = ""
     for name, row in zip(rows, cells, strict=True):
-        body += f'<tr><th scope="row">{escape(name)}</th>{"".join(row)}</tr>'
+        body += f'<tr><th scope="row">{escape_html(name)}</th>{"".join(row)}</tr>'
     table = f"<thead{css_class}><tr>{header}</tr></thead><tbody>{body}</tbody>"
     return (
         f'<div class="box fit"><div class="scroll"><table class="grid">{table}</table></div></div>'

@@ -3,12 +3,12 @@
 import base64
 import shlex
 from collections.abc import Mapping, Sequence
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from vggexp.data.catalog import DATASETS, folder_classes
 from vggexp.errors import DataError, VggexpError
+from vggexp.formatting import escape_html
 from vggexp.report.heatmaps import confusion_grid
 from vggexp.report.sections import html_table
 from vggexp.report.table import Table
@@ -36,8 +36,8 @@ def best_run_section(table: Table) -> str:
         wrong = int((~stored.correct).sum())
         note = f"{wrong:,} of {len(stored.labels):,} test images wrong."
         content = _confusions(stored, names) + _mistakes(stored, names, run.folder)
-    name = escape(table.rows[0]["run"])
-    text = f"<p><code>{name}</code>: {escape(note)}</p>"
+    name = escape_html(table.rows[0]["run"])
+    text = f"<p><code>{name}</code>: {escape_html(note)}</p>"
     return f"<section><h3>The best run</h3>{text}{content}</section>"
 
 
@@ -83,7 +83,7 @@ def _mistakes(stored: Predictions, names: Sequence[str], folder: Path) -> str:
     note = "The wrong predictions of the highest probability. Images are counted from 0."
     if any((folder / "checkpoints").glob("*.pt")):
         command = f"python -m vggexp.look {shlex.quote(str(folder))} --mistakes"
-        note += f" To see where the network looks: <code>{escape(command)}</code>"
+        note += f" To see where the network looks: <code>{escape_html(command)}</code>"
     pair = f'<div class="pair">{html_table(rows)}{image}</div>'
     return f"<h4>Worst mistakes</h4><p>{note}</p>{pair}"
 

@@ -10,12 +10,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from vggexp import __version__
-from vggexp.formatting import duration, format_value, plural
+from vggexp.formatting import duration, escape_html, format_value, plural
 from vggexp.report import mistakes, sections
 from vggexp.report.heatmaps import heat_map
 from vggexp.report.run_details import run_details, split_shared
@@ -53,7 +52,7 @@ def render_page(data_sections: Sequence[Section], selection: Selection) -> str:
         "script": script,
         "script_hash": base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         "style": (ASSETS / "page.css").read_text("utf-8"),
-        "version": escape(__version__),
+        "version": escape_html(__version__),
     }
     template = (ASSETS / "page.html").read_text("utf-8")
     return re.sub(r"\{\{(\w+)\}\}", lambda match: parts[match[1]], template)
@@ -61,9 +60,9 @@ def render_page(data_sections: Sequence[Section], selection: Selection) -> str:
 
 def _subtitle(data_sections: Sequence[Section], selection: Selection) -> str:
     """Returns the folders, the selection and the date."""
-    words = ["in " + ", ".join(escape(str(path)) for path in selection.folders)]
+    words = ["in " + ", ".join(escape_html(str(path)) for path in selection.folders)]
     if selection.where is not None:
-        condition = f"<code>{escape(selection.where)}</code>"
+        condition = f"<code>{escape_html(selection.where)}</code>"
         words.append(f"those of {plural(selection.found, 'run')} with {condition}")
     if selection.best is not None:
         words.append(f"the best {selection.best} of each data set are listed")
@@ -78,7 +77,7 @@ def _navigation(data_sections: Sequence[Section]) -> str:
         return ""
     items = ""
     for index, section in enumerate(data_sections):
-        name = escape(section.table.data)
+        name = escape_html(section.table.data)
         count = plural(len(section.table.runs), "run")
         items += f'<li><a href="#data-{index}">{name}</a> {count}</li>'
     return (
@@ -97,7 +96,7 @@ def _data_section(section: Section, index: int, first: int) -> str:
     parts = {
         "id": f"data-{index}",
         "index": str(index),
-        "name": escape(table.data),
+        "name": escape_html(table.data),
         "tiles": _tiles(section.table),
         "ranking": _ranking_note(section),
         "runs": sections.runs_section(table, first),
@@ -152,7 +151,7 @@ def _tiles(table: Table) -> str:
 
 
 def _tile(name: str, value: str, note: str) -> str:
-    return f"<div><dt>{name}</dt><dd>{value}</dd><dd>{escape(note)}</dd></div>"
+    return f"<div><dt>{name}</dt><dd>{value}</dd><dd>{escape_html(note)}</dd></div>"
 
 
 def _script_data(data_sections: Sequence[Section]) -> dict[str, Any]:

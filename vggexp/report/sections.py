@@ -3,11 +3,10 @@
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 from vggexp.config.keys import flatten
-from vggexp.formatting import format_value, plural
+from vggexp.formatting import escape_html, format_value, plural
 from vggexp.report.table import MAX_LEADING_SETTINGS, Section, Table, csv_cell, display_cell
 from vggexp.runs.environment import WORKING_DIRECTORY
 from vggexp.runs.records import RunRecord
@@ -43,7 +42,7 @@ def runs_section(table: Table, first: int) -> str:
     header = ""
     for name in table.page_columns:
         attribute = _class_attribute(name)
-        header += f'<th{attribute} scope="col"><button>{escape(name)}</button></th>'
+        header += f'<th{attribute} scope="col"><button>{escape_html(name)}</button></th>'
     body = ""
     for index, (row, run, label) in enumerate(
         zip(table.rows, table.runs, table.labels, strict=True), first
@@ -55,20 +54,20 @@ def runs_section(table: Table, first: int) -> str:
 
 def _run_cell(row: Row, label: str, has_curves: bool) -> str:
     """Returns the header of a row: the run, whether its curves are drawn, and what it lacks."""
-    name = escape(row["run"])
+    name = escape_html(row["run"])
     disabled = "" if has_curves else " disabled"
     checkbox = f'<input type="checkbox" aria-label="curves of {name}"{disabled}>'
     state = ""
     if row["state"] != "finished":
         state = f" {_state(row['state'])}"
-    button = f'<button title="{name}">{escape(label)}</button>'
+    button = f'<button title="{name}">{escape_html(label)}</button>'
     content = f"<div>{checkbox}<span>{button}{state}</span></div>"
     return f'<th class="run" scope="row" data-value="{name}">{content}</th>'
 
 
 def _state(state: str) -> str:
     css_class = re.sub("[^a-z]", "-", state)
-    return f'<span class="state {css_class}">{escape(state)}</span>'
+    return f'<span class="state {css_class}">{escape_html(state)}</span>'
 
 
 def _cells(columns: Sequence[str], row: Mapping[str, Any]) -> str:
@@ -76,8 +75,8 @@ def _cells(columns: Sequence[str], row: Mapping[str, Any]) -> str:
 
 
 def _cell(column: str, value: Any) -> str:
-    exact = escape(csv_cell(value))
-    text = escape(display_cell(column, value))
+    exact = escape_html(csv_cell(value))
+    text = escape_html(display_cell(column, value))
     data = "" if exact == text else f' data-value="{exact}"'
     if column == "state":
         text = _state(str(value))
@@ -98,7 +97,7 @@ def html_table(rows: Sequence[Mapping[str, Any]]) -> str:
     columns = list(rows[0])
     header = ""
     for column in columns:
-        header += f'<th{_class_attribute(column)} scope="col">{escape(column)}</th>'
+        header += f'<th{_class_attribute(column)} scope="col">{escape_html(column)}</th>'
     body = "".join(f"<tr>{_cells(columns, row)}</tr>" for row in rows)
     table = f"<table><thead><tr>{header}</tr></thead><tbody>{body}</tbody></table>"
     return f'<div class="box fit"><div class="scroll tall">{table}</div></div>'
