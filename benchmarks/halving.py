@@ -24,7 +24,8 @@ from vggexp.runs import jsonl
 from vggexp.sweep.halving import choose_survivors, plan_rungs
 
 OBJECTIVE = "val/accuracy"
-FACTORS = (2, 3, 4)
+# sweep.halving and sweep.halving_start
+VARIANTS = ((2, None), (3, None), (4, None), (3, 3))
 SCHEDULES = ("constant", "cosine")
 GRID = [
     "-m",
@@ -48,12 +49,17 @@ class Outcome(NamedTuple):
     seconds: float  # of these epochs, one run after another
 
 
-def simulate(grid: Mapping[str, Rows], factor: int) -> Outcome:
-    """Returns the outcome of a halving sweep over a grid of one seed, by the name of each run."""
+def simulate(grid: Mapping[str, Rows], factor: int, start: int | None = None) -> Outcome:
+    """Returns the outcome of a halving sweep over a grid of one seed, by the name of each run.
+
+    Args:
+        factor: sweep.halving.
+        start: sweep.halving_start.
+    """
     epochs = max(map(len, grid.values()))
     names = list(grid)
     trained = dict.fromkeys(grid, 0)
-    rungs = plan_rungs(epochs, factor, len(grid))
+    rungs = plan_rungs(epochs, factor, len(grid), start)
     for rung, following in zip(rungs, [*rungs[1:], None], strict=True):
         scores: dict[str, float | None] = {}
         for name in names:
@@ -91,7 +97,7 @@ def read_grid(folder: Path) -> dict[str, Rows]:
 
 
 def print_rows(schedule: str, seed: int, root: Path, grid: Mapping[str, Rows]) -> None:
-    """Prints a row for each factor: what is saved, and how much worse the winner is."""
+    """Prints a row for each variant: what is saved, and how much worse the winner is."""
     results = {}
     for name in grid:
         results[name] = json.loads((root / name / "result.json").read_text())
@@ -101,8 +107,8 @@ def print_rows(schedule: str, seed: int, root: Path, grid: Mapping[str, Rows]) -
     (best,) = choose_survivors(scores, 1, OBJECTIVE)
     all_epochs = sum(map(len, grid.values()))
     all_seconds = sum(map(_seconds, grid.values()))
-    for factor in FACTORS:
-        outcome = simulate(grid, factor)
+    for factor, start in VARIANTS:
+        outcome = simulate(grid, factor, start)
         regrets = []
         for metric in (OBJECTIVE, "test/accuracy"):
             difference = results[best][metric] - results[outcome.winner][metric]
@@ -111,6 +117,7 @@ def print_rows(schedule: str, seed: int, root: Path, grid: Mapping[str, Rows]) -
             schedule,
             str(seed),
             str(factor),
+            str(start or "default"),
             f"{outcome.epochs} of {all_epochs}",
             f"{outcome.seconds / 60:.1f} of {all_seconds / 60:.1f}",
             "yes" if outcome.winner == best else "no",
@@ -145,7 +152,8 @@ def main() -> None:
     parser.add_argument("--check", action="store_true", help="also run one halving sweep")
     parser.add_argument("overrides", nargs="*", default=SIZE, metavar="OVERRIDE")
     arguments = parser.parse_intermixed_args()
-    columns = ["schedule", "seed", "K", "epochs", "minutes", "winner found", OBJECTIVE, "test"]
+    columns = ["schedule", "seed", "K", "start", "epochs", "minutes", "winner found"]
+    columns += [f"{OBJECTIVE} lost", "test/accuracy lost"]
     print(f"| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     for schedule in SCHEDULES:
         for seed in range(arguments.seeds):

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+from hydra.core.hydra_config import HydraConfig
 
 from tests.config.test_compose import config_of, write
 from vggexp.config import device
@@ -165,7 +166,8 @@ def test_a_file_with_a_forbidden_character_is_named(folder):
     assert problem_of("experiment=mine").endswith("mine.yaml: special characters are not allowed")
 
 
-def test_a_reference_to_hydras_job_is_explained(folder):
+def test_a_reference_to_hydras_job_is_explained(folder, monkeypatch):
+    monkeypatch.setattr(HydraConfig.instance(), "cfg", None)  # of an earlier test's sweep
     text = "# @package _global_\nrun: {name: 'x${hydra:job.num}'}"
     write(folder / "experiment" / "mine.yaml", text)
     reason = "run.name: ${hydra:...} is known to Hydra's jobs alone; write the value"

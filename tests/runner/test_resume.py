@@ -118,7 +118,7 @@ def test_after_other_data_is_forced_all_commands_take_the_new_data(command, test
 def test_resume_exact_refuses_another_machine(command, field):
     argv = [*TINY, "run.name=a"]
     command(*argv)
-    other = {"threads": 9, "precision": "tf32"}
+    other = {"threads": 9, "precision": "tf32", "numerics": 9}
     interrupt("a", **{field: other.get(field, "other")})
     code, _, err = command(*argv, "resume=exact", "device.threads=1")
     assert code == 4

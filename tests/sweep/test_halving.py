@@ -7,9 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from joblib.externals.loky import get_reusable_executor
 
-from tests.conftest import TINY, result, write_epochs
+from tests.conftest import TINY, end_processes_of_joblib, result, write_epochs
 from vggexp.config.compose import parse_command
 from vggexp.config.run_id import run_name
 from vggexp.errors import ConfigError
@@ -342,8 +341,7 @@ def test_every_launcher_decides_the_same(command, reference, launcher):
     options = [*FOUR, LRS, "sweep.halving=2", f"hydra/launcher={launcher}"]
     if launcher == "local":
         options.append("hydra.launcher.jobs=3")
-    # Its processes outlive a sweep, in the working directory of an earlier test.
-    get_reusable_executor().shutdown()
+    end_processes_of_joblib()
     assert command(*options)[0] == 0
     assert_decided_alike(reference)
 

@@ -289,7 +289,7 @@ def _named_keys(keys: Sequence[str], records: Sequence[RunRecord]) -> list[str]:
     names = [record.config.get("run.network") for record in records]
     blocks = [record.config.get("arch.blocks") for record in records]
     pairs = distinct(list(zip(names, blocks, strict=True)))
-    if None in names or len(pairs) > len(set(names)):
+    if None in names or len(pairs) > len(distinct(names)):
         return list(keys)
     return ["run.network" if key == "arch.blocks" else key for key in keys]
 

@@ -265,7 +265,7 @@ class Sweep:
     where: str | None
     halving: Annotated[int, Range(2, 100)] | None
     halving_start: Epochs | None
-    lr_range: bool
+    lr_range: bool | None
     dry_run: bool
     on_error: Literal["continue", "stop"]
     retry_failed: bool

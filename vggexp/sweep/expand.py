@@ -156,12 +156,12 @@ def _reject_sweep_keys(sweep: Sweep) -> None:
         "where": None,
         "halving": None,
         "halving_start": None,
-        "lr_range": False,
+        "lr_range": None,
         "dry_run": False,
     }
     for key, default in defaults.items():
         value = getattr(sweep, key)
-        if value != default:
+        if value and value != default:
             raise ConfigError(f"sweep.{key}={format_value(value)}: needs -m (a sweep)")
 
 

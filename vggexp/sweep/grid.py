@@ -97,10 +97,10 @@ def endpoint_jobs(overrides: Sequence[Override], sweep: Sweep) -> list[list[str]
     The first job has the first value of every axis. Each further job changes one axis, to another
     choice or to the other end of its interval or range. See `expand_grid` for the parameters.
     """
-    grid_keys = (("pairs", ()), ("repeats", 1), ("where", None), ("lr_range", False))
+    grid_keys = (("pairs", ()), ("repeats", 1), ("where", None), ("lr_range", None))
     for key, default in grid_keys:
         value = getattr(sweep, key)
-        if value != default:
+        if value and value != default:
             raise ConfigError(
                 f"sweep.{key}={format_value(value)}: belongs to a grid; this sweeper searches"
             )
