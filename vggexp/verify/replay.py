@@ -24,8 +24,9 @@ from vggexp.training.checkpoint_manager import find_checkpoints
 from vggexp.training.loop import NullCheckpointer, NullLogger, Position, TrainLoop, train
 from vggexp.training.timer import PhaseTimer
 
-# Fields of a checkpoint that a replay does not repeat: times, and what the configuration sets.
-NOT_COMPARED = ("spent", "images_per_second", "param_groups")
+# Fields of a checkpoint that a replay does not repeat: times, and what the configuration sets. And
+# where the next point of the curves starts, which a run of an earlier version did not record.
+NOT_COMPARED = ("spent", "images_per_second", "param_groups", "last_totals")
 
 
 @dataclass(frozen=True)
