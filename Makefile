@@ -65,5 +65,5 @@ release-check:  ## check the content of wheel and sdist, and install both in a f
 	python -m tools.release
 
 pictures:  ## make the images of README and docs from the sweep of docs/commands.md; a quarter of an hour
-	python -m vggexp -m arch=vgg11_bn,vgg13_bn,vgg16_bn,vgg19_bn optimizer.lr=0.01,0.03,0.1 data.resize=32 data.limit=6000 arch.width=0.25 "arch.hidden=[256,256]" train.epochs=3 hydra.launcher.jobs=2 run.root=outputs/pictures
+	python -m vggexp -m arch=vgg11_bn,vgg13_bn,vgg16_bn,vgg19_bn optimizer.lr=0.01,0.03,0.1 data.resize=32 data.limit=6000 arch.width=0.25 "arch.hidden=[256,256]" train.epochs=9 hydra.launcher.jobs=2 run.root=outputs/pictures
 	python -m tools.pictures outputs/pictures

@@ -31,7 +31,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         write_report([str(outputs), f"--out={folder}"])
         page = (Path(folder) / "report.html").as_uri()
-        take_screenshot(page, IMAGES / "report.png", width=1400, height=1000)
+        take_screenshot(page, IMAGES / "report.png", width=1400, height=1500)
         take_screenshot(page, IMAGES / "sweep.png", width=1200, height=1800)
     take_tensorboard(outputs)
 
