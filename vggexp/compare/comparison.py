@@ -285,7 +285,7 @@ def group_runs(runs: Sequence[TestedRun]) -> tuple[list[RunGroup], Differences]:
 
 
 def _named_keys(keys: Sequence[str], records: Sequence[RunRecord]) -> list[str]:
-    """Returns the keys with `run.network` in place of `arch.blocks`, if the names tell as much."""
+    """Returns the keys with `run.network` in place of `arch.blocks`, if the names say as much."""
     names = [record.config.get("run.network") for record in records]
     blocks = [record.config.get("arch.blocks") for record in records]
     pairs = distinct(list(zip(names, blocks, strict=True)))

@@ -31,7 +31,7 @@ RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,119}")
 NAME_CHARACTERS = "letters, digits or _ . + = , - (the first a letter, digit or _)"
 WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 RUN_FILES = ("config.yaml", "result.json")  # a folder that holds both is that of a run
-SWEEP_FILES = ("runs.json", "results.csv", "study.log")  # one of them tells the folder of a sweep
+SWEEP_FILES = ("runs.json", "results.csv", "study.log")  # one of them marks the folder of a sweep
 SHA256 = re.compile(r"[0-9a-f]{64}")
 OBJECTIVES = (
     "val/accuracy",
