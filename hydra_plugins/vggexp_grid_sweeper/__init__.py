@@ -70,7 +70,7 @@ class GridSweeper(Sweeper):
         launched = 0
         for rung in run_rungs(self.task.configs, self.task.sweep):
             if not has_work(rung):
-                print_text(f"{rung.line()}  (before)")
+                print_text(f"{rung.line()}  (done before)")
                 continue
             print_text(rung.line())
             self.task.configs = rung.launched_jobs()

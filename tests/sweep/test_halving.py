@@ -420,7 +420,7 @@ def test_a_finished_halving_sweep_trains_nothing(command, reference):
     times = {path: path.stat().st_mtime_ns for path in Path("outputs").glob("vgg*/*")}
     code, out, _ = command(*FOUR, LRS, "sweep.halving=2")
     assert code == 0
-    assert out.count("  (before)") == 3
+    assert out.count("  (done before)") == 3
     assert {path: path.stat().st_mtime_ns for path in Path("outputs").glob("vgg*/*")} == times
 
 
@@ -461,7 +461,7 @@ def test_a_setting_with_a_failed_seed_is_out(command):
     assert states == [("failed", "1")] * 2 + [("finished", "2")] * 2 + [("finished", "2")] * 2
     code, again, _ = command(*options, "sweep.halving=2")
     assert code == 7
-    assert again.count("  (before)") == 2
+    assert again.count("  (done before)") == 2
 
 
 def test_a_filter_and_the_dry_run(command):

@@ -18,7 +18,7 @@ from vggexp.check.labels import SIDE, Sample, probe_labels, take_sample
 from vggexp.config.derived import disk_bytes, layers, memory_bytes
 from vggexp.config.hints import hints, suggested_overrides
 from vggexp.config.schema import Augment, Config, ImageFiles
-from vggexp.formatting import duration, format_bytes, plural
+from vggexp.formatting import duration, format_bytes, format_metric, plural
 from vggexp.loggers.images import captioned_grid
 from vggexp.models.transfer import train_mode
 from vggexp.runner import build, datasets
@@ -189,7 +189,7 @@ def check_layers(subject: Subject) -> Iterator[Finding]:
     model = subject.new_state().model
     stats, loss = layer_stats(model, subject.first(PROBE_IMAGES), layers(config))
     advice = f"try {', or '.join(suggested_overrides(config))}"
-    text = f"{loss:.4f}, ln {subject.classes} = {subject.guessing_loss:.4f}"
+    text = f"{format_metric(loss)}, ln {subject.classes} = {subject.guessing_loss:.4f}"
     is_far = not loss < EXPLODED * subject.guessing_loss
     yield Finding("initial loss", text, advice if is_far else None)
     dead = first_dead(stats)
@@ -259,8 +259,10 @@ def judge_steps(subject: Subject, steps: Steps) -> Finding:
     """Looks at the loss and at the layers after the steps."""
     config = subject.config
     losses = steps.losses
+    first = format_metric(mean(losses[:MEAN_STEPS]))
+    last = format_metric(mean(losses[-MEAN_STEPS:]))
     text = (
-        f"loss {mean(losses[:MEAN_STEPS]):.4f} -> {mean(losses[-MEAN_STEPS:]):.4f} "
+        f"loss {first} -> {last} "
         f"in {plural(len(losses), 'step')}, {config.optimizer.name} lr {config.optimizer.lr:g}"
     )
     advice = f"try {', or '.join(suggested_overrides(config))}"
@@ -294,7 +296,9 @@ def check_memorizing(subject: Subject, seconds: float) -> Finding:
     count = plural(len(losses), "step")
     if losses[-1] <= MEMORIZED * subject.guessing_loss:
         return Finding("memorizing", f"{images} in {count} of Adam")
-    text = f"loss {losses[0]:.4f} -> {losses[-1]:.4f} on {images} in {count} of Adam"
+    first = format_metric(losses[0])
+    last = format_metric(losses[-1])
+    text = f"loss {first} -> {last} on {images} in {count} of Adam"
     if losses[-1] < LEARNING * losses[0]:
         return Finding("memorizing", text)
     if len(losses) < MIN_STEPS:
@@ -313,7 +317,7 @@ def check_evaluation(subject: Subject) -> Iterator[Finding]:
             continue
         batches = list(islice(loader.evaluate(), 1))
         loss = evaluate(model, batches, device, autocast, split)[f"{split}/loss"]
-        text = f"{plural(loader.count, 'image')}, loss of the first batch {loss:.4f}"
+        text = f"{plural(loader.count, 'image')}, loss of the first batch {format_metric(loss)}"
         cure = None if math.isfinite(loss) else "the loss is not finite; try device.precision=fp32"
         yield Finding(split, text, cure)
 
