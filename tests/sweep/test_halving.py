@@ -260,22 +260,42 @@ def epochs_of(folder):
 
 
 @pytest.mark.process
-def test_every_run_has_the_bits_of_the_full_grid(command):
-    options = [*FOUR, SCHEDULES, "train.keep=all"]
+@pytest.mark.parametrize(
+    ("repeats", "rungs"),
+    [
+        (
+            1,
+            [
+                "rung 1   4 runs to epoch 1   2 go on   (val/accuracy)",
+                "rung 2   2 runs to epoch 2   1 goes on",
+                "rung 3   1 run  to epoch 4",
+            ],
+        ),
+        pytest.param(
+            2,
+            [
+                "rung 1   8 runs to epoch 1   4 go on   (val/accuracy)",
+                "rung 2   4 runs to epoch 2   2 go on",
+                "rung 3   2 runs to epoch 4",
+            ],
+            marks=pytest.mark.slow,  # the same with two seeds
+        ),
+    ],
+)
+def test_every_run_has_the_bits_of_the_full_grid(command, repeats, rungs):
+    options = [*FOUR, SCHEDULES, "train.keep=all", f"sweep.repeats={repeats}"]
     assert command(*options, "run.root=full")[0] == 0
     code, out, err = command(*options, "run.root=halved", "sweep.halving=2")
     assert (code, err) == (0, "")
-    plan = [
-        "rung 1   4 runs to epoch 1   2 go on   (val/accuracy)",
-        "rung 2   2 runs to epoch 2   1 goes on",
-        "rung 3   1 run  to epoch 4",
-        "8 of 16 epochs: 0 runs finished, 0 paused, 8 epochs to train, 1 job at a time; "
-        "their time is unknown, no run of this kind has finished on this host",
-    ]
-    assert out.splitlines()[:4] == plan
-    assert sorted(epochs_of("halved").values()) == [1, 1, 2, 4]
+    epochs = (
+        f"{8 * repeats} of {16 * repeats} epochs: 0 runs finished, 0 paused, "
+        f"{8 * repeats} epochs to train, 1 job at a time; "
+        "their time is unknown, no run of this kind has finished on this host"
+    )
+    assert out.splitlines()[:4] == [*rungs, epochs]
+    assert sorted(epochs_of("halved").values()) == sorted([1, 1, 2, 4] * repeats)
     paths = sorted(Path("halved").glob("*/checkpoints/*.pt"))
-    assert len(paths) == 8
+    assert len(paths) == 8 * repeats
     for path in paths:
         actual = dict(named_values(checkpoint.load(path)))
         expected = dict(named_values(checkpoint.load("full" / path.relative_to("halved"))))
