@@ -8,24 +8,26 @@ own matrix product would do the step's multiply-adds.
 import statistics
 import sys
 from collections import defaultdict
-from collections.abc import Iterator
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from vggexp.bench.layers import Part, time_part
-from vggexp.bench.measure import PRODUCT_SIZE, ROUNDS, matrix_product, time_rounds
+from vggexp.bench.measure import (
+    PRODUCT_SIZE,
+    ROUNDS,
+    matrix_product,
+    step_parts,
+    time_rounds,
+)
 from vggexp.config.compose import parse_command
 from vggexp.config.derived import layers
-from vggexp.config.schema import Config
 from vggexp.formatting import aligned_table
 from vggexp.models.shapes import macs
 from vggexp.runner import build, datasets
 from vggexp.runner.hardware import DeviceSetup, setup_device
 from vggexp.sweep.expand import compose_run
-from vggexp.training.loop import step_settings
-from vggexp.training.step import Batch, NonFiniteGuard, optimizer_step
 
 KINDS = {
     "convolution": nn.Conv2d,
@@ -36,8 +38,8 @@ KINDS = {
 }
 
 
-def split_into_modules(model: nn.Module, images: Tensor, setup: DeviceSetup) -> Iterator[Part]:
-    """Sends a batch through the network and yields each module of KINDS with its own input."""
+def split_into_modules(model: nn.Module, images: Tensor, setup: DeviceSetup) -> list[Part]:
+    """Sends a batch through the network and returns each module of KINDS with its own input."""
     parts: list[Part] = []
 
     def add(kind: str, module: nn.Module, inputs: tuple[Tensor], output: Tensor) -> None:
@@ -57,22 +59,7 @@ def split_into_modules(model: nn.Module, images: Tensor, setup: DeviceSetup) -> 
         model(images)
     for handle in handles:
         handle.remove()
-    yield from parts
-
-
-def time_step(config: Config, setup: DeviceSetup, batch: Batch, batches_per_epoch: int) -> float:
-    """Returns the seconds of a whole step, the median of several."""
-    state = build.build_state(config, setup, batches_per_epoch)
-    settings = build.train_settings(config, setup)
-    guard = NonFiniteGuard(setup.device)
-
-    def step() -> None:
-        step_cfg = step_settings(state, settings, guard)
-        loss, _ = settings.forward_backward(state.model, batch, step_cfg)
-        optimizer_step(state.model, state.optimizer, loss, 0, step_cfg)
-
-    seconds = time_rounds({"step": step}, 4 * ROUNDS, setup.device)["step"]
-    return statistics.median(seconds)
+    return parts
 
 
 def main() -> None:
@@ -81,7 +68,9 @@ def main() -> None:
     batches = datasets.build_loaders(config, setup.device).train
     batch = next(iter(batches.train(0)))
     images, _ = batch
-    step = time_step(config, setup, batch, batches.batches_per_epoch)
+    state = build.build_state(config, setup, batches.batches_per_epoch)
+    whole = step_parts(state, build.train_settings(config, setup), batches, batch)["step"]
+    step = statistics.median(time_rounds({"step": whole}, 4 * ROUNDS, setup.device)["step"])
     model = build.build_model(config).to(setup.device).train()
     if config.device.channels_last:
         model = model.to(memory_format=torch.channels_last)
