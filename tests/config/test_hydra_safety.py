@@ -332,7 +332,7 @@ def test_a_process_of_joblib_may_register_hydras_sources_again():
     registry.register(importlib_resources_config_source.ImportlibResourcesConfigSource)
     registry.register(structured_config_source.StructuredConfigSource)
     modules = {registry.resolve(scheme).__module__ for scheme in ("file", "pkg", "structured")}
-    assert modules == {"vggexp.config.hydra_safety"}
+    assert modules == {"vggexp.config.sources"}
 
 
 @pytest.mark.parametrize("how", ["--config-dir", "VGGEXP_CONF_PATH"])

@@ -10,26 +10,19 @@ import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
-from functools import cached_property
+from functools import cache, cached_property
 from importlib import resources
-from pathlib import Path
 from typing import Any
 
 import hydra._internal.hydra
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.core_plugins import (
-    file_config_source,
-    importlib_resources_config_source,
-    structured_config_source,
-)
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
-from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vggexp.config import own_files, yaml_limits
+from vggexp.config import own_files, sources, yaml_limits
 from vggexp.config.device import detect_device
 from vggexp.config.overrides import parse_override
 from vggexp.errors import ConfigError
@@ -122,61 +115,6 @@ class Moment:
         raise ConfigError(f"oc.env:{name}: this environment variable is not set")
 
 
-# Hydra registers one class for each kind of source, and refuses another name. The processes of
-# joblib register Hydra's own classes after these.
-class FileConfigSource(file_config_source.FileConfigSource):
-    """Reads YAML files of configuration folders within limits."""
-
-    def load_config(self, config_path: str) -> ConfigResult:
-        name = self._normalize_file_name(config_path)
-        path = Path(os.path.realpath(os.path.join(self.path, name)))
-        if path.is_file():
-            yaml_limits.check_file(path)
-        try:
-            result = super().load_config(config_path)
-        except OSError as error:
-            if error.errno is not None:  # OmegaConf's for a file such as `3` has none
-                raise
-            raise ConfigError(f"{path}: holds no keys; needs lines as key: value") from error
-        except (ValueError, LookupError, AttributeError, TypeError) as error:  # as of !!bool x
-            raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
-        package = result.header["package"]
-        content: Any = result.config
-        is_global = package == "_global_" or "/" not in config_path
-        if is_global and OmegaConf.is_dict(content) and content.get("hydra", {}) is None:
-            raise ConfigError(f"{path}: hydra=null: a group of keys; leave it out")
-        if self.provider != own_files.SHIPPED:
-            own_files.complete(self.path, config_path, content, package)
-        return result
-
-
-def _reject_import(source: Any, allowed: str) -> None:
-    if source.path != allowed:
-        raise ConfigError(
-            f"hydra.searchpath: {source.scheme()}://{source.path}: not allowed, "
-            "Hydra would import it; give a folder, as file:///home/me/conf"
-        )
-
-
-class ImportlibResourcesConfigSource(
-    importlib_resources_config_source.ImportlibResourcesConfigSource
-):
-    """Reads Hydra's own files; a package of another name would be imported."""
-
-    def __init__(self, provider: str, path: str) -> None:
-        super().__init__(provider=provider, path=path)
-        _reject_import(self, "hydra.conf")
-
-
-class StructuredConfigSource(structured_config_source.StructuredConfigSource):
-    """Reads the configurations that installed plugins store; imports no module."""
-
-    def __init__(self, provider: str, path: str) -> None:
-        super().__init__(provider=provider, path="structured://")
-        self.path = path.removeprefix("structured://")
-        _reject_import(self, "")
-
-
 class SafeConfigLoader(ConfigLoaderImpl):
     """Checks each configuration that it composes.
 
@@ -253,11 +191,7 @@ def _resolve_device(node: DictConfig) -> None:
 def install() -> None:
     """Makes Hydra compose, read files and read the environment by the rules of this module."""
     Plugins.instance()  # has registered the sources that are replaced here
-    sources = SourcesRegistry.instance().types
-    sources |= {
-        source.scheme(): source
-        for source in (FileConfigSource, ImportlibResourcesConfigSource, StructuredConfigSource)
-    }
+    SourcesRegistry.instance().types.update(sources.BY_SCHEME)
     hydra._internal.hydra.ConfigLoaderImpl = SafeConfigLoader  # type: ignore[misc, attr-defined]
 
 
@@ -399,18 +333,24 @@ def _callback_problems(node: DictConfig) -> Iterator[str]:
             )
 
 
+@cache
+def _logging_files(section: str) -> dict[str, Any]:
+    """Returns Hydra's own files of a section for logging: their content by their names."""
+    folder = resources.files("hydra.conf.hydra") / section
+    return {
+        file.name.removesuffix(".yaml"): yaml_limits.load(file.read_text())
+        for file in folder.iterdir()
+        if file.name.endswith(".yaml")
+    }
+
+
 def _logging_problems(node: DictConfig, section: str) -> Iterator[str]:
     """Yields a problem unless a section for logging.config.dictConfig is a file of Hydra's own.
 
     Another one could call functions, empty files, or be no valid section.
     """
     values = OmegaConf.to_container(node.hydra, resolve=False).get(section)  # type: ignore[union-attr]
-    folder = resources.files("hydra.conf.hydra") / section
-    shipped = {
-        file.name.removesuffix(".yaml"): yaml_limits.load(file.read_text())
-        for file in folder.iterdir()
-        if file.name.endswith(".yaml")
-    }
+    shipped = _logging_files(section)
     if values not in shipped.values():
         yield (
             f"hydra.{section}: not allowed to differ from Hydra's own files; "
