@@ -1,9 +1,11 @@
 """Tests the command line: flags anywhere, users' own files, and their errors."""
 
 import pytest
+from hydra.types import RunMode
 
 from vggexp.config import device
-from vggexp.config.compose import parse_command
+from vggexp.config.compose import hydra_session, parse_command
+from vggexp.config.hydra_safety import RUN_OVERRIDE
 from vggexp.config.run_id import run_name
 from vggexp.config.schema import Config
 from vggexp.errors import ConfigError
@@ -102,3 +104,16 @@ def test_the_value_of_info_is_part_of_its_flag(words):
     command = parse_command(["seed=1", *words])
     assert command.flags == ["--info=all"]
     assert command.overrides == ["seed=1"]
+
+
+@pytest.mark.parametrize("overrides", [[], ["arch=vgg11", "experiment=quickstart", "seed=3"]])
+def test_hydra_runs_a_copy_of_the_checked_composition(overrides):
+    command = parse_command(overrides)
+    with hydra_session(command) as compose_fn:
+        first = compose_fn(command.overrides)
+        copied = compose_fn([*command.overrides, RUN_OVERRIDE])
+        parse_command(overrides)  # another command composes anew
+        composed = compose_fn([*command.overrides, RUN_OVERRIDE])
+    assert copied == composed
+    assert copied.hydra.mode == RunMode.RUN
+    assert first.hydra.mode is None

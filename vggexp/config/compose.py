@@ -72,7 +72,7 @@ def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = 
     for word in argv:
         if not word.isascii() and word.encode(errors="replace").decode() != word:
             raise ConfigError(f"{word}: not UTF-8 text; rename the file or folder")
-    hydra_safety.SafeConfigLoader.moment = hydra_safety.Moment()
+    hydra_safety.SafeConfigLoader.begin_command()
     own_files.READ.clear()
     parser = get_args_parser()
     for flag in switches:

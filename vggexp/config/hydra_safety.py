@@ -6,6 +6,7 @@ and imports packages that `hydra.searchpath` names. A file of someone else can s
 Hydra uses it: in a run, a sweep, a job, and for --help, --cfg, --info and completion.
 """
 
+import copy
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,6 +20,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.config_search_path import ConfigSearchPath
 from hydra.core.plugins import Plugins
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
@@ -42,6 +44,7 @@ SWEEPERS = {
     "grid": "hydra_plugins.vggexp_grid_sweeper.GridSweeper",
     "optuna": "hydra_plugins.vggexp_optuna_sweeper.OptunaSweeper",
 }
+RUN_OVERRIDE = "hydra.mode=RUN"  # which Hydra adds to the overrides of a run
 RESOLVING = "ConfigError raised while resolving interpolation: "  # OmegaConf's, before our text
 CALLBACKS = ("hydra.experimental.callbacks.LogJobReturnCallback",)
 PLUGIN_CLASSES = {"launcher": LAUNCHERS, "sweeper": SWEEPERS}
@@ -122,6 +125,13 @@ class SafeConfigLoader(ConfigLoaderImpl):
     """
 
     moment = Moment()  # `parse_command` sets that of the command
+    _last: tuple[Any, DictConfig] | None = None  # the last composed run, and what it was made of
+
+    @classmethod
+    def begin_command(cls) -> None:
+        """Begins a moment of its own for a command."""
+        cls.moment = Moment()
+        cls._last = None
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "moment": self.moment}
@@ -132,11 +142,41 @@ class SafeConfigLoader(ConfigLoaderImpl):
         own_files.search_first(config_search_path.get_path())
         super().__init__(config_search_path)
 
-    def load_configuration(self, *args: Any, **kwargs: Any) -> DictConfig:
+    def load_configuration(
+        self,
+        config_name: str | None,
+        overrides: list[str],
+        run_mode: RunMode,
+        from_shell: bool = True,
+        validate_sweep_overrides: bool = True,
+    ) -> DictConfig:
+        """Composes a configuration and checks it.
+
+        Hydra composes a run twice more, for its mode and to run it; it gets copies of the first.
+        """
         self.moment.register()  # Hydra registers a resolver `now` of its own when it starts
         OmegaConf.register_new_resolver("vggexp.device", self._detected_value, replace=True)
+        places = [(place.provider, place.path) for place in self.config_search_path.get_path()]
+        is_run = overrides[-1:] == [RUN_OVERRIDE]
+        source = (config_name, overrides[:-1] if is_run else list(overrides), places)
+        if self._last and self._last[0] == source:
+            node = copy.deepcopy(self._last[1])
+            if is_run:
+                node.hydra.mode = RunMode.RUN
+                node.hydra.overrides.hydra.append(RUN_OVERRIDE)
+            return node
+        node = self._compose(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
+        _resolve_device(node)
+        problems = list(hydra_node_problems(node))
+        if problems:
+            raise ConfigError(*map(own_files.name_file, problems))
+        if run_mode == RunMode.RUN and not is_run:
+            SafeConfigLoader._last = (source, copy.deepcopy(node))
+        return node
+
+    def _compose(self, *args: Any) -> DictConfig:
         try:
-            node = super().load_configuration(*args, **kwargs)
+            return super().load_configuration(*args)
         except RecursionError as error:
             files = ", ".join(map(str, own_files.with_defaults()))
             raise ConfigError(
@@ -147,11 +187,6 @@ class SafeConfigLoader(ConfigLoaderImpl):
             if name in os.environ or not name.isidentifier():
                 raise
             raise ConfigError(f"hydra.job.env_copy={name}: not set in the environment") from error
-        _resolve_device(node)
-        problems = list(hydra_node_problems(node))
-        if problems:
-            raise ConfigError(*map(own_files.name_file, problems))
-        return node
 
     def _detected_value(self, key: str) -> Any:
         """Returns a value from the file of the device that `device=auto` means."""
