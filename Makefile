@@ -6,7 +6,7 @@ help:  ## print this list
 check:  ## check style and types
 	ruff check . && ruff format --check . && mypy
 
-quick:  ## run the tests that start no process and train for less than a second, without the catalogs of inputs; a minute and a half on two cores
+quick:  ## run the tests that start no process and train for less than a second, without the catalogs of inputs; a minute on two cores
 	pytest -n 2 --dist worksteal -m "not slow and not process and not catalog"
 
 test:  ## run the default tests; eight minutes on two cores

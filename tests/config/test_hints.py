@@ -17,6 +17,7 @@ def load(overrides=""):
     return compose_run(parse_command(["device=cpu", "device.precision=fp32", *overrides.split()]))
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("overrides", "keys"),
     [
@@ -91,6 +92,7 @@ def test_on_a_gpu_its_own_memory_counts():
     assert [hint.key for hint in hints(on_gpu, gpu_bytes=1000)] == ["memory"]
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

@@ -25,6 +25,7 @@ def problem_of(*argv: str) -> str:
     return str(caught.value)
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("file", "content", "overrides"),
     [  # an own file, and the command without it that is the same run

@@ -135,6 +135,7 @@ def test_a_wrong_command(overrides, expected):
     assert refusal(*overrides).startswith(expected)
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize("name", ARRAY_SETS)
 def test_a_network_can_be_planned_from_the_name(name):
     """The shape of the images is a fact of the format."""

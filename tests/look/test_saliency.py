@@ -103,28 +103,31 @@ def test_grad_cam_leaves_the_model_alone(subject):
 
 
 @torch.no_grad()
-def plain_occlusion(model, image, label):
-    """The mean fall over all squares of a fourth of the side that cover a pixel, with loops."""
+def plain_occlusion(model, image):
+    """The mean fall over all squares of a fourth of the side that cover a pixel, with loops.
+
+    Returns a map for each class.
+    """
     size = image.shape[-1]
     side = size // 4
     corners = sorted({*range(0, size - side, side // 2), size - side})
-    prob = model(image).softmax(1)[0, label]
-    heat = torch.zeros(size, size)
+    probs = model(image).softmax(1)[0]
+    heat = torch.zeros(CLASSES, size, size)
     count = torch.zeros(size, size)
     for top in corners:
         for left in corners:
             covered = image.clone()
             covered[:, :, top : top + side, left : left + side] = 0
-            fall = prob - model(covered).softmax(1)[0, label]
+            falls = probs - model(covered).softmax(1)[0]
             for y in range(top, top + side):
-                heat[y, left : left + side] += fall
                 count[y, left : left + side] += 1
+                heat[:, y, left : left + side] += falls[:, None]
     return heat / count
 
 
 def test_occlusion_is_that_of_explicit_loops(subject):
     model, image = subject
-    expected = torch.stack([plain_occlusion(model, image, label) for label in range(CLASSES)])
+    expected = plain_occlusion(model, image)
     torch.testing.assert_close(occlusion(model, image), expected, atol=1e-6, rtol=1e-4)
 
 

@@ -63,6 +63,7 @@ def test_what_pooling_keeps(pool, dtypes):
     assert saved == dtypes
 
 
+@pytest.mark.catalog
 def test_compiled_pooling_is_torchs():
     images = torch.randn(2, 3, 4, 4, requires_grad=True)
     compiled = torch.compile(MaxPool2d(2), backend="aot_eager", fullgraph=True)

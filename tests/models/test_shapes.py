@@ -181,7 +181,12 @@ def draw_architecture(draws: random.Random) -> dict:
     }
 
 
-@pytest.mark.parametrize("seed", range(200))
+def seeds() -> list:
+    """Returns the seeds of 200 networks, of which the quick tests have 40."""
+    return [*range(40), *(pytest.param(seed, marks=pytest.mark.catalog) for seed in range(40, 200))]
+
+
+@pytest.mark.parametrize("seed", seeds())
 def test_a_random_network_is_what_torch_builds(seed):
     arch = draw_architecture(random.Random(seed))
     layers = vgg_layers(**arch)

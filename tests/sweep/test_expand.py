@@ -60,6 +60,7 @@ def test_the_flag_or_a_file_makes_a_sweep(argv, is_sweep):
     assert compose_outline(parse_command(argv)).is_sweep == is_sweep
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
@@ -256,6 +257,7 @@ def test_a_section_that_cannot_be_shown_is_refused(package):
         check_composes(parse_command(["--cfg", "job", "-p", package]))
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize("argv", [[], ["-m", "seed=1,2"]])
 @pytest.mark.parametrize(
     ("text", "problem"),

@@ -64,6 +64,7 @@ def test_the_best_go_on_and_equal_ones_by_name(objective, count, expected):
     assert choose_survivors(scores, count, objective) == expected
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("overrides", "error"),
     [

@@ -53,6 +53,7 @@ def test_a_fraction_of_a_range_has_the_text_of_a_grid():
     assert [float(value) for value in axis.values] == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=1e-15)
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

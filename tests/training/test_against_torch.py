@@ -7,6 +7,7 @@ optimizers enlarge.
 """
 
 import contextlib
+import itertools
 from functools import partial
 
 import pytest
@@ -127,8 +128,17 @@ def train_with_torch(name: str, schedule: str) -> tuple[nn.Module, nn.Module]:
     return model, average.module
 
 
-@pytest.mark.parametrize("schedule", SCHEDULES)
-@pytest.mark.parametrize("name", NAMES)
+def optimizers_with_schedules() -> list:
+    """Returns all pairs. The quick tests have those with SGD or with cosine."""
+    pairs = []
+    for name, schedule in itertools.product(NAMES, SCHEDULES):
+        is_quick = name == "SGD" or schedule == "cosine"
+        marks = () if is_quick else pytest.mark.catalog
+        pairs.append(pytest.param(name, schedule, marks=marks))
+    return pairs
+
+
+@pytest.mark.parametrize(("name", "schedule"), optimizers_with_schedules())
 def test_thirty_steps(name, schedule):
     trained = train_with_vggexp(name, schedule)
     expected = train_with_torch(name, schedule)
