@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, end_processes_of_joblib
+from tests.conftest import TINY
 from vggexp.config.compose import parse_command
 from vggexp.errors import ConfigError
 from vggexp.sweep.expand import check_command, compose_outline, compose_run, expand_sweep
@@ -131,8 +131,9 @@ def test_the_shipped_sweep_tests_fixed_rates_of_any_configuration(chosen):
 @pytest.mark.process
 @pytest.mark.parametrize("launcher", ["local", "joblib"])
 def test_planted_rates_are_outside_of_the_band_and_nothing_is_trained_again(command, launcher):
-    argv = [*SMALL, "optimizer.lr=1e-9,0.01,90", f"hydra/launcher={launcher}"]
-    end_processes_of_joblib()
+    # The processes of joblib stay in the folder of the test that started them.
+    root = f"run.root={Path('outputs').absolute()}"
+    argv = [*SMALL, "optimizer.lr=1e-9,0.01,90", f"hydra/launcher={launcher}", root]
     code, out, _ = command(*argv)
     line = "rates    loss falls for all 2 seeds at 0.01 alone; take optimizer.lr=0.01"
     assert (code, out.splitlines()[-4]) == (0, line)
