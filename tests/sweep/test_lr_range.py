@@ -12,7 +12,7 @@ from vggexp.sweep.expand import check_command, compose_outline, compose_run, exp
 from vggexp.sweep.lr_range import Rate, band_text, loss_falls
 
 SMALL = ["sweep=lr_range", "data=digits", "arch=vgg_digits", "arch.width=0.125", "arch.hidden=[]"]
-SMALL += ["data.limit=300", "data.test_limit=50", "data.batch_size=16", "device.threads=1"]
+SMALL += ["data.limit=150", "data.test_limit=50", "data.batch_size=16", "device.threads=1"]
 SMALL += ["train.epochs=3", "sweep.halving_start=2", "sweep.repeats=2"]
 
 
