@@ -1,4 +1,4 @@
-"""python -m tests.peak_memory OVERRIDE...: trains, and then prints its resident bytes at its peak."""
+"""python -m tests.peak_memory OVERRIDE...: trains, then prints its resident bytes at its peak."""
 
 import re
 import sys

@@ -10,7 +10,6 @@ from tensorboard import default, program
 from vggexp.errors import ResourceError
 from vggexp.tensorboard.port import HOST, port_in_use
 
-
 RELOAD_SECONDS = 5.0  # between two looks into the event files; TensorBoard's own default
 
 
