@@ -100,13 +100,6 @@ def fork_command(user_cache):
         yield run
 
 
-def end_processes_of_joblib() -> None:
-    """Ends the processes of joblib's launcher, which stay in the folder of an earlier test."""
-    from joblib.externals.loky import get_reusable_executor
-
-    get_reusable_executor().shutdown()
-
-
 def write_images(
     root: Path, counts: dict[str, int], shape: Callable[[int], tuple[int, int]], kind: str
 ) -> None:

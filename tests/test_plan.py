@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from vggexp.config import compose
 from vggexp.cost_plan import CostPlan, cost_table, plan_costs
 from vggexp.formatting import format_bytes
@@ -113,14 +114,6 @@ def test_images_that_are_decoded_once_have_an_unknown_size():
     assert "memory  at least " in cost_table(costs)
 
 
-TRAIN = r"""
-import re, sys
-from pathlib import Path
-from vggexp.__main__ import main
-code = main(sys.argv[1:])
-# Not ru_maxrss, which begins at that of the process that started this one.
-print(code, 1024 * int(re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())[1]))
-"""
 SMALL_DATA = "data=synthetic data.images=64 data.batch_size=32 data.val_fraction=0.15"
 
 
@@ -128,25 +121,31 @@ TINY = f"{SMALL_DATA} data.size=32 arch.width=0.05 arch.hidden=[16]"
 needs_proc = pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
 
 
-def memory_of_a_run(overrides: str, folder: Path) -> tuple[int, int]:
-    """Returns the planned and the resident bytes of a run at its peak."""
-    words = [*overrides.split(), "device=cpu", "device.threads=1", "train.epochs=1"]
-    command = [sys.executable, "-c", TRAIN, *words, "run.root=outputs"]
-    process = subprocess.run(command, capture_output=True, text=True, cwd=folder)
-    code, resident_bytes = map(int, process.stdout.split()[-2:])
-    assert code == 0
-    return plan(*words).memory_bytes["total"], resident_bytes
+def run_argv(overrides: str) -> list[str]:
+    return [*overrides.split(), "device=cpu", "device.threads=1", "train.epochs=1"]
+
+
+def measure_run(overrides: str, folder: Path, fork_command) -> tuple[int, int]:
+    """Returns the planned bytes of a run and the resident bytes of its fork, at their peaks."""
+    argv = run_argv(overrides)
+    process = fork_command(folder, *argv, module="tests.peak_memory")
+    assert process.returncode == 0
+    return plan(*argv).memory_bytes["total"], int(process.stdout.split()[-1])
 
 
 @pytest.fixture(scope="module")
-def memory_of_a_tiny_run(tmp_path_factory):
-    return memory_of_a_run(TINY, tmp_path_factory.mktemp("memory"))
+def measured_tiny_run(tmp_path_factory, fork_command):
+    return measure_run(TINY, tmp_path_factory.mktemp("memory"), fork_command)
 
 
 @pytest.mark.process
 @needs_proc
-def test_the_libraries_are_most_of_a_tiny_run(memory_of_a_tiny_run):
-    planned, resident = memory_of_a_tiny_run
+def test_the_libraries_are_most_of_a_tiny_run(tmp_path):
+    command = [sys.executable, "-m", "tests.peak_memory", *run_argv(TINY)]
+    command.append(f"run.root={tmp_path}")
+    process = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    planned = plan(*run_argv(TINY)).memory_bytes["total"]
+    resident = int(process.stdout.split()[-1])
     assert 0.6 < planned / resident < 1.3  # 1.06 and 0.75 on two machines with the same packages
 
 
@@ -160,10 +159,10 @@ def test_the_libraries_are_most_of_a_tiny_run(memory_of_a_tiny_run):
     ],
 )
 def test_the_estimate_is_near_what_a_run_holds_besides_the_libraries(
-    overrides, memory_of_a_tiny_run, tmp_path
+    overrides, measured_tiny_run, fork_command, tmp_path
 ):
-    planned, resident = memory_of_a_run(overrides, tmp_path)
-    planned_tiny, resident_tiny = memory_of_a_tiny_run
+    planned, resident = measure_run(overrides, tmp_path, fork_command)
+    planned_tiny, resident_tiny = measured_tiny_run
     assert 0.9 < (planned - planned_tiny) / (resident - resident_tiny) < 1.4
 
 

@@ -121,7 +121,8 @@ def table_columns(folder: Path) -> list[str]:
 def test_jobs_and_tables_share_a_folder_with_the_time(command, launcher, tmp_path):
     """Hydra's keys are applied once, also those that are added."""
     (tmp_path / "experiment").mkdir()
-    text = "# @package _global_\nrun: {root: 'runs/${now:%S-%f}'}\n"
+    # The processes of joblib stay in the folder of the test that started them.
+    text = f"# @package _global_\nrun: {{root: '{tmp_path}/runs/${{now:%S-%f}}'}}\n"
     (tmp_path / "experiment" / "timed.yaml").write_text(text)
     argv = ["experiment=timed", f"--config-dir={tmp_path}", "train.epochs=1", "seed=0,1", "-m"]
     code, _, err = command(

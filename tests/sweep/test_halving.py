@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, end_processes_of_joblib, result, write_epochs
+from tests.conftest import TINY, result, write_epochs
 from vggexp.config.compose import parse_command
 from vggexp.config.run_id import run_name
 from vggexp.errors import ConfigError
@@ -362,7 +362,8 @@ def test_every_launcher_decides_the_same(command, reference, launcher):
     options = [*FOUR, LRS, "sweep.halving=2", f"hydra/launcher={launcher}"]
     if launcher == "local":
         options.append("hydra.launcher.jobs=3")
-    end_processes_of_joblib()
+    # The processes of joblib stay in the folder of the test that started them.
+    options.append(f"run.root={Path('outputs').absolute()}")
     assert command(*options)[0] == 0
     assert_decided_alike(reference)
 

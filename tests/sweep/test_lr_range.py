@@ -5,14 +5,14 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY, end_processes_of_joblib
+from tests.conftest import TINY
 from vggexp.config.compose import parse_command
 from vggexp.errors import ConfigError
 from vggexp.sweep.expand import check_command, compose_outline, compose_run, expand_sweep
 from vggexp.sweep.lr_range import Rate, band_text, loss_falls
 
 SMALL = ["sweep=lr_range", "data=digits", "arch=vgg_digits", "arch.width=0.125", "arch.hidden=[]"]
-SMALL += ["data.limit=300", "data.test_limit=50", "data.batch_size=16", "device.threads=1"]
+SMALL += ["data.limit=150", "data.test_limit=50", "data.batch_size=16", "device.threads=1"]
 SMALL += ["train.epochs=3", "sweep.halving_start=2", "sweep.repeats=2"]
 
 
@@ -131,8 +131,9 @@ def test_the_shipped_sweep_tests_fixed_rates_of_any_configuration(chosen):
 @pytest.mark.process
 @pytest.mark.parametrize("launcher", ["local", "joblib"])
 def test_planted_rates_are_outside_of_the_band_and_nothing_is_trained_again(command, launcher):
-    argv = [*SMALL, "optimizer.lr=1e-9,0.01,90", f"hydra/launcher={launcher}"]
-    end_processes_of_joblib()
+    # The processes of joblib stay in the folder of the test that started them.
+    root = f"run.root={Path('outputs').absolute()}"
+    argv = [*SMALL, "optimizer.lr=1e-9,0.01,90", f"hydra/launcher={launcher}", root]
     code, out, _ = command(*argv)
     line = "rates    loss falls for all 2 seeds at 0.01 alone; take optimizer.lr=0.01"
     assert (code, out.splitlines()[-4]) == (0, line)

@@ -76,7 +76,8 @@ def test_the_output_of_jobs_is_not_written_through_a_link(tmp_path):
 
 @pytest.mark.process
 def test_each_job_has_its_gpu_and_its_share_of_the_threads(tmp_path, fork_command):
-    overrides = ["hydra.launcher.jobs=4", "hydra.launcher.gpus=[7,9]", "seed=range(8)"]
+    overrides = ["hydra.launcher.jobs=4", "hydra.launcher.gpus=[7,9]", "seed=range(5)"]
+    overrides += ["data.size=8", "arch.blocks=[[1,4]]"]
     process = fork_command(tmp_path, "-m", *SMALL, *overrides, OMP_NUM_THREADS="8")
     assert (process.returncode, process.stderr) == (0, "")
     recorded = environments(tmp_path)

@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import threading
 
 import pytest
 
@@ -165,6 +166,21 @@ def test_content_then_name_then_folder_reach_the_disk(tmp_path, disk_events, wri
     write(tmp_path / "a.json", b"12345")
     assert disk_events == [5, "rename", "folder"]
     assert [path.read_bytes() for path in tmp_path.iterdir()] == [b"12345"]
+
+
+def test_two_writers_of_one_file_take_turns(tmp_path, monkeypatch):
+    path = tmp_path / "a"
+    second = threading.Thread(target=files.atomic_write, args=(path, b"second"))
+
+    def begin_second(descriptor):
+        monkeypatch.undo()
+        second.start()
+        second.join(0.1)
+
+    monkeypatch.setattr(files.os, "fsync", begin_second)
+    files.atomic_write(path, b"first")
+    second.join()
+    assert path.read_bytes() == b"second"
 
 
 @pytest.mark.parametrize(

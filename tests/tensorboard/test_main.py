@@ -49,11 +49,20 @@ def sweep(tmp_path):
     return folder
 
 
+COMMAND = """
+import sys
+from vggexp.tensorboard import __main__, server
+__main__.UPDATE_SECONDS = 0.1
+server.RELOAD_SECONDS = 1.0  # the least of the fast loader
+sys.exit(__main__.main())
+"""
+
+
 def start(folder, tmp_path):
-    """Starts the command; returns its process and its JSON object."""
+    """Starts the command, which looks often for new events; returns its process and its object."""
     (tmp_path / "tmp").mkdir()
     server = subprocess.Popen(
-        [sys.executable, "-m", "vggexp.tensorboard", str(folder), str(folder), "--json"],
+        [sys.executable, "-c", COMMAND, str(folder), str(folder), "--json"],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -66,7 +75,7 @@ def wait_for(read, expected):
     """Waits for a reply, because the server reads the files in the background."""
     end = time.monotonic() + WAIT_SECONDS
     while read() != expected and time.monotonic() < end:
-        time.sleep(0.2)
+        time.sleep(0.05)
     assert read() == expected
 
 
@@ -84,9 +93,14 @@ def read_steps(address, run):
     return [step for _, step, _ in json.loads(urlopen(f"{charts}/scalars?{query}").read())]
 
 
+def stop(server, signum):
+    server.send_signal(signum)
+    _, errors = server.communicate(timeout=WAIT_SECONDS)
+    return server.returncode, errors
+
+
 @pytest.mark.process
-@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_the_server_shows_runs_that_start_and_continue(sweep, tmp_path, signum, code):
+def test_the_server_shows_runs_that_start_and_continue(sweep, tmp_path):
     server, shown = start(sweep, tmp_path)
     try:
         address = shown["address"]
@@ -98,11 +112,16 @@ def test_the_server_shows_runs_that_start_and_continue(sweep, tmp_path, signum, 
         write_events(write_typed_run(sweep.parents[1] / "b"), 1)
         wait_for(lambda: read_runs(address), ["optimizer.lr=0.1", "optimizer.lr=0.2"])
     finally:
-        server.send_signal(signum)
-        _, errors = server.communicate(timeout=WAIT_SECONDS)
-    assert server.returncode == code
-    name = signum.name
-    assert errors == f"vggexp: stopped by {name} while it served: the same command serves again\n"
+        stop(server, signal.SIGTERM)
+    assert not list((tmp_path / "tmp").iterdir())
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("signum", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stop_signal_ends_the_server_and_leaves_nothing_behind(sweep, tmp_path, signum, code):
+    server, _ = start(sweep, tmp_path)
+    error = f"vggexp: stopped by {signum.name} while it served: the same command serves again\n"
+    assert stop(server, signum) == (code, error)
     assert not list((tmp_path / "tmp").iterdir())
 
 

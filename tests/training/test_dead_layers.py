@@ -211,11 +211,12 @@ def test_a_run_that_stops_with_a_dead_model_can_go_on(command, tmp_path):
 
 @pytest.mark.process
 def test_a_dead_configuration_with_its_remedy_and_a_healthy_one():
-    dead = run_trial(DEAD[0].split(), 4)
+    half = ["data.limit=640", "data.batch_size=16"]  # as many steps, of half the images
+    dead = run_trial([*DEAD[0].split(), *half], 4)
     assert dead.warning
     assert not dead.learns()
-    assert run_trial([*DEAD[0].split(), *dead.suggestions()[0].split()], 6).learns()
-    assert run_trial(HEALTHY[0].split(), 4).warning == []
+    assert run_trial([*DEAD[0].split(), *half, *dead.suggestions()[0].split()], 4).learns()
+    assert run_trial([*HEALTHY[0].split(), *half], 4).warning == []
 
 
 @pytest.mark.slow

@@ -154,6 +154,7 @@ def run_traced(folder: Path, call: str, *inject: str) -> int:
 
 # Stop signals
 
+SLOW_SECONDS = {"once": 0.02, "twice": 0.3}  # of a batch in these situations
 SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 
 
@@ -182,13 +183,15 @@ def check_signal(case: tuple[str, str, int], folder: Path) -> str:
     signum = getattr(signal, name)
     draws = random.Random(repr(case))
     pause = draws.uniform(0, 0.2)
-    argv = CONFIGS[seed % len(CONFIGS)]
-    if situation == "sweep":
-        argv = [word for word in argv if word != "run.name=a"]
-        argv = ["-m", *argv, "optimizer.lr=0.001,0.002,0.003"]
+    argv = SMALLEST  # "once" interrupts every part of the training state
+    if situation == "once":
+        argv = CONFIGS[seed % len(CONFIGS)]
+    elif situation == "sweep":
+        argv = ["-m", *(word for word in SMALLEST if word != "run.name=a")]
+        argv.append("optimizer.lr=0.001,0.002,0.003")
 
     def before() -> None:
-        slow_down_batches(0.3 if situation == "twice" else 0.02)
+        slow_down_batches(SLOW_SECONDS.get(situation, 0.1))
         signal.signal(signum, earlier_handler(situation, signum))
         if situation == "unread":
             os.dup2(full_pipe()[1], 1)

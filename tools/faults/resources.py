@@ -16,7 +16,6 @@ from tools.faults.catalog import (
     Catalog,
     check_error,
     replace_attribute,
-    seeds,
 )
 from tools.faults.server import (
     RUN_DIR,
@@ -169,14 +168,18 @@ def check_out_of_memory(case: tuple[str, int], folder: Path) -> str:
 
 # Many processes
 
-PROCESSES = 20
+
+def crowd_cases(small: bool) -> Iterable[tuple[int, int]]:
+    """Returns the number of processes, and a seed."""
+    return [(8, 0)] if small else [(20, seed) for seed in range(10)]
 
 
-def check_simultaneous_starts(seed: int, folder: Path) -> str:
-    """Starts one command PROCESSES times at once.
+def check_simultaneous_starts(case: tuple[int, int], folder: Path) -> str:
+    """Starts one command in many processes at once.
 
     Exactly one process trains. For the others, the run is in use (8) or finished (0).
     """
+    processes, seed = case
     argv = CONFIGS[seed % len(CONFIGS)]
     read_end, write_end = os.pipe()
 
@@ -185,7 +188,7 @@ def check_simultaneous_starts(seed: int, folder: Path) -> str:
         os.read(read_end, 1)  # returns when the parent closes its end
         time.sleep(random.Random(repr((seed, os.getpid()))).uniform(0, 0.5))
 
-    pids = [start_command(folder, argv, wait_for_start, f"-{index}") for index in range(PROCESSES)]
+    pids = [start_command(folder, argv, wait_for_start, f"-{index}") for index in range(processes)]
     os.close(write_end)
     os.close(read_end)
     codes = [wait_for(pid) for pid in pids]
@@ -208,5 +211,5 @@ CATALOGS = {
         "disk full, read-only, file size, descriptors", resource_cases, check_short_resource
     ),
     "memory": Catalog("out of memory in training", memory_cases, check_out_of_memory),
-    "crowds": Catalog("20 starts of one command at once", seeds(1, 10), check_simultaneous_starts),
+    "crowds": Catalog("20 starts of one command at once", crowd_cases, check_simultaneous_starts),
 }

@@ -38,17 +38,22 @@ HOOKS = Path(__file__).parent / "hooks"
 FAULTY_SEED = 3
 
 
-def job_cases(small: bool) -> Iterable[tuple[str, str, int]]:
-    """Returns each launcher with each fault, and the number of jobs."""
-    jobs = 5 if small else 12
-    cases = list(itertools.product(LAUNCHERS, sitecustomize.FAULTS, [jobs]))
-    return cases[1::13] if small else cases
+def job_cases(small: bool) -> Iterable[tuple[str, str, int, str]]:
+    """Returns each launcher with each fault, the number of jobs, and the launcher that repeats.
+
+    In the small part the basic launcher repeats, because it starts no Python anew.
+    """
+    cases = list(itertools.product(LAUNCHERS, sitecustomize.FAULTS))
+    if small:
+        return [(launcher, fault, 5, "basic") for launcher, fault in cases[1::13]]
+    return [(launcher, fault, 12, launcher) for launcher, fault in cases]
 
 
-def check_dying_job(case: tuple[str, str, int], folder: Path) -> str:
+def check_dying_job(case: tuple[str, str, int, str], folder: Path) -> str:
     """Checks that the other jobs finish and that the sweep exits with 7, without a traceback."""
-    launcher, fault, jobs = case
-    argv = [*SWEEP, f"seed=range({jobs})", *LAUNCHERS[launcher]]
+    launcher, fault, jobs, launcher_again = case
+    seed_range = f"seed=range({jobs})"
+    argv = [*SWEEP, seed_range, *LAUNCHERS[launcher]]
 
     def install_fault() -> None:
         paths = [str(HOOKS)]
@@ -67,6 +72,7 @@ def check_dying_job(case: tuple[str, str, int], folder: Path) -> str:
         return f"exit {result.code}, {states}: {result.err[-300:]}"
     if "Traceback" in result.err and fault != "raises":  # only a bug is shown with its traceback
         return f"a traceback: {result.err[-300:]}"
+    argv = [*SWEEP, seed_range, *LAUNCHERS[launcher_again]]
     repeated = run_command(folder, [*argv, "sweep.retry_failed=true"])
     if repeated.code:
         return f"again: exit {repeated.code} {repeated.err[-300:]}"

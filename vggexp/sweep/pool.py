@@ -365,7 +365,6 @@ def preload(jobs: Sequence[PoolJob]) -> None:
     import torch
 
     torch.set_num_threads(1)
-    import torch.distributed.tensor  # torch needs it to draw a graph; its import takes over 1 s
     import torch.utils.tensorboard._pytorch_graph
 
     import vggexp.loggers.images

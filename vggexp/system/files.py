@@ -6,6 +6,7 @@ exists completely or not at all, and gives others no right that the folder does 
 
 import contextlib
 import errno
+import fcntl
 import os
 import stat
 from collections.abc import Iterator
@@ -179,13 +180,26 @@ def atomic_write(path: Path, content: bytes) -> None:
     """Replaces a file.
 
     At every instant, also after a power failure, the path holds the old content or the new.
+    Processes that write the same file, such as two controllers of one sweep, take turns.
     """
     part = path.with_name(path.name + ".tmp")
-    part.unlink(missing_ok=True)  # left by a crash; may be a link, which must not be followed
-    with replace_when_done(path, part), open(part, "xb", opener=open_no_follow) as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
+    with _lock_folder(path.parent):
+        part.unlink(missing_ok=True)  # left by a crash; may be a link, which must not be followed
+        with replace_when_done(path, part), open(part, "xb", opener=open_no_follow) as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+
+@contextlib.contextmanager
+def _lock_folder(folder: Path) -> Iterator[None]:
+    """Waits for the folder's other writers, if the system can lock folders (NFS cannot)."""
+    with contextlib.ExitStack() as stack:
+        with contextlib.suppress(OSError):
+            descriptor = os.open(folder, os.O_RDONLY)
+            stack.callback(os.close, descriptor)
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ from tensorboard import default, program
 from vggexp.errors import ResourceError
 from vggexp.tensorboard.port import HOST, port_in_use
 
+RELOAD_SECONDS = 5.0  # between two looks into the event files; TensorBoard's own default
+
 
 def start_server(folder: Path, port: int | None, load_fast: str = "auto") -> str:
     """Serves a folder in a thread of its own, until the process ends.
@@ -29,6 +31,7 @@ def start_server(folder: Path, port: int | None, load_fast: str = "auto") -> str
     logging.getLogger("tensorboard").setLevel(logging.ERROR)
     board = program.TensorBoard(default.get_plugins())
     flags = ["--logdir", str(folder), "--host", HOST, "--load_fast", load_fast]
+    flags += ["--reload_interval", str(RELOAD_SECONDS)]
     if port is not None:
         flags += ["--port", str(port)]
     board.configure(["tensorboard", *flags])
