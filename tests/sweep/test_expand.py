@@ -200,6 +200,42 @@ def test_a_file_sweeps_no_key_of_the_whole_sweep(key, tmp_path):
         grid_jobs(*argv)
 
 
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("sweep: {repeats: 2}", "sweep.repeats=2"),
+        ("sweep: {where: seed > 3}", "sweep.where=seed > 3"),
+        ("sweep: {retry_failed: true}", "sweep.retry_failed=true"),
+        ("hydra: {launcher: {jobs: 3}}", "hydra.launcher.jobs=3"),
+        ("hydra: {sweep: {dir: tables}}", "hydra.sweep.dir=tables"),
+        ("resume: never", "resume=never"),
+    ],
+)
+@pytest.mark.parametrize(
+    "axis", ["experiment=mine,mnist", "sweep.pairs=[{experiment:mine},{experiment:mnist}]"]
+)
+def test_a_swept_file_sets_no_key_of_the_whole_sweep(axis, text, setting, tmp_path):
+    write_experiment(tmp_path, f"# @package _global_\n{text}\n")
+    with pytest.raises(
+        ConfigError, match=rf"mine.yaml: {re.escape(setting)}: a file that is swept"
+    ):
+        grid_jobs("-m", axis, f"--config-dir={tmp_path}")
+
+
+def test_a_swept_file_chooses_no_launcher(tmp_path):
+    text = "# @package _global_\ndefaults: [{override /hydra/launcher: basic}]\n"
+    write_experiment(tmp_path, text)
+    with pytest.raises(ConfigError) as raised:
+        grid_jobs("-m", "experiment=mine,mnist", f"--config-dir={tmp_path}")
+    assert re.findall(r"[\w/.]+=[^:]*", str(raised.value)) == ["hydra/launcher=basic"]
+
+
+def test_the_command_wins_over_what_a_swept_file_says_of_the_sweep(tmp_path):
+    write_experiment(tmp_path, "# @package _global_\nsweep: {repeats: 3}\n")
+    folder = f"--config-dir={tmp_path}"
+    assert len(grid_jobs("-m", "experiment=mine,mnist", "sweep.repeats=2", folder)) == 4
+
+
 def test_a_launcher_keeps_its_rules_under_another_name(tmp_path):
     (tmp_path / "hydra/launcher").mkdir(parents=True)
     (tmp_path / "hydra/launcher/mine.yaml").write_text("defaults: [local, _self_]\njobs: 0\n")

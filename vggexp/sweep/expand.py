@@ -45,6 +45,7 @@ from vggexp.sweep.grid import (
     hydra_problems,
     job_overrides,
     unknown_plugin_keys,
+    whole_sweep_check,
     without_related,
 )
 from vggexp.sweep.halving import halving_problems
@@ -272,10 +273,12 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
         label_override = exclude_from_labels(common_keys)
         hydra_overrides = [override for override in outline.overrides if override.is_hydra]
         hydra_overrides.append(parse_override(label_override))
+        check_files = whole_sweep_check(node, outline.overrides)
         if outline.composition.problems:  # perhaps of these keys; the others are still checked
             hydra_overrides = []
+            check_files = None
         first_applied = without_related(common, combinations)
-        compose_job = cached_compose(compose_fn, hydra_overrides, first_applied)
+        compose_job = cached_compose(compose_fn, hydra_overrides, first_applied, check_files)
         with list_folders_once():
             jobs = _check_jobs(combinations, compose_job, outline.composition.problems, not axes)
     if sweep.where is not None:
