@@ -122,6 +122,13 @@ def test_a_job_is_composed_as_it_is_alone():
         assert replace(job.config, run=alone.run) == alone  # its label shows what is swept
 
 
+def test_a_job_is_called_after_its_data_file_as_a_run_alone():
+    words = ["data=fashion_mnist_28", "arch=vgg8_bn"]
+    job = grid_jobs("-m", *words, "seed=0,1")[0]
+    alone = compose_run(parse_command([*words, "seed=0"]))
+    assert run_name(job.config) == run_name(alone)
+
+
 def test_a_grid_has_its_configurations_by_overrides():
     jobs = grid_jobs("-m", "seed=1,2")
     configs = GridSweep(jobs, Path("outputs"), "", jobs[0].config.sweep).configs()
@@ -216,9 +223,7 @@ def test_a_file_sweeps_no_key_of_the_whole_sweep(key, tmp_path):
 )
 def test_a_swept_file_sets_no_key_of_the_whole_sweep(axis, text, setting, tmp_path):
     write_experiment(tmp_path, f"# @package _global_\n{text}\n")
-    with pytest.raises(
-        ConfigError, match=rf"mine.yaml: {re.escape(setting)}: a file that is swept"
-    ):
+    with pytest.raises(ConfigError, match=f"mine.yaml: {re.escape(setting)}: a file"):
         grid_jobs("-m", axis, f"--config-dir={tmp_path}")
 
 

@@ -270,7 +270,7 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
             combinations = expand_grid(overrides, sweep, seed)
         common = common_overrides(combinations)
         common_keys = {parse_override(text).key for text in common}
-        label_override = exclude_from_labels(common_keys)
+        label_override = exclude_from_labels(common_keys - {"data"})  # as a run alone is called
         hydra_overrides = [override for override in outline.overrides if override.is_hydra]
         hydra_overrides.append(parse_override(label_override))
         check_files = whole_sweep_check(node, outline.overrides)
