@@ -265,6 +265,11 @@ def test_an_axis_of_the_command_replaces_that_of_the_file():
     assert {job.config.optimizer.lr for job in jobs} == {0.1}
 
 
+def test_the_flag_contradicts_the_mode_of_a_single_run():
+    with pytest.raises(ConfigError, match="RUN: does not go with -m"):
+        grid_jobs("-m", "seed=1,2", "hydra.mode=RUN")
+
+
 def test_a_key_needs_to_fit_only_the_jobs():
     jobs = grid_jobs("-m", "scheduler=step,plateau", "scheduler.gamma=0.5")
     assert [job.config.scheduler.gamma for job in jobs] == [0.5, 0.5]

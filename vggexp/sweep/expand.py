@@ -119,6 +119,8 @@ def compose_outline(command: Command) -> Outline:
         is_multirun = command.arguments.multirun
         if is_multirun or any(override.is_sweep for override in overrides):
             composition = compose_or_diagnose(_sweep_defining(overrides), compose_fn)
+            if is_multirun and _mode(composition) == RunMode.RUN:
+                problems.append("hydra.mode=RUN: does not go with -m; leave one of them out")
             if is_multirun or _sets_multirun(composition):
                 return Outline(overrides, problems, composition, is_sweep=True)
         composition = compose_or_diagnose(overrides, compose_fn)  # names each list of values
@@ -126,8 +128,14 @@ def compose_outline(command: Command) -> Outline:
 
 
 def _sets_multirun(composition: Composition) -> bool:
+    return _mode(composition) == RunMode.MULTIRUN
+
+
+def _mode(composition: Composition) -> RunMode | None:
+    """Returns what the command and its files say; None if they leave it to the flag -m."""
     node = composition.node
-    return node is not None and resolve_section(node, "hydra.mode") == RunMode.MULTIRUN
+    mode: RunMode | None = None if node is None else resolve_section(node, "hydra.mode")
+    return mode
 
 
 def _sweep_defining(overrides: Sequence[Override]) -> list[Override]:
@@ -273,10 +281,11 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
         label_override = exclude_from_labels(common_keys - {"data"})  # as a run alone is called
         hydra_overrides = [override for override in outline.overrides if override.is_hydra]
         hydra_overrides.append(parse_override(label_override))
-        check_files = whole_sweep_check(node, outline.overrides)
+        check_files = None
         if outline.composition.problems:  # perhaps of these keys; the others are still checked
             hydra_overrides = []
-            check_files = None
+        else:
+            check_files = whole_sweep_check(node, outline.overrides)
         first_applied = without_related(common, combinations)
         compose_job = cached_compose(compose_fn, hydra_overrides, first_applied, check_files)
         with list_folders_once():
