@@ -11,6 +11,7 @@ import pytest
 from tests.conftest import TINY
 from tests.permissions import without_root_rights
 from vggexp.compare.__main__ import main
+from vggexp.runs.sweeps import SweptRun, write_runs
 
 
 def change_result(**values):
@@ -113,6 +114,27 @@ def test_a_closed_run_is_left_out_if_two_remain(make_run, capfd):
     assert error == "vggexp: warning: b: cannot be read: Permission denied (left out)\n"
     assert "| B " in out
     assert "| C " not in out
+
+
+@pytest.mark.parametrize("state", ["paused", "failed", "interrupted"])
+def test_unfinished_runs_of_a_sweep_are_left_out(state, make_run, capfd):
+    for name in "abc":
+        make_run(name, lr=ord(name))
+    Path("sweeps/s").mkdir(parents=True)
+    write_runs(Path("sweeps/s"), [SweptRun(Path(name), []) for name in "abc"])
+    change_result(state=state)
+    assert main(["sweeps/s"]) == 0
+    out, error = capfd.readouterr()
+    assert error == ("vggexp: warning: sweeps/s: 1 of its 3 runs are not finished (left out)\n")
+    assert "| B " in out
+    assert "| C " not in out
+
+
+def test_a_run_that_is_named_has_to_be_finished(make_run, capfd):
+    make_run("a")
+    make_run("b", lr=0.2)
+    change_result(state="paused")
+    check_refusal(["a", "b"], 4, "b is paused; only finished runs can be compared", capfd)
 
 
 def test_what_stands_beside_the_runs_is_passed_over(make_run, capfd):

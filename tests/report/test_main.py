@@ -161,6 +161,17 @@ def test_a_wrong_selection_is_one_line(option, code, message, sweep, tmp_path, c
     assert os.listdir(tmp_path) == []
 
 
+def test_a_link_to_a_run_that_is_gone_is_named(tmp_path, capsys):
+    outputs = tmp_path / "outputs"
+    make_runs(outputs, 2)
+    (outputs / "again").symlink_to(tmp_path / "gone")
+    assert main([str(outputs)]) == 0
+    assert capsys.readouterr().err == (
+        f"vggexp: warning: {outputs}/again: a link whose target is gone or may not be read "
+        "(left out)\n"
+    )
+
+
 def test_links_to_runs_are_followed_and_other_links_are_named(tmp_path, capsys):
     outputs = tmp_path / "outputs"
     make_runs(outputs, 2)

@@ -123,6 +123,13 @@ def test_a_job_is_composed_as_it_is_alone():
         assert replace(job.config, run=alone.run) == alone  # its label shows what is swept
 
 
+def test_a_job_is_called_after_its_data_file_as_a_run_alone():
+    words = ["data=fashion_mnist_28", "arch=vgg8_bn"]
+    job = grid_jobs("-m", *words, "seed=0,1")[0]
+    alone = compose_run(parse_command([*words, "seed=0"]))
+    assert run_name(job.config) == run_name(alone)
+
+
 def test_a_grid_has_its_configurations_by_overrides():
     jobs = grid_jobs("-m", "seed=1,2")
     configs = GridSweep(jobs, Path("outputs"), "", jobs[0].config.sweep).configs()
@@ -201,6 +208,40 @@ def test_a_file_sweeps_no_key_of_the_whole_sweep(key, tmp_path):
         grid_jobs(*argv)
 
 
+@pytest.mark.parametrize(
+    ("text", "setting"),
+    [
+        ("sweep: {repeats: 2}", "sweep.repeats=2"),
+        ("sweep: {where: seed > 3}", "sweep.where=seed > 3"),
+        ("sweep: {retry_failed: true}", "sweep.retry_failed=true"),
+        ("hydra: {launcher: {jobs: 3}}", "hydra.launcher.jobs=3"),
+        ("hydra: {sweep: {dir: tables}}", "hydra.sweep.dir=tables"),
+        ("resume: never", "resume=never"),
+    ],
+)
+@pytest.mark.parametrize(
+    "axis", ["experiment=mine,mnist", "sweep.pairs=[{experiment:mine},{experiment:mnist}]"]
+)
+def test_a_swept_file_sets_no_key_of_the_whole_sweep(axis, text, setting, tmp_path):
+    write_experiment(tmp_path, f"# @package _global_\n{text}\n")
+    with pytest.raises(ConfigError, match=f"mine.yaml: {re.escape(setting)}: a file"):
+        grid_jobs("-m", axis, f"--config-dir={tmp_path}")
+
+
+def test_a_swept_file_chooses_no_launcher(tmp_path):
+    text = "# @package _global_\ndefaults: [{override /hydra/launcher: basic}]\n"
+    write_experiment(tmp_path, text)
+    with pytest.raises(ConfigError) as raised:
+        grid_jobs("-m", "experiment=mine,mnist", f"--config-dir={tmp_path}")
+    assert re.findall(r"[\w/.]+=[^:]*", str(raised.value)) == ["hydra/launcher=basic"]
+
+
+def test_the_command_wins_over_what_a_swept_file_says_of_the_sweep(tmp_path):
+    write_experiment(tmp_path, "# @package _global_\nsweep: {repeats: 3}\n")
+    folder = f"--config-dir={tmp_path}"
+    assert len(grid_jobs("-m", "experiment=mine,mnist", "sweep.repeats=2", folder)) == 4
+
+
 def test_a_launcher_keeps_its_rules_under_another_name(tmp_path):
     (tmp_path / "hydra/launcher").mkdir(parents=True)
     (tmp_path / "hydra/launcher/mine.yaml").write_text("defaults: [local, _self_]\njobs: 0\n")
@@ -223,6 +264,11 @@ def test_an_axis_of_the_command_replaces_that_of_the_file():
     settings = [(job.config.arch.name, job.config.seed) for job in jobs]
     assert settings == [("vgg", 1), ("vgg", 2), ("lenet", 1), ("lenet", 2)]
     assert {job.config.optimizer.lr for job in jobs} == {0.1}
+
+
+def test_the_flag_contradicts_the_mode_of_a_single_run():
+    with pytest.raises(ConfigError, match="RUN: does not go with -m"):
+        grid_jobs("-m", "seed=1,2", "hydra.mode=RUN")
 
 
 def test_a_key_needs_to_fit_only_the_jobs():

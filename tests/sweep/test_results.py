@@ -1,6 +1,7 @@
 """Tests the table of a sweep: its order, and the same numbers in CSV and Markdown."""
 
 import csv
+import json
 
 import pytest
 
@@ -104,6 +105,19 @@ def test_an_error_stays_one_line(tmp_path, capsys):
     assert "xxx... |" in row
     assert len(header) == len(row)
     assert len(rule) == len(row)
+
+
+@pytest.mark.parametrize(
+    ("objective", "error"),
+    [("val/loss", "val/loss is not a number"), ("val/accuracy", ""), ("test/accuracy", "")],
+)
+def test_a_stopped_run_without_its_objective_says_so(objective, error, tmp_path):
+    job = make_job(tmp_path / "a", "run.until=1")
+    write_run(job, "paused")
+    epoch = {"epoch": 1, "val/accuracy": 0.1, "val/loss": None, "time/epoch_seconds": 1.0}
+    (job.folder / "metrics.jsonl").write_text(json.dumps(epoch) + "\n")
+    (row,) = write_sweep_table([job], objective, tmp_path)
+    assert (row["state"], row["error"]) == ("paused", error)
 
 
 RECORDED = {"val/accuracy": 0.9, "seconds": 1.0}

@@ -34,7 +34,8 @@ Runs of different data are refused with exit code 4. Data is different if the SH
 or test file differs, or the test labels do. --different-data compares the means of such runs, with
 a warning. If the test images are not the same, McNemar's test is left out.
 
-The folder of a sweep, as outputs/sweeps/NAME, stands for its runs.
+The folder of a sweep, as outputs/sweeps/NAME, stands for its finished runs. How many of its runs
+are not finished, such as those that sweep.halving has stopped, is said on stderr.
 
 A run that may not be read is named on stderr and left out, if two others remain. The files of a
 report, README.md and the folder `sweeps` are passed over, so `compare outputs/*` works.
@@ -61,8 +62,7 @@ def _compare(argv: Sequence[str]) -> str:
     )
     arguments = parser.parse_intermixed_args(argv)
     given = without_neighbors(arguments.run)
-    found = expand_sweeps(given, lambda error: cli.warn_left_out(str(error)))
-    folders = _leave_out_closed(found)
+    folders = _leave_out_closed([run for path in given for run in _finished_runs(path)])
     for folder in folders:
         if advice := name_sweeps(folder):
             raise CheckpointError(f"{folder}: {directory.NO_CONFIG}{advice}")
@@ -74,6 +74,22 @@ def _compare(argv: Sequence[str]) -> str:
     if arguments.json:
         return json.dumps(render.to_dict(result), default=str)
     return render.format_comparison(result)
+
+
+def _finished_runs(path: Path) -> list[Path]:
+    """Returns a run, or the runs of a sweep that have finished, or may not be read."""
+    runs = expand_sweeps([path], lambda error: cli.warn_left_out(str(error)))
+    if runs == [path]:
+        return runs
+    kept = []
+    for run in runs:
+        is_closed = not directory.is_searchable(run)
+        if is_closed or directory.read_result(run).get("state") == "finished":
+            kept.append(run)
+    if len(kept) < len(runs):
+        count = len(runs) - len(kept)
+        cli.warn_left_out(f"{path}: {count} of its {len(runs)} runs are not finished")
+    return kept
 
 
 def _leave_out_closed(folders: Sequence[Path]) -> Sequence[Path]:

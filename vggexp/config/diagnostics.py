@@ -26,6 +26,7 @@ LAUNCHER_EXTRAS = {  # the extra of this package that installs the launcher
     "submitit_local": "slurm",
     "submitit_slurm": "slurm",
 }
+OPTIONAL_GROUPS = ("experiment", "sweep")  # of which a command needs no file
 NEEDS_SWEEP = "a list of values needs -m (a sweep)"
 
 
@@ -155,6 +156,8 @@ def _group_problem(override: Override) -> str | None:
         return f"{text}: set one key at a time, as {group}.{key}=VALUE"
     if group == "hydra/launcher" and (extra := _missing_extra(value, options)):
         return f"{text}: needs another package: pip install -e '.[{extra}]'"
+    if value is None and group in OPTIONAL_GROUPS:
+        return f"{text}: leave it out for none; allowed {', '.join(options)}"
     names = value if isinstance(value, list) else [value]
     for name in map(format_value, names):
         if name not in options:

@@ -133,6 +133,11 @@ def _find_below(folder: Path, skip: Callable[[VggexpError], None]) -> Iterator[P
         if {CONFIG, RESULT} <= {*files, *subfolders}:
             subfolders.clear()
             yield Path(root)
+            continue
+        for name in sorted(files):  # among them the links that lead to no folder
+            path = Path(root, name)
+            if path.is_symlink() and not os.path.exists(path):
+                skip(DataError(f"{path}: a link whose target is gone or may not be read"))
         for name in sorted(subfolders):
             path = Path(root, name)
             if not path.is_symlink():

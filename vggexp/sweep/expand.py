@@ -45,6 +45,7 @@ from vggexp.sweep.grid import (
     hydra_problems,
     job_overrides,
     unknown_plugin_keys,
+    whole_sweep_check,
     without_related,
 )
 from vggexp.sweep.halving import halving_problems
@@ -118,6 +119,8 @@ def compose_outline(command: Command) -> Outline:
         is_multirun = command.arguments.multirun
         if is_multirun or any(override.is_sweep for override in overrides):
             composition = compose_or_diagnose(_sweep_defining(overrides), compose_fn)
+            if is_multirun and _mode(composition) == RunMode.RUN:
+                problems.append("hydra.mode=RUN: does not go with -m; leave one of them out")
             if is_multirun or _sets_multirun(composition):
                 return Outline(overrides, problems, composition, is_sweep=True)
         composition = compose_or_diagnose(overrides, compose_fn)  # names each list of values
@@ -125,8 +128,14 @@ def compose_outline(command: Command) -> Outline:
 
 
 def _sets_multirun(composition: Composition) -> bool:
+    return _mode(composition) == RunMode.MULTIRUN
+
+
+def _mode(composition: Composition) -> RunMode | None:
+    """Returns what the command and its files say; None if they leave it to the flag -m."""
     node = composition.node
-    return node is not None and resolve_section(node, "hydra.mode") == RunMode.MULTIRUN
+    mode: RunMode | None = None if node is None else resolve_section(node, "hydra.mode")
+    return mode
 
 
 def _sweep_defining(overrides: Sequence[Override]) -> list[Override]:
@@ -269,13 +278,16 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
             combinations = expand_grid(overrides, sweep, seed)
         common = common_overrides(combinations)
         common_keys = {parse_override(text).key for text in common}
-        label_override = exclude_from_labels(common_keys)
+        label_override = exclude_from_labels(common_keys - {"data"})  # as a run alone is called
         hydra_overrides = [override for override in outline.overrides if override.is_hydra]
         hydra_overrides.append(parse_override(label_override))
+        check_files = None
         if outline.composition.problems:  # perhaps of these keys; the others are still checked
             hydra_overrides = []
+        else:
+            check_files = whole_sweep_check(node, outline.overrides)
         first_applied = without_related(common, combinations)
-        compose_job = cached_compose(compose_fn, hydra_overrides, first_applied)
+        compose_job = cached_compose(compose_fn, hydra_overrides, first_applied, check_files)
         with list_folders_once():
             jobs = _check_jobs(combinations, compose_job, outline.composition.problems, not axes)
     if sweep.where is not None:

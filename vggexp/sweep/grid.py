@@ -1,7 +1,7 @@
 """Makes the jobs of a sweep from its overrides: all combinations of a grid, or a search's ends."""
 
 import re
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import chain, product
 from math import prod
 from typing import Any, NamedTuple
@@ -9,8 +9,9 @@ from typing import Any, NamedTuple
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.types import IntervalSweep
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
+from vggexp.config import own_files
 from vggexp.config.compose import copy_sections, referring_sections, without_plugins
 from vggexp.config.diagnostics import ComposeFn
 from vggexp.config.hydra_safety import TARGET, plugin_name, resolve_section
@@ -53,6 +54,10 @@ UNSWEEPABLE_KEYS = (
 )
 SUBMITIT_COUNTS = ("timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "array_parallelism")
 NOT_SWEPT = "may not be swept, it belongs to the whole sweep; give one value"
+NOT_IN_A_JOB = (
+    "a file that is swept may not set it, it belongs to the whole sweep; "
+    "give it on the command line"
+)
 MAX_LAUNCHER_COUNT = 4096  # jobs at a time, and jobs on one GPU
 
 GridAxis = list[list[str]]  # for each value of the axis, the overrides that belong together
@@ -210,6 +215,7 @@ def cached_compose(
     compose_fn: ComposeFn,
     hydra_overrides: Sequence[Override],
     common: Collection[str] = (),
+    check_files: Callable[[DictConfig], None] | None = None,
 ) -> ComposeFn:
     """Returns a function that composes a job, without the launcher and the sweeper.
 
@@ -221,6 +227,7 @@ def cached_compose(
         compose_fn: composes a list of overrides with Hydra.
         hydra_overrides: the overrides of Hydra's own keys, which all jobs have.
         common: overrides that all jobs have, and that may be applied before all others.
+        check_files: checks what a choice of files composes to. Raises ConfigError.
     """
     loader: Any = GlobalHydra.instance().config_loader()
     shared = [override.text for override in hydra_overrides]
@@ -238,7 +245,10 @@ def cached_compose(
                 changed.add(override.key.partition(".")[0])
         texts = tuple(files)
         if texts not in composed_files:
-            composed = without_plugins(compose_fn([*shared, *texts]))
+            complete = compose_fn([*shared, *texts])
+            if check_files is not None:
+                check_files(complete)
+            composed = without_plugins(complete)
             composed_files[texts] = ComposedFiles(composed, referring_sections(composed))
         composed, referring = composed_files[texts]
         node = copy_sections(composed, changed | referring)
@@ -246,6 +256,54 @@ def cached_compose(
         return node
 
     return compose_job
+
+
+def whole_sweep_check(
+    sweep_node: DictConfig, overrides: Sequence[Override]
+) -> Callable[[DictConfig], None]:
+    """Returns a check of a job's files: a swept one may not set a key of the whole sweep.
+
+    Args:
+        sweep_node: what defines the sweep, without the swept files.
+        overrides: those of the command, which win over all files.
+    """
+    typed = []
+    for override in overrides:
+        if isinstance(override.value, dict) or not group_options(override.key):
+            typed.append(f"{override.key}.")
+    expected = _whole_sweep_keys(sweep_node)
+
+    def check(node: DictConfig) -> None:
+        differing = {}
+        for key, value in _whole_sweep_keys(node).items():
+            if value != expected.get(key) and not f"{key}.".startswith(tuple(typed)):
+                differing[key] = value
+        for section in ("launcher", "sweeper"):
+            if f"hydra/{section}" in differing:  # another one, which has other keys
+                prefix = f"hydra.{section}."
+                differing = {key: differing[key] for key in differing if prefix not in key}
+        problems = []
+        for key, value in differing.items():
+            problem = f"{key}={format_value(value)}: {NOT_IN_A_JOB}"
+            problems.append(own_files.name_file(problem))
+        if problems:
+            raise ConfigError(*problems)
+
+    return check
+
+
+def _whole_sweep_keys(node: DictConfig) -> dict[str, Any]:
+    """Returns the keys of the sweep, its launcher and its sweeper, as the files have them."""
+    sections = {}
+    for key in ("resume", "sweep", "hydra.sweep", "hydra.launcher", "hydra.sweeper"):
+        value = OmegaConf.select(node, key)
+        is_section = OmegaConf.is_config(value)
+        sections[key] = OmegaConf.to_container(value, resolve=False) if is_section else value
+    keys = flatten(sections)
+    for section in ("launcher", "sweeper"):
+        del keys[f"hydra.{section}.{TARGET}"]
+        keys[f"hydra/{section}"] = plugin_name(node.hydra, section)
+    return keys
 
 
 def common_overrides(combinations: Sequence[Sequence[str]]) -> set[str]:

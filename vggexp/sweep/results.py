@@ -136,7 +136,9 @@ def _job_row(job: SweepJob, objective: str) -> Row:
     is_finished = state == "finished"
     if paused_rows:
         state = "paused"
-        error = ""
+        error = (
+            missing_objective(paused_rows[-1], objective) if objective in paused_rows[-1] else ""
+        )
         seconds = sum(row["time/epoch_seconds"] for row in paused_rows)
         result = {**paused_rows[-1], "seconds": seconds}
     elif is_finished:
