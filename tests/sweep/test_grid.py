@@ -97,7 +97,7 @@ def test_overrides_of_keys_that_contain_swept_keys_are_not_applied_first():
         ("pre_dispatch=n_jobs**9", "all, N, n_jobs or N*n_jobs"),
         ("batch_size=0", "auto or 1..999999"),
         ("max_nbytes=x", "null or a size, as 10M"),
-        ("mmap_mode=x", "null, r, r+, w+ or c"),
+        ("mmap_mode=x", "r, r+, w+ or c"),
         ("n_jobs=4097", "a number of jobs at a time, at most 4096, or -1 for every core"),
     ],
 )
@@ -112,7 +112,7 @@ def test_what_joblib_does_not_take_is_refused_before_the_sweep_has_a_folder(sett
 @pytest.mark.parametrize(
     "setting",
     "backend=loky pre_dispatch=all pre_dispatch=4 pre_dispatch=n_jobs batch_size=2 max_nbytes=1M "
-    "mmap_mode=null n_jobs=-2 verbose=10".split(),
+    "mmap_mode=c n_jobs=-2 verbose=10".split(),
 )
 def test_what_joblib_takes(setting):
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")

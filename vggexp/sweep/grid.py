@@ -62,7 +62,7 @@ JOBLIB_VALUES = {
     "pre_dispatch": (r"all|[1-9]\d{0,5}|([1-9]\d?\*)?n_jobs", "all, N, n_jobs or N*n_jobs"),
     "batch_size": (r"auto|[1-9]\d{0,5}", "auto or 1..999999"),
     "max_nbytes": (r"null|\d{1,15}[KMG]?", "null or a size, as 10M"),
-    "mmap_mode": (r"null|r\+?|w\+|c", "null, r, r+, w+ or c"),
+    "mmap_mode": (r"r\+?|w\+|c", "r, r+, w+ or c"),
 }
 NOT_SWEPT = "may not be swept, it belongs to the whole sweep; give one value"
 MAX_LAUNCHER_COUNT = 4096  # jobs at a time, and jobs on one GPU
