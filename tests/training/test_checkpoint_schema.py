@@ -145,7 +145,9 @@ def test_weights_that_overflow_in_validation_may_recover(content):
 @pytest.mark.parametrize("key", ["val/loss", "test/loss", "train/loss"])
 def test_a_loss_that_no_cross_entropy_has(key, loss, content):
     row = content["history"][0] | {key: loss}
-    with pytest.raises(ValueError, match=rf"history\.0\.{key} is .*, expected a finite number of 0"):
+    with pytest.raises(
+        ValueError, match=rf"history\.0\.{key} is .*, expected a finite number of 0"
+    ):
         checkpoint_schema.check_content(content | {"history": [row]})
 
 
