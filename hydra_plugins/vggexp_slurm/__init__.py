@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 DEVICE_HINT = "where the nodes are another kind, write device=cuda or device=cpu"
@@ -26,6 +27,7 @@ def launch(launcher: Any, jobs: Sequence[Sequence[str]], first: int = 0) -> Sequ
     """
     from hydra_plugins.vggexp_local_launcher import LocalLauncher
     from vggexp.errors import ConfigError
+    from vggexp.system.files import limit_umask, make_dir
 
     if isinstance(launcher, LocalLauncher):
         return launcher.launch(jobs, initial_job_idx=first)
@@ -33,8 +35,11 @@ def launch(launcher: Any, jobs: Sequence[Sequence[str]], first: int = 0) -> Sequ
         from hydra_plugins.vggexp_slurm import _jobs
 
         _jobs.install()
+    folder = Path(launcher.config.hydra.sweep.dir)
+    make_dir(folder)
     try:
-        return launcher.launch(jobs, initial_job_idx=first)
+        with limit_umask(folder):  # a launcher runs what it has pickled into its folder
+            return launcher.launch(jobs, initial_job_idx=first)
     except Exception as error:  # wrong values of the launcher's keys; jobs catch their own errors
         text = " ".join(str(error).split()) or type(error).__name__
         # Hydra lets no other exception pass unchanged.

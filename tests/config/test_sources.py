@@ -1,21 +1,79 @@
-"""Tests that a shipped file is read once, and again after a change."""
+"""Tests that a command reads each file once, here and in the processes of its launchers."""
 
-import os
+import pickle
 
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from vggexp.config import sources
+from vggexp.config.compose import hydra_session, parse_command
 from vggexp.config.own_files import SHIPPED
 from vggexp.config.sources import FileConfigSource
 
+FILE = "optimizer/mine.yaml"
 
-def test_a_changed_file_is_read_again(tmp_path):
-    source = FileConfigSource(SHIPPED, f"file://{tmp_path}")
+
+@pytest.fixture
+def source(tmp_path):
+    sources.use_files(sources.Files())
+    return FileConfigSource(SHIPPED, f"file://{tmp_path}")
+
+
+def test_another_command_reads_a_changed_file_again(tmp_path, source):
     for value in (1, 2):
+        sources.use_files(sources.Files())
         (tmp_path / "seeds.yaml").write_text(f"seed: {value}")
-        os.utime(tmp_path / "seeds.yaml", ns=(value, value))
         assert source.load_config("seeds").config.seed == value
 
 
-def test_what_a_reader_changes_is_not_in_the_next_copy(tmp_path):
+def test_what_a_reader_changes_is_not_in_the_next_copy(tmp_path, source):
     (tmp_path / "seeds.yaml").write_text("seed: 1")
-    source = FileConfigSource(SHIPPED, f"file://{tmp_path}")
     source.load_config("seeds").config.pop("seed")
     assert source.load_config("seeds").config.seed == 1
+
+
+def test_a_file_that_was_not_there_at_first_is_not_found_later(tmp_path, source):
+    assert not source.is_config("seeds")
+    (tmp_path / "seeds.yaml").write_text("seed: 1")
+    assert not source.is_config("seeds")
+
+
+def write_optimizer(folder, lr):
+    (folder / "optimizer").mkdir(exist_ok=True)
+    (folder / FILE).write_text(f"name: SGD\nlr: {lr}\n")
+
+
+@pytest.mark.parametrize("change", ["another value", "deleted"])
+def test_a_change_during_a_command_reaches_no_job(change, tmp_path):
+    write_optimizer(tmp_path, 0.5)
+    with hydra_session(parse_command([f"--config-dir={tmp_path}"])) as compose_fn:
+        master = compose_fn(["optimizer=mine"])
+        loader = GlobalHydra.instance().config_loader()
+        write_optimizer(tmp_path, 0.25)
+        if change == "deleted":
+            (tmp_path / FILE).unlink()
+        job = loader.load_sweep_config(master, ["optimizer=mine", "seed=1"])
+    assert job.optimizer.lr == 0.5
+
+
+def test_the_process_of_a_launcher_reads_what_the_command_has_read(tmp_path):
+    write_optimizer(tmp_path, 0.5)
+    with hydra_session(parse_command([f"--config-dir={tmp_path}"])) as compose_fn:
+        master = compose_fn(["optimizer=mine"])
+        pickled = pickle.dumps(GlobalHydra.instance().config_loader())
+    parse_command([])  # another process knows no files
+    write_optimizer(tmp_path, 0.25)
+    job = pickle.loads(pickled).load_sweep_config(master, ["optimizer=mine", "seed=1"])
+    assert job.optimizer.lr == 0.5
+
+
+def test_a_process_that_works_for_a_second_command_reads_the_files_again(tmp_path):
+    rates = []
+    for lr in (0.5, 0.25):
+        write_optimizer(tmp_path, lr)
+        with hydra_session(parse_command([f"--config-dir={tmp_path}"])) as compose_fn:
+            master = compose_fn(["optimizer=mine"])
+            pickled = pickle.dumps(GlobalHydra.instance().config_loader())
+        loader = pickle.loads(pickled)
+        rates.append(loader.load_sweep_config(master, ["optimizer=mine", "seed=1"]).optimizer.lr)
+    assert rates == [0.5, 0.25]

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from vggexp.config.yaml_limits import LimitError, check_file, load
+from vggexp.config.yaml_limits import LimitError, load, read_checked
 from vggexp.errors import ConfigError
 
 
@@ -33,7 +33,7 @@ def test_refused(text, problem, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
     with pytest.raises(ConfigError) as caught:
-        check_file(path)
+        read_checked(path)
     assert str(caught.value) == f"{path}: {problem}"
 
 
@@ -52,14 +52,19 @@ def test_refused(text, problem, tmp_path):
 def test_left_to_the_reader(text, tmp_path):
     path = tmp_path / "mine.yaml"
     path.write_text(text)
-    check_file(path)
-    check_file(tmp_path / "missing.yaml")
+    assert read_checked(path) == text
+
+
+def test_bytes_that_are_no_text(tmp_path):
+    (tmp_path / "mine.yaml").write_bytes(b"seed: \xff")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: cannot be read as YAML \('utf-8' codec"):
+        read_checked(tmp_path / "mine.yaml")
 
 
 def test_a_fifo_is_no_configuration(tmp_path):
     os.mkfifo(tmp_path / "mine.yaml")
     with pytest.raises(ConfigError, match=r"mine\.yaml: not a regular file, not a configuration"):
-        check_file(tmp_path / "mine.yaml")
+        read_checked(tmp_path / "mine.yaml")
 
 
 def test_load_builds_plain_data_within_the_limits():

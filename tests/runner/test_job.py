@@ -5,7 +5,7 @@ import signal
 import pytest
 
 from vggexp.config.compose import parse_command
-from vggexp.errors import StoppedError
+from vggexp.errors import DivergedError, StoppedError
 from vggexp.runner.run import run
 from vggexp.runs.directory import read_result
 from vggexp.sweep.expand import compose_run
@@ -51,6 +51,25 @@ def test_the_best_weights_are_tested(train):
         digests[int(path.stem)] = checkpoint.weights_sha256(weights)
     assert len(set(digests.values())) == 3
     assert result["weights_sha256"] == digests[3]
+
+
+EXPLODING = ["data.batch_size=22", f"arch.hidden={[64] * 12}", "optimizer.lr=100"]
+EXPLODING += ["optimizer=adam", "train.epochs=1", "device.precision=fp32"]
+
+
+def test_a_run_whose_test_loss_is_not_finite_has_diverged(train, tmp_path):
+    """The only step is finite, and the network that it leaves is not."""
+    with pytest.raises(DivergedError, match=r"the test loss is not finite with the weights of epo"):
+        train(*EXPLODING)
+    result = read_result(tmp_path / "a")
+    assert (result["state"], result["exit_code"]) == ("failed", 5)
+    assert not (tmp_path / "a" / "predictions.npz").exists()
+
+
+def test_the_same_command_says_again_that_the_test_loss_is_not_finite(train):
+    for _ in range(2):
+        with pytest.raises(DivergedError, match=r"try optimizer\.lr=10 or train\.clip_norm=1"):
+            train(*EXPLODING)
 
 
 class StopInTheFirstEpoch(StopFlag):

@@ -8,7 +8,8 @@ from omegaconf import OmegaConf
 
 from vggexp.config.compose import hydra_session, own_keys, parse_command
 from vggexp.config.overrides import parse_override
-from vggexp.sweep.expand import compose_run
+from vggexp.errors import ConfigError
+from vggexp.sweep.expand import check_command, compose_run
 from vggexp.sweep.grid import (
     cached_compose,
     common_overrides,
@@ -83,3 +84,37 @@ def test_overrides_of_keys_that_contain_swept_keys_are_not_applied_first():
     ]
     assert common_overrides(jobs) == {"seed=1", "train={epochs:3}"}
     assert without_related(common_overrides(jobs), jobs) == {"seed=1"}
+
+
+@pytest.mark.parametrize(
+    ("setting", "expected"),
+    [
+        ("backend=nosuch", "null or loky; each job has a process of its own"),
+        ("backend=threading", "null or loky; each job has a process of its own"),
+        ("prefer=threads", "processes; each job has a process of its own"),
+        ("require=sharedmem", "null; each job has a process of its own"),
+        ("verbose=-1", "0..9999"),
+        ("pre_dispatch=n_jobs**9", "all, N, n_jobs or N*n_jobs"),
+        ("batch_size=0", "auto or 1..999999"),
+        ("max_nbytes=x", "null or a size, as 10M"),
+        ("mmap_mode=x", "r, r+, w+ or c"),
+        ("n_jobs=4097", "a number of jobs at a time, at most 4096, or -1 for every core"),
+    ],
+)
+def test_what_joblib_does_not_take_is_refused_before_the_sweep_has_a_folder(setting, expected):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["-m", "seed=1,2", "hydra/launcher=joblib", f"hydra.launcher.{setting}"]
+    with pytest.raises(ConfigError) as caught:
+        check_command(parse_command(words))
+    assert str(caught.value) == f"hydra.launcher.{setting}: must be {expected}"
+
+
+@pytest.mark.parametrize(
+    "setting",
+    "backend=loky pre_dispatch=all pre_dispatch=4 pre_dispatch=n_jobs batch_size=2 max_nbytes=1M "
+    "mmap_mode=c n_jobs=-2 verbose=10".split(),
+)
+def test_what_joblib_takes(setting):
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    words = ["-m", "seed=1,2", "hydra/launcher=joblib", f"hydra.launcher.{setting}"]
+    check_command(parse_command(words))

@@ -9,6 +9,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.event_multiplexer import EventMultiplexer
 from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
+from vggexp.errors import ResourceError
 from vggexp.sweep.tensorboard import folder_name, write_means
 
 
@@ -107,3 +108,16 @@ def test_an_error_keeps_the_earlier_file(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="full"):
         write_means(tmp_path, {"a": [history(nan), history(2)]})
     assert os.listdir(tmp_path / "repeats" / "a") == before
+
+
+@pytest.mark.parametrize("name", ["repeats", "repeats/a"])
+def test_no_events_are_written_or_removed_through_a_link(name, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    (others / "events.out.tfevents.1.host").write_text("theirs")
+    link = tmp_path / "sweep" / name
+    link.parent.mkdir(parents=True)
+    link.symlink_to(others)
+    with pytest.raises(ResourceError, match="a link, and no file is written through links"):
+        write_means(tmp_path / "sweep", {"a": [history(1)]})
+    assert [path.name for path in others.iterdir()] == ["events.out.tfevents.1.host"]

@@ -90,6 +90,25 @@ def test_no_fifo_is_written(tmp_path):
     os.close(reader)
 
 
+def test_a_fifo_that_nobody_reads_is_named_as_such(tmp_path):
+    os.mkfifo(tmp_path / "a")
+    with pytest.raises(OSError, match="not a regular file; remove it"):
+        open(tmp_path / "a", "ab", opener=files.open_no_follow)
+
+
+@pytest.mark.parametrize(("folder_mode", "expected"), [(0o755, 0o644), (0o775, 0o664)])
+def test_a_library_gives_no_more_rights_than_the_folder(folder_mode, expected, tmp_path):
+    tmp_path.chmod(folder_mode)
+    umask = os.umask(0)
+    try:
+        with files.limit_umask(tmp_path):
+            (tmp_path / "a").write_text("")
+        assert os.umask(0) == 0
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "a").stat().st_mode) == expected
+
+
 def test_a_library_cannot_follow_a_link_in_atomic_path(tmp_path):
     notes = tmp_path / "notes"
     notes.write_text("mine")

@@ -134,6 +134,23 @@ REFUSALS = {
 }
 
 
+def test_weights_that_overflow_in_validation_may_recover(content):
+    """A run whose validation or test loss was NaN or infinite after an epoch trains on."""
+    for loss in (math.nan, math.inf):
+        row = content["history"][0] | {"val/loss": loss, "test/loss": loss}
+        checkpoint_schema.check_content(content | {"history": [row]})
+
+
+@pytest.mark.parametrize("loss", [-math.inf, -0.5, "1"])
+@pytest.mark.parametrize("key", ["val/loss", "test/loss", "train/loss"])
+def test_a_loss_that_no_cross_entropy_has(key, loss, content):
+    row = content["history"][0] | {key: loss}
+    with pytest.raises(
+        ValueError, match=rf"history\.0\.{key} is .*, expected a finite number of 0"
+    ):
+        checkpoint_schema.check_content(content | {"history": [row]})
+
+
 @pytest.mark.parametrize("key", ["numerics", "processes"])
 def test_a_fact_that_the_first_version_did_not_write(key, content):
     checkpoint_schema.check_content(content | {key: 1})

@@ -86,7 +86,7 @@ def is_readable(variable: str) -> bool:
 
 
 class Moment:
-    """What a configuration may read besides itself: the time and the environment, of one instant.
+    """What a configuration is made of besides the overrides: files, the time, the environment.
 
     All jobs of a sweep read the same, whenever and wherever they run.
     """
@@ -94,9 +94,11 @@ class Moment:
     def __init__(self) -> None:
         self.time = datetime.now()
         self.variables = {name: text for name, text in os.environ.items() if is_readable(name)}
+        self.files = sources.Files()
 
     def register(self) -> None:
-        """Replaces the resolvers `now` and `oc.env`."""
+        """Replaces the resolvers `now` and `oc.env`, and the files that Hydra's sources read."""
+        sources.use_files(self.files)
         OmegaConf.register_new_resolver("now", self._format_time, replace=True)
         OmegaConf.register_new_resolver("oc.env", self._read_variable, replace=True)
 
@@ -131,7 +133,7 @@ class SafeConfigLoader(ConfigLoaderImpl):
     def begin_command(cls) -> None:
         """Begins a moment of its own for a command."""
         cls.moment = Moment()
-        cls._last = None
+        cls.moment.register()
 
     def __getstate__(self) -> dict[str, Any]:
         state = {**self.__dict__, "moment": self.moment}
@@ -158,7 +160,8 @@ class SafeConfigLoader(ConfigLoaderImpl):
         OmegaConf.register_new_resolver("vggexp.device", self._detected_value, replace=True)
         places = [(place.provider, place.path) for place in self.config_search_path.get_path()]
         is_run = overrides[-1:] == [RUN_OVERRIDE]
-        source = (config_name, overrides[:-1] if is_run else list(overrides), places)
+        typed = overrides[:-1] if is_run else list(overrides)
+        source = (self.moment.time, config_name, typed, places)  # a worker has several commands
         if self._last and self._last[0] == source:
             node = copy.deepcopy(self._last[1])
             if is_run:

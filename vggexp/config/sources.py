@@ -1,11 +1,16 @@
-"""Reads the files that Hydra composes: within limits, without an import, the shipped ones once.
+"""Reads the files that Hydra composes: within limits, without an import, each once in a command.
 
 Hydra reads every file again for each composition. A command composes three times and a sweep once
-for each job, and to build a file's content from YAML takes ten times as long as to copy it.
+for each job, in several processes and over hours: a file that is changed meanwhile would give the
+later jobs another configuration than the one that was checked. And to build a file's content from
+YAML takes ten times as long as to copy it.
 """
 
 import copy
-from functools import cache
+import io
+import os
+from dataclasses import dataclass, field
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -20,38 +25,73 @@ from omegaconf import OmegaConf
 from vggexp.config import own_files, yaml_limits
 from vggexp.errors import ConfigError
 
+HEADER_CHARS = 512  # of a file, in which Hydra looks for its package
+
+
+@dataclass
+class Files:
+    """The files of configuration folders, as they were when a command looked for them first."""
+
+    found: dict[str, bool] = field(default_factory=dict)  # by path, whether it is a file
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def is_file(self, path: str) -> bool:
+        if path not in self.found:
+            self.found[path] = os.path.isfile(path)
+        return self.found[path]
+
+    def read(self, path: str) -> str:
+        """Returns the text of a file. Raises what `yaml_limits.read_checked` raises."""
+        if path not in self.texts:
+            self.texts[path] = yaml_limits.read_checked(Path(path).resolve())
+        return self.texts[path]
+
+
+_current = Files()
+
+
+def use_files(files: Files) -> None:
+    """Makes all sources of this process read the files of a command."""
+    global _current
+    _current = files
+
 
 # Hydra registers one class for each kind of source, and refuses another name. The processes of
 # joblib register Hydra's own classes after these.
 class FileConfigSource(file_config_source.FileConfigSource):
     """Reads YAML files of configuration folders within limits."""
 
+    def is_config(self, config_path: str) -> bool:
+        return _current.is_file(self._full_path(config_path))
+
     def load_config(self, config_path: str) -> ConfigResult:
-        path = Path(self.path, self._normalize_file_name(config_path)).resolve()
-        if self.provider == own_files.SHIPPED and path.is_file():
-            state = path.stat()
-            return copy.deepcopy(_read_shipped(self.path, config_path, path, state.st_mtime_ns))
-        result = self.read(config_path, path)
-        own_files.complete(self.path, config_path, result.config, result.header["package"])
+        path = self._full_path(config_path)
+        text = _current.read(path)
+        result = copy.deepcopy(_parse(self.provider, self.path, config_path, path, text))
+        if self.provider != own_files.SHIPPED:
+            own_files.complete(self.path, config_path, result.config, result.header["package"])
         return result
 
-    def read(self, config_path: str, path: Path) -> ConfigResult:
-        """Reads a file. Raises ConfigError if it is not a configuration."""
-        if path.is_file():
-            yaml_limits.check_file(path)
+    def parse(self, config_path: str, path: str, text: str) -> ConfigResult:
+        """Builds the content of a file. Raises ConfigError if it is not a configuration."""
+        stream = io.StringIO(text)
+        stream.name = os.path.realpath(path)  # type: ignore[misc]  # for errors of syntax
         try:
-            result = super().load_config(config_path)
-        except OSError as error:
-            if error.errno is not None:  # OmegaConf's for a file such as `3` has none
-                raise
+            header = self._get_header_dict(text[:HEADER_CHARS])
+            content: Any = OmegaConf.load(stream)
+        except OSError as error:  # OmegaConf's, for a file such as `3`
             raise ConfigError(f"{path}: holds no keys; needs lines as key: value") from error
         except (ValueError, LookupError, AttributeError, TypeError) as error:  # as of !!bool x
             raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
-        content: Any = result.config
-        is_global = result.header["package"] == "_global_" or "/" not in config_path
+        is_global = header["package"] == "_global_" or "/" not in config_path
         if is_global and OmegaConf.is_dict(content) and content.get("hydra", {}) is None:
             raise ConfigError(f"{path}: hydra=null: a group of keys; leave it out")
-        return result
+        return ConfigResult(
+            provider=self.provider, path=f"file://{self.path}", config=content, header=header
+        )
+
+    def _full_path(self, config_path: str) -> str:
+        return os.path.join(self.path, self._normalize_file_name(config_path))
 
 
 class ImportlibResourcesConfigSource(
@@ -93,10 +133,10 @@ def _reject_import(source: Any, allowed: str) -> None:
         )
 
 
-@cache
-def _read_shipped(folder: str, name: str, path: Path, mtime_ns: int) -> ConfigResult:
-    """Reads a file of conf/ once, and again if it has changed since."""
-    return FileConfigSource(own_files.SHIPPED, folder).read(name, path)
+@lru_cache(maxsize=256)
+def _parse(provider: str, folder: str, name: str, path: str, text: str) -> ConfigResult:
+    """Builds the content of a file once for each text that the file has."""
+    return FileConfigSource(provider, folder).parse(name, path, text)
 
 
 @cache

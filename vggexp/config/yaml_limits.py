@@ -1,5 +1,6 @@
 """Reads YAML of others within limits: a small file may neither hang, crash nor fill the memory."""
 
+import contextlib
 import errno
 from pathlib import Path
 from typing import Any
@@ -35,25 +36,30 @@ def load(text: str) -> Any:
         raise ValueError(f"a value does not fit its tag ({error})") from error
 
 
-def check_file(path: Path) -> None:
-    """Checks a file before anything is built from it. Leaves errors of syntax to the reader.
+def read_checked(path: Path) -> str:
+    """Returns the text of a file that is within the limits; the reader reports errors of syntax.
 
     Raises:
         ConfigError: the file is no regular file, too large, too deep, its aliases stand for too
-            many values, or it begins with a mark that hides its first line from Hydra.
+            many values, it is not UTF-8, or it begins with a mark that hides its first line from
+            Hydra.
+        OSError: the file is missing, or a permission is.
     """
     try:
         text = read_file(path, MAX_BYTES).decode()
         if text.startswith(BYTE_ORDER_MARK):
             raise LimitError("begins with a byte order mark; save it as UTF-8 without one")
-        _check_events(text)
+        with contextlib.suppress(yaml.YAMLError):
+            _check_events(text)
+        return text
     except LimitError as error:
         raise ConfigError(f"{path}: {error}") from error
+    except ValueError as error:  # UnicodeDecodeError, too
+        raise ConfigError(f"{path}: cannot be read as YAML ({error})") from error
     except OSError as error:
         if error.errno in (errno.EFBIG, errno.EINVAL):
             raise ConfigError(f"{path}: {error.strerror}, not a configuration") from error
-    except (ValueError, yaml.YAMLError):
-        return  # the reader reports the same error, with its line
+        raise
 
 
 def _check_events(text: str) -> None:

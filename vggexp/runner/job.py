@@ -1,6 +1,7 @@
 """Trains, tests and records one run. Ranks above 0 take part and write nothing."""
 
 import contextlib
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from vggexp.config.schema import Config
 from vggexp.data.loaders import Loader
 from vggexp.distributed import collectives
 from vggexp.distributed.stop import DistributedStop
-from vggexp.errors import RankError, ResourceError, StoppedError, VggexpError
+from vggexp.errors import DivergedError, RankError, ResourceError, StoppedError, VggexpError
 from vggexp.formatting import plural
 from vggexp.loggers.console import Console
 from vggexp.loggers.hparams import hparams_table
@@ -45,7 +46,7 @@ from vggexp.training.loop import (
     should_stop_early,
     train,
 )
-from vggexp.training.metrics import evaluate, predict
+from vggexp.training.metrics import evaluate, predict, score_logits
 from vggexp.training.timer import PhaseTimer
 
 
@@ -285,7 +286,12 @@ def with_progress(label: str, loader: Loader, console: Console) -> Iterator[tupl
 
 
 def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
-    """Predicts the test set with the weights that `train.test_weights` chooses."""
+    """Predicts the test set with the weights that `train.test_weights` chooses.
+
+    Raises:
+        DivergedError: The test loss is not finite. Of an epoch before the last the validation loss
+            may not be: batch normalization and fp16 can recover.
+    """
     state = job.state
     epoch_metrics = tested_epoch(state.history, job.config.train.test_weights)
     step = epoch_metrics["step"]
@@ -297,6 +303,11 @@ def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
     collectives.broadcast_(model.buffers())
     batches = with_progress("test", job.data.test, job.console)
     logits, labels = predict(model, batches, job.device_setup.autocast)
+    if not math.isfinite(score_logits(logits, labels, "test")["test/loss"]):
+        raise DivergedError(
+            f"the test loss is not finite with the weights of epoch {epoch_metrics['epoch']}; "
+            f"try optimizer.lr={state.schedule.lr / 10:g} or train.clip_norm=1"
+        )
     return PredictedTestSet(epoch_metrics, model, logits, labels)
 
 

@@ -53,6 +53,18 @@ UNSWEEPABLE_KEYS = (
     "device.timeout_minutes",
 )
 SUBMITIT_COUNTS = ("timeout_min", "nodes", "tasks_per_node", "cpus_per_task", "array_parallelism")
+# What joblib takes, as Hydra's launcher calls it: pattern of the value, and its words in an error.
+JOBLIB_VALUES = {
+    "backend": ("null|loky", "null or loky; each job has a process of its own"),
+    "prefer": ("null|processes", "processes; each job has a process of its own"),
+    "require": ("null", "null; each job has a process of its own"),
+    "verbose": (r"\d{1,4}", "0..9999"),
+    "timeout": ("null", "null; it would end the whole sweep with the first job that takes longer"),
+    "pre_dispatch": (r"all|[1-9]\d{0,5}|([1-9]\d?\*)?n_jobs", "all, N, n_jobs or N*n_jobs"),
+    "batch_size": (r"auto|[1-9]\d{0,5}", "auto or 1..999999"),
+    "max_nbytes": (r"null|\d{1,15}[KMG]?", "null or a size, as 10M"),
+    "mmap_mode": (r"r\+?|w\+|c", "r, r+, w+ or c"),
+}
 NOT_SWEPT = "may not be swept, it belongs to the whole sweep; give one value"
 NOT_IN_A_JOB = (
     "a file that is swept may not set it, it belongs to the whole sweep; "
@@ -380,19 +392,17 @@ def unknown_plugin_keys(node: DictConfig, section: str) -> Iterator[str]:
 
 
 def _joblib_problems(launcher: Mapping[str, Any]) -> Iterator[str]:
-    """Yields a problem for each key that would end the whole sweep."""
+    """Yields a problem for each key that joblib refuses, ignores, or ends the whole sweep by."""
     count = launcher["n_jobs"]
-    timeout = launcher["timeout"]
-    if not isinstance(count, int) or count == 0:
+    if not isinstance(count, int) or count == 0 or count > MAX_LAUNCHER_COUNT:
         yield (
             f"hydra.launcher.n_jobs={format_value(count)}: must be a number of jobs at a time, "
-            "or -1 for every core"
+            f"at most {MAX_LAUNCHER_COUNT}, or -1 for every core"
         )
-    if timeout is not None:
-        yield (
-            f"hydra.launcher.timeout={format_value(timeout)}: must be null; "
-            "it would end the whole sweep with the first job that takes longer"
-        )
+    for key, (pattern, expected) in JOBLIB_VALUES.items():
+        text = format_value(launcher.get(key))
+        if not re.fullmatch(pattern, text):
+            yield f"hydra.launcher.{key}={text}: must be {expected}"
 
 
 def _local_problems(launcher: Mapping[str, Any]) -> Iterator[str]:

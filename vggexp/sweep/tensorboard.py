@@ -17,7 +17,7 @@ from vggexp.loggers import event_files
 from vggexp.loggers.tensorboard import scalar_tag
 from vggexp.runs.repeats import mean_and_std
 from vggexp.runs.sweeps import MEANS
-from vggexp.system.files import make_dir
+from vggexp.system.files import make_inner_dir
 
 KEYS = ("val/accuracy", "val/loss", "train/accuracy", "train/loss")
 MAX_NAME_CHARS = 200  # of a folder; file systems allow 255 bytes
@@ -44,6 +44,9 @@ def write_means(folder: Path, histories: Mapping[str, Sequence[History]]) -> Non
     Args:
         folder: the folder of the sweep.
         histories: for each setting the histories of its repeats.
+
+    Raises:
+        ResourceError: a folder inside that of the sweep is a link.
     """
     for label, repeats in histories.items():
         now = time.time()
@@ -53,7 +56,8 @@ def write_means(folder: Path, histories: Mapping[str, Sequence[History]]) -> Non
             for epoch, band in bands_by_epoch(repeats, key).items():
                 events.append(event_files.summary_event(_scalars(key, band), epoch, now))
         setting = folder / MEANS / folder_name(label)
-        make_dir(setting)
+        make_inner_dir(setting.parent)  # a link would lead to the event files of someone else
+        make_inner_dir(setting)
         with event_files.replace_event_files(setting) as file, file:
             event_files.write_events(file, events)
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from vggexp.errors import ResourceError
 
 IS_LINK = "a link, and no file is written through links; remove it"
+NOT_REGULAR = "not a regular file; remove it"
 CHOOSE_ROOT = "choose another run.root"  # a hint
 SHARED_BITS = stat.S_IWGRP | stat.S_IWOTH
 RESOURCE_ERRORS = (  # nothing is wrong with the file itself
@@ -124,10 +125,12 @@ def open_no_follow(path: str | os.PathLike[str], flags: int) -> int:
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise OSError(errno.ELOOP, IS_LINK, os.fspath(path)) from error
+        if error.errno == errno.ENXIO:  # a FIFO without a reader
+            raise OSError(errno.EINVAL, NOT_REGULAR, os.fspath(path)) from error
         raise
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EINVAL, "not a regular file; remove it", os.fspath(path))
+        raise OSError(errno.EINVAL, NOT_REGULAR, os.fspath(path))
     return descriptor
 
 
@@ -138,6 +141,20 @@ def _shared_bits(folder: str | os.PathLike[str]) -> int:
     """
     mode = os.stat(folder).st_mode
     return 0 if mode & stat.S_ISVTX else mode & SHARED_BITS
+
+
+@contextlib.contextmanager
+def limit_umask(folder: Path) -> Iterator[None]:
+    """Lets libraries, and processes that the block starts, give others no right to write.
+
+    Except those rights that the folder gives on purpose: see `open_no_follow`.
+    """
+    umask = os.umask(0o022)
+    os.umask(umask | SHARED_BITS & ~_shared_bits(folder))
+    try:
+        yield
+    finally:
+        os.umask(umask)
 
 
 def folder_problem(path: str | os.PathLike[str]) -> str:

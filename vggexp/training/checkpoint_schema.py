@@ -6,6 +6,7 @@ all that follows from the file alone: keys, types, ranges and the history. `chec
 ValueError with the name of the field, its value and what is expected.
 """
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -181,8 +182,13 @@ def _row(name: str, value: Any) -> None:
         part, _, kind = key.partition("/")
         if kind == "accuracy":
             checks.number(0, 1)(f"{name}.{key}", metric)
-        elif type(metric) is not float or kind != "loss" or part == "train":
-            checks.number()(f"{name}.{key}", metric)  # another loss may not be finite
+        elif kind == "loss":
+            # Weights of one epoch may give NaN or inf, and those of the next a number.
+            has_overflowed = type(metric) is float and (metric == math.inf or math.isnan(metric))
+            if part == "train" or not has_overflowed:
+                checks.number(0)(f"{name}.{key}", metric)
+        else:
+            checks.number()(f"{name}.{key}", metric)
 
 
 def _weights(name: str, value: Any) -> None:
@@ -297,7 +303,7 @@ EPOCH: dict[str, Check] = {
     "epoch": checks.whole(1, MAX_ITEMS),
     "step": checks.whole(1, MAX_STEPS),
     "lr": checks.number(0),
-    "train/loss": checks.number(),
+    "train/loss": checks.number(0),
     "train/accuracy": checks.number(0, 1),
     "images_per_second": checks.number(0),
     **_TIMES,
