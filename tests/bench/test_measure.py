@@ -4,10 +4,11 @@ from dataclasses import asdict
 
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import TINY, write_images
 from vggexp.bench.__main__ import format_result, main
 from vggexp.bench.measure import RATES, benchmark
 from vggexp.config.compose import parse_command
+from vggexp.errors import ConfigError
 from vggexp.sweep.expand import compose_run
 
 
@@ -53,3 +54,11 @@ def test_the_text_of_the_result(result):
 def test_several_processes_are_refused(capsys):
     assert main([*TINY, "device.processes=2"]) == 2
     assert "device.processes=2: one process is timed; leave it out" in capsys.readouterr().err
+
+
+def test_a_batch_above_the_images_of_a_folder_is_refused(tmp_path):
+    write_images(tmp_path, {"train": 10, "test": 3}, lambda index: (40, 36), "png")
+    folder = ["data=image_folder", f"data.root={tmp_path}", "data.resize=32", "data.val_fraction=0"]
+    config = compose_run(parse_command([*folder, "data.workers=0", "device=cpu"]))
+    with pytest.raises(ConfigError, match="batch_size=128: more than the 20"):
+        benchmark(config, product_size=64, rounds=1)
