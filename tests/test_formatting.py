@@ -13,6 +13,7 @@ from vggexp.formatting import (
     one_line,
     plural,
     shorten,
+    shorten_name,
 )
 
 
@@ -56,6 +57,11 @@ def test_the_error_text_of_another_library_is_one_short_line(error, line):
 def test_a_long_text_is_shortened():
     assert shorten("a\nb", 4) == "a\\nb"
     assert shorten("abcdef", 5) == "ab..."
+
+
+def test_a_long_name_keeps_both_ends():
+    assert shorten_name("a\nb", 4) == "a\\nb"
+    assert shorten_name("abcdefghij", 8) == "abc...ij"
 
 
 def test_aligned_table_puts_numbers_to_the_right():

@@ -79,6 +79,15 @@ def shorten(text: str, max_chars: int) -> str:
     return text[: max_chars - 3] + "..."
 
 
+def shorten_name(name: str, max_chars: int) -> str:
+    """Formats the name of a run as `shorten`, but cuts its middle: the end tells copies apart."""
+    name = printable(name)
+    if len(name) <= max_chars:
+        return name
+    kept = max_chars - 3
+    return f"{name[: kept - kept // 2]}...{name[-(kept // 2) :]}"
+
+
 def one_line(error: object) -> str:
     """Shortens the error text of another library to one line; an empty text to its class."""
     text = " ".join(str(error).split())

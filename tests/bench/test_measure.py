@@ -1,13 +1,18 @@
 """The benchmark times every part and leaves the loop as a run has it."""
 
 from dataclasses import asdict
+from functools import partial
+from pathlib import Path
 
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import TINY, write_images
 from vggexp.bench.__main__ import format_result, main
+from vggexp.bench.layers import time_layers, write_trace
 from vggexp.bench.measure import RATES, benchmark
+from vggexp.check.checks import write_sheet
 from vggexp.config.compose import parse_command
+from vggexp.errors import ConfigError
 from vggexp.sweep.expand import compose_run
 
 
@@ -53,3 +58,22 @@ def test_the_text_of_the_result(result):
 def test_several_processes_are_refused(capsys):
     assert main([*TINY, "device.processes=2"]) == 2
     assert "device.processes=2: one process is timed; leave it out" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        benchmark,
+        time_layers,
+        partial(write_trace, path=Path("trace.json")),
+        partial(write_sheet, path=Path("sheet.png")),
+    ],
+)
+def test_a_batch_above_the_images_of_a_folder_is_refused(measure, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(Path("images"), {"train": 10, "test": 3}, lambda index: (40, 36), "png")
+    folder = ["data=image_folder", "data.root=images", "data.resize=32", "data.val_fraction=0"]
+    config = compose_run(parse_command([*folder, "data.workers=0", "device=cpu"]))
+    with pytest.raises(ConfigError, match="batch_size=128: more than the 20"):
+        measure(config)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

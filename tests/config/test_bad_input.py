@@ -63,6 +63,7 @@ optimizer._target_=os.system -> optimizer._target_=os.system: not allowed in a c
 scheduler=step scheduler.milestones=[30,20] -> scheduler.milestones=[30,20]: must be numbers of epochs that rise
 scheduler.gamma=0.1 -> scheduler.gamma: not a key of scheduler constant; keys of scheduler: name, warmup_epochs
 scheduler=onecycle scheduler.warmup_epochs=1 -> scheduler.warmup_epochs=1: scheduler=onecycle rises by itself, and would begin at initial_factor of the rate that the warm-up has reached; set scheduler.warmup_epochs=0
+scheduler=step scheduler.warmup_epochs=3 -> scheduler.milestones=[2.0,4.0]: the learning rate drops before the warm-up has reached optimizer.lr; at least scheduler.warmup_epochs=3
 scheduler=plateau data.val_fraction=0 -> scheduler=plateau: watches the validation accuracy, but data.val_fraction=0
 data=synthetic data.images=4 -> data.images=4: must be 5..10000000...
 hydra.run.dir=/proc/x -> hydra.run.dir=/proc/x: not allowed, a run has a folder of its own; write run.root=FOLDER or...

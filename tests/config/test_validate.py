@@ -117,6 +117,13 @@ TWELVE_BLOCKS = ",".join(["[1,8]"] * 12)
         ("augment.scale", "[1.5,1.5]", "[1.5,1.4]", ""),
         ("scheduler.warmup_epochs", 2, 2.5, "train.epochs=2"),
         ("scheduler.warmup_epochs", 0, 0.1, "scheduler=onecycle"),
+        ("scheduler.warmup_epochs", 2, 2.1, "scheduler=step"),
+        (
+            "scheduler.milestones",
+            "[2.5,4]",
+            "[2.4,4]",
+            "scheduler=step scheduler.warmup_epochs=2.5",
+        ),
         ("scheduler.milestones", "[3,4]", "[3,3]", "scheduler=step"),
         ("train.accumulate", 32, 33, "data.batch_size=32"),
         ("train.accumulate", 32, 33, "data.batch_size=128 device.processes=4"),

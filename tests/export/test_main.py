@@ -145,6 +145,11 @@ REFUSALS = [
     ),
     (["outputs/a", "--format", "torch", "--out", "is.pt2"], 2, "--out is.pt2: is a directory"),
     (
+        ["outputs/caf\udce9", "--format", "torch"],
+        2,
+        "outputs/caf\\udce9/exports/caf\\udce9.pt2: not UTF-8 text; choose another file with --out",
+    ),
+    (
         ["--without", "outputs/a", "--format", "onnx"],
         2,
         "--format onnx: needs onnxscript; pip install 'vggexp[export]'",
@@ -154,7 +159,7 @@ REFUSALS = [
 
 def test_refused_before_torch_is_imported(exports, train_run):
     outputs = exports[0].parent
-    for name in ("stopped", "blind"):
+    for name in ("stopped", "blind", "caf\udce9"):
         shutil.copytree(exports[0], outputs / name)
     write_result(outputs / "stopped", "interrupted")
     (outputs / "blind/predictions.npz").unlink()

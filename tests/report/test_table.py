@@ -171,8 +171,14 @@ def test_texts_do_not_break_a_markdown_table():
     lines = to_markdown(["run"], [{"run": "a|b\n<c>\x1b[2J"}, {"run": "x" * 100}, {"run": None}])
     assert [line.count("\n") for line in lines] == [0] * 5
     assert "a\\|b\\n\\<c>\\x1b[2J" in lines[2]
-    assert lines[3] == f"| {'x' * 77}... |"
+    assert lines[3] == f"| {'x' * 39}...{'x' * 38} |"
     assert lines[4].split()[1] == "-"
+
+
+def test_copies_with_long_names_are_told_apart():
+    names = [f"{'vgg11-' * 20}3ff17743{end}" for end in ("", "-2", "-3")]
+    lines = to_markdown(["run"], [{"run": name} for name in names])
+    assert [line.split("3ff17743")[1] for line in lines[2:]] == [" |", "-2 |", "-3 |"]
 
 
 def test_the_score_stands_before_many_settings():

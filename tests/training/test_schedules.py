@@ -167,8 +167,8 @@ def test_a_plateau_and_its_resumption(resumed_epoch):
             state = schedule.state_dict()
             schedule.factor = Plateau(**PLATEAU)
             schedule.load_state_dict(state)
-        schedule.observe(accuracy)
-        schedule.observe(None)  # an epoch without validation changes nothing
+        schedule.observe(accuracy, epoch + 1)
+        schedule.observe(None, epoch + 1)  # an epoch without validation changes nothing
         assert schedule.at(epoch * STEPS) == pytest.approx(2 * factor)
 
 
@@ -179,3 +179,20 @@ def test_a_plateau_waits_as_long_for_each_further_reduction():
         plateau.observe(0.5)
         factors_after.append(plateau(0))
     assert factors_after == pytest.approx([1, 1, 1, 0.1, 0.1, 0.1, 0.01, 0.01])
+
+
+def test_a_plateau_does_not_fall_before_the_warm_up_has_reached_the_rate():
+    schedule = build_schedule("plateau", 2.0, 4, epochs=8, steps_per_epoch=STEPS, **PLATEAU)
+    ends = []
+    for epoch in range(1, 9):
+        ends.append(schedule.at(epoch * STEPS - 1))
+        schedule.observe(0.5, epoch)
+    assert ends == pytest.approx([0.5, 1, 1.5, 2, 2, 2, 2, 0.2])
+
+
+def test_the_accuracy_of_the_warm_up_is_to_be_exceeded():
+    plateau = Plateau(**PLATEAU)
+    plateau.observe(0.5, in_warmup=True)
+    for _ in range(3):
+        plateau.observe(0.4)
+    assert plateau(0) == pytest.approx(0.1)

@@ -57,7 +57,7 @@ def time_layers(
     """
     device_setup = setup_device(config)
     device = device_setup.device
-    images, _ = next(iter(datasets.build_loaders(config, device).train.train(0)))
+    images, _ = next(iter(datasets.build_checked_loaders(config, device).train.train(0)))
     model = build.build_model(config).to(device)
     if config.device.channels_last:
         model = model.to(memory_format=torch.channels_last)
@@ -144,7 +144,7 @@ def write_trace(config: Config, path: Path) -> None:
     """
     device_setup = setup_device(config)
     device = device_setup.device
-    batches = datasets.build_loaders(config, device).train
+    batches = datasets.build_checked_loaders(config, device).train
     state = build.build_state(config, device_setup, batches.batches_per_epoch)
     settings = build.train_settings(config, device_setup)
     guard = NonFiniteGuard(device)

@@ -63,7 +63,7 @@ def benchmark(
     """Times the parts of a step, a stretch of the loop and a matrix product."""
     device_setup = setup_device(config)
     device = device_setup.device
-    batches = datasets.build_loaders(config, device).train
+    batches = datasets.build_checked_loaders(config, device).train
     state = build.build_state(config, device_setup, batches.batches_per_epoch)
     settings = build.train_settings(config, device_setup)
     batch = next(iter(batches.train(0)))

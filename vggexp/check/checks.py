@@ -110,8 +110,7 @@ def make_subject(config: Config) -> Subject:
     """
     device_setup = setup_device(config)
     plain = replace(config, augment=NO_AUGMENT)
-    data = datasets.build_loaders(plain, device_setup.device)
-    datasets.check_image_counts(plain, data)
+    data = datasets.build_checked_loaders(plain, device_setup.device)
     return Subject(plain, device_setup, data, next(iter(data.train.train(0))))
 
 
@@ -346,7 +345,7 @@ def write_sheet(config: Config, path: Path, count: int = 9) -> None:
     from PIL import Image
 
     device_setup = setup_device(config)
-    data = datasets.build_loaders(config, device_setup.device)
+    data = datasets.build_checked_loaders(config, device_setup.device)
     images, labels = next(iter(data.train.train(0)))
     captions = [caption_of(label, data.classes) for label in labels[:count]]
     sheet = captioned_grid(images[:count].float().cpu().numpy(), captions)

@@ -225,6 +225,19 @@ def _check_milestones(config: Config) -> Problems:
         yield f"scheduler.milestones={value}: must be numbers of epochs that rise"
 
 
+@rule("scheduler.milestones", "scheduler.warmup_epochs")
+def _check_milestones_after_warmup(config: Config) -> Problems:
+    if not isinstance(config.scheduler, Step):
+        return
+    warmup = config.scheduler.warmup_epochs
+    milestones = config.scheduler.milestones
+    if any(milestone < warmup for milestone in milestones):
+        yield (
+            f"scheduler.milestones={format_value(milestones)}: the learning rate drops before the "
+            f"warm-up has reached optimizer.lr; at least scheduler.warmup_epochs={warmup:g}"
+        )
+
+
 @rule("scheduler.name", "data.val_fraction")
 def _check_plateau(config: Config) -> Problems:
     if isinstance(config.scheduler, Plateau) and not config.data.val_fraction:

@@ -20,7 +20,7 @@ from torch.nn import functional
 # others as they are. Column 0: scale. 1, 2: position. 3, 4: shift. 5: flip. 6 to 10: erasing.
 DRAWS_PER_IMAGE = 11
 # Ranges of Zhong et al. 2020 (arXiv:1708.04896), table 2. The draws are those of torchvision's
-# RandomErasing: uniform in the area and in the logarithm of the aspect.
+# RandomErasing: uniform in the area, which ends at 0.33 there, and in the logarithm of the aspect.
 ERASED_AREA = (0.02, 0.4)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height over width
 
@@ -396,7 +396,8 @@ def _filters(
 def erase_boxes(uniform: Tensor, size: int, probability: float) -> Tensor:
     """Computes boxes as in AugmentParams from uniform draws [B, 5]; a box may be empty.
 
-    Area and aspect are drawn as by torchvision's RandomErasing: the mean area is 0.21 of the image.
+    Area and aspect are drawn as by torchvision's RandomErasing, within the paper's limits: the mean
+    area is 0.21 of the image (0.17 with torchvision's own upper limit, 0.33 of the image).
     The paper draws the aspect uniformly, and a corner anywhere, again and again until the box lies
     in the image: its mean area is 0.14. Here the corner is drawn where the box fits, and the aspect
     is limited to values that fit.

@@ -69,12 +69,12 @@ def _export(argv: Sequence[str]) -> str:
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=data_root.HELP)
     arguments = parser.parse_intermixed_args(argv)
     directory.require_run(arguments.run)
-    check_arguments(arguments)
+    path = arguments.out or arguments.run / FOLDER / _file_name(arguments)
+    check_arguments(arguments, path)
     expected = None if arguments.unchecked else read(arguments.run)
     # Imports torch, so this import follows the checks of the command.
     from vggexp.export.writers import export_run, format_report
 
-    path = arguments.out or arguments.run / FOLDER / _file_name(arguments)
     result = export_run(
         arguments.run, arguments.format, arguments.preprocess, path, expected, arguments.data
     )
@@ -90,8 +90,8 @@ def _file_name(arguments: argparse.Namespace) -> str:
     return name + SUFFIX[arguments.format]
 
 
-def check_arguments(arguments: argparse.Namespace) -> None:
-    """Raises ConfigError, CheckpointError or ResourceError if the export is not possible."""
+def check_arguments(arguments: argparse.Namespace, path: Path) -> None:
+    """Raises ConfigError, CheckpointError or ResourceError if `path` cannot be written."""
     packages = PACKAGES.get(arguments.format, ())
     missing = [package for package in packages if find_spec(package) is None]
     if missing:
@@ -104,6 +104,8 @@ def check_arguments(arguments: argparse.Namespace) -> None:
     data_root.locate_data(load_config(arguments.run), arguments.run, arguments.data)
     if arguments.format == "torchvision":
         _check_torchvision(arguments)
+    if os.fsencode(path).decode(errors="replace") != str(path):  # torch and onnxruntime fail
+        raise ConfigError(f"{path}: not UTF-8 text; choose another file with --out FILE")
     if arguments.out is not None:
         _check_out(arguments.out, arguments.format)
     elif not os.access(arguments.run, os.W_OK):

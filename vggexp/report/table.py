@@ -8,7 +8,14 @@ from datetime import datetime
 from typing import Any, NamedTuple
 
 from vggexp.config.run_id import NON_IDENTITY_KEYS
-from vggexp.formatting import HASH_CHARS, csv_table, format_value, markdown_table, shorten
+from vggexp.formatting import (
+    HASH_CHARS,
+    csv_table,
+    format_value,
+    markdown_table,
+    shorten,
+    shorten_name,
+)
 from vggexp.report.data_sets import group_by_data
 from vggexp.report.networks import NetworkSummary, summarize_networks
 from vggexp.runs.directory import RESULT
@@ -309,9 +316,12 @@ def to_markdown(columns: Sequence[str], rows: Sequence[Row]) -> list[str]:
 
     Cells are shortened to MAX_CELL_CHARS, without what would break the table or be read as HTML.
     """
-    cells = [
-        [markdown_text(display_cell(column, row[column])) for column in columns] for row in rows
-    ]
+    cells = []
+    for row in rows:
+        texts = {column: display_cell(column, row[column]) for column in columns}
+        if "run" in texts:
+            texts["run"] = shorten_name(texts["run"], MAX_CELL_CHARS)
+        cells.append([markdown_text(text) for text in texts.values()])
     return markdown_table([markdown_text(column) for column in columns], cells)
 
 

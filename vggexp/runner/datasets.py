@@ -115,6 +115,18 @@ def check_image_counts(config: Config, loaders: DataLoaders) -> None:
         raise ConfigError(*problems)
 
 
+def build_checked_loaders(config: Config, device: torch.device) -> DataLoaders:
+    """Builds the loaders as `build_loaders`, and checks the numbers of images.
+
+    Raises:
+        ConfigError: as `check_image_counts`.
+        DataError: as `build_loaders`.
+    """
+    loaders = build_loaders(config, device)
+    check_image_counts(config, loaders)
+    return loaders
+
+
 def _limit_test_images(
     splits: DatasetSplits[TensorDataset], limit: int | None
 ) -> DatasetSplits[TensorDataset]:

@@ -12,9 +12,10 @@ from torch import nn
 from vggexp.config.derived import input_spec
 from vggexp.config.schema import Config, ImageFiles
 from vggexp.data.transforms import Preprocess
-from vggexp.errors import CheckpointError, DataError
+from vggexp.errors import CheckpointError
 from vggexp.runner import build, datasets
 from vggexp.runs import jsonl
+from vggexp.runs.data_root import hint_at_moved_data
 from vggexp.runs.directory import METRICS, read_result
 from vggexp.runs.predictions import Predictions
 from vggexp.runs.predictions import read as read_predictions
@@ -143,10 +144,8 @@ def load_test_data(
         CheckpointError: the data is not what the run was tested on.
         DataError: the data is missing or damaged.
     """
-    try:
+    with hint_at_moved_data():
         data = datasets.build_loaders(config, device, warn)
-    except DataError as error:
-        raise DataError(f"{error} (--data FOLDER gives the place of moved data)") from error
     if changed := data.changed_files(tested["data"]):
         raise CheckpointError(
             f"{folder}: the data has changed since this run began ({changed}); restore it, "

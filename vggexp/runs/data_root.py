@@ -1,12 +1,13 @@
 """Finds the data of a run: moved, or used from another working directory. Needs no torch."""
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from vggexp.config.schema import Config
-from vggexp.errors import ConfigError
+from vggexp.errors import ConfigError, DataError
 from vggexp.runs.directory import read_environment
 from vggexp.runs.environment import WORKING_DIRECTORY
 from vggexp.system.files import folder_problem
@@ -36,6 +37,15 @@ def locate_data(config: Config, folder: Path, data: Path | None) -> Config:
         return config
     root = resolve_root(config.data.root, read_environment(folder))
     return replace(config, data=replace(config.data, root=str(root)))
+
+
+@contextlib.contextmanager
+def hint_at_moved_data() -> Iterator[None]:
+    """Names --data in the errors of data that is missing or damaged."""
+    try:
+        yield
+    except DataError as error:
+        raise DataError(f"{error} (--data FOLDER gives the place of moved data)") from error
 
 
 def resolve_root(root: str, environment: Mapping[str, Any]) -> Path:

@@ -279,7 +279,7 @@ def train(
                 save_within_epoch(state, loop)
             raise
         timer.lap("evaluation")
-        state.schedule.observe(metrics.get("val/accuracy"))
+        state.schedule.observe(metrics.get("val/accuracy"), state.epoch + 1)
         metrics |= add_throughput(timer.read(), batches.count)
         state.close_epoch(metrics)
         timer.start()  # the time from here on belongs to the next epoch: this epoch's line is made

@@ -77,11 +77,16 @@ class Plateau:
     def __call__(self, epoch: float) -> float:
         return self.factor
 
-    def observe(self, accuracy: float) -> None:
-        """Takes the accuracy (0..1) on the validation images after an epoch."""
+    def observe(self, accuracy: float, in_warmup: bool = False) -> None:
+        """Takes the accuracy (0..1) on the validation images after an epoch.
+
+        An epoch of the warm-up does not count as waited: the full rate has yet to be tried.
+        """
         if accuracy > self.best + self.threshold:
             self.best = accuracy
             self.waited = 0
+            return
+        if in_warmup:
             return
         self.waited += 1
         if self.waited > self.patience:
@@ -120,9 +125,10 @@ class Schedule:
             return rate
         return rate * self.factor((step - self.start) / self.steps_per_epoch)
 
-    def observe(self, accuracy: float | None) -> None:
+    def observe(self, accuracy: float | None, epoch: int) -> None:
+        """Takes the accuracy on the validation images after an epoch, counted from 1."""
         if isinstance(self.factor, Plateau) and accuracy is not None:
-            self.factor.observe(accuracy)
+            self.factor.observe(accuracy, in_warmup=epoch <= self.warmup_epochs)
 
     def state_dict(self) -> dict[str, float]:
         return self.factor.state_dict() if isinstance(self.factor, Plateau) else {}

@@ -15,7 +15,7 @@ from vggexp.loggers.console import Console
 from vggexp.runner import build
 from vggexp.runner.job import evaluate_epoch
 from vggexp.runner.resume import build_run
-from vggexp.runs.data_root import locate_data
+from vggexp.runs.data_root import hint_at_moved_data, locate_data
 from vggexp.runs.directory import read_result
 from vggexp.runs.records import load_config
 from vggexp.system.signals import StopFlag
@@ -61,7 +61,8 @@ def replay(folder: Path, data: Path | None = None) -> VerifyResult:
         )
     config = locate_data(load_config(folder), folder, data)
     console = Console(None, sys.stderr)
-    device_setup, loaders, state = build_run(config, earlier, console)
+    with hint_at_moved_data():
+        device_setup, loaders, state = build_run(config, earlier, console)
     evaluate = partial(
         evaluate_epoch, config=config, device_setup=device_setup, data=loaders, console=console
     )
