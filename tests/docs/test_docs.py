@@ -160,12 +160,16 @@ def check_command(
     command: str, expected: str, ignore_figures: bool, capfd: pytest.CaptureFixture
 ) -> None:
     """Runs a command and compares its output with that of the page."""
-    target = find_module(split_command(command.partition(" > ")[0]))
+    words = split_command(command)
+    files = []
+    if ">" in words:
+        words, files = words[: words.index(">")], words[words.index(">") + 1 :]
+    target = find_module(words)
     if target:
         code = run_module(*target)
         output = "".join(capfd.readouterr())
-        if " > " in command:
-            Path(command.partition(" > ")[2]).write_text(output)
+        for file in files:
+            Path(file).write_text(output)
             output = ""
     else:
         end = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
