@@ -139,5 +139,4 @@ def test_a_value_that_a_launcher_refuses_is_one_line(command):
     joblib = ["-m", "seed=0,1", "hydra/launcher=joblib", "hydra.launcher.batch_size=x"]
     code, _, err = command(*TINY, *joblib)
     assert code == 2
-    assert err.startswith("vggexp: error: hydra.launcher: batch_size must be")
-    assert err.count("\n") == 1
+    assert err == "vggexp: error: hydra.launcher.batch_size=x: must be auto or 1..999999\n"

@@ -156,6 +156,7 @@ def loop_parts(
     def end_epoch() -> None:
         metrics = {"epoch": 1, "step": state.step, "lr": 0.0, **state.sums.read("train")}
         logger.epoch(metrics | add_throughput(timer.read(), state.sums.count))
+        state.history = [metrics]  # whose loss a check of dead layers at a first batch reads
         state.sums.reset()
 
     return {"loop": run_loop, "epoch end": end_epoch}

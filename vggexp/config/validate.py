@@ -214,27 +214,20 @@ def _check_one_rise(config: Config) -> Problems:
         )
 
 
-@rule("scheduler.milestones")
+@rule("scheduler.milestones", "scheduler.warmup_epochs")
 def _check_milestones(config: Config) -> Problems:
     if not isinstance(config.scheduler, Step):
         return
     milestones = config.scheduler.milestones
+    warmup = config.scheduler.warmup_epochs
+    shown = f"scheduler.milestones={format_value(milestones)}"
     rising = all(first < second for first, second in pairwise(milestones))
     if not milestones or not rising:
-        value = format_value(milestones)
-        yield f"scheduler.milestones={value}: must be numbers of epochs that rise"
-
-
-@rule("scheduler.milestones", "scheduler.warmup_epochs")
-def _check_milestones_after_warmup(config: Config) -> Problems:
-    if not isinstance(config.scheduler, Step):
-        return
-    warmup = config.scheduler.warmup_epochs
-    milestones = config.scheduler.milestones
-    if any(milestone < warmup for milestone in milestones):
+        yield f"{shown}: must be numbers of epochs that rise"
+    elif milestones[0] < warmup:
         yield (
-            f"scheduler.milestones={format_value(milestones)}: the learning rate drops before the "
-            f"warm-up has reached optimizer.lr; at least scheduler.warmup_epochs={warmup:g}"
+            f"{shown}: the learning rate drops before the warm-up has reached optimizer.lr; "
+            f"at least scheduler.warmup_epochs={warmup:g}"
         )
 
 
