@@ -21,7 +21,7 @@ test-all:  ## run all tests
 faults:  ## run every fault of the suite and count how many runs survive; an hour and more on two cores
 	python -m tools.faults
 
-mutants:  ## plant small faults in a copy of the code and count those that the tests notice; three minutes on two cores
+mutants:  ## plant small faults in a copy of the code and count those that the tests notice; five minutes on two cores
 	python -m tools.mutants
 
 slurm:  ## run sweeps and runs on a real Slurm of one node (Debian: slurm-wlm); a quarter of an hour and more on two cores

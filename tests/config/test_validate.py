@@ -108,7 +108,6 @@ SYNTHETIC = "data=synthetic data.classes=5 data.size=32"
 TWELVE_BLOCKS = ",".join(["[1,8]"] * 12)
 
 
-@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("key", "allowed", "beyond", "others"),
     [
