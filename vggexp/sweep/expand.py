@@ -120,7 +120,8 @@ def compose_outline(command: Command) -> Outline:
         if is_multirun or any(override.is_sweep for override in overrides):
             composition = compose_or_diagnose(_sweep_defining(overrides), compose_fn)
             if is_multirun and _mode(composition) == RunMode.RUN:
-                problems.append("hydra.mode=RUN: does not go with -m; leave one of them out")
+                problem = "hydra.mode=RUN: does not go with -m; leave one of them out"
+                problems.extend(with_typed_values([problem], overrides))
             if is_multirun or _sets_multirun(composition):
                 return Outline(overrides, problems, composition, is_sweep=True)
         composition = compose_or_diagnose(overrides, compose_fn)  # names each list of values

@@ -281,7 +281,9 @@ def whole_sweep_check(
     """
     typed = []
     for override in overrides:
-        if isinstance(override.value, dict) or not group_options(override.key):
+        if isinstance(override.value, dict):  # Hydra merges it into what the files have
+            typed += [f"{key}." for key in flatten({override.key: override.value})]
+        elif not group_options(override.key):
             typed.append(f"{override.key}.")
     expected = _whole_sweep_keys(sweep_node)
 
