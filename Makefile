@@ -1,3 +1,6 @@
+# Compiled tests are kept, also where the environment says otherwise: to compile them takes 3 s.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: help pictures check quick test test-all faults mutants peers growth folders startup report-growth memory dead gpu slurm ranks docs release-check scaling
 
 help:  ## print this list

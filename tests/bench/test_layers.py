@@ -30,6 +30,7 @@ def subject(request):
     return config, build_model(config)
 
 
+@pytest.mark.catalog
 def test_the_groups_in_turn_are_the_network(subject):
     config, model = subject
     images = torch.randn(2, 1, config.data.size, config.data.size)
@@ -40,6 +41,7 @@ def test_the_groups_in_turn_are_the_network(subject):
     assert torch.equal(values, expected)
 
 
+@pytest.mark.catalog
 def test_a_part_gets_what_reaches_it_in_the_network(subject):
     config, model = subject
     images = torch.randn(2, 1, config.data.size, config.data.size)

@@ -21,6 +21,7 @@ def result():
     return benchmark(compose_run(parse_command(TINY)), product_size=64, rounds=1)
 
 
+@pytest.mark.catalog
 def test_the_keys_of_the_result(result):
     assert list(asdict(result)) == [
         "device",
@@ -36,6 +37,7 @@ def test_the_keys_of_the_result(result):
     ]
 
 
+@pytest.mark.catalog
 def test_every_part_takes_time(result):
     assert tuple(result.images_per_second) == RATES
     assert min(result.images_per_second.values()) > 0
@@ -48,6 +50,7 @@ def test_every_part_takes_time(result):
     assert result.threads == 1
 
 
+@pytest.mark.catalog
 def test_the_text_of_the_result(result):
     lines = format_result(result).splitlines()
     assert lines[0].endswith("1 thread, batch 32")

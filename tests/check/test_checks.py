@@ -119,6 +119,7 @@ def test_without_time_one_step_is_taken_and_not_judged(subject):
     assert len(train_steps(subject, 1e-9).losses) == 1
 
 
+@pytest.mark.catalog
 def test_a_network_that_cannot_memorize_is_found(subject):
     images, _ = subject.batch
     images[:] = 0

@@ -6,6 +6,7 @@ from vggexp.config import completion
 from vggexp.config.compose import hydra_session, parse_command
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("word", "completions"),
     [

@@ -30,11 +30,13 @@ NETWORKS = {
 }
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(("command", "label"), NETWORKS.items())
 def test_a_network_is_its_file_and_what_differs_from_it(command, label):
     assert network_name(load(*command.split())) == label
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize("command", [*NETWORKS][:-1])
 def test_a_network_without_a_recorded_file_is_the_closest_shipped_one(command):
     """As of a run of an earlier version."""

@@ -109,6 +109,7 @@ def test_a_missing_argument_is_named_with_its_choices():
     )
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [

@@ -83,6 +83,7 @@ MILESTONES = "scheduler.milestones=[3.0,2.0]: must be numbers of epochs that ris
 BATCH_SIZE = "data.batch_size=128: more than the 90 training images"
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("invalid", "expected"),
     [

@@ -23,6 +23,7 @@ def advice(part, *overrides, seconds=600.0):
     return time_advice(config, result)
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("part", "overrides", "remedy"),
     [
@@ -42,6 +43,7 @@ def test_a_key_that_helps_is_named(part, overrides, remedy):
     assert advice(part, *overrides, seconds=10.0) == []  # a short run
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("part", "overrides"),
     [

@@ -208,6 +208,7 @@ def test_a_file_sweeps_no_key_of_the_whole_sweep(key, tmp_path):
         grid_jobs(*argv)
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("text", "setting"),
     [

@@ -86,6 +86,7 @@ def test_overrides_of_keys_that_contain_swept_keys_are_not_applied_first():
     assert without_related(common_overrides(jobs), jobs) == {"seed=1"}
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("setting", "expected"),
     [
@@ -109,6 +110,7 @@ def test_what_joblib_does_not_take_is_refused_before_the_sweep_has_a_folder(sett
     assert str(caught.value) == f"hydra.launcher.{setting}: must be {expected}"
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     "setting",
     "backend=loky pre_dispatch=all pre_dispatch=4 pre_dispatch=n_jobs batch_size=2 max_nbytes=1M "

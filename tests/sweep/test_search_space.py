@@ -24,6 +24,7 @@ def only_axis(text: str) -> SearchAxis:
     return axis
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

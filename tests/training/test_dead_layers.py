@@ -105,6 +105,7 @@ def test_the_model_stays_as_it_was():
     assert not any(module._forward_hooks for module in model.modules())
 
 
+@pytest.mark.catalog
 def test_the_layers_themselves_run_in_fp32():
     model, layers = make_model_and_layers()
     expected = layer_stats(model, make_batch(), layers)

@@ -127,7 +127,7 @@ class SafeConfigLoader(ConfigLoaderImpl):
     """
 
     moment = Moment()  # `parse_command` sets that of the command
-    _last: tuple[Any, DictConfig] | None = None  # the last composed run, and what it was made of
+    _last: tuple[Any, DictConfig] | None = None  # the run that was checked last, and its sources
 
     @classmethod
     def begin_command(cls) -> None:
@@ -167,18 +167,18 @@ class SafeConfigLoader(ConfigLoaderImpl):
         typed = overrides[:-1] if is_run else list(overrides)
         source = (self.moment.time, config_name, typed, places)  # a worker has several commands
         if self._last and self._last[0] == source:
-            node = copy.deepcopy(self._last[1])
+            copied = copy.deepcopy(self._last[1])
             if is_run:
-                node.hydra.mode = RunMode.RUN
-                node.hydra.overrides.hydra.append(RUN_OVERRIDE)
-            return node
+                copied.hydra.mode = RunMode.RUN
+                copied.hydra.overrides.hydra.append(RUN_OVERRIDE)
+            return copied
         node = self._compose(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         _resolve_device(node)
         problems = list(hydra_node_problems(node))
         if problems:
             raise ConfigError(*map(own_files.name_file, problems))
-        if run_mode == RunMode.RUN and not is_run:
-            SafeConfigLoader._last = (source, copy.deepcopy(node))
+        if not from_shell:  # vggexp's own composition, which nothing changes
+            SafeConfigLoader._last = (source, node)
         return node
 
     def _compose(self, *args: Any) -> DictConfig:
@@ -253,11 +253,12 @@ def hydra_node_problems(node: DictConfig) -> Iterator[str]:
     for section, classes in PLUGIN_CLASSES.items():
         yield from _plugin_problems(node, section, classes)
     yield from _launcher_file_problems(node)
+    values: Any = OmegaConf.to_container(node.hydra, resolve=False)
     if "run" in node:  # not with --hydra-help, which composes Hydra's keys alone
-        yield from _folder_problems(node)
+        yield from _folder_problems(values)
     yield from _callback_problems(node)
     for section in ("hydra_logging", "job_logging"):
-        yield from _logging_problems(node, section)
+        yield from _logging_problems(values.get(section), section)
     for section in ("help", "hydra_help"):
         resolve_section(node, f"hydra.{section}")
     yield from _job_problems(node)
@@ -291,9 +292,8 @@ def _special_keys(value: Any, path: str) -> Iterator[str]:
             yield from _special_keys(item, f"{path}[{index}]")
 
 
-def _folder_problems(node: DictConfig) -> Iterator[str]:
-    """Yields the keys by which Hydra would make folders of its own."""
-    values: Any = OmegaConf.to_container(node.hydra, resolve=False)
+def _folder_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yields the keys by which Hydra would make folders of its own; `values` is its section."""
     folders = {
         "run.dir": values["run"].get("dir"),
         "output_subdir": values.get("output_subdir"),
@@ -386,12 +386,11 @@ def _logging_files(section: str) -> dict[str, Any]:
     }
 
 
-def _logging_problems(node: DictConfig, section: str) -> Iterator[str]:
+def _logging_problems(values: Any, section: str) -> Iterator[str]:
     """Yields a problem unless a section for logging.config.dictConfig is a file of Hydra's own.
 
     Another one could call functions, empty files, or be no valid section.
     """
-    values = OmegaConf.to_container(node.hydra, resolve=False).get(section)  # type: ignore[union-attr]
     shipped = _logging_files(section)
     if values not in shipped.values():
         yield (
