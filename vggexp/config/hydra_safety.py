@@ -177,7 +177,7 @@ class SafeConfigLoader(ConfigLoaderImpl):
         problems = list(hydra_node_problems(node))
         if problems:
             raise ConfigError(*map(own_files.name_file, problems))
-        if not from_shell:  # vggexp's own composition, which nothing changes
+        if not from_shell and not is_run:  # vggexp's own composition, which nothing changes
             SafeConfigLoader._last = (source, node)
         return node
 
