@@ -133,7 +133,7 @@ def _sets_multirun(composition: Composition) -> bool:
 
 
 def _mode(composition: Composition) -> RunMode | None:
-    """Returns what the command and its files say; None if they leave it to the flag -m."""
+    """Returns the mode that the command or a file sets; None if only the flag -m decides."""
     node = composition.node
     mode: RunMode | None = None if node is None else resolve_section(node, "hydra.mode")
     return mode
