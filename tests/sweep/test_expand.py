@@ -229,6 +229,15 @@ def test_a_swept_file_sets_no_key_of_the_whole_sweep(axis, text, setting, tmp_pa
         grid_jobs("-m", axis, f"--config-dir={tmp_path}")
 
 
+def test_an_axis_in_a_swept_file_belongs_on_the_command_line(tmp_path):
+    text = "# @package _global_\nhydra: {sweeper: {params: {seed: '1,2'}}}\n"
+    write_experiment(tmp_path, text)
+    words = ["-m", "experiment=mine,mnist", f"--config-dir={tmp_path}"]
+    with pytest.raises(ConfigError, match="; give seed=1,2 on the command line"):
+        grid_jobs(*words)
+    assert len(grid_jobs(*words, "seed=1,2")) == 4
+
+
 def test_a_swept_file_chooses_no_launcher(tmp_path):
     text = "# @package _global_\ndefaults: [{override /hydra/launcher: basic}]\n"
     write_experiment(tmp_path, text)
