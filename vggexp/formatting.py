@@ -80,7 +80,7 @@ def shorten(text: str, max_chars: int) -> str:
 
 
 def shorten_name(name: str, max_chars: int) -> str:
-    """Formats the name of a run as `shorten`, but cuts its middle: copies differ in the end."""
+    """Formats the name of a run as `shorten`, but cuts its middle: copies differ at the end."""
     name = printable(name)
     if len(name) <= max_chars:
         return name

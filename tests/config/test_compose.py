@@ -112,7 +112,7 @@ def test_hydra_runs_a_copy_of_the_checked_composition(overrides):
     with hydra_session(command) as compose_fn:
         first = compose_fn(command.overrides)
         copied = compose_fn([*command.overrides, RUN_OVERRIDE])
-        parse_command(overrides)  # another command composes again
+        parse_command(overrides)  # begins another command
         composed = compose_fn([*command.overrides, RUN_OVERRIDE])
         after = compose_fn(command.overrides)
     assert copied == composed

@@ -41,7 +41,7 @@ FAULTY_SEED = 3
 def job_cases(small: bool) -> Iterable[tuple[str, str, int, str]]:
     """Returns each launcher with each fault, the number of jobs, and the launcher that repeats.
 
-    In the small part the basic launcher repeats, because it starts no Python again.
+    In the small part the basic launcher repeats, because it starts no new Python.
     """
     cases = list(itertools.product(LAUNCHERS, sitecustomize.FAULTS))
     if small:
