@@ -1,8 +1,7 @@
 """Reads the files that Hydra composes: within limits, without an import, each once in a command.
 
-Hydra reads every file again for each composition; here `command_files` holds their texts. A command
-composes three times and a sweep once for each job, and to build a file's content from YAML takes
-ten times as long as to copy it.
+Hydra reads every file again for each composition; here `command_files` holds the texts. A sweep
+composes each job, and to build a file's content from YAML takes ten times as long as to copy it.
 """
 
 import copy
