@@ -114,6 +114,8 @@ def test_hydra_runs_a_copy_of_the_checked_composition(overrides):
         copied = compose_fn([*command.overrides, RUN_OVERRIDE])
         parse_command(overrides)  # begins another command
         composed = compose_fn([*command.overrides, RUN_OVERRIDE])
+        after = compose_fn(command.overrides)
     assert copied == composed
     assert copied.hydra.mode == RunMode.RUN
     assert first.hydra.mode is None
+    assert after == first

@@ -7,7 +7,7 @@ import pytest
 from tests.config.test_run_id import load
 from vggexp.config.compose import parse_command
 from vggexp.config.keys import to_plain
-from vggexp.config.labels import MAX_LABEL_CHARS, network_label, run_label
+from vggexp.config.labels import MAX_LABEL_CHARS, network_label, read_arch_file, run_label
 from vggexp.config.parse import parse_config
 from vggexp.config.run_id import network_name, run_name
 from vggexp.config.validate import RUN_NAME
@@ -48,6 +48,18 @@ def test_a_network_without_a_recorded_file_is_the_closest_shipped_one(command):
         assert network_name(parsed) == "vgg11"
     else:
         assert network_name(parsed) == config.run.network
+
+
+def test_a_change_during_a_command_changes_no_label(tmp_path):
+    file = tmp_path / "arch/mine.yaml"
+    file.parent.mkdir()
+    file.write_text("blocks: [[1, 8]]")
+    parse_command([])
+    before = read_arch_file("mine", [str(tmp_path)])
+    file.write_text("blocks: [[2, 8]]")
+    assert read_arch_file("mine", [str(tmp_path)]) == before
+    parse_command([])
+    assert read_arch_file("mine", [str(tmp_path)]).values == {"blocks": [[2, 8]]}
 
 
 def test_a_file_of_the_user_has_its_own_name(tmp_path):

@@ -1,12 +1,15 @@
 """Tests that a command reads each file once, here and in the processes of its launchers."""
 
 import pickle
+import shutil
+from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from vggexp.config import sources
+from vggexp.config import command_files, own_files
 from vggexp.config.compose import hydra_session, parse_command
+from vggexp.config.device import conf_dir
 from vggexp.config.own_files import SHIPPED
 from vggexp.config.sources import FileConfigSource
 
@@ -15,13 +18,13 @@ FILE = "optimizer/mine.yaml"
 
 @pytest.fixture
 def source(tmp_path):
-    sources.use_files(sources.Files())
+    command_files.use_files(command_files.Files())
     return FileConfigSource(SHIPPED, f"file://{tmp_path}")
 
 
 def test_another_command_reads_a_changed_file_again(tmp_path, source):
     for value in (1, 2):
-        sources.use_files(sources.Files())
+        command_files.use_files(command_files.Files())
         (tmp_path / "seeds.yaml").write_text(f"seed: {value}")
         assert source.load_config("seeds").config.seed == value
 
@@ -77,3 +80,32 @@ def test_a_process_that_works_for_a_second_command_reads_the_files_again(tmp_pat
         loader = pickle.loads(pickled)
         rates.append(loader.load_sweep_config(master, ["optimizer=mine", "seed=1"]).optimizer.lr)
     assert rates == [0.5, 0.25]
+
+
+def test_a_shipped_file_that_completes_an_own_one_is_read_once(tmp_path, monkeypatch):
+    shipped = tmp_path / "shipped"
+    (shipped / "optimizer").mkdir(parents=True)
+    for name in ("config.yaml", "optimizer/momentum.yaml"):
+        shutil.copy(Path(conf_dir(), name), shipped / name)
+    monkeypatch.setattr(own_files, "conf_dir", lambda: str(shipped))
+    own = tmp_path / "own"
+    (own / "optimizer").mkdir(parents=True)
+    (own / FILE).write_text("lr: 0.5\n")
+    with hydra_session(parse_command([f"--config-dir={own}"])) as compose_fn:
+        master = compose_fn(["optimizer=mine"])
+        file = shipped / "optimizer" / "momentum.yaml"
+        file.write_text(file.read_text().replace("momentum: 0.9", "momentum: 0.5"))
+        loader = GlobalHydra.instance().config_loader()
+        job = loader.load_sweep_config(master, ["optimizer=mine", "seed=1"])
+    assert job.optimizer.momentum == 0.9
+
+
+def test_a_worker_that_composes_nothing_uses_the_files_of_the_command(tmp_path):
+    write_optimizer(tmp_path, 0.5)
+    with hydra_session(parse_command([f"--config-dir={tmp_path}"])) as compose_fn:
+        compose_fn(["optimizer=mine"])
+        pickled = pickle.dumps(GlobalHydra.instance().config_loader())
+    parse_command([])
+    write_optimizer(tmp_path, 0.25)
+    pickle.loads(pickled)
+    assert "lr: 0.5" in command_files.current_files().read(str(tmp_path / FILE))

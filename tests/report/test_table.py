@@ -175,7 +175,7 @@ def test_texts_do_not_break_a_markdown_table():
     assert lines[4].split()[1] == "-"
 
 
-def test_copies_with_long_names_are_told_apart():
+def test_copies_with_long_names_differ():
     names = [f"{'vgg11-' * 20}3ff17743{end}" for end in ("", "-2", "-3")]
     lines = to_markdown(["run"], [{"run": name} for name in names])
     assert [line.split("3ff17743")[1] for line in lines[2:]] == [" |", "-2 |", "-3 |"]

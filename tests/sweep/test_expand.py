@@ -229,12 +229,28 @@ def test_a_swept_file_sets_no_key_of_the_whole_sweep(axis, text, setting, tmp_pa
         grid_jobs("-m", axis, f"--config-dir={tmp_path}")
 
 
+def test_an_axis_in_a_swept_file_belongs_on_the_command_line(tmp_path):
+    text = "# @package _global_\nhydra: {sweeper: {params: {seed: '1,2'}}}\n"
+    write_experiment(tmp_path, text)
+    words = ["-m", "experiment=mine,mnist", f"--config-dir={tmp_path}"]
+    with pytest.raises(ConfigError, match="; give seed=1,2 on the command line"):
+        grid_jobs(*words)
+    assert len(grid_jobs(*words, "seed=1,2")) == 4
+
+
 def test_a_swept_file_chooses_no_launcher(tmp_path):
     text = "# @package _global_\ndefaults: [{override /hydra/launcher: basic}]\n"
     write_experiment(tmp_path, text)
     with pytest.raises(ConfigError) as raised:
         grid_jobs("-m", "experiment=mine,mnist", f"--config-dir={tmp_path}")
     assert re.findall(r"[\w/.]+=[^:]*", str(raised.value)) == ["hydra/launcher=basic"]
+
+
+def test_a_part_of_a_section_on_the_command_line_does_not_hide_the_others(tmp_path):
+    write_experiment(tmp_path, "# @package _global_\nsweep: {where: seed > 3}\n")
+    words = ["experiment=mine,mnist", "sweep={repeats:2}", f"--config-dir={tmp_path}"]
+    with pytest.raises(ConfigError, match=r"mine\.yaml: sweep\.where=seed > 3: a file"):
+        grid_jobs("-m", *words)
 
 
 def test_the_command_wins_over_what_a_swept_file_says_of_the_sweep(tmp_path):
@@ -270,6 +286,12 @@ def test_an_axis_of_the_command_replaces_that_of_the_file():
 def test_the_flag_contradicts_the_mode_of_a_single_run():
     with pytest.raises(ConfigError, match="RUN: does not go with -m"):
         grid_jobs("-m", "seed=1,2", "hydra.mode=RUN")
+
+
+def test_a_file_that_sets_the_mode_of_a_single_run_is_named(tmp_path):
+    write_experiment(tmp_path, "# @package _global_\nhydra: {mode: RUN}\n")
+    with pytest.raises(ConfigError, match=r"mine\.yaml: hydra\.mode=RUN: does not go with -m"):
+        grid_jobs("-m", "seed=1,2", "experiment=mine", f"--config-dir={tmp_path}")
 
 
 def test_a_key_needs_to_fit_only_the_jobs():

@@ -1,12 +1,15 @@
 """Files that others have prepared: no wait, no device, no link, no right given away."""
 
+import contextlib
 import errno
+import fcntl
 import os
 import stat
 import threading
 
 import pytest
 
+from tests.permissions import without_root_rights
 from vggexp.errors import ResourceError
 from vggexp.system import files
 
@@ -200,6 +203,57 @@ def test_two_writers_of_one_file_take_turns(tmp_path, monkeypatch):
     files.atomic_write(path, b"first")
     second.join()
     assert path.read_bytes() == b"second"
+
+
+@pytest.fixture
+def lock_holder(tmp_path, monkeypatch):
+    """Another process, or one that is stopped, holds the lock of the folder."""
+    monkeypatch.setattr(files, "MAX_WAIT_SECONDS", 0.05)
+    descriptor = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(descriptor, fcntl.LOCK_SH)
+    yield
+    os.close(descriptor)
+
+
+@pytest.mark.usefixtures("lock_holder")
+def test_a_lock_that_is_held_for_long_stops_no_writer(tmp_path):
+    files.atomic_write(tmp_path / "a", b"1")
+    assert (tmp_path / "a").read_bytes() == b"1"
+
+
+def test_a_child_that_is_forked_during_a_write_does_not_keep_the_lock(tmp_path, monkeypatch):
+    inherited = []
+
+    def inherit(descriptor):
+        """Copies the descriptors of the folder, as a fork does."""
+        for name in os.listdir("/dev/fd"):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.fstat(int(name)), os.stat(tmp_path)):
+                    inherited.append(os.dup(int(name)))
+        monkeypatch.undo()
+
+    monkeypatch.setattr(files.os, "fsync", inherit)
+    files.atomic_write(tmp_path / "a", b"1")
+    other = os.open(tmp_path, os.O_RDONLY)
+    fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert inherited
+    for descriptor in [*inherited, other]:
+        os.close(descriptor)
+
+
+def test_a_folder_that_is_a_fifo_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    with pytest.raises(NotADirectoryError):
+        files.atomic_write(tmp_path / "fifo" / "a", b"1")
+
+
+def test_a_folder_that_may_not_be_read_can_be_written(tmp_path):
+    folder = tmp_path / "closed"
+    folder.mkdir(0o300)
+    with without_root_rights():
+        files.atomic_write(folder / "a", b"1")
+    folder.chmod(0o700)
+    assert (folder / "a").read_bytes() == b"1"
 
 
 @pytest.mark.parametrize(

@@ -34,8 +34,8 @@ Runs of different data are refused with exit code 4. Data is different if the SH
 or test file differs, or the test labels do. --different-data compares the means of such runs, with
 a warning. If the test images are not the same, McNemar's test is left out.
 
-The folder of a sweep, as outputs/sweeps/NAME, stands for its finished runs. How many of its runs
-are not finished, such as those that sweep.halving has stopped, is said on stderr.
+The folder of a sweep, as outputs/sweeps/NAME, stands for its finished runs. A line on stderr
+gives the number of runs that are not finished, such as those that sweep.halving has stopped.
 
 A run that may not be read is named on stderr and left out, if two others remain. The files of a
 report, README.md and the folder `sweeps` are passed over, so `compare outputs/*` works.

@@ -24,7 +24,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from vggexp.config import own_files, sources, yaml_limits
+from vggexp.config import command_files, own_files, sources, yaml_limits
 from vggexp.config.device import detect_device
 from vggexp.config.overrides import parse_override
 from vggexp.errors import ConfigError
@@ -94,11 +94,11 @@ class Moment:
     def __init__(self) -> None:
         self.time = datetime.now()
         self.variables = {name: text for name, text in os.environ.items() if is_readable(name)}
-        self.files = sources.Files()
+        self.files = command_files.Files()
 
     def register(self) -> None:
-        """Replaces the resolvers `now` and `oc.env`, and the files that Hydra's sources read."""
-        sources.use_files(self.files)
+        """Replaces the resolvers `now` and `oc.env`, and the files that are read."""
+        command_files.use_files(self.files)
         OmegaConf.register_new_resolver("now", self._format_time, replace=True)
         OmegaConf.register_new_resolver("oc.env", self._read_variable, replace=True)
 
@@ -140,6 +140,10 @@ class SafeConfigLoader(ConfigLoaderImpl):
         state.pop("_detected_profile", None)  # the other machine may have another device
         return state
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        command_files.use_files(self.moment.files)  # a worker of Ray names jobs and composes none
+
     def __init__(self, config_search_path: ConfigSearchPath) -> None:
         own_files.search_first(config_search_path.get_path())
         super().__init__(config_search_path)
@@ -173,7 +177,7 @@ class SafeConfigLoader(ConfigLoaderImpl):
         problems = list(hydra_node_problems(node))
         if problems:
             raise ConfigError(*map(own_files.name_file, problems))
-        if not from_shell:  # vggexp's own composition, which nothing changes
+        if not from_shell and not is_run:  # vggexp's own composition, which nothing changes
             SafeConfigLoader._last = (source, node)
         return node
 

@@ -3,6 +3,7 @@
 A label consists of parts with dashes between them, and is safe in the name of a folder.
 """
 
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cache
@@ -12,12 +13,13 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import yaml
 
 from vggexp.config import yaml_limits
+from vggexp.config.command_files import current_files
 from vggexp.config.derived import stored_size
 from vggexp.config.device import conf_dir
 from vggexp.config.keys import flatten, to_plain
 from vggexp.config.schema import Arch, Config, ImageFolder, Torchvision, Vgg
+from vggexp.errors import ConfigError
 from vggexp.formatting import HASH_CHARS, format_value
-from vggexp.system.files import read_file
 
 if TYPE_CHECKING:  # the module imports Hydra
     from vggexp.config.overrides import Override
@@ -52,11 +54,14 @@ def read_arch_file(name: str, folders: Sequence[str]) -> ArchFile | None:
     Returns:
         None if no folder has a readable file.
     """
+    files = current_files()
     for folder in folders:
-        path = Path(folder, "arch", f"{name}.yaml")
+        path = os.path.join(folder, "arch", f"{name}.yaml")
+        if not files.is_file(path):
+            continue
         try:
-            content = _read_yaml(path, path.stat().st_mtime_ns)
-        except (OSError, ValueError, yaml.YAMLError):
+            content = _parse(files.read(path))
+        except (ConfigError, OSError, ValueError, yaml.YAMLError):
             continue
         values: dict[str, Any] = {}
         for default in content.get("defaults", []):
@@ -69,9 +74,8 @@ def read_arch_file(name: str, folders: Sequence[str]) -> ArchFile | None:
 
 
 @cache
-def _read_yaml(path: Path, modified_ns: int) -> dict[str, Any]:
-    """Reads a file; its time makes the cache hold one entry for each content."""
-    content = yaml_limits.load(read_file(path, yaml_limits.MAX_BYTES).decode())
+def _parse(text: str) -> dict[str, Any]:
+    content = yaml_limits.load(text)
     return content if isinstance(content, dict) else {}
 
 

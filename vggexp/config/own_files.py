@@ -3,6 +3,7 @@
 They stand in folders laid out as conf/, which --config-dir and VGGEXP_CONF_PATH name.
 """
 
+import io
 import os
 from collections.abc import MutableSequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from typing import Any
 from hydra.core.config_search_path import SearchPathElement
 from omegaconf import DictConfig, OmegaConf
 
+from vggexp.config.command_files import current_files
 from vggexp.config.device import conf_dir
 from vggexp.config.keys import flatten
 from vggexp.config.parse import GROUP_CLASSES, schema_keys
@@ -106,22 +108,30 @@ def _defaults(group: str, stem: str, own: dict[str, Any]) -> dict[str, Any]:
     return {}
 
 
-@cache
 def _default_files() -> dict[str, str]:
     """Returns the file of each group that config.yaml chooses."""
     chosen = {}
-    for entry in OmegaConf.load(Path(conf_dir(), "config.yaml")).defaults:
-        if OmegaConf.is_dict(entry):
+    for entry in _load_shipped("config")["defaults"]:
+        if isinstance(entry, dict):
             chosen.update(entry)
     return chosen
 
 
 def _shipped(group: str, stem: str) -> dict[str, Any]:
     """Returns the content of a shipped file; {} if there is none."""
-    path = Path(conf_dir(), group, f"{stem}.yaml")
-    if os.sep in stem or not path.is_file():
-        return {}
-    content: Any = OmegaConf.to_container(OmegaConf.load(path), resolve=False)
+    return {} if os.sep in stem else _load_shipped(f"{group}/{stem}")
+
+
+def _load_shipped(name: str) -> dict[str, Any]:
+    """Returns the content of a file of conf/ as this command has read it; {} if there is none."""
+    files = current_files()
+    path = os.path.join(conf_dir(), f"{name}.yaml")
+    return _parse(files.read(path)) if files.is_file(path) else {}
+
+
+@cache
+def _parse(text: str) -> dict[str, Any]:
+    content: Any = OmegaConf.to_container(OmegaConf.load(io.StringIO(text)), resolve=False)
     return content
 
 

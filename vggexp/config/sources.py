@@ -1,17 +1,13 @@
 """Reads the files that Hydra composes: within limits, without an import, each once in a command.
 
-Hydra reads every file again for each composition. A command composes three times and a sweep once
-for each job, in several processes and over hours: a file that is changed meanwhile would give the
-later jobs another configuration than the one that was checked. And to build a file's content from
-YAML takes ten times as long as to copy it.
+Hydra reads every file again for each composition; here `command_files` holds the texts. A sweep
+composes each job, and to build a file's content from YAML takes ten times as long as to copy it.
 """
 
 import copy
 import io
 import os
-from dataclasses import dataclass, field
 from functools import cache, lru_cache
-from pathlib import Path
 from typing import Any
 
 from hydra._internal.core_plugins import (
@@ -22,38 +18,11 @@ from hydra._internal.core_plugins import (
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
 
-from vggexp.config import own_files, yaml_limits
+from vggexp.config import own_files
+from vggexp.config.command_files import current_files
 from vggexp.errors import ConfigError
 
 HEADER_CHARS = 512  # of a file, in which Hydra looks for its package
-
-
-@dataclass
-class Files:
-    """The files of configuration folders, as they were when a command looked for them first."""
-
-    found: dict[str, bool] = field(default_factory=dict)  # by path, whether it is a file
-    texts: dict[str, str] = field(default_factory=dict)
-
-    def is_file(self, path: str) -> bool:
-        if path not in self.found:
-            self.found[path] = os.path.isfile(path)
-        return self.found[path]
-
-    def read(self, path: str) -> str:
-        """Returns the text of a file. Raises what `yaml_limits.read_checked` raises."""
-        if path not in self.texts:
-            self.texts[path] = yaml_limits.read_checked(Path(path).resolve())
-        return self.texts[path]
-
-
-_current = Files()
-
-
-def use_files(files: Files) -> None:
-    """Makes all sources of this process read the files of a command."""
-    global _current
-    _current = files
 
 
 # Hydra registers one class for each kind of source, and refuses another name. The processes of
@@ -62,11 +31,11 @@ class FileConfigSource(file_config_source.FileConfigSource):
     """Reads YAML files of configuration folders within limits."""
 
     def is_config(self, config_path: str) -> bool:
-        return _current.is_file(self._full_path(config_path))
+        return current_files().is_file(self._full_path(config_path))
 
     def load_config(self, config_path: str) -> ConfigResult:
         path = self._full_path(config_path)
-        text = _current.read(path)
+        text = current_files().read(path)
         result = copy.deepcopy(_parse(self.provider, self.path, config_path, path, text))
         if self.provider != own_files.SHIPPED:
             own_files.complete(self.path, config_path, result.config, result.header["package"])

@@ -16,7 +16,7 @@ from vggexp.training import precision
 
 # Raised with a change after which the same command gives other weights. 1, which is not recorded:
 # version 0.1.0. 2: one cycle ends a step earlier, cosine and one cycle start after the warm-up,
-# batch norm on a processor has an exact variance.
+# batch norm on a processor has an exact variance, a plateau counts no epoch of the warm-up.
 NUMERICS = 2
 
 

@@ -36,7 +36,8 @@ from vggexp.runs.sweeps import expand_sweeps
 from vggexp.system.locks import is_locked
 
 # Keys whose rules a recorded run need not keep: it may name folders that a copied run does not
-# have, and a run of an earlier version may have a warm-up before scheduler=onecycle.
+# have, and a run of an earlier version may have a warm-up before scheduler=onecycle, or one that
+# lasts beyond the first milestone.
 UNCHECKED_KEYS = ("run", "data.root", "scheduler.warmup_epochs")
 FINGERPRINT_PREFIX = "data."  # of the keys in env.json
 # What stands in outputs/ beside the runs: a shell pattern such as outputs/* names it too.

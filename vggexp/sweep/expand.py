@@ -120,7 +120,8 @@ def compose_outline(command: Command) -> Outline:
         if is_multirun or any(override.is_sweep for override in overrides):
             composition = compose_or_diagnose(_sweep_defining(overrides), compose_fn)
             if is_multirun and _mode(composition) == RunMode.RUN:
-                problems.append("hydra.mode=RUN: does not go with -m; leave one of them out")
+                problem = "hydra.mode=RUN: does not go with -m; leave one of them out"
+                problems.extend(with_typed_values([problem], overrides))
             if is_multirun or _sets_multirun(composition):
                 return Outline(overrides, problems, composition, is_sweep=True)
         composition = compose_or_diagnose(overrides, compose_fn)  # names each list of values
@@ -132,7 +133,7 @@ def _sets_multirun(composition: Composition) -> bool:
 
 
 def _mode(composition: Composition) -> RunMode | None:
-    """Returns what the command and its files say; None if they leave it to the flag -m."""
+    """Returns the mode that the command or a file sets; None if only the flag -m decides."""
     node = composition.node
     mode: RunMode | None = None if node is None else resolve_section(node, "hydra.mode")
     return mode

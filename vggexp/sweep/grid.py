@@ -66,10 +66,8 @@ JOBLIB_VALUES = {
     "mmap_mode": (r"r\+?|w\+|c", "r, r+, w+ or c"),
 }
 NOT_SWEPT = "may not be swept, it belongs to the whole sweep; give one value"
-NOT_IN_A_JOB = (
-    "a file that is swept may not set it, it belongs to the whole sweep; "
-    "give it on the command line"
-)
+NOT_IN_A_JOB = "a file that is swept may not set it, it belongs to the whole sweep"
+PARAMS = "hydra.sweeper.params."  # an axis in a file is a key behind it
 MAX_LAUNCHER_COUNT = 4096  # jobs at a time, and jobs on one GPU
 
 GridAxis = list[list[str]]  # for each value of the axis, the overrides that belong together
@@ -281,8 +279,11 @@ def whole_sweep_check(
     """
     typed = []
     for override in overrides:
-        if isinstance(override.value, dict) or not group_options(override.key):
+        if isinstance(override.value, dict):  # Hydra merges it into what the files have
+            typed += [f"{key}." for key in flatten({override.key: override.value})]
+        elif not group_options(override.key):
             typed.append(f"{override.key}.")
+        typed.append(f"{PARAMS}{override.key}.")  # an axis on the command line replaces a file's
     expected = _whole_sweep_keys(sweep_node)
 
     def check(node: DictConfig) -> None:
@@ -296,7 +297,9 @@ def whole_sweep_check(
                 differing = {key: differing[key] for key in differing if prefix not in key}
         problems = []
         for key, value in differing.items():
-            problem = f"{key}={format_value(value)}: {NOT_IN_A_JOB}"
+            shown = f"{key}={format_value(value)}"
+            advice = f"give {shown.removeprefix(PARAMS) if PARAMS in key else 'it'}"
+            problem = f"{shown}: {NOT_IN_A_JOB}; {advice} on the command line"
             problems.append(own_files.name_file(problem))
         if problems:
             raise ConfigError(*problems)

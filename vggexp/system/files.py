@@ -9,6 +9,7 @@ import errno
 import fcntl
 import os
 import stat
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from vggexp.errors import ResourceError
 IS_LINK = "a link, and no file is written through links; remove it"
 NOT_REGULAR = "not a regular file; remove it"
 CHOOSE_ROOT = "choose another run.root"  # a hint
+MAX_WAIT_SECONDS = 10.0  # for another writer; a write of one file takes far less
+RETRY_SECONDS = 0.005  # between two attempts
 SHARED_BITS = stat.S_IWGRP | stat.S_IWOTH
 RESOURCE_ERRORS = (  # nothing is wrong with the file itself
     errno.EACCES,
@@ -149,8 +152,9 @@ def limit_umask(folder: Path) -> Iterator[None]:
 
     Except those rights that the folder gives on purpose: see `open_no_follow`.
     """
+    removed = SHARED_BITS & ~_shared_bits(folder)
     umask = os.umask(0o022)
-    os.umask(umask | SHARED_BITS & ~_shared_bits(folder))
+    os.umask(umask | removed)
     try:
         yield
     finally:
@@ -210,13 +214,32 @@ def atomic_write(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def _lock_folder(folder: Path) -> Iterator[None]:
-    """Waits for the folder's other writers, if the system can lock folders (NFS cannot)."""
+    """Waits for the folder's other writers, if the system can lock folders (NFS cannot).
+
+    The block runs without the lock if another process holds it for MAX_WAIT_SECONDS: a stopped
+    process, or one of another user.
+    """
     with contextlib.ExitStack() as stack:
-        with contextlib.suppress(OSError):
-            descriptor = os.open(folder, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # as of a folder that may be written, but not read
+            descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             stack.callback(os.close, descriptor)
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
+            _wait_for_lock(descriptor)
+            # Closing is not enough: a child that another thread forks meanwhile has a copy.
+            stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
         yield
+
+
+def _wait_for_lock(descriptor: int) -> None:
+    """Locks an open folder. Raises OSError if it is not possible within MAX_WAIT_SECONDS."""
+    end = time.monotonic() + MAX_WAIT_SECONDS
+    while True:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(RETRY_SECONDS)
 
 
 @contextlib.contextmanager
