@@ -5,7 +5,6 @@ from hydra.types import RunMode
 
 from vggexp.config import device
 from vggexp.config.compose import hydra_session, parse_command
-from vggexp.config.hydra_safety import RUN_OVERRIDE
 from vggexp.config.run_id import run_name
 from vggexp.config.schema import Config
 from vggexp.errors import ConfigError
@@ -106,16 +105,18 @@ def test_the_value_of_info_is_part_of_its_flag(words):
     assert command.overrides == ["seed=1"]
 
 
+@pytest.mark.parametrize("mode", RunMode)
 @pytest.mark.parametrize("overrides", [[], ["arch=vgg11", "experiment=quickstart", "seed=3"]])
-def test_hydra_runs_a_copy_of_the_checked_composition(overrides):
+def test_hydra_gets_a_copy_of_the_checked_composition(overrides, mode):
     command = parse_command(overrides)
+    with_mode = [*overrides, f"hydra.mode={mode.name}"]
     with hydra_session(command) as compose_fn:
         first = compose_fn(command.overrides)
-        copied = compose_fn([*command.overrides, RUN_OVERRIDE])
+        copied = compose_fn(with_mode)
         parse_command(overrides)  # begins another command
-        composed = compose_fn([*command.overrides, RUN_OVERRIDE])
+        composed = compose_fn(with_mode)
         after = compose_fn(command.overrides)
     assert copied == composed
-    assert copied.hydra.mode == RunMode.RUN
+    assert copied.hydra.mode == mode
     assert first.hydra.mode is None
     assert after == first

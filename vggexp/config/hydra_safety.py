@@ -44,7 +44,7 @@ SWEEPERS = {
     "grid": "hydra_plugins.vggexp_grid_sweeper.GridSweeper",
     "optuna": "hydra_plugins.vggexp_optuna_sweeper.OptunaSweeper",
 }
-RUN_OVERRIDE = "hydra.mode=RUN"  # which Hydra adds to the overrides of a run
+MODE_OVERRIDES = {f"hydra.mode={mode.name}": mode for mode in RunMode}  # which Hydra adds itself
 RESOLVING = "ConfigError raised while resolving interpolation: "  # OmegaConf's, before our text
 CALLBACKS = ("hydra.experimental.callbacks.LogJobReturnCallback",)
 PLUGIN_CLASSES = {"launcher": LAUNCHERS, "sweeper": SWEEPERS}
@@ -127,7 +127,7 @@ class SafeConfigLoader(ConfigLoaderImpl):
     """
 
     moment = Moment()  # `parse_command` sets that of the command
-    _last: tuple[Any, DictConfig] | None = None  # the run that was checked last, and its sources
+    _last: tuple[Any, DictConfig] | None = None  # what was composed last, and its sources
 
     @classmethod
     def begin_command(cls) -> None:
@@ -158,26 +158,29 @@ class SafeConfigLoader(ConfigLoaderImpl):
     ) -> DictConfig:
         """Composes a configuration and checks it.
 
-        Hydra composes a run twice more, for its mode and to run it; it gets copies of the first.
+        Hydra composes a run twice more, for its mode and to run it, and a sweep twice; it gets
+        copies of the first.
         """
         self.moment.register()  # Hydra registers a resolver `now` of its own when it starts
         OmegaConf.register_new_resolver("vggexp.device", self._detected_value, replace=True)
         places = [(place.provider, place.path) for place in self.config_search_path.get_path()]
-        is_run = overrides[-1:] == [RUN_OVERRIDE]
-        typed = overrides[:-1] if is_run else list(overrides)
+        mode = MODE_OVERRIDES.get(overrides[-1]) if overrides else None
+        typed = list(overrides) if mode is None else overrides[:-1]
         source = (self.moment.time, config_name, typed, places)  # a worker has several commands
         if self._last and self._last[0] == source:
             copied = copy.deepcopy(self._last[1])
-            if is_run:
-                copied.hydra.mode = RunMode.RUN
-                copied.hydra.overrides.hydra.append(RUN_OVERRIDE)
+            if mode is not None:
+                copied.hydra.mode = mode
+                copied.hydra.overrides.hydra.append(overrides[-1])
             return copied
         node = self._compose(config_name, overrides, run_mode, from_shell, validate_sweep_overrides)
         _resolve_device(node)
         problems = list(hydra_node_problems(node))
         if problems:
             raise ConfigError(*map(own_files.name_file, problems))
-        if not from_shell and not is_run:  # vggexp's own composition, which nothing changes
+        # Nothing changes vggexp's own composition, and that from which Hydra reads the mode.
+        is_unchanged = not from_shell or not validate_sweep_overrides
+        if is_unchanged and mode is None:
             SafeConfigLoader._last = (source, node)
         return node
 

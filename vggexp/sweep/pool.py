@@ -366,11 +366,13 @@ def preload(jobs: Sequence[PoolJob]) -> None:
 
     torch.set_num_threads(1)
     import torch.utils.tensorboard._pytorch_graph
+    from PIL import Image, ImageDraw, ImageFont  # noqa: F401
 
     import vggexp.loggers.images
     import vggexp.runner.run  # noqa: F401
     from vggexp.data import datasets, torchvision_data
 
+    Image.preinit()  # imports the usual formats
     for job in jobs:
         if job.config is None or isinstance(job.config.data, Synthetic | ImageFiles):
             continue
