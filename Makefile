@@ -12,7 +12,7 @@ check:  ## check style and types
 quick:  ## run the tests that start no process and train for less than a second, without the catalogs of inputs; a minute on two cores
 	pytest -n 2 --dist worksteal -m "not slow and not process and not catalog"
 
-test:  ## run the default tests; eight minutes on two cores
+test:  ## run the default tests; six minutes on two cores
 	pytest -n 2 --dist worksteal -m "not slow"
 
 test-all:  ## run all tests
