@@ -1,6 +1,7 @@
 """Shared by the tests: a command run in this process, a set-up that trains in a second, images."""
 
 import contextlib
+import gc
 import json
 import os
 import shutil
@@ -49,6 +50,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         for marker, reason in reasons.items():
             if item.get_closest_marker(marker):
                 item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def pytest_collection_finish() -> None:
+    """Excludes what exists now from garbage collection, also in the processes that tests fork."""
+    gc.freeze()
 
 
 @cache
