@@ -12,6 +12,7 @@ import stat
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from vggexp.errors import ResourceError
 
@@ -223,23 +224,22 @@ def _lock_folder(folder: Path) -> Iterator[None]:
         with contextlib.suppress(OSError):  # as of a folder that may be written, but not read
             descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
             stack.callback(os.close, descriptor)
-            _wait_for_lock(descriptor)
+            acquire_lock(descriptor, round(MAX_WAIT_SECONDS / RETRY_SECONDS), RETRY_SECONDS)
             # Closing is not enough: a child that another thread forks meanwhile has a copy.
             stack.callback(fcntl.flock, descriptor, fcntl.LOCK_UN)
         yield
 
 
-def _wait_for_lock(descriptor: int) -> None:
-    """Locks an open folder. Raises OSError if it is not possible within MAX_WAIT_SECONDS."""
-    end = time.monotonic() + MAX_WAIT_SECONDS
-    while True:
+def acquire_lock(file: int | IO[str], attempts: int, pause_seconds: float) -> None:
+    """Locks an open file or folder. Raises BlockingIOError if another process keeps the lock."""
+    for attempt in range(1, attempts + 1):
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             return
         except BlockingIOError:
-            if time.monotonic() > end:
+            if attempt == attempts:
                 raise
-            time.sleep(RETRY_SECONDS)
+            time.sleep(pause_seconds)
 
 
 @contextlib.contextmanager

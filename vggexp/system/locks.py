@@ -9,7 +9,6 @@ import errno
 import fcntl
 import os
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
@@ -17,6 +16,7 @@ from typing import IO
 from vggexp.errors import InUseError
 from vggexp.system.files import (
     CHOOSE_ROOT,
+    acquire_lock,
     make_dir,
     open_no_follow,
     open_regular,
@@ -25,7 +25,7 @@ from vggexp.system.files import (
 
 LOCK = ".lock"
 MAX_HOLDER_CHARS = 200
-LOCK_ATTEMPTS = 6
+LOCK_ATTEMPTS = 6  # in a tenth of a second: `is_locked` of another process holds it for an instant
 RETRY_SECONDS = 0.02  # between two attempts
 
 _LOCKS: set[IO[str]] = set()  # locks that this process holds
@@ -69,7 +69,7 @@ def lock_run_dir(folder: Path) -> Iterator[Path]:
     with lock:
         with os_error_as_resource_error(folder, "locked", CHOOSE_ROOT):
             try:
-                _acquire(lock)
+                acquire_lock(lock, LOCK_ATTEMPTS, RETRY_SECONDS)
             except BlockingIOError:
                 lock.seek(0)
                 holder = lock.read(MAX_HOLDER_CHARS).strip() or "another process"
@@ -83,22 +83,6 @@ def lock_run_dir(folder: Path) -> Iterator[Path]:
             yield folder
         finally:
             _LOCKS.discard(lock)
-
-
-def _acquire(lock: IO[str]) -> None:
-    """Takes the lock; raises BlockingIOError if another process holds it.
-
-    Several attempts, in a tenth of a second, are needed because `is_locked` in another process
-    holds the lock for an instant.
-    """
-    for attempt in range(1, LOCK_ATTEMPTS + 1):
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return
-        except BlockingIOError:
-            if attempt == LOCK_ATTEMPTS:
-                raise
-            time.sleep(RETRY_SECONDS)
 
 
 def is_locked(folder: Path) -> bool:
