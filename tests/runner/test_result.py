@@ -7,6 +7,7 @@ from tests.factories import make_state
 from vggexp.config.compose import parse_command
 from vggexp.runner import result
 from vggexp.sweep.expand import compose_run
+from vggexp.training.metrics import score_logits
 from vggexp.training.timer import PARTS
 
 
@@ -32,9 +33,8 @@ def test_the_tested_weights_and_the_end_of_a_run_have_a_step_each():
     state.step = 6
     config = compose_run(parse_command([*TINY, "train.test_weights=best"]))
     labels = torch.tensor([0, 1])
-    fields = result.result_fields(
-        config, state, state.history[0], torch.eye(10)[labels], labels, state.model.state_dict()
-    )
+    scores = score_logits(torch.eye(10)[labels], labels, "test")
+    fields = result.result_fields(config, state, state.history[0], scores, state.model.state_dict())
     assert (fields["epoch"], fields["step"]) == (2, 6)
     assert fields["weights_step"] == 3
     assert fields["val/accuracy"] == fields["best/val/accuracy"] == 0.5

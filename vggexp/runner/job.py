@@ -75,6 +75,7 @@ class PredictedTestSet(NamedTuple):
     model: nn.Module
     logits: Tensor  # [N, classes], on the CPU
     labels: Tensor  # [N], on the CPU
+    scores: dict[str, float]  # test/loss and test/accuracy
 
 
 def train_and_record(job: TrainingJob) -> dict[str, Any]:
@@ -303,12 +304,13 @@ def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
     collectives.broadcast_(model.buffers())
     batches = with_progress("test", job.data.test, job.console)
     logits, labels = predict(model, batches, job.device_setup.autocast)
-    if not math.isfinite(score_logits(logits, labels, "test")["test/loss"]):
+    scores = score_logits(logits, labels, "test")
+    if not math.isfinite(scores["test/loss"]):
         raise DivergedError(
             f"the test loss is not finite with the weights of epoch {epoch_metrics['epoch']}; "
             f"try optimizer.lr={state.schedule.lr / 10:g} or train.clip_norm=1"
         )
-    return PredictedTestSet(epoch_metrics, model, logits, labels)
+    return PredictedTestSet(epoch_metrics, model, logits, labels, scores)
 
 
 def _load_weights(path: Path) -> dict[str, Tensor]:
@@ -338,9 +340,7 @@ def _finish(
     for key, tensor in test.model.state_dict().items():
         weights[key] = tensor.detach().cpu().contiguous()
     predictions.write(job.folder, probs.numpy(), test.labels.numpy())
-    content = result_fields(
-        job.config, state, test.epoch_metrics, test.logits, test.labels, weights
-    )
+    content = result_fields(job.config, state, test.epoch_metrics, test.scores, weights)
     content["train_images"] = data.train.count
     content["val_images"] = data.val.count if data.val else 0
     content["test_images"] = data.test.count

@@ -12,7 +12,6 @@ from vggexp.models.shapes import parameters
 from vggexp.training.checkpoint import weights_sha256
 from vggexp.training.checkpoint_manager import best_epoch
 from vggexp.training.loop import EpochMetrics, TrainState
-from vggexp.training.metrics import score_logits
 
 
 def tested_epoch(history: Sequence[EpochMetrics], test_weights: str) -> EpochMetrics:
@@ -31,8 +30,7 @@ def result_fields(
     config: Config,
     state: TrainState,
     epoch_metrics: EpochMetrics,
-    logits: Tensor,
-    labels: Tensor,
+    scores: dict[str, float],
     weights: dict[str, Tensor],
 ) -> dict[str, Any]:
     """Returns the fields of result.json, without times and memory.
@@ -41,8 +39,7 @@ def result_fields(
         config: the configuration.
         state: the state after the last epoch.
         epoch_metrics: of the epoch whose weights were tested; gives train/... and val/...
-        logits: [N, classes] for the test set.
-        labels: [N] of the test set.
+        scores: test/loss and test/accuracy.
         weights: the tested weights.
     """
     fields: dict[str, Any] = {
@@ -53,7 +50,7 @@ def result_fields(
     for key, value in epoch_metrics.items():
         if key.startswith(("train/", "val/")):
             fields[key] = value
-    fields |= score_logits(logits, labels, "test")
+    fields |= scores
     fields["test_weights"] = config.train.test_weights
     fields["weights_step"] = epoch_metrics["step"]
     fields["weights_sha256"] = weights_sha256(weights)
