@@ -27,7 +27,7 @@ def launch(launcher: Any, jobs: Sequence[Sequence[str]], first: int = 0) -> Sequ
     """
     from hydra_plugins.vggexp_local_launcher import LocalLauncher
     from vggexp.errors import ConfigError
-    from vggexp.system.files import limit_umask, make_dir
+    from vggexp.system.files import limit_umask
 
     if isinstance(launcher, LocalLauncher):
         return launcher.launch(jobs, initial_job_idx=first)
@@ -36,7 +36,6 @@ def launch(launcher: Any, jobs: Sequence[Sequence[str]], first: int = 0) -> Sequ
 
         _jobs.install()
     folder = Path(launcher.config.hydra.sweep.dir)
-    make_dir(folder)
     try:
         with limit_umask(folder):  # a launcher runs what it has pickled into its folder
             return launcher.launch(jobs, initial_job_idx=first)

@@ -114,7 +114,7 @@ def test_an_error_keeps_the_earlier_file(tmp_path, monkeypatch):
 def test_no_events_are_written_or_removed_through_a_link(name, tmp_path):
     others = tmp_path / "others"
     others.mkdir()
-    (others / "events.out.tfevents.1.host").write_text("theirs")
+    (others / "events.out.tfevents.1.host").write_text("notes")
     link = tmp_path / "sweep" / name
     link.parent.mkdir(parents=True)
     link.symlink_to(others)
