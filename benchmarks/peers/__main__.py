@@ -1,9 +1,11 @@
-"""python -m benchmarks.peers [--rounds N] [--images N] [--out FILE]: vggexp and its peers.
+"""python -m benchmarks.peers [--network source|fast] [--rounds N] [--images N] [--out FILE]
+
+Compares vggexp with its peers on the source run's network, or on that of fashion_mnist_fast.
 
 All do the same work. Every contender is a process of its own, and the contenders take turns, so
-that a machine whose speed drifts slows all of them equally. Prints and writes benchmarks/peers.md.
-Needs `pip install timm lightning torchvision`, and Debian's dataset-fashion-mnist. A full run takes
-about a quarter of an hour on two cores.
+that a machine whose speed drifts slows all of them equally. Prints and writes benchmarks/peers.md,
+or benchmarks/peers_fast.md with `--network fast`. Needs `pip install timm lightning torchvision`,
+and Debian's dataset-fashion-mnist. A full run takes about a quarter of an hour on two cores.
 """
 
 import argparse
@@ -18,9 +20,10 @@ from importlib.metadata import version
 from pathlib import Path
 
 from benchmarks.peers.contender import Result, contenders, measure
+from benchmarks.peers.networks import NETWORKS
 from vggexp.system import cpu
 
-TARGET = Path(__file__).parents[1] / "peers.md"
+PAGES = Path(__file__).parents[1]
 PACKAGES = ("vggexp", "torch", "lightning", "timm", "torchvision")
 FORMATS = {
     True: "This CPU has bf16 instructions. vggexp and the peers with their best flags use bf16; "
@@ -32,13 +35,18 @@ FORMATS = {
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="benchmarks.peers", description=__doc__)
+    parser.add_argument("--network", choices=NETWORKS, default="source")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--images", type=int, default=640)
+    parser.add_argument("--images", type=int, help="default: the network's")
     parser.add_argument("--epochs", type=int, default=2, help="the faster epoch counts")
-    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--size", type=int, help="default: the network's")
     parser.add_argument("--best", action="store_true", help="only those with their best flags")
-    parser.add_argument("--out", type=Path, default=TARGET)
+    parser.add_argument("--out", type=Path, help="default: the network's page")
     arguments = parser.parse_args()
+    network = NETWORKS[arguments.network]
+    arguments.images = arguments.images or network.images
+    arguments.size = arguments.size or network.size
+    out = arguments.out or PAGES / network.page
     results = measure_all(arguments)
     works = {name: many[0].work for name, many in results.items()}
     if len({result.work for many in results.values() for result in many}) != 1:
@@ -46,7 +54,7 @@ def main() -> int:
         return 1
     page = format_page(results, arguments)
     print(page)
-    arguments.out.write_text(page)
+    out.write_text(page)
     return 0
 
 
@@ -56,6 +64,7 @@ def measure_all(arguments: argparse.Namespace) -> dict[str, list[Result]]:
     if arguments.best:
         commands = {name: command for name, command in commands.items() if "--best" in command}
     argv = [
+        f"--network={arguments.network}",
         f"--images={arguments.images}",
         f"--epochs={arguments.epochs}",
         f"--size={arguments.size}",
@@ -106,14 +115,18 @@ def format_page(results: dict[str, list[Result]], arguments: argparse.Namespace)
     versions = ", ".join(f"{name} {version(name)}" for name in PACKAGES)
     instructions = "with bf16 instructions" if cpu.supports_bf16() else "without bf16 instructions"
     options = f"--rounds {arguments.rounds} --images {arguments.images}"
+    if arguments.network != "source":
+        options = f"--network {arguments.network} {options}"
     if arguments.best:
         options += " --best"
-    return f"""# Comparison with peers
+    network = NETWORKS[arguments.network]
+    return f"""# {network.heading}
 
-The source run's network (VGG-11, 44.9 million parameters), Fashion-MNIST at {arguments.size} px,
-batch 128, plain SGD: {arguments.images:,} images, {arguments.epochs} epochs of which the faster
-counts, {arguments.rounds} rounds in turn, medians with their range. Every contender does the same
-number of steps. The ratio is computed within each round.
+{network.summary}, Fashion-MNIST at {arguments.size} px,
+batch 128, {network.training}: {arguments.images:,} images,
+{arguments.epochs} epochs of which the faster counts, {arguments.rounds} rounds in turn,
+medians with their range. Every contender does the same number of steps. The ratio is computed
+within each round.
 {FORMATS[cpu.supports_bf16()]}
 
 | contender | images/s | range | vggexp is faster by | s to the first step | s in all | GB at most |

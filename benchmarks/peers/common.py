@@ -6,6 +6,7 @@ import json
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 from tempfile import mkdtemp
@@ -16,16 +17,19 @@ from PIL import Image
 from torch import nn
 from torch.utils.data import Dataset
 
+from benchmarks.peers.networks import NETWORKS, Network
 from vggexp.system.cpu import supports_bf16
 
 SYSTEM = Path("/usr/share/datasets/fashion-mnist")  # Debian's package dataset-fashion-mnist
+STORED_SIZE = 28  # pixels
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--network", choices=NETWORKS, default="source")
     parser.add_argument("--images", type=int, default=1280)
     parser.add_argument("--epochs", type=int, default=2)
-    parser.add_argument("--size", type=int, default=96)
+    parser.add_argument("--size", type=int, help="default: the network's")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--device", default="cpu")
@@ -33,43 +37,46 @@ def parse_arguments() -> argparse.Namespace:
         "--best", action="store_true", help="channels_last, and bf16 if the device supports it"
     )
     arguments = parser.parse_args()
+    arguments.network = NETWORKS[arguments.network]
+    arguments.size = arguments.size or arguments.network.size
     device_has_bf16 = arguments.device == "cuda" or supports_bf16()
     arguments.bf16 = arguments.best and device_has_bf16
     return arguments
 
 
-def vgg11(size: int) -> nn.Sequential:
-    """Builds the source run's network as a tutorial does: convolution, ReLU, then pooling."""
+def build_network(network: Network, size: int) -> nn.Sequential:
+    """Builds the network as a tutorial does: convolution, batch norm, ReLU, then pooling."""
     layers: list[nn.Module] = []
     in_channels = 1
-    for convs, channels in ((1, 64), (1, 128), (2, 256), (2, 512), (2, 512)):
+    for convs, channels in network.blocks:
         for _ in range(convs):
-            layers += [nn.Conv2d(in_channels, channels, 3, padding=1), nn.ReLU()]
+            layers.append(nn.Conv2d(in_channels, channels, 3, padding=1))
+            if network.batch_norm:
+                layers.append(nn.BatchNorm2d(channels))
+            layers.append(nn.ReLU())
             in_channels = channels
         layers.append(nn.MaxPool2d(2, 2))
-    map_size = size // 32
-    return nn.Sequential(
-        *layers,
-        nn.Flatten(),
-        nn.Linear(512 * map_size * map_size, 4096),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(4096, 4096),
-        nn.ReLU(),
-        nn.Dropout(0.5),
-        nn.Linear(4096, 10),
-    )
+    layers.append(nn.Flatten())
+    map_size = size >> len(network.blocks)
+    features = in_channels * map_size * map_size
+    for width in network.hidden:
+        layers += [nn.Linear(features, width), nn.ReLU(), nn.Dropout(network.dropout)]
+        features = width
+    return nn.Sequential(*layers, nn.Linear(features, 10))
 
 
-def make_dataset(images: int, size: int) -> Dataset:
-    """Returns the first images of torchvision's Fashion-MNIST, resized in its transform.
+def make_dataset(images: int, network: Network, size: int) -> Dataset:
+    """Returns the first images of torchvision's Fashion-MNIST, with a transform.
 
-    Returns noise if Fashion-MNIST or torchvision is missing.
+    If Fashion-MNIST or torchvision is missing, returns noise. Noise is not shifted, so a network
+    that is trained on shifted images exits.
     """
     if not SYSTEM.is_dir() or not find_spec("torchvision"):
+        if network.shift:
+            sys.exit(f"{network.experiment} needs torchvision and Debian's dataset-fashion-mnist")
         return Noise(images, size)
     from torch.utils.data import Subset
-    from torchvision import datasets, transforms
+    from torchvision import datasets
 
     root = Path(mkdtemp())
     raw = root / "FashionMNIST" / "raw"
@@ -77,16 +84,33 @@ def make_dataset(images: int, size: int) -> Dataset:
     for packed in SYSTEM.glob("*.gz"):
         with gzip.open(packed) as source, open(raw / packed.stem, "wb") as target:
             shutil.copyfileobj(source, target)
-    transform = transforms.Compose([transforms.Resize(size), transforms.ToTensor()])
-    dataset = datasets.FashionMNIST(root, train=True, transform=transform)
+    dataset = datasets.FashionMNIST(root, train=True, transform=make_transform(network, size))
     return Subset(dataset, range(images))
+
+
+def make_transform(network: Network, size: int) -> Callable[[Image.Image], torch.Tensor]:
+    """Returns torchvision's transforms in the order of its tutorials."""
+    from torchvision import transforms
+
+    steps: list[Callable] = []
+    if size != STORED_SIZE:
+        steps.append(transforms.Resize(size))
+    if network.shift:
+        steps.append(transforms.RandomCrop(size, padding=network.shift))
+        steps.append(transforms.RandomHorizontalFlip())
+    steps.append(transforms.ToTensor())
+    if network.normalization:
+        mean, std = network.normalization
+        steps.append(transforms.Normalize((mean,), (std,)))
+    return transforms.Compose(steps)
 
 
 class Noise(Dataset):
     """Noise of Fashion-MNIST's shape, with the same work as torchvision's two transforms."""
 
     def __init__(self, images: int, size: int):
-        self.images = numpy.random.default_rng(0).integers(0, 256, (images, 28, 28), numpy.uint8)
+        shape = (images, STORED_SIZE, STORED_SIZE)
+        self.images = numpy.random.default_rng(0).integers(0, 256, shape, numpy.uint8)
         self.size = size
 
     def __len__(self) -> int:

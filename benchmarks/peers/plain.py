@@ -8,27 +8,28 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from benchmarks.peers.common import Report, make_dataset, parse_arguments, vgg11
+from benchmarks.peers.common import Report, build_network, make_dataset, parse_arguments
 
 
 def main() -> None:
     arguments = parse_arguments()
+    network = arguments.network
     report = Report()
     best_on_gpu = arguments.best and arguments.device == "cuda"
     torch.backends.cudnn.benchmark = best_on_gpu
     batches = DataLoader(
-        make_dataset(arguments.images, arguments.size),
+        make_dataset(arguments.images, network, arguments.size),
         arguments.batch_size,
         shuffle=True,
         num_workers=arguments.workers,
         pin_memory=best_on_gpu,
         persistent_workers=best_on_gpu,
     )
-    model = vgg11(arguments.size).to(arguments.device)
-    loss_fn = nn.CrossEntropyLoss()
+    model = build_network(network, arguments.size).to(arguments.device)
+    loss_fn = nn.CrossEntropyLoss(label_smoothing=network.label_smoothing)
     if arguments.best:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.01, fused=best_on_gpu or None)
+    optimizer = torch.optim.SGD(model.parameters(), fused=best_on_gpu or None, **network.sgd)
     for _ in range(arguments.epochs):
         report.start_epoch()
         total_loss = 0.0

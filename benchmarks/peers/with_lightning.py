@@ -11,26 +11,29 @@ import torch
 from torch.nn import functional
 from torch.utils.data import DataLoader
 
-from benchmarks.peers.common import Report, make_dataset, parse_arguments, vgg11
+from benchmarks.peers.common import Report, build_network, make_dataset, parse_arguments
+from benchmarks.peers.networks import Network
 
 
 class Classifier(lightning.LightningModule):
-    def __init__(self, size: int, report: Report):
+    def __init__(self, network: Network, size: int, report: Report):
         super().__init__()
-        self.model = vgg11(size)
+        self.network = network
+        self.model = build_network(network, size)
         self.report = report
 
     def training_step(self, batch, index):
         images, labels = batch
         logits = self.model(images)
-        loss = functional.cross_entropy(logits, labels)
+        smoothing = self.network.label_smoothing
+        loss = functional.cross_entropy(logits, labels, label_smoothing=smoothing)
         accuracy = (logits.argmax(1) == labels).float().mean()
         self.log("train/loss", loss)
         self.log("train/accuracy", accuracy, on_step=False, on_epoch=True)
         return loss
 
     def configure_optimizers(self):
-        return torch.optim.SGD(self.parameters(), lr=0.01)
+        return torch.optim.SGD(self.parameters(), **self.network.sgd)
 
     def on_train_epoch_start(self):
         self.report.start_epoch()
@@ -45,15 +48,16 @@ class Classifier(lightning.LightningModule):
 def main() -> None:
     warnings.simplefilter("ignore")
     arguments = parse_arguments()
+    network = arguments.network
     report = Report()
     batches = DataLoader(
-        make_dataset(arguments.images, arguments.size),
+        make_dataset(arguments.images, network, arguments.size),
         arguments.batch_size,
         shuffle=True,
         num_workers=arguments.workers,
         persistent_workers=arguments.workers > 0,
     )
-    model = Classifier(arguments.size, report)
+    model = Classifier(network, arguments.size, report)
     if arguments.best:
         model = model.to(memory_format=torch.channels_last)
     flags = {"precision": "bf16-mixed"} if arguments.bf16 else {}

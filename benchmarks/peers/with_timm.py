@@ -10,14 +10,15 @@ from timm.optim import create_optimizer_v2
 from timm.utils import AverageMeter, accuracy
 from torch import nn
 
-from benchmarks.peers.common import Report, make_dataset, parse_arguments, vgg11
+from benchmarks.peers.common import Report, build_network, make_dataset, parse_arguments
 
 
 def main() -> None:
     arguments = parse_arguments()
+    network = arguments.network
     report = Report()
     batches = create_loader(
-        make_dataset(arguments.images, arguments.size),
+        make_dataset(arguments.images, network, arguments.size),
         (1, arguments.size, arguments.size),
         arguments.batch_size,
         is_training=True,
@@ -27,11 +28,12 @@ def main() -> None:
         persistent_workers=arguments.workers > 0,
         device=torch.device("cpu"),
     )
-    model = vgg11(arguments.size)
-    loss_fn = nn.CrossEntropyLoss()
+    model = build_network(network, arguments.size)
+    loss_fn = nn.CrossEntropyLoss(label_smoothing=network.label_smoothing)
     if arguments.best:
         model = model.to(memory_format=torch.channels_last)
-    optimizer = create_optimizer_v2(model, opt="momentum", lr=0.01, weight_decay=0, momentum=0)
+    # Like the other contenders, this decays every parameter.
+    optimizer = create_optimizer_v2(model, opt="momentum", filter_bias_and_bn=False, **network.sgd)
     for _ in range(arguments.epochs):
         model.train()
         report.start_epoch()

@@ -12,7 +12,8 @@ def main() -> None:
     arguments = parse_arguments()
     report = Report()
     overrides = [
-        "experiment=gluon_vgg11",
+        f"experiment={arguments.network.experiment}",
+        "data.val_fraction=0",
         f"data.limit={arguments.images}",
         f"data.resize={arguments.size}",
         f"data.batch_size={arguments.batch_size}",

@@ -7,13 +7,17 @@ import sys
 from dataclasses import replace
 
 import pytest
+import torch
 
 from benchmarks import halving, memory, scaling
 from benchmarks.gpu import __main__ as gpu
 from benchmarks.gpu.parts import PARTS
 from benchmarks.gpu.rows import Setting
+from benchmarks.peers.common import build_network
 from benchmarks.peers.contender import contenders
-from vggexp.config.derived import expected_precision, tensor_bytes
+from benchmarks.peers.networks import NETWORKS
+from vggexp.config.derived import expected_precision, input_spec, tensor_bytes
+from vggexp.runner.build import build_model
 from vggexp.system.cpu import supports_bf16
 
 
@@ -64,10 +68,11 @@ def test_folders(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.debian
-def test_every_contender_does_the_same_work(tmp_path):
+@pytest.mark.parametrize("options", ["--size=32", "--network=fast"])
+def test_every_contender_does_the_same_work(tmp_path, options):
     for peer in ("lightning", "timm"):
         pytest.importorskip(peer)
-    rows = run_benchmark(tmp_path, "peers", "--rounds=1", "--images=128", "--epochs=1", "--size=32")
+    rows = run_benchmark(tmp_path, "peers", "--rounds=1", "--images=128", "--epochs=1", options)
     assert [row[0] for row in rows] == list(contenders(supports_bf16()))
     assert all(float(row[1]) > 0 for row in rows)
 
@@ -78,6 +83,42 @@ def test_a_contender_uses_bf16_if_the_cpu_supports_it(bf16, count, bf16_count):
     assert len(commands) == count
     assert len(set(commands.values())) == count
     assert sum("bf16" in name for name in commands) == bf16_count
+
+
+@pytest.mark.parametrize(("name", "size"), [("source", 32), ("fast", 28)])
+def test_the_peers_train_the_network_of_the_experiment(name, size):
+    network = NETWORKS[name]
+    config = memory.compose_config(f"experiment={network.experiment} data.resize={size}")
+    model = build_model(config).eval()
+    peer = build_network(network, size).eval()
+    copy_weights(model, peer)
+    images = torch.rand(2, 1, size, size)
+    with torch.no_grad():
+        torch.testing.assert_close(peer(images), model(images))
+
+
+def copy_weights(model, peer):
+    """Copies by order. Gives every batch norm statistics that change the logits."""
+    values = model.state_dict().values()
+    for value, peer_value in zip(values, peer.state_dict().values(), strict=True):
+        if value.ndim == 1:
+            value.uniform_(0.5, 1.5)
+        peer_value.copy_(value)
+
+
+@pytest.mark.parametrize("network", NETWORKS.values(), ids=NETWORKS)
+def test_the_peers_have_the_settings_of_the_experiment(network):
+    config = memory.compose_config(f"experiment={network.experiment}")
+    optimizer = config.optimizer
+    assert optimizer.name == "SGD"
+    defaults = {"momentum": 0, "nesterov": False}
+    rates = {"lr": optimizer.lr, "weight_decay": optimizer.weight_decay}
+    assert network.sgd == defaults | optimizer.arguments | rates
+    assert network.label_smoothing == config.train.label_smoothing
+    assert network.shift == config.augment.crop
+    assert (0.5 if network.shift else 0) == config.augment.flip
+    assert (network.normalization is not None) == config.data.normalize
+    assert network.size == input_spec(config).size
 
 
 @pytest.mark.process
