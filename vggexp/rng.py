@@ -19,4 +19,9 @@ def generator(seed: int, *keys: object) -> torch.Generator:
 
 def seed_step(seed: int, *keys: object) -> None:
     """Seeds the draws of dropout, on the CPU and on the current accelerator."""
-    torch.manual_seed(sub_seed(seed, *keys))
+    step_seed = sub_seed(seed, *keys)
+    if torch.accelerator.is_available():
+        torch.manual_seed(step_seed)
+    else:
+        # torch.manual_seed also formats the call stack, for accelerators that it may find later.
+        torch.default_generator.manual_seed(step_seed)
