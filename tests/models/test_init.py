@@ -3,11 +3,14 @@
 import math
 
 import pytest
+import scipy.fft
 import torch
 from torch import nn
 
-from vggexp.models.init import INITIALIZERS, initialize
+from vggexp.models.init import INITIALIZERS, cosines, initialize, see_cosines
 from vggexp.models.vgg import vgg_block
+
+POSITIONS = torch.cartesian_prod(torch.arange(3.0), torch.arange(3.0))
 
 
 def make_model(init: str, seed: int = 0) -> nn.Sequential:
@@ -16,7 +19,7 @@ def make_model(init: str, seed: int = 0) -> nn.Sequential:
     return model
 
 
-@pytest.mark.parametrize("init", INITIALIZERS)
+@pytest.mark.parametrize("init", ["kaiming", "xavier", "paper"])
 def test_statistics(init):
     model = make_model(init)
     for layer, fan_in, fan_out in ((model[0], 64 * 9, 128 * 9), (model[-1], 512, 300)):
@@ -54,3 +57,48 @@ def test_only_the_seed_decides(init):
     first, second = models
     assert torch.equal(first[-1].weight, second[-1].weight)
     assert not torch.equal(first[-1].weight, make_model(init, seed=6)[-1].weight)
+
+
+def test_dirac_passes_the_input_on():
+    model = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 5, 1))
+    random = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 5, 1))
+    initialize(model, "dirac", seed=3)
+    initialize(random, "kaiming", seed=3)
+    images = torch.rand(2, 4, 8, 8)
+    assert torch.equal(model[1](images)[:, :4], images)
+    assert torch.equal(model[1].weight[4:], random[1].weight[4:])
+    maps = torch.rand(2, 6, 8, 8)
+    assert torch.equal(model[2](maps), maps[:, :5])
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 5])
+def test_cosines_are_those_of_scipy(length):
+    expected = scipy.fft.dct(torch.eye(length, dtype=torch.float64), axis=0, norm="ortho")
+    torch.testing.assert_close(cosines(length), torch.tensor(expected).float())
+
+
+def test_the_first_convolution_sees_low_frequencies_first():
+    weight = torch.full((20, 1, 3, 3), 7.0)
+    see_cosines(weight)
+    patterns = weight[:18].flatten(1) / math.sqrt(2)
+    torch.testing.assert_close(patterns[:9] @ patterns[:9].T, torch.eye(9))
+    assert torch.equal(patterns[9:], -patterns[:9])
+    torch.testing.assert_close(patterns[0], torch.full((9,), 1 / 3))
+    assert torch.equal(weight[18:], torch.full((2, 1, 3, 3), 7.0))
+    few = torch.zeros(5, 1, 3, 3)
+    see_cosines(few)
+    assert torch.equal(few[:2], weight[:2])
+    assert torch.equal(few[2:4], -weight[:2])
+    assert not few[4].any()
+
+
+def test_cosines_nearly_whiten_pictures():
+    """Pixels whose correlation falls with their distance, as in photographs."""
+    distance = torch.cdist(POSITIONS, POSITIONS, p=1)
+    covariance = 0.9**distance
+    weight = torch.zeros(18, 1, 3, 3)
+    see_cosines(weight)
+    patterns = weight[:9].flatten(1) / math.sqrt(2)
+    seen = patterns @ covariance @ patterns.T
+    correlation = seen / torch.outer(seen.diag(), seen.diag()).sqrt()
+    assert (correlation - torch.eye(9)).abs().max() < 0.2

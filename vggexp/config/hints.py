@@ -155,7 +155,7 @@ def suggested_overrides(config: Config) -> list[str]:
     if usual is not None and optimizer.lr > usual:
         required.append(f"optimizer.lr={usual:g}")
     suggestions = []
-    if required and arch.init == "kaiming":
+    if required and arch.init in ("kaiming", "dirac"):
         suggestions.append(" ".join(required))
     if isinstance(arch, Vgg) and arch.norm != "batch":
         suggestions.append(" ".join([*required, "arch.norm=batch"]))

@@ -50,7 +50,7 @@ Epochs = Annotated[int, Range(1, 100_000)]
 Minutes = Annotated[float, Range(0, 1440)]
 Large = Annotated[int, Range(1, 10**9)]  # a number without a practical limit
 Seed = Annotated[int, Range(0, 2**63 - 1)]
-Init = Literal["kaiming", "xavier", "paper"]
+Init = Literal["kaiming", "xavier", "paper", "dirac"]
 PairedOverrides = dict[str, Any]  # keys and values that belong to one job of a sweep
 
 
