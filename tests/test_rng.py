@@ -34,3 +34,10 @@ def test_the_seed_of_a_step():
         draws.append(torch.rand(4))
     assert torch.equal(draws[0], draws[1])
     assert not torch.equal(draws[0], draws[2])
+
+
+def test_a_step_has_the_state_of_torchs_own_seeding():
+    seed_step(1, "step", 2, 3)
+    state = torch.get_rng_state()
+    torch.manual_seed(sub_seed(1, "step", 2, 3))
+    assert torch.equal(torch.get_rng_state(), state)

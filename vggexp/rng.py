@@ -19,9 +19,9 @@ def generator(seed: int, *keys: object) -> torch.Generator:
 
 def seed_step(seed: int, *keys: object) -> None:
     """Seeds the draws of dropout, on the CPU and on the current accelerator."""
+    # torch.manual_seed also formats the call stack, for accelerators that may be used later.
     step_seed = sub_seed(seed, *keys)
-    if torch.accelerator.is_available():
-        torch.manual_seed(step_seed)
-    else:
-        # torch.manual_seed also formats the call stack, for accelerators that it may find later.
-        torch.default_generator.manual_seed(step_seed)
+    torch.default_generator.manual_seed(step_seed)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(step_seed)
+    torch.mps.manual_seed(step_seed)  # does nothing without MPS

@@ -100,6 +100,8 @@ def test_on_a_gpu_its_own_memory_counts():
         ("optimizer.lr=0.1", ["optimizer.lr=0.01", "optimizer.lr=0.01 arch.norm=batch"]),
         ("arch.init=xavier", ["arch.norm=batch", "arch.init=kaiming"]),
         ("arch=vgg16_bn arch.init=paper", ["arch.init=kaiming"]),
+        ("arch=vgg16 arch.init=dirac", ["arch.norm=batch", "arch.init=kaiming"]),
+        ("arch=vgg16_bn arch.init=dirac", ["optimizer.lr=0.001"]),
         (
             "optimizer.weight_decay=1",
             ["optimizer.weight_decay=5e-4", "optimizer.weight_decay=5e-4 arch.norm=batch"],

@@ -64,6 +64,8 @@ def test_dirac_passes_the_input_on():
     random = nn.Sequential(nn.Conv2d(1, 4, 3), nn.Conv2d(4, 6, 3, padding=1), nn.Conv2d(6, 5, 1))
     initialize(model, "dirac", seed=3)
     initialize(random, "kaiming", seed=3)
+    see_cosines(random[0].weight)
+    assert torch.equal(model[0].weight, random[0].weight)
     images = torch.rand(2, 4, 8, 8)
     assert torch.equal(model[1](images)[:, :4], images)
     assert torch.equal(model[1].weight[4:], random[1].weight[4:])

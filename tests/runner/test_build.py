@@ -54,7 +54,9 @@ def same_weights(first, second):
     return all(torch.equal(a, b) for a, b in pairs)
 
 
-@pytest.mark.parametrize("override", ["seed=1", "arch.init=xavier", "arch.init=paper"])
+@pytest.mark.parametrize(
+    "override", ["seed=1", "arch.init=xavier", "arch.init=paper", "arch.init=dirac"]
+)
 def test_seed_and_init_give_the_first_weights(override):
     assert same_weights(build_model(make_config()), build_model(make_config()))
     assert not same_weights(build_model(make_config()), build_model(make_config(override)))

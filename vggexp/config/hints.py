@@ -155,10 +155,12 @@ def suggested_overrides(config: Config) -> list[str]:
     if usual is not None and optimizer.lr > usual:
         required.append(f"optimizer.lr={usual:g}")
     suggestions = []
-    if required and arch.init in ("kaiming", "dirac"):
+    has_batch_norm = isinstance(arch, Vgg) and arch.norm == "batch"
+    keeps_the_signal = arch.init == "kaiming" or (arch.init == "dirac" and has_batch_norm)
+    if required and keeps_the_signal:
         suggestions.append(" ".join(required))
-    if isinstance(arch, Vgg) and arch.norm != "batch":
+    if isinstance(arch, Vgg) and not has_batch_norm:
         suggestions.append(" ".join([*required, "arch.norm=batch"]))
-    if arch.init != "kaiming":
+    if not keeps_the_signal:
         suggestions.append(" ".join([*required, "arch.init=kaiming"]))
     return suggestions or [f"optimizer.lr={optimizer.lr / 10:g}"]

@@ -50,8 +50,8 @@ def initialize(model: nn.Module, init: str, seed: int) -> None:
 def pass_channels_on(weight: Tensor) -> None:
     """Lets the first outputs of a convolution be its inputs; the other outputs keep their weights.
 
-    Source: Zagoruyko and Komodakis 2017 (arXiv:1706.00388); only of the first outputs, as in Jordan
-    2024 (arXiv:2404.00498).
+    Source: Zagoruyko and Komodakis 2017 (arXiv:1706.00388). Jordan 2024 (arXiv:2404.00498) does
+    this for the first outputs only, as here.
 
     Args:
         weight: [out channels, in channels, height, width].
@@ -69,15 +69,15 @@ def see_cosines(weight: Tensor) -> None:
     the data instead, which need the data. Low frequencies come first.
 
     Args:
-        weight: [out channels, in channels, height, width]; outputs without a cosine stay.
+        weight: [out channels, in channels, height, width]; the other outputs keep their weights.
     """
     channels, rows, columns = (cosines(length) for length in weight.shape[1:])
-    patterns = torch.einsum("ai,bj,ck->abcijk", channels, rows, columns)
+    patterns = torch.kron(torch.kron(channels, rows), columns).view(-1, *weight.shape[1:])
     frequencies = torch.stack(torch.meshgrid(*map(torch.arange, weight.shape[1:]), indexing="ij"))
     order = frequencies.sum(0).flatten().argsort(stable=True)
     count = min(len(order), len(weight) // 2)
-    # The norm that `kaiming` gives a filter in the mean.
-    patterns = math.sqrt(2) * patterns.flatten(0, 2)[order[:count]]
+    # The norm that `kaiming` gives a filter on average.
+    patterns = math.sqrt(2) * patterns[order[:count]]
     weight[: 2 * count] = torch.cat([patterns, -patterns])
 
 
