@@ -19,8 +19,8 @@ def generator(seed: int, *keys: object) -> torch.Generator:
 
 def seed_step(seed: int, *keys: object) -> None:
     """Seeds the draws of dropout, on the CPU and on the current accelerator."""
-    # torch.manual_seed also formats the call stack, for accelerators that may be used later.
     step_seed = sub_seed(seed, *keys)
+    # torch.manual_seed also formats the call stack, for accelerators that may be used later.
     torch.default_generator.manual_seed(step_seed)
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(step_seed)

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from vggexp.config.derived import input_spec, layers, memory_bytes, spatial_ops, stored_size
-from vggexp.config.schema import Config, ImageFiles, Optimizer, Vgg
+from vggexp.config.schema import Arch, Config, ImageFiles, Optimizer, Vgg
 from vggexp.models import shapes
 from vggexp.system.cpu import available_bytes
 
@@ -131,13 +131,17 @@ def _smaller_steps(config: Config) -> Iterator[tuple[str, Config]]:
     parts = config.train.accumulate
     while 2 * parts <= batch_size:
         parts *= 2
-        if isinstance(config.arch, Vgg) and config.arch.norm == "batch":
+        if _has_batch_norm(config.arch):
             size = batch_size * config.train.accumulate // parts
             data = replace(config.data, batch_size=size)
             yield f"data.batch_size={size}", replace(config, data=data)
         else:
             train = replace(config.train, accumulate=parts)
             yield f"train.accumulate={parts}", replace(config, train=train)
+
+
+def _has_batch_norm(arch: Arch) -> bool:
+    return isinstance(arch, Vgg) and arch.norm == "batch"
 
 
 def suggested_overrides(config: Config) -> list[str]:
@@ -155,11 +159,10 @@ def suggested_overrides(config: Config) -> list[str]:
     if usual is not None and optimizer.lr > usual:
         required.append(f"optimizer.lr={usual:g}")
     suggestions = []
-    has_batch_norm = isinstance(arch, Vgg) and arch.norm == "batch"
-    keeps_the_signal = arch.init == "kaiming" or (arch.init == "dirac" and has_batch_norm)
+    keeps_the_signal = arch.init == "kaiming" or (arch.init == "dirac" and _has_batch_norm(arch))
     if required and keeps_the_signal:
         suggestions.append(" ".join(required))
-    if isinstance(arch, Vgg) and not has_batch_norm:
+    if isinstance(arch, Vgg) and not _has_batch_norm(arch):
         suggestions.append(" ".join([*required, "arch.norm=batch"]))
     if not keeps_the_signal:
         suggestions.append(" ".join([*required, "arch.init=kaiming"]))

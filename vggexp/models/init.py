@@ -31,16 +31,13 @@ def initialize(model: nn.Module, init: str, seed: int) -> None:
         init: A key of INITIALIZERS.
     """
     draws = generator(seed, "init")
-    convolutions = []
     for module in model.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             INITIALIZERS[init](module.weight, generator=draws)
             if module.bias is not None:
                 nn.init.zeros_(module.bias)
-        if isinstance(module, nn.Conv2d):
-            convolutions.append(module)
     if init == "dirac":
-        first, *others = convolutions
+        first, *others = (module for module in model.modules() if isinstance(module, nn.Conv2d))
         see_cosines(first.weight)
         for convolution in others:
             pass_channels_on(convolution.weight)
