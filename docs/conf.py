@@ -11,9 +11,7 @@ from typing import Any
 from docutils import nodes
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "docs")]
-
-import keys  # noqa: E402
+sys.path.insert(0, str(ROOT))
 
 from vggexp import __version__ as release  # noqa: E402
 
@@ -75,5 +73,4 @@ def set_language(app: Any, doctree: nodes.document) -> None:
 
 
 def setup(app: Any) -> None:
-    app.connect("builder-inited", lambda _: keys.PAGE.write_text(keys.page(), "utf-8"))
     app.connect("doctree-read", set_language)

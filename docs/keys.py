@@ -1,4 +1,4 @@
-"""Makes the page of every key from the schema and conf/. `python docs/keys.py` prints the page.
+"""Makes the page of every key from the schema and conf/: `python docs/keys.py > docs/keys.md`.
 
 Types and ranges are those of the schema. Values and their meaning are those of conf/: the meaning
 of a key is the comment behind its value, in the default file of the group or in the first file
@@ -30,7 +30,6 @@ from vggexp.config.parse import GROUP_CLASSES
 from vggexp.formatting import format_value
 from vggexp.models.shapes import Block
 
-PAGE = Path(__file__).parent / "keys.md"
 DEFAULTS = default_files()
 UNIT = re.compile(
     r"\b(?:pixels|minutes|epochs|steps|images|micro-batches|processes|threads|blocks|jobs|runs"
@@ -43,10 +42,10 @@ SETTING = re.compile(
 )
 INTRODUCTION = """# Every key
 
-Made from `conf/` and `vggexp/config/schema.py` when the site is built. `group=file` chooses a
-file, `key=value` sets a value. `python -m vggexp [overrides] --cfg job` prints the composed
-configuration. A range is checked before anything is written. If only some files of a group have a
-key, the page names them in parentheses.
+Made from `conf/` and `vggexp/config/schema.py` by `python docs/keys.py > docs/keys.md`.
+`group=file` chooses a file, `key=value` sets a value. `python -m vggexp [overrides] --cfg job`
+prints the composed configuration. A range is checked before anything is written. If only some files
+of a group have a key, the page names them in parentheses.
 """
 
 Cells = tuple[str, ...]  # a row of a table
@@ -269,4 +268,4 @@ def page() -> str:
 
 
 if __name__ == "__main__":
-    print(page())
+    print(page(), end="")

@@ -18,7 +18,6 @@ import importlib
 import importlib.util
 import io
 import re
-import runpy
 import shlex
 import subprocess
 import sys
@@ -41,13 +40,11 @@ from vggexp.sweep import expand
 pytestmark = pytest.mark.catalog
 
 ROOT = Path(__file__).parents[2]
-# keys.md is generated.
-PAGES = [path for path in sorted((ROOT / "docs").rglob("*.md")) if path.name != "keys.md"]
+PAGES = sorted((ROOT / "docs").rglob("*.md"))
 # A translation has the same code as the page in English.
 ENGLISH_PAGES = [path for path in PAGES if not path.name.endswith(".zh-CN.md")]
 BENCHMARK_PAGES = sorted((ROOT / "benchmarks").glob("*.md"))
 LINKED_PAGES = [*PAGES, *sorted(ROOT.glob("*.md")), *BENCHMARK_PAGES]
-KEYS = runpy.run_path(str(ROOT / "docs/keys.py"))
 FENCE = re.compile(r"^```(?P<info>[^\n{]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCE_FORMATS = ("python", "console", "bash", "yaml", "json")
 PLACEHOLDERS = ("NAME", "FOLDER", "DIR", "RUN", "...")
@@ -377,9 +374,8 @@ def test_the_table_of_the_tutorial_is_the_recorded_one(name):
 
 @cache
 def prose(path: Path) -> str:
-    """Returns a page without its fences. The page of keys is generated, since it may not exist."""
-    text = KEYS["page"]() if path == KEYS["PAGE"] else path.read_text("utf-8")
-    return FENCE.sub("", text)
+    """Returns a page without its fences."""
+    return FENCE.sub("", path.read_text("utf-8"))
 
 
 @cache
@@ -400,7 +396,7 @@ def test_links_resolve(page):
             continue
         path, _, anchor = target.partition("#")
         file = (page.parent / path).resolve() if path else page
-        assert file.exists() or file == KEYS["PAGE"], target
+        assert file.exists(), target
         if anchor:
             assert anchor in anchors(file), target
 

@@ -15,7 +15,8 @@ from vggexp.config.parse import schema_keys
 from vggexp.formatting import format_value
 from vggexp.sweep.expand import compose_run
 
-KEYS = runpy.run_path(str(Path(__file__).parents[2] / "docs/keys.py"))
+DOCS = Path(__file__).parents[2] / "docs"
+KEYS = runpy.run_path(str(DOCS / "keys.py"))
 FILES = [
     Path(conf_dir(), "config.yaml"),
     *(path for group in comments.GROUPS for path in comments.group_files(group)),
@@ -28,6 +29,10 @@ def test_the_values_are_those_of_the_file(path):
     for key in ("defaults", "hydra"):
         node.pop(key, None)
     assert {key: entry.value for key, entry in comments.read_lines(path)} == flatten(node)
+
+
+def test_the_page_in_the_repository_is_current():
+    assert (DOCS / "keys.md").read_text("utf-8") == KEYS["page"]()
 
 
 def test_every_key_has_a_comment():

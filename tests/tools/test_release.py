@@ -25,14 +25,13 @@ from vggexp import __version__
 SHIPPED = ("vggexp", "hydra_plugins", "conf")
 SDIST_ONLY = ("tests", "tools", "benchmarks", "docs")
 WHEEL_INFO = {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
-GENERATED = {"__pycache__", "keys.md"}
 
 
 def source_files(*folders: str) -> set[str]:
     names = set()
     for folder in folders:
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and not GENERATED & set(path.parts):
+            if path.is_file() and "__pycache__" not in path.parts:
                 names.add(str(path.relative_to(ROOT)))
     return names
 
