@@ -13,7 +13,7 @@ from vggexp.config.compose import parse_command
 from vggexp.config.keys import to_plain
 from vggexp.errors import InUseError, ResourceError, StoppedError
 from vggexp.runs.directory import read_result, write_metadata, write_result
-from vggexp.sweep import pool
+from vggexp.sweep import parallel, pool
 from vggexp.sweep.expand import compose_run
 from vggexp.sweep.pool import last_error_line, make_job, make_slots, run_pool
 from vggexp.sweep.progress import SweepProgress
@@ -55,6 +55,18 @@ def test_a_job_of_several_ranks_gets_as_many_gpus(ranks, visible, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "4")
     slots = make_slots("auto", 1, range(5), "cpu", ranks)
     assert [slot.variables.get("CUDA_VISIBLE_DEVICES") for slot in slots] == visible
+
+
+@pytest.mark.parametrize(
+    ("visible", "names"), [(None, ["0", "1", "2"]), ("GPU-a,5", ["GPU-a", "5"])]
+)
+def test_jobs_on_cuda_use_the_visible_gpus(visible, names, monkeypatch):
+    monkeypatch.setattr(parallel, "count_cuda_devices", lambda: 3)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    slots = make_slots("auto", 1, None, "cuda")
+    assert [slot.variables["CUDA_VISIBLE_DEVICES"] for slot in slots] == names
 
 
 def test_the_last_error_line_of_a_log(tmp_path):

@@ -27,10 +27,21 @@ def jobs_at_a_time(jobs: Any, per_gpu: int, gpu_groups: int) -> int:
     return gpu_groups * per_gpu or max(1, default_threads() // CORES_PER_JOB)
 
 
+def gpu_names(gpus: Sequence[Any] | None, device: str) -> list[str]:
+    """Returns the GPUs that the jobs may use, as CUDA_VISIBLE_DEVICES names them.
+
+    Args:
+        gpus: hydra.launcher.gpus; None or [] for all visible GPUs.
+        device: the device of the jobs.
+    """
+    if not gpus and device == "cuda":
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        gpus = visible.split(",") if visible else range(count_cuda_devices())
+    return [str(gpu) for gpu in gpus or ()]
+
+
 def planned_jobs_at_a_time(node: DictConfig, config: Config) -> int:
     """Returns how many jobs the launcher will run at a time on this host; 1 if it is not `local`.
-
-    `pool.make_slots` decides it with torch, which counts the GPUs as well.
 
     Args:
         node: the composed outline of the command.
@@ -39,9 +50,6 @@ def planned_jobs_at_a_time(node: DictConfig, config: Config) -> int:
     if plugin_name(node.hydra, "launcher") != "local":
         return 1
     launcher = resolve_section(node, "hydra.launcher")
-    gpus: Sequence[Any] = launcher["gpus"] or []
-    if config.device.name == "cuda" and not gpus:
-        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-        gpus = visible.split(",") if visible else range(count_cuda_devices())
+    gpus = gpu_names(launcher["gpus"], config.device.name)
     groups = len(gpus) // (config.device.processes or 1)
     return jobs_at_a_time(launcher["jobs"], launcher["slots_per_gpu"], groups)

@@ -20,7 +20,7 @@ from vggexp.formatting import duration, format_metric, plural
 from vggexp.models.shapes import macs
 from vggexp.runs import directory, forecast, records
 from vggexp.runs.data_source import torchvision_source
-from vggexp.sweep.parallel import jobs_at_a_time
+from vggexp.sweep.parallel import gpu_names, jobs_at_a_time
 from vggexp.sweep.progress import RunningJob, SweepProgress
 from vggexp.system import locks, processes
 from vggexp.system.cpu import default_threads
@@ -112,11 +112,7 @@ def make_slots(
         device: the device of the jobs.
         ranks: processes of one job; each of them needs a GPU.
     """
-    names: list[str] = []
-    if gpus:
-        names = [str(gpu) for gpu in gpus]
-    elif device == "cuda":
-        names = _visible_gpus()
+    names = gpu_names(gpus, device)
     groups = []  # the GPUs of one job, as CUDA_VISIBLE_DEVICES names them
     for first in range(0, len(names) - ranks + 1, ranks):
         groups.append(",".join(names[first : first + ranks]))
@@ -130,19 +126,6 @@ def make_slots(
             slot.variables["CUDA_VISIBLE_DEVICES"] = groups[index % len(groups)]
         slots.append(slot)
     return slots
-
-
-def _visible_gpus() -> list[str]:
-    """Returns the names in CUDA_VISIBLE_DEVICES, or else the numbers of all GPUs.
-
-    A process may still fork after torch.cuda.device_count.
-    """
-    import torch
-
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if visible:
-        return visible.split(",")
-    return [str(index) for index in range(torch.cuda.device_count())]
 
 
 def run_pool(
