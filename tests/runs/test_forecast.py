@@ -138,7 +138,7 @@ def test_the_images_of_a_folder_are_counted(tmp_path):
     config = compose_run(parse_command([*folder, f"data.root={tmp_path}", "data.test_limit=5"]))
     assert forecast.known_counts(config) is None
     assert forecast.count_run_images(config) == ImageCounts(train=16, val=4, test=5)
-    assert forecast.forward_passes(config, ImageCounts(16, 4, 5)) == 5 * (3 * 16 + 4) + 5
+    assert forecast.epoch_passes(config, ImageCounts(16, 4, 5)) == 3 * 16 + 4
 
 
 @pytest.mark.parametrize(("at_a_time", "seconds"), [(1, 9), (2, 6), (5, 4)])

@@ -8,10 +8,12 @@ import time
 
 import pytest
 
-from tests.conftest import TINY
+from tests.conftest import TINY, write_epochs
 from vggexp.config.compose import parse_command
+from vggexp.config.derived import layers
 from vggexp.config.keys import to_plain
 from vggexp.errors import InUseError, ResourceError, StoppedError
+from vggexp.models.shapes import macs
 from vggexp.runs.directory import read_result, write_metadata, write_result
 from vggexp.sweep import parallel, pool
 from vggexp.sweep.expand import compose_run
@@ -169,8 +171,8 @@ def run_job(tmp_path):
     return run
 
 
-def job_config(root):
-    return compose_run(parse_command([*TINY, "device=cpu", f"run.root={root}"]))
+def job_config(root, *overrides):
+    return compose_run(parse_command([*TINY, "device=cpu", f"run.root={root}", *overrides]))
 
 
 def finish(folder):
@@ -183,6 +185,26 @@ def finish(folder):
 def finish_late(folder):
     time.sleep(2)
     return finish(folder)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trained", "passes", "share"),
+    [
+        ([], 0, 4 * 268 + 19, 4 * 268 / 1091),
+        ([], 3, 268 + 19, 268 / 287),
+        ([], 4, 19, 0),
+        (["run.until=3"], 1, 2 * 268, 1),
+        (["run.until=4"], 1, 3 * 268 + 19, 804 / 823),
+        (["run.until=1"], 3, 0, 1),  # the run has trained on
+    ],
+)
+def test_the_work_of_a_job_is_what_is_missing(overrides, trained, passes, share, tmp_path):
+    """An epoch of the 86 + 10 images is 3 x 86 + 10 forward passes, and the test is 19."""
+    config = job_config(tmp_path, "train.epochs=4", *overrides)
+    write_epochs(config, [0.5] * trained)
+    job = make_job(0, config)
+    assert job.work == passes * macs(layers(config))
+    assert job.epochs_share == pytest.approx(share)
 
 
 def test_a_killed_job_is_recorded_as_interrupted(run_job):

@@ -28,6 +28,30 @@ def test_the_lines_and_the_done_share_of_a_sweep(tmp_path, capsys):
     ]
 
 
+def test_only_the_epochs_that_were_missing_count(tmp_path):
+    """Of six epochs an earlier attempt finished two; the test is a fifth of the rest."""
+    metrics = tmp_path / "metrics.jsonl"
+    metrics.write_text("{}\n" * 2)
+    now = 0.0
+    with SweepProgress([10.0], slots=1, clock=lambda: now) as progress:
+        job = RunningJob(0, tmp_path, 6, Path("log"), trained=2, epochs_share=0.8)
+        progress.job_started(0, job)
+        now = 10.0
+        assert progress.summary() == "0 of 1 job done, 1 running"
+        metrics.write_text("{}\n" * 4)
+        assert progress.share() == 0.4
+        assert progress.summary() == "0 of 1 job done, 1 running, about 15.0 s left"
+        metrics.write_text("{}\n")  # the newest checkpoint was older than the metrics
+        assert progress.share() == 0
+
+
+def test_a_job_that_has_only_its_test_left_has_no_share_before_its_end(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("{}\n" * 4)
+    with SweepProgress([10.0], slots=1) as progress:
+        progress.job_started(0, RunningJob(0, tmp_path, 4, Path("log"), trained=4, epochs_share=0))
+        assert progress.share() == 0
+
+
 def test_the_time_left_runs_down_and_is_then_longer_than_expected(tmp_path):
     now = 0.0
     with SweepProgress([10.0], slots=1, clock=lambda: now) as progress:

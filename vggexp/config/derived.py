@@ -159,6 +159,16 @@ def layers(config: Config) -> list[shapes.Layer]:
     )
 
 
+def command_epochs(config: Config) -> int:
+    """Returns the epoch at which the command of a run ends: `run.until`, or the last one."""
+    return config.run.until or config.train.epochs
+
+
+def ends_with_test(config: Config) -> bool:
+    """Returns whether the command of a run tests it; False if `run.until` pauses the run."""
+    return command_epochs(config) == config.train.epochs
+
+
 def disk_bytes(config: Config) -> dict[str, int]:
     """Returns the most bytes of a `checkpoint`, of the `weights` alone, and of a `run`.
 

@@ -110,17 +110,22 @@ def count_run_images(config: Config) -> ImageCounts | None:
     return ImageCounts(*divide_images(images, config), min(test, data.test_limit or test))
 
 
-def evaluated_images(config: Config, counts: ImageCounts, epochs: int) -> int:
-    """Returns how many images pass the network forward only, in all epochs and the test."""
-    tests = 1 + epochs * config.train.test_each_epoch
+def evaluated_images(config: Config, counts: ImageCounts, epochs: int, is_tested: bool) -> int:
+    """Returns how many images pass the network forward only.
+
+    Args:
+        config: the configuration.
+        counts: the numbers of images.
+        epochs: how many are evaluated.
+        is_tested: whether the test after the last epoch counts as well.
+    """
+    tests = is_tested + epochs * config.train.test_each_epoch
     return epochs * counts.val + tests * counts.test
 
 
-def forward_passes(config: Config, counts: ImageCounts) -> int:
-    """Returns the work of a run in forward passes of one image."""
-    epochs = config.train.epochs
-    training = TRAINING_PASSES * epochs * counts.train
-    return training + evaluated_images(config, counts, epochs)
+def epoch_passes(config: Config, counts: ImageCounts) -> int:
+    """Returns the work of an epoch in forward passes of one image."""
+    return TRAINING_PASSES * counts.train + evaluated_images(config, counts, 1, is_tested=False)
 
 
 def expected_machine(config: Config, threads: int) -> Machine:
@@ -202,7 +207,7 @@ def _run_speed(folder: Path, result: dict[str, Any], machine: Machine) -> RunSpe
     if counts is None or not epochs or rate is None or rate <= 0:
         return None
     train_seconds = 1 / rate
-    images = evaluated_images(config, counts, epochs)
+    images = evaluated_images(config, counts, epochs, is_tested=True)
     seconds = result.get("time/evaluation_seconds")
     eval_seconds = train_seconds / TRAINING_PASSES
     if seconds and images:
@@ -250,7 +255,7 @@ def expected_time(
     eval_seconds = size * median(speed.eval_seconds / speed.macs for speed in chosen)
     train = config.train
     seconds = train_seconds * train.epochs * counts.train
-    seconds += eval_seconds * evaluated_images(config, counts, train.epochs)
+    seconds += eval_seconds * evaluated_images(config, counts, train.epochs, is_tested=True)
     seconds += 60 * train.rest_minutes * (train.epochs - 1)
     return Forecast(seconds, frozenset(speed.folder for speed in chosen))
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vggexp.config.derived import layers
+from vggexp.config.derived import command_epochs, ends_with_test, layers
 from vggexp.config.schema import Config, ImageFiles, Synthetic, TorchvisionArrays
 from vggexp.errors import InUseError, StoppedError, VggexpError, WaitStoppedError
 from vggexp.formatting import duration, format_metric, plural
@@ -21,7 +21,7 @@ from vggexp.models.shapes import macs
 from vggexp.runs import directory, forecast, records
 from vggexp.runs.data_source import torchvision_source
 from vggexp.sweep.parallel import gpu_names, jobs_at_a_time
-from vggexp.sweep.progress import RunningJob, SweepProgress
+from vggexp.sweep.progress import RunningJob, SweepProgress, finished_epochs
 from vggexp.system import locks, processes
 from vggexp.system.cpu import default_threads
 from vggexp.system.files import (
@@ -46,7 +46,8 @@ class PoolJob:
     folder: Path  # the run directory
     config: Config | None
     error: str = ""  # the reason, if `config` is None
-    work: float = 0.0  # multiply-adds; 0: unknown
+    trained: int = 0  # epochs that earlier attempts finished
+    work: float = 0.0  # multiply-adds that are missing; 0: unknown
     epochs_share: float = 1.0  # of the work; the rest is the test
 
 
@@ -56,12 +57,13 @@ def make_job(index: int, config: Config) -> PoolJob:
     counts = forecast.count_run_images(config)
     if counts is None:
         return job
-    if config.run.until is not None:  # the run pauses there, and is not tested
-        config = replace(config, train=replace(config.train, epochs=config.run.until))
-        counts = counts._replace(test=0)
-    passes = forecast.forward_passes(config, counts)
+    epochs = command_epochs(config)
+    trained = min(epochs, finished_epochs(job.folder))
+    training = (epochs - trained) * forecast.epoch_passes(config, counts)
+    passes = training + ends_with_test(config) * counts.test
     work = float(passes * macs(layers(config)))
-    return replace(job, work=work, epochs_share=1 - counts.test / passes)
+    share = training / passes if passes else 1.0
+    return replace(job, trained=trained, work=work, epochs_share=share)
 
 
 def invalid_job(index: int, error: str) -> PoolJob:
@@ -281,8 +283,8 @@ class Pool:
         slot.started_at = time.monotonic()
         slot.pid = processes.fork_call(lambda: self.perform(job), log, slot.variables)
         slot.job = job
-        epochs = job.config.run.until or job.config.train.epochs
-        running = RunningJob(job.index, job.folder, epochs, log, job.epochs_share)
+        epochs = command_epochs(job.config)
+        running = RunningJob(job.index, job.folder, epochs, log, job.trained, job.epochs_share)
         self.progress.job_started(slot.index, running)
 
     def log(self, job: PoolJob) -> Path:

@@ -27,6 +27,7 @@ class RunningJob:
     folder: Path  # the run directory
     epochs: int
     log: Path
+    trained: int = 0  # epochs that earlier attempts finished
     epochs_share: float = 1.0  # of the job's work, 0..1; the rest is the test
 
 
@@ -43,7 +44,7 @@ class SweepProgress:
         """Starts the clock of the estimate.
 
         Args:
-            work: the cost of each job, in any unit.
+            work: what is missing of each job at the start, in any unit.
             slots: jobs at a time.
             console: receives the lines; None prints them on stdout.
             clock: returns seconds.
@@ -158,8 +159,10 @@ class SweepProgress:
         for index in self.remaining:
             done -= self.work[index]
         for job in self.running.values():
-            epochs = _finished_epochs(job.folder)
-            done += self.work[job.index] * job.epochs_share * epochs / job.epochs
+            missing = job.epochs - job.trained
+            if missing:
+                epochs = max(0, finished_epochs(job.folder) - job.trained)
+                done += self.work[job.index] * job.epochs_share * epochs / missing
         return min(1.0, done / total)
 
     def _position(self, index: int) -> str:
@@ -181,7 +184,8 @@ def _make_bars(slots: int) -> list[Any]:
     return bars
 
 
-def _finished_epochs(folder: Path) -> int:
+def finished_epochs(folder: Path) -> int:
+    """Returns the epochs that a run has finished; 0 for a folder that cannot be read."""
     try:
         return read_file(folder / METRICS, MAX_METRICS_BYTES).count(b"\n")
     except OSError:
