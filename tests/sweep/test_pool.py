@@ -137,6 +137,18 @@ def test_only_missing_jobs_run(tmp_path, fork_command):
 
 
 @pytest.mark.process
+def test_jobs_of_new_runs_may_pause(tmp_path, fork_command):
+    """With resume=never no recorded run is the result of a job, but the one that it has made."""
+    overrides = ["train.epochs=2", "run.until=1", "resume=never", "seed=1,2"]
+    process = fork_command(tmp_path, "-m", *ONE_THREAD, *overrides)
+    assert (process.returncode, process.stderr) == (0, "")
+    ends = [line for line in process.stdout.splitlines() if line.startswith("paused ")]
+    assert len(ends) == 2
+    assert all("  val/accuracy 0." in line for line in ends)
+    assert "failed " not in process.stdout
+
+
+@pytest.mark.process
 def test_a_sweep_may_stop_at_the_first_failure(tmp_path, fork_command):
     overrides = ["optimizer.lr=99,0.01,0.02", "sweep.on_error=stop"]
     process = fork_command(tmp_path, "-m", *ONE_THREAD, *overrides)

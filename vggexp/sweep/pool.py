@@ -390,14 +390,15 @@ def _recorded_result(job: PoolJob) -> JobResult:
     """
     assert job.config is not None
     objective = job.config.sweep.objective
-    done = records.done_result(job.config)
-    result = done or records.own_result(job.config, job.folder)
+    # With resume=never no run is done, but the job's own run has its result.
+    result = records.done_result(job.config) or records.own_result(job.config, job.folder)
     state = result.get("state")
     # A run that is paused at an earlier epoch has not done this job.
-    if done is None and state != "finished":
+    is_paused = state == "paused" and result.get("epoch") == job.config.run.until
+    if state != "finished" and not is_paused:
         return JobResult(False, None, result.get("error") or "")
     error = records.missing_objective(result, objective) if state == "finished" else ""
-    return JobResult(True, result.get(objective), error, state == "paused")
+    return JobResult(True, result.get(objective), error, is_paused)
 
 
 def _result_of(job: PoolJob, code: int, error_line: str) -> JobResult:
