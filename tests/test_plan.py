@@ -12,6 +12,7 @@ from vggexp.config import compose
 from vggexp.cost_plan import CostPlan, cost_table, plan_costs
 from vggexp.formatting import format_bytes
 from vggexp.plan.__main__ import main
+from vggexp.runs import forecast
 from vggexp.sweep import expand
 from vggexp.system import cpu
 
@@ -176,6 +177,16 @@ def test_hints_follow_the_table_and_are_in_json(capsys):
     (hint,) = json.loads(capsys.readouterr().out)["hints"]
     assert hint.keys() == {"key", "text", "source"}
     assert hint["key"] == "data.resize"
+
+
+@pytest.mark.parametrize(
+    ("until", "text"), [("1", "1 epoch about 5.0 s"), ("2", "2 epochs and the test about 5.0 s")]
+)
+def test_the_time_of_a_run_that_pauses_is_without_its_test(until, text, monkeypatch):
+    time = forecast.Forecast(5.0, frozenset([Path("a")]))
+    monkeypatch.setattr(forecast, "expected_run", lambda config: time)
+    table = cost_table(plan("train.epochs=2", f"run.until={until}"))
+    assert f"time    {text} (from 1 finished run of this kind on this host)\n" in table
 
 
 def test_unknown_counts_are_reported():

@@ -6,8 +6,10 @@ from itertools import groupby
 from math import ceil
 
 from vggexp.config.derived import (
+    command_epochs,
     disk_bytes,
     disk_limit,
+    ends_with_test,
     expected_precision,
     input_spec,
     layers,
@@ -49,7 +51,8 @@ class CostPlan:
     memory_bytes: Counts
     disk_bytes: dict[str, int]
     disk_limit: str  # the run's size as text, and what it leaves out
-    epochs: int
+    epochs: int  # up to run.until
+    ends_with_test: bool  # False if run.until pauses the run
     seconds: float | None  # expected, of the epochs and the test
     seconds_from_runs: int  # how many finished runs the seconds are from
     hints: list[Hint]
@@ -95,7 +98,8 @@ def plan_costs(config: Config) -> CostPlan:
         memory_bytes=memory_bytes(config),
         disk_bytes=disk,
         disk_limit=disk_limit(config, f"checkpoints of {_format_size(disk['run'])}"),
-        epochs=config.train.epochs,
+        epochs=command_epochs(config),
+        ends_with_test=ends_with_test(config),
         seconds=time.seconds,
         seconds_from_runs=len(time.sources),
         hints=hints(config),
@@ -219,7 +223,8 @@ def _expected_time(plan: CostPlan) -> str:
     if plan.seconds is None:
         return f"unknown, {forecast.NO_RUNS}"
     time = forecast.time_text(plan.seconds, plan.seconds_from_runs)
-    return f"{plural(plan.epochs, 'epoch')} and the test {time}"
+    test = " and the test" if plan.ends_with_test else ""
+    return f"{plural(plan.epochs, 'epoch')}{test} {time}"
 
 
 def _format_size(size: int | None) -> str:

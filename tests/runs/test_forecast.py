@@ -89,6 +89,20 @@ def test_tests_after_each_epoch_and_pauses_count(tmp_path):
     assert found.seconds == 2 * 86 * 3 + 2 * 10 + 3 * 19 + 120
 
 
+@pytest.mark.parametrize(
+    ("overrides", "images"),
+    [
+        (["run.until=1"], 86 * 3 + 10),
+        (["run.until=1", "train.test_each_epoch=true"], 86 * 3 + 10 + 19),
+        (["run.until=2"], 2 * (86 * 3 + 10) + 19 + 120),  # the last epoch
+    ],
+)
+def test_a_run_that_pauses_is_not_tested(overrides, images, tmp_path):
+    config = compose("train.rest_minutes=2", *overrides)
+    found = expected_time(config, COUNTS, [make_speed(config, tmp_path)], threads=4)
+    assert found.seconds == images
+
+
 RESULT = {
     "epoch": 2,
     "seconds": 60.0,
@@ -114,6 +128,15 @@ def test_a_finished_run_has_a_speed_without_its_start(config, tmp_path):
     assert speed.train_seconds == pytest.approx(1 / 20)
     assert speed.eval_seconds == pytest.approx(7.8 / 39)
     assert expected_time(config, COUNTS, [speed], 4).seconds == pytest.approx(86 * 2 / 20 + 7.8)
+
+
+@pytest.mark.parametrize("until", [1, 2])
+def test_a_finished_run_was_tested_whatever_its_last_command_was(until, tmp_path):
+    """With train.patience a run may finish before the epoch of run.until."""
+    config = compose("train.epochs=3", "train.patience=1", f"run.until={until}")
+    write_run(tmp_path / "a", config, RESULT)
+    (speed,) = finished_speeds(tmp_path, [forecast.expected_machine(config, 4)])
+    assert speed.eval_seconds == pytest.approx(7.8 / 39)
 
 
 def test_a_run_of_a_version_that_recorded_no_counts_has_those_of_its_data(config, tmp_path):

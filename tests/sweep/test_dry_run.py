@@ -9,7 +9,14 @@ from vggexp.config.compose import parse_command
 from vggexp.runs.directory import read_result
 from vggexp.runs.forecast import UNKNOWN, Forecast
 from vggexp.runs.records import run_dir, run_state
-from vggexp.sweep.dry_run import JobOutlook, dry_run_lines, outlook_line, rung_lines
+from vggexp.sweep.dry_run import (
+    JobOutlook,
+    dry_run_lines,
+    job_outlooks,
+    outlook_line,
+    rung_lines,
+    search_line,
+)
 from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep
 
 KNOWN = Forecast(30.0, frozenset([Path("a"), Path("b")]))
@@ -52,10 +59,18 @@ def config():
             1,
             "1 job: 0 finished, 1 failed before (sweep.retry_failed=true tries again), 0 to run",
         ),
+        (
+            [("paused", KNOWN), ("interrupted", KNOWN)],
+            1,
+            f"2 jobs: 0 finished, 1 paused, 1 to run for 2 epochs, about 30.0 s {FROM}",
+        ),
     ],
 )
 def test_the_line_of_a_sweep_has_its_jobs_epochs_and_time(config, jobs, at_a_time, line):
-    outlooks = [JobOutlook(config, Path("a"), state, time) for state, time in jobs]
+    outlooks = []
+    for state, time in jobs:
+        is_done = state in ("finished", "paused")
+        outlooks.append(JobOutlook(config, Path("a"), state, time, is_done))
     assert outlook_line(outlooks, at_a_time) == line
 
 
@@ -84,6 +99,26 @@ def test_a_dry_run_prints_and_starts_nothing(command, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
 
 
+def test_jobs_that_run_until_has_ended_are_done(tmp_path):
+    """Of four runs to epoch 1 of 2 one is paused there, one has trained on, one has not."""
+    configs = []
+    for seed in range(4):
+        overrides = ["device=cpu", *TINY, "run.until=1", f"run.root={tmp_path}", f"seed={seed}"]
+        configs.append(compose_run(parse_command(overrides)))
+    write_epochs(configs[0], [0.5])
+    write_epochs(configs[1], [0.5, 0.6], "interrupted")
+    write_epochs(configs[2], [0.5], "interrupted")
+    line = outlook_line(job_outlooks(configs, 1), 1)
+    assert line.startswith("4 jobs: 0 finished, 2 paused, 2 to run for 2 epochs, 1 job at a time")
+
+
+def test_a_search_whose_runs_pause_counts_their_epochs():
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "optimizer.lr=interval(0.01,1)"]
+    command = parse_command(["-m", *TINY, "device=cpu", "run.until=1", *search])
+    plan = expand_sweep(command, compose_outline(command))
+    assert search_line(plan, 1).startswith("3 trials: 1 ended, 2 to run for 2 epochs, ")
+
+
 HALVING = ["-m", *TINY, "train.epochs=4", "sweep.halving=2", "optimizer.lr=0.01,0.02,0.03,0.05"]
 
 
@@ -98,7 +133,8 @@ def outlooks_of(jobs, time):
     outlooks = []
     for config in jobs.values():
         folder = run_dir(config)
-        outlooks.append(JobOutlook(config, folder, run_state(folder, read_result(folder)), time))
+        state = run_state(folder, read_result(folder))
+        outlooks.append(JobOutlook(config, folder, state, time, is_done=state == "finished"))
     return outlooks
 
 

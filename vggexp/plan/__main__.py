@@ -21,9 +21,9 @@ of the tensors of a training step; CUDA itself and workspaces come in addition. 
 that is resident: also scratch memory and holes in the heap (0.3 of the tensors), the images and the
 workers, and the libraries. It was between 3 % below and 13 % above what was measured. The disk is
 that of the checkpoints; predictions, logs and images for TensorBoard come in addition. The time is
-that of the epochs and the test, without the start. It comes from finished runs in run.root on the
-same host, with the same device, number format and threads. The images of a folder are not counted,
-so there the time is unknown; sweep.dry_run=true counts them.
+that of the epochs and the test, or of the epochs up to run.until, without the start. It comes from
+finished runs in run.root on the same host, with the same device, number format and threads. The
+images of a folder are not counted, so there the time is unknown; sweep.dry_run=true counts them.
 """
 
 

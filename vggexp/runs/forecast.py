@@ -13,8 +13,10 @@ from statistics import median
 from typing import Any, NamedTuple
 
 from vggexp.config.derived import (
+    command_epochs,
     decodes_each_epoch,
     divide_images,
+    ends_with_test,
     expected_precision,
     input_spec,
     layers,
@@ -230,7 +232,7 @@ def expected_time(
     speeds: Sequence[RunSpeed],
     threads: int,
 ) -> Forecast:
-    """Returns the expected time of a run, from its first epoch to its test.
+    """Returns the expected time of a run, from its first epoch to its test or to `run.until`.
 
     The runs of the same network count, or without them those of a similar size.
 
@@ -253,10 +255,10 @@ def expected_time(
         return UNKNOWN
     train_seconds = size * median(speed.train_seconds / speed.macs for speed in chosen)
     eval_seconds = size * median(speed.eval_seconds / speed.macs for speed in chosen)
-    train = config.train
-    seconds = train_seconds * train.epochs * counts.train
-    seconds += eval_seconds * evaluated_images(config, counts, train.epochs, is_tested=True)
-    seconds += 60 * train.rest_minutes * (train.epochs - 1)
+    epochs = command_epochs(config)
+    images = evaluated_images(config, counts, epochs, ends_with_test(config))
+    seconds = train_seconds * epochs * counts.train + eval_seconds * images
+    seconds += 60 * config.train.rest_minutes * (epochs - 1)
     return Forecast(seconds, frozenset(speed.folder for speed in chosen))
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vggexp.config import compose
+from vggexp.config.derived import command_epochs
 from vggexp.config.overrides import quoted
 from vggexp.errors import SweepError, VggexpError
 from vggexp.formatting import plural, printable, report_command, tensorboard_command
@@ -97,7 +98,7 @@ def _first_lines(grid: GridSweep) -> list[str]:
         return rung_lines(grid.configs(), outlooks, grid.jobs_at_a_time, grid.sweep)
     if outlooks:
         return [f"sweep    {outlook_line(outlooks, grid.jobs_at_a_time)}"]
-    epochs = sum(config.train.epochs for config in configs)
+    epochs = sum(map(command_epochs, configs))
     return [f"sweep    {plural(len(configs), 'job')}, {plural(epochs, 'epoch')}"]
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import NamedTuple
 
-from vggexp.config.derived import disk_bytes, layers
+from vggexp.config.derived import command_epochs, disk_bytes, layers
 from vggexp.config.schema import Config, Sweep
 from vggexp.formatting import duration, format_bytes, markdown_table, plural
 from vggexp.models.shapes import macs, parameters
@@ -34,10 +34,11 @@ class JobOutlook(NamedTuple):
     folder: Path  # the run directory
     state: str  # as in `records.run_state`
     time: Forecast
+    is_done: bool  # its command has nothing left to do
 
     def will_run(self) -> bool:
         keeps_failure = self.state == "failed" and not self.config.sweep.retry_failed
-        return self.state != "finished" and not keeps_failure
+        return not self.is_done and not keeps_failure
 
 
 class RungWork(NamedTuple):
@@ -82,14 +83,11 @@ def job_outlooks(configs: Sequence[Config], jobs_at_a_time: int) -> list[JobOutl
     outlooks = []
     for config, time in zip(configs, expected_times(configs, jobs_at_a_time), strict=True):
         folder = records.run_dir(config)
-        outlooks.append(JobOutlook(config, folder, _state(config, folder), time))
+        done = records.done_result(config)
+        result = done or records.own_result(config, folder)
+        state = records.run_state(folder, result)
+        outlooks.append(JobOutlook(config, folder, state, time, done is not None))
     return outlooks
-
-
-def _state(config: Config, folder: Path) -> str:
-    if config.resume == "never":
-        return "not started"
-    return records.run_state(folder, records.own_result(config, folder))
 
 
 def dry_run_lines(
@@ -272,9 +270,11 @@ def _job_table(
 def outlook_line(outlooks: Sequence[JobOutlook], jobs_at_a_time: int) -> str:
     """Returns how many jobs there are, how many will run for how many epochs, and how long."""
     to_run = [outlook for outlook in outlooks if outlook.will_run()]
-    finished = sum(outlook.state == "finished" for outlook in outlooks)
-    line = f"{plural(len(outlooks), 'job')}: {finished:,} finished"
-    failed = len(outlooks) - finished - len(to_run)
+    done = Counter(outlook.state for outlook in outlooks if outlook.is_done)
+    line = f"{plural(len(outlooks), 'job')}: {done['finished']:,} finished"
+    if done["paused"]:
+        line = f"{line}, {done['paused']:,} paused"
+    failed = len(outlooks) - done.total() - len(to_run)
     if failed:
         line = f"{line}, {failed:,} {FAILED_BEFORE}"
     line = f"{line}, {len(to_run):,} to run"
@@ -310,7 +310,7 @@ def search_line(plan: SearchPlan, ended: int) -> str:
     line = f"{plural(trials, 'trial')}: {ended:,} ended, {left:,} to run"
     if not left:
         return line
-    epochs = plural(left * plan.config.train.epochs, "epoch")
+    epochs = plural(left * command_epochs(plan.config), "epoch")
     condition = "each trial takes as long as one of the first values"
     if plan.config.sweep.halving is not None:
         epochs = f"at most {epochs}"
@@ -325,4 +325,4 @@ def search_line(plan: SearchPlan, ended: int) -> str:
 
 
 def _count_epochs(outlooks: Sequence[JobOutlook]) -> int:
-    return sum(outlook.config.train.epochs for outlook in outlooks)
+    return sum(command_epochs(outlook.config) for outlook in outlooks)
