@@ -19,7 +19,7 @@ from vggexp.sweep import parallel, pool
 from vggexp.sweep.expand import compose_run
 from vggexp.sweep.pool import last_error_line, make_job, make_slots, run_pool
 from vggexp.sweep.progress import SweepProgress
-from vggexp.system import signals
+from vggexp.system import processes, signals
 from vggexp.system.cpu import default_threads
 from vggexp.system.locks import lock_run_dir
 
@@ -267,6 +267,32 @@ def test_no_job_outlives_its_sweep(run_job, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         run_job(finish_late)
     assert not run_job.folder.exists()
+
+
+def test_the_wait_for_the_last_jobs_leaves_the_processor_free(run_job, monkeypatch):
+    polls = []
+    original = processes.poll
+
+    def ignore_interrupt(folder):
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        folder.mkdir()
+        time.sleep(0.5)
+        return 0
+
+    def interrupt(progress):
+        if run_job.folder.exists():
+            polls.clear()
+            raise KeyboardInterrupt
+
+    def poll(pid):
+        polls.append(pid)
+        return original(pid)
+
+    monkeypatch.setattr(SweepProgress, "refresh", interrupt)
+    monkeypatch.setattr(processes, "poll", poll)
+    with pytest.raises(KeyboardInterrupt):
+        run_job(ignore_interrupt)
+    assert 1 < len(polls) < 50
 
 
 def test_a_job_that_another_process_has_begun_meanwhile_is_waited_for(run_job, monkeypatch):

@@ -6,6 +6,7 @@ immediately, computes what it would compute alone, and frees its memory however 
 
 import contextlib
 import os
+import signal
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -160,9 +161,10 @@ def run_pool(
         try:
             pool.run_all(stop)
         except BaseException:  # mostly a second Ctrl-C: no job outlives its sweep
-            pool.send_signal(2)
+            pool.send_signal(signal.SIGINT)
             while pool.busy():
                 pool.reap()
+                time.sleep(POLL_SECONDS)
             raise
     if stop.signal is not None:
         done = sum(result is not None and result.ok for result in pool.results)
