@@ -101,6 +101,7 @@ def paused_banner(config: Config, result: Mapping[str, Any], folder: Path) -> li
     """Returns how far a paused run has come, how to continue it, and what shows it.
 
     Args:
+        config: the configuration.
         result: the content of result.json.
         folder: the run directory.
     """

@@ -89,7 +89,7 @@ def load_config(folder: Path) -> Config:
 
 
 def run_state(folder: Path, result: Mapping[str, Any]) -> str:
-    """Returns running, interrupted, failed, finished, or `not started` without a result.
+    """Returns running, interrupted, paused, failed, finished, or `not started` without a result.
 
     A run whose result says running is interrupted if no process holds its lock.
     """
