@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from vggexp.runner.load import LoadedRun
 
 CONFIG_DIR = "--config-dir="  # the only flag that a function takes
-SIGNAL_CODES = 128  # added to the number of a signal, the exit code of a run that it stopped
 ERRORS = (  # each has an exit code of its own
     ConfigError,
     DataError,
@@ -125,7 +124,7 @@ def _train(config: Config, overrides: list[str], folder: Path) -> None:
 
             train_here(config, overrides)
     except VggexpError as error:
-        if error.exit_code != SIGNAL_CODES + signal.SIGINT:
+        if error.exit_code != 128 + signal.SIGINT:
             raise
         raise KeyboardInterrupt(str(error)) from None
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import math
+import signal
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from vggexp.runner.result import paused_fields, result_fields, tested_epoch, tot
 from vggexp.runs import directory, predictions
 from vggexp.runs.environment import collect_environment
 from vggexp.system import memory
-from vggexp.system.signals import StopFlag
+from vggexp.system.signals import STOPPED_AT_ONCE, StopFlag
 from vggexp.training import checkpoint, checkpoint_manager, checkpoint_schema
 from vggexp.training.checkpoint_manager import CheckpointManager, DistributedCheckpointManager
 from vggexp.training.loop import (
@@ -143,7 +144,7 @@ def _record_failure(job: TrainingJob) -> Iterator[None]:
         _record_end(job, "failed", str(error), error.exit_code)
         raise
     except KeyboardInterrupt:
-        _record_end(job, "interrupted", "stopped at once by a second Ctrl-C", 130)
+        _record_end(job, "interrupted", STOPPED_AT_ONCE, 128 + signal.SIGINT)
         raise
     except OSError as error:
         reason = f"{error.filename or job.folder}: {error.strerror or error}"

@@ -24,10 +24,15 @@ from vggexp.errors import ConfigError, RankError, VggexpError
 from vggexp.runs import directory, records
 from vggexp.system import processes
 from vggexp.system.cpu import default_threads
-from vggexp.system.signals import STOP_SIGNALS, STOPPING, StopFlag, handle_stop_signals
+from vggexp.system.signals import (
+    STOP_SIGNALS,
+    STOPPED_AT_ONCE,
+    STOPPING,
+    StopFlag,
+    handle_stop_signals,
+)
 
 POLL_SECONDS = 0.05
-STOPPED_AT_ONCE = "stopped at once by a second Ctrl-C"
 
 
 def run_ranks(config: Config, overrides: Sequence[str], swept: Sequence[str] = ()) -> int:

@@ -24,6 +24,7 @@ STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 POLL_SECONDS = 0.2  # longest sleep between two looks at the flag
 STOPPING = "vggexp: stopping after this batch; Ctrl-C again to end at once"
 STOPPING_JOBS = "vggexp: stopping each job after its batch; Ctrl-C again to end at once"
+STOPPED_AT_ONCE = "stopped at once by a second Ctrl-C"
 END = b"\0"  # of the signals that a thread watches
 GRACE_SECONDS = 2.0  # from a stop signal to the end of a call that waits
 
