@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         clear_pending_interrupt()
         print_stopped("vggexp: stopped at once")
-        return 130
+        return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of the output has exited, as in `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
