@@ -106,6 +106,16 @@ def test_several_runs_average_their_softmax(command, evaluate, capfd):
     assert "| mean of their softmax |" in capfd.readouterr().out
 
 
+def test_an_average_with_other_weights_of_a_paused_run_has_a_file_of_its_own(command):
+    command(*TINY, "run.name=a")
+    for name, seed, epoch in (("b", 1, 1), ("c", 2, 1), ("b", 1, 2)):
+        command(*TINY, "train.epochs=4", f"run.until={epoch}", f"seed={seed}", f"run.name={name}")
+        assert main(["outputs/a", "--with", f"outputs/{name}"]) == 0
+    files = list(Path("outputs/a/evaluations").glob("single-32-with1-*.json"))
+    partners = [json.loads(file.read_text())["runs"][1] for file in files]
+    assert len({partner["weights_sha256"] for partner in partners}) == 3
+
+
 def test_the_validation_images_are_those_of_the_run(command, evaluate):
     command(*TINY, "data.val_fraction=0.25", "run.name=a")
     printed = evaluate("outputs/a", "--split", "val")

@@ -82,7 +82,7 @@ class RunScores:
     scales: list[int]
     views: int
     metrics: dict[str, float]
-    weights_sha256: str | None
+    weights_sha256: str
     device: str
     precision: str
     data: dict[str, str]
@@ -214,9 +214,6 @@ def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPr
             f"in {device_setup.precision}"
         )
     recorded = read_result(folder)
-    sha256 = recorded.get("weights_sha256")
-    if options.checkpoint is not None:
-        sha256 = weights_sha256(weights)
     position = checkpoint
     if "step" not in checkpoint:  # of train.keep=weights
         position = {"step": recorded["weights_step"], "epoch": recorded["epoch"]}
@@ -227,7 +224,7 @@ def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPr
         scales=list(scales),
         views=count_views(options.mode, len(scales), options.flip),
         metrics=classification_metrics(probs, labels, options.split),
-        weights_sha256=sha256,
+        weights_sha256=weights_sha256(weights),
         device=str(device_setup.device),
         precision=device_setup.precision,
         data=data.fingerprint,
