@@ -315,6 +315,15 @@ def test_divergence_names_its_epoch_and_batch(epoch, batch, lr):
     assert all(weight.isfinite().all() for weight in state.model.parameters())
 
 
+def test_divergence_names_its_epoch_after_epochs_of_another_number_of_steps():
+    """resume=force may change the batch size."""
+    state = make_state()
+    state.epoch = 1
+    state.step = 12
+    with pytest.raises(DivergedError, match="at epoch 2 batch 3 with"):
+        run_training(state, batches=Blobs(nonfinite=(1, 2)))
+
+
 def test_divergence_at_rate_zero_suggests_a_rate_above_zero():
     cycle = {"peak_fraction": 0.3, "initial_factor": 0.1, "final_factor": 0}
     state = make_state(schedule=make_schedule("onecycle", lr=0.04, epochs=1, **cycle))

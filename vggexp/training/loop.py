@@ -374,10 +374,11 @@ def raise_if_diverged(state: TrainState, guard: NonFiniteGuard) -> None:
     step = guard.first_nonfinite_step()
     if step is None:
         return
-    epoch, batch = divmod(step, state.schedule.steps_per_epoch)
+    # Counted back from the open epoch, because earlier epochs may have had another number of steps.
+    batch = state.batch - (state.step - step) + 1
     lr = state.schedule.at(step)
     raise DivergedError(
-        f"the loss or its gradient is not finite at epoch {epoch + 1} batch {batch + 1} "
+        f"the loss or its gradient is not finite at epoch {state.epoch + 1} batch {batch} "
         f"with lr {lr:g}; try optimizer.lr={state.schedule.lr / 10:g} or train.clip_norm=1"
     )
 
