@@ -127,7 +127,7 @@ def test_one_killed_worker_is_replaced(received, streaming_loader, new_workers, 
     batches = [next(epoch) for _ in range(received)]
     kill_worker()
     assert_same_batches([*batches, *epoch], expected)
-    assert "it was replaced" in capsys.readouterr().out
+    assert "it was replaced" in capsys.readouterr().err
     kill_worker()
     with pytest.raises(ResourceError, match="killed for the second time"):
         list(loader.evaluate())

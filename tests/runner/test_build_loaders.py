@@ -1,5 +1,9 @@
 """Tests what the loaders take from a configuration: which images, in which order, how changed."""
 
+import contextlib
+import os
+import signal
+
 import pytest
 import torch
 
@@ -9,7 +13,7 @@ from vggexp.data.datasets import synthetic_dataset
 from vggexp.data.image_stats import channel_mean_std, color_basis
 from vggexp.data.loaders import epoch_permutation
 from vggexp.data.transforms import NO_AUGMENTATION, Augment
-from vggexp.data.workers import decode_images
+from vggexp.data.workers import ImageDecoder, decode_images
 from vggexp.distributed import collectives
 from vggexp.distributed.rank import RankInfo
 from vggexp.runner.datasets import build_loaders
@@ -125,3 +129,23 @@ def test_the_colors_of_a_folder_are_those_of_images_of_all_classes(folder, tmp_p
     assert sorted(decoder.paths) == files
     expected = color_basis(decode_images(decoder.paths, 32, 0))
     assert torch.equal(decoder.basis, expected)
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("cache", ["none", "ram"])
+def test_a_replaced_worker_is_reported_to_the_caller(folder, cache, tmp_path, monkeypatch, capsys):
+    decode = ImageDecoder.__getitem__
+
+    def decode_or_die(self, request):
+        with contextlib.suppress(FileExistsError):
+            (tmp_path / "killed").touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return decode(self, request)
+
+    monkeypatch.setattr(ImageDecoder, "__getitem__", decode_or_die)
+    lines = []
+    options = ["device=cpu", "data.batch_size=8", "data.workers=1", f"data.cache={cache}"]
+    config = compose_run(parse_command([*folder, *options]))
+    list(build_loaders(config, CPU, lines.append).train.train(0))
+    assert lines == ["warning: a worker process was killed; it was replaced and nothing is lost"]
+    assert capsys.readouterr().out == ""

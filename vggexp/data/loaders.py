@@ -29,6 +29,7 @@ from vggexp.data.workers import (
     FullImageDecoder,
     ImageDecoder,
     PackedImages,
+    print_warning,
 )
 from vggexp.distributed import collectives
 from vggexp.rng import generator
@@ -181,7 +182,7 @@ class StreamingLoader:
         seed: int = 0,
         augment: Augment = NO_AUGMENTATION,
         basis: Tensor | None = None,
-        warn: Callable[[str], None] = print,
+        warn: Callable[[str], None] = print_warning,
     ):
         self.labels = torch.as_tensor(labels)
         self.preprocess = preprocess.to(device)

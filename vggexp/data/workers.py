@@ -9,6 +9,7 @@ import atexit
 import contextlib
 import os
 import signal
+import sys
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -205,6 +206,11 @@ def _serve(decoder: Decoder, pipe: Connection) -> None:
             pipe.send(answer)
 
 
+def print_warning(line: str) -> None:
+    """Prints on stderr, because stdout may be the JSON of a command."""
+    print(line, file=sys.stderr)
+
+
 class DecoderPool:
     """Runs a decoder in worker processes, which live on between the calls.
 
@@ -221,7 +227,7 @@ class DecoderPool:
         self,
         decoder: Decoder,
         workers: int,
-        warn: Callable[[str], None] = print,
+        warn: Callable[[str], None] = print_warning,
     ):
         self.decoder = decoder
         self.workers = workers
@@ -311,9 +317,13 @@ def decode_images(
     paths: Sequence[Path],
     size: int,
     workers: int,
+    warn: Callable[[str], None] = print_warning,
     batch_size: int = 64,
 ) -> Tensor:
     """Decodes the square in the center of each file.
+
+    Args:
+        warn: as in DecoderPool.
 
     Returns:
         uint8 [N, 3, size, size].
@@ -327,7 +337,7 @@ def decode_images(
         return images
     indices = torch.arange(len(paths)).split(batch_size)
     requests: list[DecodeRequest] = [(None, part.tolist()) for part in indices]
-    pool = DecoderPool(ImageDecoder(paths, size), workers)
+    pool = DecoderPool(ImageDecoder(paths, size), workers, warn)
     decoded = pool.decode(requests)
     for part, (values, _) in zip(images.split(batch_size), decoded, strict=True):
         part.copy_(values)

@@ -20,7 +20,7 @@ from vggexp.data.mix import Mix, MixingLoader
 from vggexp.data.split import stratified_sample, train_val_split
 from vggexp.data.torchvision_data import load_torchvision
 from vggexp.data.transforms import Augment, Preprocess
-from vggexp.data.workers import decode_images
+from vggexp.data.workers import decode_images, print_warning
 from vggexp.distributed import collectives
 from vggexp.errors import ConfigError, DataError
 from vggexp.runs.data_source import torchvision_source
@@ -58,7 +58,7 @@ class DataLoaders:
 def build_loaders(
     config: Config,
     device: torch.device,
-    warn: Callable[[str], None] = print,
+    warn: Callable[[str], None] = print_warning,
 ) -> DataLoaders:
     """Reads and checks the data set, and builds its loaders.
 
@@ -79,7 +79,7 @@ def build_loaders(
         index = _limit_test_files(index, cfg.test_limit)
         if decodes_each_epoch(cfg):
             return _streaming_loaders(config, index, device, warn)
-        return _in_memory_loaders(config, _decode_folder(config, index), device)
+        return _in_memory_loaders(config, _decode_folder(config, index, warn), device)
     if isinstance(cfg, Synthetic):
         splits = synthetic_dataset(
             cfg.images,
@@ -200,12 +200,13 @@ def _in_memory_loaders(
 def _decode_folder(
     config: Config,
     index: DatasetSplits[FolderIndex],
+    warn: Callable[[str], None],
 ) -> DatasetSplits[TensorDataset]:
     """Decodes all images of a folder once, at the size of the network's input."""
     size = input_spec(config).size
     datasets = []
     for part in (index.train, index.test):
-        images = decode_images(part.paths, size, config.data.workers)
+        images = decode_images(part.paths, size, config.data.workers, warn)
         labels = torch.tensor(part.labels)
         datasets.append(TensorDataset(images, labels, part.classes))
     train, test = datasets

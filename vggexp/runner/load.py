@@ -12,6 +12,7 @@ from torch import nn
 from vggexp.config.derived import input_spec
 from vggexp.config.schema import Config, ImageFiles
 from vggexp.data.transforms import Preprocess
+from vggexp.data.workers import print_warning
 from vggexp.errors import CheckpointError
 from vggexp.runner import build, datasets
 from vggexp.runs import jsonl
@@ -129,7 +130,7 @@ def load_test_data(
     folder: Path,
     tested: dict[str, Any],
     device: torch.device,
-    warn: Callable[[str], None] = print,
+    warn: Callable[[str], None] = print_warning,
 ) -> datasets.DataLoaders:
     """Builds the loaders of the data that a run was tested on.
 
