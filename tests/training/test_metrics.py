@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from tests.factories import CPU, make_model
 from vggexp.distributed import collectives
 from vggexp.distributed.rank import RankInfo
+from vggexp.models.transfer import freeze, train_mode
 from vggexp.training.metrics import (
     MIN_PROB,
     MetricSums,
@@ -78,6 +79,15 @@ def test_the_model_stays_as_it_was(model, training):
     assert all(module.training == training for module in model.modules())
     for name, tensor in model.state_dict().items():
         assert torch.equal(tensor, before[name]), name
+
+
+def test_a_frozen_batch_norm_stays_in_eval_mode(model):
+    freeze(model, 1)
+    train_mode(model)
+    modes = [module.training for module in model.modules()]
+    assert len(set(modes)) == 2
+    evaluate(model, batches_of(7), CPU, FP32, "val")
+    assert [module.training for module in model.modules()] == modes
 
 
 FOUR_PROBS = torch.tensor(

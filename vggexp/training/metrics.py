@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from vggexp.distributed import collectives
+from vggexp.models.transfer import train_mode
 from vggexp.training.step import Autocast, Batch
 
 CALIBRATION_BINS = 15  # bins of confidence, as in Guo et al. 2017
@@ -167,7 +168,8 @@ def _forward(
                 logits = model(images)
             yield logits.float(), labels
     finally:
-        model.train(training)
+        if training:
+            train_mode(model)
 
 
 def score_logits(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
