@@ -1,13 +1,14 @@
 """The layers in turn are the network, and each has a time of its own."""
 
 import json
+from collections import Counter
 
 import pytest
 import torch
 
 from tests.conftest import TINY
 from vggexp.bench.__main__ import format_layers, main
-from vggexp.bench.layers import group_modules, split_into_parts, time_layers
+from vggexp.bench.layers import TRACED_STEPS, group_modules, split_into_parts, time_layers
 from vggexp.config.compose import parse_command
 from vggexp.config.derived import layers
 from vggexp.models.shapes import macs
@@ -71,9 +72,11 @@ def test_a_trace_prints_no_figures(tmp_path, capsys, flag):
 
 
 @pytest.mark.process
-def test_a_trace_is_a_file_of_events(tmp_path, capsys):
+def test_a_trace_is_a_file_of_events_of_several_steps(tmp_path, capsys):
+    one_batch = ["data.batch_size=96", "data.val_fraction=0"]  # of each epoch
     path = tmp_path / "trace.json"
-    assert main([*TINY, f"--trace={path}"]) == 0
-    names = {event["name"] for event in json.loads(path.read_text())["traceEvents"]}
-    assert {"data", "forward and backward", "optimizer"} <= names
+    assert main([*TINY, *one_batch, f"--trace={path}"]) == 0
+    events = Counter(event["name"] for event in json.loads(path.read_text())["traceEvents"])
+    for name in ("data", "forward and backward", "optimizer"):
+        assert events[name] == TRACED_STEPS
     assert capsys.readouterr().out == f"trace {path}\n"

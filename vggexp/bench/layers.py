@@ -9,13 +9,21 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from vggexp.bench.measure import PRODUCT_SIZE, ROUNDS, matrix_product, synchronize, time_rounds
+from vggexp.bench.measure import (
+    PRODUCT_SIZE,
+    ROUNDS,
+    cycle,
+    matrix_product,
+    synchronize,
+    time_rounds,
+)
 from vggexp.config.derived import layers
 from vggexp.config.schema import Config
 from vggexp.models.shapes import Layer
 from vggexp.runner import build, datasets
 from vggexp.runner.hardware import DeviceSetup, setup_device
 from vggexp.system.files import atomic_path, os_error_as_resource_error
+from vggexp.training.cuda_graphs import WARMUP_CALLS
 from vggexp.training.loop import step_settings
 from vggexp.training.step import NonFiniteGuard, optimizer_step
 
@@ -148,7 +156,7 @@ def write_trace(config: Config, path: Path) -> None:
     state = build.build_state(config, device_setup, batches.batches_per_epoch)
     settings = build.train_settings(config, device_setup)
     guard = NonFiniteGuard(device)
-    stream = batches.train(0)
+    stream = cycle(batches)
 
     def step() -> None:
         with torch.profiler.record_function("data"):
@@ -159,9 +167,10 @@ def write_trace(config: Config, path: Path) -> None:
         with torch.profiler.record_function("optimizer"):
             optimizer_step(state.model, state.optimizer, loss, 0, step_cfg)
 
-    step()  # warm-up
+    for _ in range(WARMUP_CALLS + 1):  # the last of these steps records a CUDA graph
+        step()
     with torch.profiler.profile() as profile:
-        for _ in range(min(TRACED_STEPS, batches.batches_per_epoch - 1)):
+        for _ in range(TRACED_STEPS):
             step()
     with os_error_as_resource_error(f"--trace {path}", "written"), atomic_path(path) as part:
         profile.export_chrome_trace(str(part))
