@@ -14,6 +14,7 @@ from vggexp.check.checks import write_sheet
 from vggexp.config.compose import parse_command
 from vggexp.errors import ConfigError
 from vggexp.sweep.expand import compose_run
+from vggexp.training.dead_layers import DeadLayerCheck
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +57,12 @@ def test_the_text_of_the_result(result):
     assert lines[0].endswith("1 thread, batch 32")
     assert [line[:18].strip() for line in lines[1:]] == [*RATES, "matrix product", "step", "runner"]
     assert "(best of 64 x 64)" in lines[5]
+
+
+def test_a_benchmark_checks_no_layers(monkeypatch):
+    monkeypatch.setattr(DeadLayerCheck, "diagnose", lambda *_: "block1.conv1: dead")
+    config = compose_run(parse_command([*TINY, "train.probe_steps=1", "train.stop_if_dead=true"]))
+    assert benchmark(config, product_size=64, rounds=1).step_gflops > 0
 
 
 def test_several_processes_are_refused(capsys):
