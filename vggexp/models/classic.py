@@ -3,14 +3,18 @@
 The docstrings list the departures from the papers.
 """
 
+from collections.abc import Sequence
+
 from torch import nn
 
 from vggexp.models.layers import MaxPool2d
 from vggexp.models.shapes import (
+    ALEXNET,
     ALEXNET_HIDDEN,
+    LENET,
     LENET_HIDDEN,
-    alexnet_map_size,
-    lenet_map_size,
+    SpatialOp,
+    feature_map_sizes,
 )
 from vggexp.models.vgg import classifier
 
@@ -23,17 +27,7 @@ def lenet(*, in_channels: int, size: int, classes: int) -> nn.Sequential:
     max-pooling replace scaled tanh and trainable subsampling, and softmax replaces radial basis
     functions.
     """
-    map_size = lenet_map_size(size)
-    features = nn.Sequential(
-        nn.Conv2d(in_channels, 6, 5, padding=2),
-        MaxPool2d(2),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(6, 16, 5),
-        MaxPool2d(2),
-        nn.ReLU(inplace=True),
-    )
-    head = classifier(16 * map_size * map_size, LENET_HIDDEN, 0.0, classes)
-    return nn.Sequential(features, nn.Flatten(), head)
+    return _network(LENET, LENET_HIDDEN, 0.0, in_channels, size, classes)
 
 
 def alexnet(*, dropout: float, in_channels: int, size: int, classes: int) -> nn.Sequential:
@@ -43,21 +37,26 @@ def alexnet(*, dropout: float, in_channels: int, size: int, classes: int) -> nn.
     networks", with the channel counts of Krizhevsky 2014, arXiv:1404.5997 (one tower). Departure:
     no response normalization.
     """
-    map_size = alexnet_map_size(size)
-    features = nn.Sequential(
-        nn.Conv2d(in_channels, 64, 11, stride=4, padding=2),
-        MaxPool2d(3, 2),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(64, 192, 5, padding=2),
-        MaxPool2d(3, 2),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(192, 384, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(384, 256, 3, padding=1),
-        nn.ReLU(inplace=True),
-        nn.Conv2d(256, 256, 3, padding=1),
-        MaxPool2d(3, 2),
-        nn.ReLU(inplace=True),
-    )
-    head = classifier(256 * map_size * map_size, ALEXNET_HIDDEN, dropout, classes)
-    return nn.Sequential(features, nn.Flatten(), head)
+    return _network(ALEXNET, ALEXNET_HIDDEN, dropout, in_channels, size, classes)
+
+
+def _network(
+    ops: Sequence[SpatialOp],
+    hidden: Sequence[int],
+    dropout: float,
+    in_channels: int,
+    size: int,
+    classes: int,
+) -> nn.Sequential:
+    """Returns the network, with each pooling before the ReLU of its convolution, as in a VGG."""
+    layers: list[nn.Module] = []
+    for op in ops:
+        if op.channels is None:
+            layers.insert(len(layers) - 1, MaxPool2d(op.kernel, op.stride))
+        else:
+            layers.append(nn.Conv2d(in_channels, op.channels, op.kernel, op.stride, op.padding))
+            layers.append(nn.ReLU(inplace=True))
+            in_channels = op.channels
+    map_size = feature_map_sizes(size, ops)[-1]
+    head = classifier(in_channels * map_size * map_size, hidden, dropout, classes)
+    return nn.Sequential(nn.Sequential(*layers), nn.Flatten(), head)

@@ -116,14 +116,6 @@ def alexnet_layers(*, in_channels: int, size: int, classes: int) -> list[Layer]:
     return _layers(ALEXNET, "none", ALEXNET_HIDDEN, in_channels, size, classes)
 
 
-def lenet_map_size(size: int) -> int:
-    return feature_map_sizes(size, LENET)[-1]
-
-
-def alexnet_map_size(size: int) -> int:
-    return feature_map_sizes(size, ALEXNET)[-1]
-
-
 def minimum_size(ops: Sequence[SpatialOp], map_size: int = 1) -> int:
     """Returns the smallest image size that leaves a map of `map_size` after all windows."""
     size = map_size
