@@ -178,14 +178,12 @@ def _layer_memory(
     precision_bytes: int,
     fused: bool,
 ) -> LayerMemory:
-    if layer.kind in ("conv", "batch"):
-        return _conv_memory(layer, following_kind, inputs, precision_bytes, fused)
     if layer.kind == "pool":
         is_fused = fused and previous is not None and previous.kind != "lrn"
         return _pool_memory(layer, inputs, precision_bytes, is_fused)
     if layer.kind == "lrn":
         return _lrn_memory(layer, inputs)
-    return _linear_memory(layer, inputs, precision_bytes)
+    return _weighted_memory(layer, following_kind, inputs, precision_bytes, fused)
 
 
 def _element_bytes(layer: Layer, precision_bytes: int) -> int:
@@ -193,10 +191,10 @@ def _element_bytes(layer: Layer, precision_bytes: int) -> int:
     return FLOAT_BYTES if layer.kind == "lrn" else precision_bytes
 
 
-def _conv_memory(
+def _weighted_memory(
     layer: Layer, following_kind: str | None, inputs: int, precision_bytes: int, fused: bool
 ) -> LayerMemory:
-    """Memory of a convolution or of batch norm. A fused ReLU saves one byte per output."""
+    """Memory of a layer with weights. A fused ReLU between convolutions saves a byte per output."""
     outputs = prod(layer.output)
     saved = layer.activations * precision_bytes
     if fused and following_kind == "conv":
@@ -216,12 +214,6 @@ def _lrn_memory(layer: Layer, inputs: int) -> LayerMemory:
     """Memory of response normalization: fp32, in steps of which three have gradients too."""
     outputs = prod(layer.output)
     return LayerMemory(layer.activations * FLOAT_BYTES, (inputs + 4 * outputs) * FLOAT_BYTES)
-
-
-def _linear_memory(layer: Layer, inputs: int, precision_bytes: int) -> LayerMemory:
-    outputs = prod(layer.output)
-    saved = layer.activations * precision_bytes
-    return LayerMemory(saved, (inputs + outputs) * precision_bytes)
 
 
 def _frozen_memory(layer: Layer, precision_bytes: int, fused: bool) -> LayerMemory:
