@@ -8,7 +8,7 @@ import os
 import pickle
 import tarfile
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,10 @@ class TensorDataset:
     images: Tensor  # uint8 [N, C, H, W]
     labels: Tensor  # int64 [N]
     classes: tuple[str, ...]
+
+    def select(self, chosen: Tensor | list[int]) -> "TensorDataset":
+        """Returns the chosen images: by a mask [N], or by their indices."""
+        return replace(self, images=self.images[chosen], labels=self.labels[chosen])
 
 
 # Data sets read in advance, for processes that are forked from this one.
@@ -317,18 +321,18 @@ def _load_digits(info: DatasetInfo) -> DatasetSplits[TensorDataset]:
     images = pixels.mul(255 / 16).round().to(torch.uint8)
     labels = table[:, -1].long()
     dataset = validate_labels(images, labels, info.classes, "digits")
-    is_test = torch.zeros(len(images), dtype=torch.bool)
-    is_test[stratified_sample(labels, info.test_images, 0, "digits test set")] = True
-    return DatasetSplits(
-        train=_subset(dataset, ~is_test),
-        test=_subset(dataset, is_test),
-        fingerprint={"digits": tensors_sha256(images, labels)},
-        origin="scikit-learn",
-    )
+    train, test = split_test_images(dataset, info.test_images, "digits test set")
+    fingerprint = {"digits": tensors_sha256(images, labels)}
+    return DatasetSplits(train, test, fingerprint, "scikit-learn")
 
 
-def _subset(dataset: TensorDataset, mask: Tensor) -> TensorDataset:
-    return TensorDataset(dataset.images[mask], dataset.labels[mask], dataset.classes)
+def split_test_images(
+    dataset: TensorDataset, count: int, purpose: str
+) -> tuple[TensorDataset, TensorDataset]:
+    """Returns the training images and `count` test images, as `stratified_sample` with seed 0."""
+    is_test = torch.zeros(len(dataset.labels), dtype=torch.bool)
+    is_test[stratified_sample(dataset.labels, count, 0, purpose)] = True
+    return dataset.select(~is_test), dataset.select(is_test)
 
 
 def _read_digits_table() -> Any:

@@ -5,8 +5,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
-from itertools import compress
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -39,6 +38,10 @@ class FolderIndex:
     labels: list[int]
     classes: tuple[str, ...]
     left_out: Counter[str]  # as in FolderListing
+
+    def select(self, indices: list[int]) -> "FolderIndex":
+        paths = [self.paths[index] for index in indices]
+        return replace(self, paths=paths, labels=[self.labels[index] for index in indices])
 
 
 # What was listed in each block of list_folders_once that is running, by what it was listed from.
@@ -172,13 +175,9 @@ def split_index(
     is_test = choose_test_images(folder, index.paths, index.labels, fraction)
     if not any(is_test):
         raise DataError(f"{folder}: every class has a single image, so none is left for the test")
-    train = _select(index, [not test for test in is_test], index.left_out)
-    return train, _select(index, is_test, Counter())
-
-
-def _select(index: FolderIndex, selected: Sequence[bool], left_out: Counter[str]) -> FolderIndex:
-    paths = [*compress(index.paths, selected)]
-    return FolderIndex(paths, [*compress(index.labels, selected)], index.classes, left_out)
+    train = index.select([number for number, test in enumerate(is_test) if not test])
+    test = index.select([number for number, test in enumerate(is_test) if test])
+    return train, replace(test, left_out=Counter())  # counted once, in the training part
 
 
 class PartHashes(NamedTuple):

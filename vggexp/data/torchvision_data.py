@@ -22,10 +22,14 @@ import torch
 from torch import Tensor
 
 from vggexp.data.catalog import DEFAULT_TEST_FRACTION, DatasetSplits
-from vggexp.data.datasets import TensorDataset, tensors_sha256, validate_labels
+from vggexp.data.datasets import (
+    TensorDataset,
+    split_test_images,
+    tensors_sha256,
+    validate_labels,
+)
 from vggexp.data.download import TIMEOUT_SECONDS
 from vggexp.data.image_folder import FolderIndex, hash_files, list_once, split_index
-from vggexp.data.split import stratified_sample
 from vggexp.data.torchvision_sets import (
     ARRAY_SETS,
     TORCHVISION_SETS,
@@ -243,14 +247,9 @@ def _read_arrays(source: Source, root: Path, train: Any, test: Any) -> DatasetSp
         return DatasetSplits(parts[0], parts[1], {}, origin)
     (whole,) = parts
     fraction = _test_fraction(source)
-    is_test = torch.zeros(len(whole.labels), dtype=torch.bool)
     count = round(fraction * len(whole.labels))
-    is_test[stratified_sample(whole.labels, count, 0, "torchvision test set")] = True
-    split = [
-        replace(whole, images=whole.images[chosen], labels=whole.labels[chosen])
-        for chosen in (~is_test, is_test)
-    ]
-    return DatasetSplits(split[0], split[1], {}, origin + _split_note(fraction))
+    rest, chosen = split_test_images(whole, count, "torchvision test set")
+    return DatasetSplits(rest, chosen, {}, origin + _split_note(fraction))
 
 
 def _test_fraction(source: Source) -> float:

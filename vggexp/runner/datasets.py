@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,6 +28,7 @@ from vggexp.runs.data_source import torchvision_source
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # torchvision's, for folders of images
 IMAGENET_STD = (0.229, 0.224, 0.225)
+Part = TypeVar("Part", TensorDataset, FolderIndex)
 COLOR_SAMPLE = 256  # images at least, whose colors give the components of augment.color
 
 
@@ -76,7 +78,7 @@ def build_loaders(
         count = len(index.train.classes)
         if cfg.classes not in (None, count):
             raise DataError(f"{cfg.root}: {count} classes, but data.classes={cfg.classes}")
-        index = _limit_test_files(index, cfg.test_limit)
+        index = _limit_test(index, cfg.test_limit)
         if decodes_each_epoch(cfg):
             return _streaming_loaders(config, index, device, warn)
         return _in_memory_loaders(config, _decode_folder(config, index, warn), device)
@@ -92,7 +94,7 @@ def build_loaders(
     else:
         root = Path(cfg.root) if cfg.root else None
         splits = load_dataset(cfg.name, root, cfg.download)
-    return _in_memory_loaders(config, _limit_test_images(splits, cfg.test_limit), device)
+    return _in_memory_loaders(config, _limit_test(splits, cfg.test_limit), device)
 
 
 def _index_files(data: ImageFiles) -> DatasetSplits[FolderIndex]:
@@ -127,38 +129,16 @@ def build_checked_loaders(config: Config, device: torch.device) -> DataLoaders:
     return loaders
 
 
-def _limit_test_images(
-    splits: DatasetSplits[TensorDataset], limit: int | None
-) -> DatasetSplits[TensorDataset]:
-    """Returns the data with at most `limit` test images."""
-    test = splits.test
-    if limit is None or limit >= len(test.labels):
-        return splits
-    chosen = _test_sample(test.labels, limit)
-    return replace(
-        splits, test=replace(test, images=test.images[chosen], labels=test.labels[chosen])
-    )
-
-
-def _limit_test_files(
-    index: DatasetSplits[FolderIndex], limit: int | None
-) -> DatasetSplits[FolderIndex]:
-    """Returns the index with at most `limit` test images; `limit` is as in `data.test_limit`."""
-    test = index.test
-    if limit is None or limit >= len(test.labels):
-        return index
-    labels = torch.tensor(test.labels)
-    chosen = _test_sample(labels, limit)
-    paths = _select(test.paths, chosen)
-    return replace(index, test=replace(test, paths=paths, labels=labels[chosen].tolist()))
-
-
-def _test_sample(labels: Tensor, limit: int) -> Tensor:
-    """Returns the indices of the test images that `data.test_limit` leaves.
+def _limit_test(splits: DatasetSplits[Part], limit: int | None) -> DatasetSplits[Part]:
+    """Returns the data with the test images that `data.test_limit` leaves.
 
     The run's seed has no part in the choice: runs of several seeds have the same test images.
     """
-    return stratified_sample(labels, limit, 0, "test limit")
+    labels = splits.test.labels
+    if limit is None or limit >= len(labels):
+        return splits
+    chosen = stratified_sample(torch.as_tensor(labels), limit, 0, "test limit")
+    return replace(splits, test=splits.test.select(chosen.tolist()))
 
 
 def _in_memory_loaders(
@@ -222,8 +202,9 @@ def _streaming_loaders(
     """Builds loaders that decode the images of a folder in every epoch."""
     cfg = config.data
     size = input_spec(config).size
-    labels = torch.tensor(index.train.labels)
-    train, val = _split_indices(labels, config)
+    train_indices, val_indices = _split_indices(torch.tensor(index.train.labels), config)
+    train = index.train.select(train_indices.tolist())
+    val = index.train.select(val_indices.tolist())
     mean, std = _mean_and_std(config, None)
     preprocess = Preprocess(size, mean, std, config.device.channels_last)
     make_loader = partial(
@@ -237,25 +218,20 @@ def _streaming_loaders(
     )
     rank_batch = collectives.local_batch_size(cfg.batch_size)
     make_eval_loader = partial(make_loader, batch_size=rank_batch)
-    train_paths = _select(index.train.paths, train)
-    val_paths = _select(index.train.paths, val)
     basis = None
     if config.augment.color:  # a few hundred images determine the components well enough
-        step = max(1, len(train_paths) // COLOR_SAMPLE)
-        sample = decode_images(train_paths[::step], size, 0)
+        step = max(1, len(train.paths) // COLOR_SAMPLE)
+        sample = decode_images(train.paths[::step], size, 0)
         basis = color_basis(sample)
-    train_labels = labels[train].tolist()
-    train_loader = make_loader(train_paths, train_labels, augment=_augment(config), basis=basis)
+    train_loader = make_loader(train.paths, train.labels, augment=_augment(config), basis=basis)
     return DataLoaders(
         train=_mixed(train_loader, config, index.train.classes),
-        val=make_eval_loader(val_paths, labels[val].tolist()) if len(val) else None,
+        val=make_eval_loader(val.paths, val.labels) if val.paths else None,
         test=make_eval_loader(index.test.paths, index.test.labels),
         classes=index.train.classes,
         preprocess=preprocess,
         test_images=lambda indices: decode_images(
-            _select(index.test.paths, indices),
-            size,
-            0,
+            index.test.select(indices.tolist()).paths, size, 0
         ),
         fingerprint=index.fingerprint,
         origin=index.origin,
@@ -275,10 +251,6 @@ def _mixed(loader: Loader, config: Config, classes: Sequence[str]) -> Loader | M
     if mix == Mix():
         return loader
     return MixingLoader(loader, mix, len(classes))
-
-
-def _select(paths: Sequence[Path], indices: Tensor) -> list[Path]:
-    return [paths[index] for index in indices.tolist()]
 
 
 def _split_indices(labels: Tensor, config: Config) -> tuple[Tensor, Tensor]:
