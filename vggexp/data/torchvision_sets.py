@@ -27,9 +27,8 @@ class TorchvisionSet:
     downloads: bool = True  # whether torchvision can download it and has its checksum
     packages: tuple[str, ...] = ()  # that reading it needs, beside those of torchvision
     download_packages: tuple[str, ...] = ()  # that its download needs
-    needs: tuple[
-        str, ...
-    ] = ()  # names in data.root that torchvision would make if they are missing
+    # names in data.root that torchvision would make if they are missing
+    needs: tuple[str, ...] = ()
     sorts_files: bool = False  # torchvision has them in the order in which the system lists them
     sorts_classes: bool = False  # the same for the classes, of which it makes the labels
 

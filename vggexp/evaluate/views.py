@@ -5,8 +5,7 @@ Source: Simonyan and Zisserman 2015, arXiv:1409.1556, sections 3.2 and 4.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from vggexp.data.loaders import MultiScaleBatch, SameShapeImages
 from vggexp.data.transforms import Preprocess, crop, crop_grid
 from vggexp.models.dense import to_fully_convolutional
+from vggexp.training.step import Autocast
 
 ImageGroups = list[SameShapeImages]  # the images of one batch, grouped by shape
 
@@ -64,7 +64,7 @@ class MultiViewPredictor:
 
     model: nn.Sequential
     preprocess: Preprocess
-    autocast: Callable[[], AbstractContextManager]
+    autocast: Autocast
     batch_size: int
     flip: bool
 

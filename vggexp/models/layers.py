@@ -86,6 +86,11 @@ def _torch_loses_digits(images: Tensor) -> bool:
         return False
     if images.numel() <= MAX_TORCH_VALUES * images.shape[1]:
         return False
+    return _is_channels_last(images)
+
+
+def _is_channels_last(images: Tensor) -> bool:
+    """Returns whether the images are in this format and not in the contiguous format too."""
     return images.is_contiguous(memory_format=torch.channels_last) and not images.is_contiguous()
 
 
@@ -186,7 +191,9 @@ class _Pool(torch.autograd.Function):
         ctx.save_for_backward(indices)
         ctx.arguments = (window, strides, [0, 0], [1, 1], False)  # padding, dilation, ceil_mode
         ctx.shape = images.shape
-        ctx.memory_format = _memory_format(images)
+        ctx.memory_format = torch.contiguous_format
+        if _is_channels_last(images):
+            ctx.memory_format = torch.channels_last
         return maxima
 
     @staticmethod
@@ -203,11 +210,3 @@ class _Pool(torch.autograd.Function):
         operator = torch.ops.aten.max_pool2d_with_indices_backward.grad_input
         operator(gradient, input_gradient, *ctx.arguments, indices, grad_input=input_gradient)
         return input_gradient, None, None
-
-
-def _memory_format(images: Tensor) -> torch.memory_format:
-    if images.is_contiguous():
-        return torch.contiguous_format
-    if images.is_contiguous(memory_format=torch.channels_last):
-        return torch.channels_last
-    return torch.contiguous_format

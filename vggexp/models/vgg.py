@@ -86,7 +86,7 @@ def vgg_block(
 
 
 def vgg_stack(blocks: Sequence[Block], in_channels: int, norm: Norm = "none") -> nn.Sequential:
-    """[N, in_channels, H, W] -> [N, channels of the last block, H / 2**blocks, W / 2**blocks]."""
+    """[N, in_channels, H, W] -> [N, C, H >> len(blocks), W >> len(blocks)], C of the last block."""
     stack = nn.Sequential()
     for index, block in enumerate(blocks):
         block_norm = norm

@@ -1,7 +1,5 @@
 """Sets up the device of a run: number format, threads and torch's switches."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,6 +11,7 @@ from vggexp.distributed import collectives
 from vggexp.errors import ConfigError
 from vggexp.system import cpu
 from vggexp.training import precision
+from vggexp.training.step import Autocast
 
 # Raised with a change after which the same command gives other weights. 1, which is not recorded:
 # version 0.1.0. 2: one cycle ends a step earlier, cosine and one cycle start after the warm-up,
@@ -27,7 +26,7 @@ class DeviceSetup:
     device: torch.device
     precision: str  # fp32, tf32, bf16 or fp16
     threads: int  # of one operation on the CPU
-    autocast: Callable[[], AbstractContextManager]
+    autocast: Autocast
 
 
 def setup_device(config: Config, threads: int | None = None) -> DeviceSetup:

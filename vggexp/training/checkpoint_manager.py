@@ -136,7 +136,7 @@ class DistributedCheckpointManager:
             {"weights": sha256[:8]},
             "they have drifted apart, and this checkpoint is not written",
         )
-        state.sums.pool()
+        state.sums.reduce_to_rank_zero()
         collectives.run_on_rank_zero(lambda: self._save_on_rank_zero(state))
 
     def _save_on_rank_zero(self, state: TrainState) -> None:

@@ -56,7 +56,7 @@ class DeadLayerCheck:
         images, labels = batch
         probe = (images[:PROBE_IMAGES], labels[:PROBE_IMAGES])
         try:
-            stats, loss = layer_stats(model, probe, self.layers)
+            stats, probe_loss = layer_stats(model, probe, self.layers)
         except (MemoryError, RuntimeError) as error:
             if not memory.is_out_of_memory(error):
                 raise
@@ -65,7 +65,7 @@ class DeadLayerCheck:
         if dead is None:
             return None
         is_closed = dead.open < MIN_ACTIVE_SHARE and dead is not stats[-1]
-        return self.message(loss, dead, is_closed)
+        return self.message(probe_loss, dead, is_closed)
 
     def message(self, loss: float, dead: LayerStats, is_closed: bool) -> str:
         classes = self.layers[-1].out_channels

@@ -56,7 +56,7 @@ class MetricSums:
         if collectives.rank():
             self.reset()
 
-    def pool(self) -> None:
+    def reduce_to_rank_zero(self) -> None:
         """Moves the sums of all ranks to rank 0. fp64 sums fp32 values exactly, in any order."""
         totals = self._totals()
         self.sums = totals[:2]
