@@ -19,7 +19,7 @@ with end_on_interrupt():
         translate_os_errors,
     )
     from vggexp.config.compose import HYDRA_FLAGS, Command, parse_command
-    from vggexp.data.image_folder import list_folders_once
+    from vggexp.data.image_folder import cached_reads
     from vggexp.distributed.rank import rank_info
     from vggexp.errors import ConfigError, VggexpError
     from vggexp.formatting import error_line
@@ -86,7 +86,7 @@ def _run(command: Command) -> int:
         raise ConfigError(
             f"device.processes={config.device.processes}: {ranks} have been started; leave it out"
         )
-    with list_folders_once():
+    with cached_reads():
         if ranks == 1 and report_if_done(pin_data(config)):
             return 0
         return run_hydra(command)

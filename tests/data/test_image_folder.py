@@ -14,9 +14,9 @@ from tests.permissions import without_root_rights
 from vggexp.data.catalog import folder_classes
 from vggexp.data.image_file import read_image
 from vggexp.data.image_folder import (
+    cached_reads,
     expand_image_paths,
     index_folder,
-    list_folders_once,
 )
 from vggexp.errors import DataError, ResourceError
 
@@ -127,10 +127,10 @@ def test_a_name_may_be_any_bytes(folder: Path, name: bytes) -> None:
 
 
 def test_a_check_and_its_run_share_a_listing(folder: Path) -> None:
-    with list_folders_once():
+    with cached_reads():
         first = index_folder(folder)
         (folder / "train" / "b" / "1.jpg").unlink()
-        with list_folders_once():
+        with cached_reads():
             assert index_folder(folder) is first
     assert len(index_folder(folder).train.paths) == len(first.train.paths) - 1
 

@@ -15,7 +15,7 @@ from tests.data.torchvision_files import TEST, TRAIN, WRITERS, write_torchvision
 from vggexp.data import torchvision_data
 from vggexp.data.fingerprint import combined_sha256
 from vggexp.data.image_file import read_image
-from vggexp.data.image_folder import list_folders_once
+from vggexp.data.image_folder import cached_reads
 from vggexp.data.torchvision_data import Source, load_torchvision, open_torchvision
 from vggexp.data.torchvision_sets import ARRAY_SETS, FILE_SETS, TORCHVISION_SETS
 from vggexp.errors import ConfigError, DataError, ResourceError
@@ -150,7 +150,7 @@ def test_a_block_reads_a_set_once(source, monkeypatch):
         torchvision_data, "_open_or_download", lambda *call: opened.append(call) or "splits"
     )
     kmnist = source("KMNIST")
-    with list_folders_once():
+    with cached_reads():
         assert open_torchvision(kmnist, False) == open_torchvision(kmnist, False) == "splits"
     assert len(opened) == 1
 

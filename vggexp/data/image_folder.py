@@ -44,35 +44,35 @@ class FolderIndex:
         return replace(self, paths=paths, labels=[self.labels[index] for index in indices])
 
 
-# What was listed in each block of list_folders_once that is running, by what it was listed from.
-_LISTED: list[dict[Hashable, Any]] = []
-Listed = TypeVar("Listed")
+# What was read in each block of cached_reads that is running. All use the outermost one.
+_CACHES: list[dict[Hashable, Any]] = []
+Data = TypeVar("Data")
 
 
 @contextlib.contextmanager
-def list_folders_once() -> Iterator[None]:
-    """Keeps each listing until the end of the block, so that a check and its run share it.
+def cached_reads() -> Iterator[None]:
+    """Keeps what `read_once` reads until the end of the block: a check and its run share it.
 
     Listing 12,000 files takes half a second, also when their hash is cached.
     """
-    _LISTED.append({})
+    _CACHES.append({})
     try:
         yield
     finally:
-        _LISTED.pop()
+        _CACHES.pop()
 
 
-def list_once(key: Hashable, list_data: Callable[[], Listed]) -> Listed:
-    """Returns what `list_data` returns, in a block of `list_folders_once` from its first call."""
-    listed = _LISTED[0] if _LISTED else {}
-    if key not in listed:
-        listed[key] = list_data()
-    return listed[key]
+def read_once(key: Hashable, read: Callable[[], Data]) -> Data:
+    """Returns what `read` returns, in a block of `cached_reads` from its first call."""
+    cache = _CACHES[0] if _CACHES else {}
+    if key not in cache:
+        cache[key] = read()
+    return cache[key]
 
 
 def index_folder(root: Path, test_fraction: float | None = None) -> DatasetSplits[FolderIndex]:
-    """Lists a folder as `_index_folder`, in a block of `list_folders_once` only once."""
-    return list_once((root, test_fraction), lambda: _index_folder(root, test_fraction))
+    """Lists a folder as `_index_folder`, in a block of `cached_reads` only once."""
+    return read_once((root, test_fraction), lambda: _index_folder(root, test_fraction))
 
 
 def _index_folder(root: Path, test_fraction: float | None) -> DatasetSplits[FolderIndex]:

@@ -29,7 +29,7 @@ from vggexp.data.datasets import (
     validate_labels,
 )
 from vggexp.data.download import TIMEOUT_SECONDS
-from vggexp.data.image_folder import FolderIndex, hash_files, list_once, split_index
+from vggexp.data.image_folder import FolderIndex, hash_files, read_once, split_index
 from vggexp.data.torchvision_sets import (
     ARRAY_SETS,
     TORCHVISION_SETS,
@@ -90,17 +90,17 @@ def load_torchvision(source: Source, download: bool) -> DatasetSplits[Any]:
             hashes = {name: _part_sha256(root, part) for name, part in parts.items()}
         return replace(splits, fingerprint=hashes)
 
-    return list_once(("contents", repr(source)), with_hashes)
+    return read_once(("contents", repr(source)), with_hashes)
 
 
 def open_torchvision(source: Source, download: bool) -> DatasetSplits[Any]:
     """Reads a data set as `load_torchvision`, without its hashes.
 
     Of a set of image files none is opened: torchvision lists them. In a block of
-    `list_folders_once` a set is read only once.
+    `cached_reads` a set is read only once.
     """
     key = repr(source)
-    return _PRELOADED.get(key) or list_once(key, lambda: _open_or_download(source, download))
+    return _PRELOADED.get(key) or read_once(key, lambda: _open_or_download(source, download))
 
 
 @contextlib.contextmanager

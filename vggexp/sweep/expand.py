@@ -31,7 +31,7 @@ from vggexp.config.hydra_safety import resolve_section
 from vggexp.config.overrides import Override, last_of_each_key, parse_override, parse_overrides
 from vggexp.config.parse import ErrorList, convert, parse_section
 from vggexp.config.schema import Config, Seed, Sweep
-from vggexp.data.image_folder import list_folders_once
+from vggexp.data.image_folder import cached_reads
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 from vggexp.runs.data_source import pin_data
@@ -289,7 +289,7 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
             check_files = whole_sweep_check(node, outline.overrides)
         first_applied = without_related(common, combinations)
         compose_job = cached_compose(compose_fn, hydra_overrides, first_applied, check_files)
-        with list_folders_once():
+        with cached_reads():
             jobs = _check_jobs(combinations, compose_job, outline.composition.problems, not axes)
     if sweep.where is not None:
         jobs = [job for job in jobs if matches(sweep.where, job.config)]

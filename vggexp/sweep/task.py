@@ -19,7 +19,7 @@ from omegaconf import DictConfig
 from vggexp.cli import report_error
 from vggexp.config import completion, compose, hydra_safety, run_id
 from vggexp.config.schema import Config, Sweep
-from vggexp.data.image_folder import list_folders_once
+from vggexp.data.image_folder import cached_reads
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, VggexpError
 from vggexp.formatting import error_line, one_line
@@ -74,7 +74,7 @@ class HydraTask:
         return {"configs": {}, "sweep": None, "swept": self.swept, "errors": {}}
 
     def __call__(self, node: DictConfig) -> float | None:
-        with list_folders_once():
+        with cached_reads():
             return self._run_job(node)
 
     def _run_job(self, node: DictConfig) -> float | None:
