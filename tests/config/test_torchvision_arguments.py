@@ -48,7 +48,14 @@ def test_an_argument_without_a_default_is_required(name):
 
 @pytest.mark.parametrize("name", UNSUPPORTED_SETS)
 def test_another_class_is_refused_with_its_reason(name):
-    assert name_problem(name).startswith(f"data.name={name}: {UNSUPPORTED_SETS[name]}")
+    assert name_problem(name) == f"data.name={name}: {UNSUPPORTED_SETS[name]}"
+
+
+@pytest.mark.parametrize(
+    ("name", "is_about_labels"), [("Kitti", True), ("LSUN", False), ("MNIST", False)]
+)
+def test_only_a_reason_about_labels_names_the_labels_that_are_needed(name, is_about_labels):
+    assert name_problem(name).endswith("; vggexp needs an image with one class") == is_about_labels
 
 
 @pytest.mark.parametrize(

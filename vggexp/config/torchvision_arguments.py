@@ -19,11 +19,7 @@ from vggexp.formatting import format_value
 def name_problem(name: str) -> str | None:
     """Returns why a class of torchvision.datasets is no choice of data.name; None for others."""
     reason = UNSUPPORTED_SETS.get(name)
-    if reason is None:
-        return None
-    if reason.startswith("write "):
-        return f"data.name={name}: {reason}"
-    return f"data.name={name}: {reason}; vggexp needs an image with one class"
+    return None if reason is None else f"data.name={name}: {reason}"
 
 
 def argument_problems(name: str, values: Mapping[str, Any]) -> Iterator[str]:

@@ -184,12 +184,13 @@ FILE_SETS = {
 
 TORCHVISION_SETS: Mapping[str, TorchvisionSet] = {**ARRAY_SETS, **FILE_SETS}
 
-_BOXES = "its labels are boxes around objects"
-_CAPTIONS = "its labels are sentences"
-_FLOW = "its labels are the motion of each pixel"
-_MASKS = "its labels are a class of each pixel"
-_STEREO = "its labels are the distance of each pixel"
-_VIDEO = "it holds videos"
+_NEED = "vggexp needs an image with one class"
+_BOXES = f"its labels are boxes around objects; {_NEED}"
+_CAPTIONS = f"its labels are sentences; {_NEED}"
+_FLOW = f"its labels are the motion of each pixel; {_NEED}"
+_MASKS = f"its labels are a class of each pixel; {_NEED}"
+_STEREO = f"its labels are the distance of each pixel; {_NEED}"
+_VIDEO = f"it holds videos; {_NEED}"
 
 # The other classes of torchvision.datasets, and why they are no choice of data.name.
 UNSUPPORTED_SETS = {
@@ -197,7 +198,7 @@ UNSUPPORTED_SETS = {
     "CIFAR100": "write data=cifar100",
     "CREStereo": _STEREO,
     "CarlaStereo": _STEREO,
-    "CelebA": "an image has forty attributes and no single class",
+    "CelebA": f"an image has forty attributes and no single class; {_NEED}",
     "Cityscapes": _MASKS,
     "CocoCaptions": _CAPTIONS,
     "CocoDetection": _BOXES,
@@ -218,13 +219,13 @@ UNSUPPORTED_SETS = {
     "Kitti2012Stereo": _STEREO,
     "Kitti2015Stereo": _STEREO,
     "KittiFlow": _FLOW,
-    "LFWPairs": "its labels say whether two images show one person",
+    "LFWPairs": f"its labels say whether two images show one person; {_NEED}",
     "LSUN": "torchvision keeps its index as a pickle, which could run code",
-    "LSUNClass": "its images have no label",
+    "LSUNClass": f"its images have no label; {_NEED}",
     "MNIST": "write data=mnist",
     "Middlebury2014Stereo": _STEREO,
     "MovingMNIST": _VIDEO,
-    "PhotoTour": "its labels say whether two images show one point",
+    "PhotoTour": f"its labels say whether two images show one point; {_NEED}",
     "SBDataset": _MASKS,
     "SBU": _CAPTIONS,
     "SceneFlowStereo": _STEREO,
