@@ -65,6 +65,11 @@ class TrainState:
     def position(self) -> Position:
         return Position(self.epoch, self.batch)
 
+    def lr(self, batch: int) -> float:
+        """Returns the learning rate of a batch of the epoch under way, counted from 0."""
+        # Not by `step`, because earlier epochs may have had another number of steps.
+        return self.schedule.at(self.epoch * self.schedule.steps_per_epoch + batch)
+
     def eval_model(self) -> nn.Module:
         """Returns the model that is evaluated: the moving average if there is one."""
         return self.model if self.ema is None else self.ema.module
@@ -77,7 +82,7 @@ class TrainState:
     def read_step(self, gradient_norm: Tensor) -> StepMetrics:
         """Returns the metrics after a step. Waits for the device and for all ranks."""
         position = {"epoch": self.epoch + 1, "step": self.step}
-        lr = self.schedule.at(self.step - 1)
+        lr = self.lr(self.batch - 1)
         return {**position, "lr": lr, **self.sums.read_since_last(gradient_norm)}
 
     def close_epoch(self, metrics: EpochMetrics) -> None:
@@ -272,7 +277,7 @@ def train(
             if has_reached(state, until):
                 break
             metrics: EpochMetrics = {"epoch": state.epoch + 1, "step": state.step}
-            metrics["lr"] = state.schedule.at(state.step - 1)
+            metrics["lr"] = state.lr(state.batch - 1)
             metrics |= state.sums.read("train") | evaluate(state.eval_model())
         except WaitStoppedError:  # of the loader, which waited for an image
             if collectives.world_size() == 1:  # all ranks save together, and this one is alone
@@ -314,7 +319,7 @@ def train_epoch(state: TrainState, batches: Iterable[Batch], loop: TrainLoop) ->
             loss, logits = forward_backward_with_oom_retry(state, (images, labels), loop)
             state.sums.add(loss, logits, labels)
             timer.lap("compute")
-            set_lr(state.optimizer, state.schedule.at(state.step))
+            set_lr(state.optimizer, state.lr(state.batch))
             step_cfg = step_settings(state, settings, loop.guard)
             update = optimizer_step(state.model, state.optimizer, loss, state.step, step_cfg)
             timer.lap("optimizer")
@@ -374,11 +379,10 @@ def raise_if_diverged(state: TrainState, guard: NonFiniteGuard) -> None:
     step = guard.first_nonfinite_step()
     if step is None:
         return
-    # Counted back from the open epoch, because earlier epochs may have had another number of steps.
-    batch = state.batch - (state.step - step) + 1
-    lr = state.schedule.at(step)
+    batch = state.batch - (state.step - step)  # of the epoch under way
+    lr = state.lr(batch)
     raise DivergedError(
-        f"the loss or its gradient is not finite at epoch {state.epoch + 1} batch {batch} "
+        f"the loss or its gradient is not finite at epoch {state.epoch + 1} batch {batch + 1} "
         f"with lr {lr:g}; try optimizer.lr={state.schedule.lr / 10:g} or train.clip_norm=1"
     )
 
