@@ -100,7 +100,7 @@ def test_a_dry_run_prints_and_starts_nothing(command, tmp_path):
 
 
 def test_jobs_that_run_until_has_ended_are_done(tmp_path):
-    """Of four runs to epoch 1 of 2 one is paused there, one has trained on, one has not."""
+    """Of four runs one is paused, one has trained on, one was killed before its pause."""
     configs = []
     for seed in range(4):
         overrides = ["device=cpu", *TINY, "run.until=1", f"run.root={tmp_path}", f"seed={seed}"]

@@ -167,7 +167,7 @@ def write_trace(config: Config, path: Path) -> None:
         with torch.profiler.record_function("optimizer"):
             optimizer_step(state.model, state.optimizer, loss, 0, step_cfg)
 
-    for _ in range(WARMUP_CALLS + 1):  # the last of these steps records a CUDA graph
+    for _ in range(WARMUP_CALLS + 1):  # the last one records a CUDA graph, if the batches are full
         step()
     with torch.profiler.profile() as profile:
         for _ in range(TRACED_STEPS):

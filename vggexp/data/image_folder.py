@@ -40,6 +40,7 @@ class FolderIndex:
     left_out: Counter[str]  # as in FolderListing
 
     def select(self, indices: list[int]) -> "FolderIndex":
+        """Returns the chosen images, by their indices."""
         paths = [self.paths[index] for index in indices]
         return replace(self, paths=paths, labels=[self.labels[index] for index in indices])
 

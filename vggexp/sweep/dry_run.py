@@ -32,7 +32,7 @@ class JobOutlook(NamedTuple):
 
     config: Config
     folder: Path  # the run directory
-    state: str  # as in `records.run_state`
+    state: str  # as in `records.run_state`; paused if the run has reached run.until
     time: Forecast
     is_done: bool  # its command has nothing left to do
 
@@ -78,7 +78,8 @@ def job_outlooks(configs: Sequence[Config], jobs_at_a_time: int) -> list[JobOutl
         jobs_at_a_time: jobs that share the threads of this host.
 
     Raises:
-        CheckpointError: the directory of a job belongs to another configuration.
+        CheckpointError: as `records.done_result`.
+        ResourceError: as `records.done_result`.
     """
     outlooks = []
     for config, time in zip(configs, expected_times(configs, jobs_at_a_time), strict=True):

@@ -53,7 +53,10 @@ class PoolJob:
 
 
 def make_job(index: int, config: Config) -> PoolJob:
-    """Finds the run directory once: with resume=never the next search finds a new directory."""
+    """Returns a job with the work that its run still lacks.
+
+    Finds the run directory once: with resume=never the next search finds a new directory.
+    """
     job = PoolJob(index, records.run_dir(config), config)
     counts = forecast.count_run_images(config)
     if counts is None:
