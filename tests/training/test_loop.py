@@ -477,17 +477,20 @@ def test_a_sleep_is_booked_whole_and_nowhere_else(part):
     assert sum(row["time/epoch_seconds"] for row in rows) == pytest.approx(sum(sleeps))
 
 
-@pytest.mark.parametrize("step", [3, 5])  # resume=force may have changed the batch size
-def test_each_step_has_the_rate_of_its_schedule(step):
+@pytest.mark.parametrize(
+    ("epoch", "step"),
+    [(0, 0), (1, 3), (1, 5)],  # the last after resume=force with another batch size
+)
+def test_each_step_has_the_rate_of_its_schedule(epoch, step):
     state = make_state(schedule=make_schedule("cosine", final_factor=0, warmup_epochs=1))
-    state.epoch = 1
+    state.epoch = epoch
     state.step = step
     rates = []
     state.optimizer.register_step_pre_hook(
         lambda *_: rates.append(state.optimizer.param_groups[0]["lr"])
     )
     run_training(state)
-    assert rates == [state.schedule.at(step) for step in range(3, 12)]
+    assert rates == [state.schedule.at(step) for step in range(3 * epoch, 12)]
 
 
 def test_the_configured_arguments_of_the_optimizer_win_over_those_of_a_checkpoint():

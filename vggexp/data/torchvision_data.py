@@ -248,8 +248,8 @@ def _read_arrays(source: Source, root: Path, train: Any, test: Any) -> DatasetSp
     (whole,) = parts
     fraction = _test_fraction(source)
     count = round(fraction * len(whole.labels))
-    rest, chosen = split_test_images(whole, count, "torchvision test set")
-    return DatasetSplits(rest, chosen, {}, origin + _split_note(fraction))
+    split = split_test_images(whole, count, "torchvision test set")
+    return DatasetSplits(*split, {}, origin + _split_note(fraction))
 
 
 def _test_fraction(source: Source) -> float:
