@@ -185,7 +185,7 @@ def test_steps_that_are_too_large():
     diagnosis = make_check(layers).diagnose(model, make_batch(), 2.4, 7.12345)
     assert not diagnosis.is_dead
     assert diagnosis.text == (
-        "after 150 steps the mean loss is above that of guessing (7.1235, ln 10 = 2.3026): "
+        "after 150 steps the mean loss is above that of guessing (loss 7.1235, ln 10 = 2.3026): "
         "the steps are too large\nadvice   try d=4, or e=5"
     )
 

@@ -416,7 +416,7 @@ def test_steps_that_are_too_large_are_reported_and_stop_nothing(step, warnings):
     mean = sum(epoch["train/loss"] for epoch in state.history[:2]) / 2
     for message in messages:
         assert message == (
-            f"warning: after 6 steps the mean loss is above that of guessing ({mean:.4f}, "
+            f"warning: after 6 steps the mean loss is above that of guessing (loss {mean:.4f}, "
             "ln 4 = 1.3863): the steps are too large\nadvice   try b=2"
         )
 

@@ -50,10 +50,7 @@ class Diagnosis(NamedTuple):
 
 @dataclass(frozen=True)
 class DeadLayerCheck:
-    """Decides once in a run whether the model is dead or the steps are too large.
-
-    Words the warning.
-    """
+    """Decides once in a run whether the model is dead or the steps are too large, and warns."""
 
     steps: int  # after which the check runs
     layers: Sequence[Layer]  # of the whole model
@@ -88,20 +85,21 @@ class DeadLayerCheck:
             reason = f"{dead.signal:.1g} of the variation between images is left"
             if dead.open < MIN_ACTIVE_SHARE and dead is not stats[-1]:
                 reason = "its ReLU is zero for all images"
-            state = f"the model only guesses (loss {probe_loss:.4f}"
-            text = self.message(state, f"{dead.layer} is dead, {reason}", self.remedies)
+            finding = f"{dead.layer} is dead, {reason}"
+            text = self.message("the model only guesses", probe_loss, finding, self.remedies)
             return Diagnosis(text, is_dead=True)
         if mean_loss > MAX_MEAN_LOSS * guessing and probe_loss > guessing - RECOVERY_MARGIN_NATS:
-            state = f"the mean loss is above that of guessing ({mean_loss:.4f}"
-            text = self.message(state, "the steps are too large", self.smaller_steps)
+            sign = "the mean loss is above that of guessing"
+            text = self.message(sign, mean_loss, "the steps are too large", self.smaller_steps)
             return Diagnosis(text, is_dead=False)
         return None
 
-    def message(self, state: str, reason: str, overrides: Sequence[str]) -> str:
+    def message(self, sign: str, loss: float, finding: str, overrides: Sequence[str]) -> str:
         classes = self.layers[-1].out_channels
         return (
-            f"after {self.steps} steps {state}, ln {classes} = {math.log(classes):.4f}): "
-            f"{reason}\nadvice   try {', or '.join(overrides)}"
+            f"after {self.steps} steps {sign} "
+            f"(loss {loss:.4f}, ln {classes} = {math.log(classes):.4f}): "
+            f"{finding}\nadvice   try {', or '.join(overrides)}"
         )
 
 
