@@ -43,6 +43,13 @@ DEAD = (
     # a Gaussian whose std is too small for so few channels
     "arch=vgg19 arch.init=paper arch.width=0.04 optimizer=sgd",
 )
+# The loss rises far above that of guessing, and comes back to it after the check.
+TOO_LARGE = (
+    "arch=vgg19_bn arch.hidden=[1024,1024] optimizer.lr=0.05",
+    "arch=vgg19_bn arch.hidden=[1024,1024] optimizer.lr=0.1",
+    "arch=vgg19_bn arch.hidden=[1024,1024] optimizer=sgd optimizer.lr=0.1",
+    "arch=vgg19_bn arch.hidden=[1024,1024] optimizer=rmsprop optimizer.lr=0.01",
+)
 HEALTHY = (
     "arch=vgg11",
     "arch=vgg13",
@@ -127,7 +134,7 @@ def print_row(name: str, overrides: Sequence[str], epochs: int) -> Trial:
 def main() -> None:
     print("| overrides | warning | learns | mean loss of each epoch |")
     print("|---|---|---|---|", flush=True)
-    for overrides in DEAD:
+    for overrides in (*DEAD, *TOO_LARGE):
         trial = print_row(overrides, overrides.split(), EPOCHS)
         for suggestion in trial.suggestions():
             print_row(f"... {suggestion}", [*overrides.split(), *suggestion.split()], EPOCHS)

@@ -6,7 +6,7 @@ import pytest
 
 from vggexp.config.compose import parse_command
 from vggexp.config.derived import layers, memory_bytes
-from vggexp.config.hints import hints, suggested_overrides
+from vggexp.config.hints import hints, smaller_steps, suggested_overrides
 from vggexp.models.shapes import macs
 from vggexp.sweep.expand import compose_run
 
@@ -112,5 +112,22 @@ def test_on_a_gpu_its_own_memory_counts():
 )
 def test_suggested_overrides_compose(overrides, expected):
     assert suggested_overrides(load(overrides)) == expected
+    for suggestion in expected:
+        load(f"{overrides} {suggestion}")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "expected"),
+    [
+        ("", ["optimizer.lr=0.003", "train.clip_norm=1"]),
+        ("optimizer.lr=0.1 train.clip_norm=5", ["optimizer.lr=0.003", "train.clip_norm=1"]),
+        ("optimizer.lr=5e-4 train.clip_norm=1", ["optimizer.lr=0.0001"]),
+        ("optimizer=sgd optimizer.lr=25", ["optimizer.lr=0.03", "train.clip_norm=1"]),
+        ("optimizer=adam", ["optimizer.lr=0.0003"]),
+        ("~optimizer.momentum optimizer.name=Adagrad optimizer.lr=25", ["optimizer.lr=8"]),
+    ],
+)
+def test_smaller_steps_compose(overrides, expected):
+    assert smaller_steps(load(overrides)) == expected
     for suggestion in expected:
         load(f"{overrides} {suggestion}")

@@ -6,15 +6,24 @@ import math
 import pytest
 import torch
 
-from benchmarks.dead import DEAD, EPOCHS, HEALTHY, SLOW, run_trial
+from benchmarks.dead import DEAD, EPOCHS, HEALTHY, SLOW, TOO_LARGE, run_trial
 from tests.conftest import TINY, result
+from vggexp.config.compose import parse_command
 from vggexp.models.classic import alexnet, lenet
 from vggexp.models.init import initialize
 from vggexp.models.shapes import Block, alexnet_layers, lenet_layers, vgg_layers
 from vggexp.models.transfer import freeze
 from vggexp.models.vgg import fuse, vgg
 from vggexp.rng import generator
-from vggexp.training.dead_layers import DeadLayerCheck, LayerStats, first_dead, layer_stats
+from vggexp.runner.build import dead_layer_check
+from vggexp.sweep.expand import compose_run
+from vggexp.training.dead_layers import (
+    MAX_MEAN_LOSS,
+    DeadLayerCheck,
+    LayerStats,
+    first_dead,
+    layer_stats,
+)
 
 FACTS = {"in_channels": 3, "size": 16, "classes": 10}
 BLOCKS = [Block(2, 8), Block(3, 12, 1)]
@@ -140,41 +149,86 @@ def close_relu(model, block, conv):
 
 
 def make_check(layers, stop=False):
-    return DeadLayerCheck(150, layers, ["a=1", "b=2 c=3"], stop)
+    return DeadLayerCheck(150, layers, ["a=1", "b=2 c=3"], ["d=4", "e=5"], stop)
 
 
 def test_the_message():
     model, layers = make_model_and_layers()
     check = make_check(layers)
-    assert check.diagnose(model, make_batch(), math.log(10)) is None
+    assert check.diagnose(model, make_batch(), math.log(10), 2.3) is None
     torch.nn.init.zeros_(model[2][-1].weight)
-    assert check.diagnose(model, make_batch(), 2.3) == (
+    diagnosis = check.diagnose(model, make_batch(), 2.3, 2.3)
+    assert diagnosis.is_dead
+    assert diagnosis.text == (
         "after 150 steps the model only guesses (loss 2.3026, ln 10 = 2.3026): output is dead, "
         "0 of the variation between images is left\nadvice   try a=1, or b=2 c=3"
     )
     close_relu(model, 1, 1)
-    assert check.diagnose(model, make_batch(), 2.3).partition(": ")[2] == (
+    diagnosis = check.diagnose(model, make_batch(), 2.3, mean_loss=100)  # dead is the stronger one
+    assert diagnosis.is_dead
+    assert diagnosis.text.partition(": ")[2] == (
         "block2.conv2 is dead, its ReLU is zero for all images\nadvice   try a=1, or b=2 c=3"
     )
+
+
+def make_guessing_model(classes):
+    """Returns a live model that gives each of the first classes nearly the same probability."""
+    model, layers = make_model_and_layers()
+    with torch.no_grad():
+        model[2][-1].weight.mul_(0.01)
+        model[2][-1].bias[:classes].fill_(9)
+    return model, layers
+
+
+def test_steps_that_are_too_large():
+    model, layers = make_guessing_model(10)
+    diagnosis = make_check(layers).diagnose(model, make_batch(), 2.4, 7.12345)
+    assert not diagnosis.is_dead
+    assert diagnosis.text == (
+        "after 150 steps the mean loss is above that of guessing (loss 7.1235, ln 10 = 2.3026): "
+        "the steps are too large\nadvice   try d=4, or e=5"
+    )
+
+
+@pytest.mark.parametrize(
+    ("classes", "mean_ratio", "is_reported"),
+    [
+        (10, MAX_MEAN_LOSS + 0.01, True),
+        (10, MAX_MEAN_LOSS - 0.01, False),  # a network that is slow, and may learn
+        (8, 5, False),  # ln 8: a network that has recovered
+        (10, math.nan, False),
+    ],
+)
+def test_only_a_high_mean_without_recovery_is_reported(classes, mean_ratio, is_reported):
+    model, layers = make_guessing_model(classes)
+    mean_loss = mean_ratio * math.log(10)
+    diagnosis = make_check(layers).diagnose(model, make_batch(), 2.4, mean_loss)
+    assert (diagnosis is not None) == is_reported
 
 
 @pytest.mark.parametrize("loss", [2.2, 0.1, math.nan])
 def test_a_model_that_does_more_than_guess_is_not_run(loss):
     _, layers = make_model_and_layers()
-    assert make_check(layers).diagnose(None, make_batch(), loss) is None
+    assert make_check(layers).diagnose(None, make_batch(), loss, 100) is None
+
+
+def test_a_run_suggests_what_its_configuration_needs():
+    check = dead_layer_check(compose_run(parse_command(["optimizer.lr=0.1"])))
+    assert check.remedies == ["optimizer.lr=0.01", "optimizer.lr=0.01 arch.norm=batch"]
+    assert check.smaller_steps == ["optimizer.lr=0.003", "train.clip_norm=1"]
 
 
 def test_a_check_without_memory_gives_no_message():
     model, layers = make_model_and_layers()
     close_relu(model, 0, 0)
     model[0].register_forward_hook(lambda *_: torch.empty(1 << 60))
-    assert make_check(layers).diagnose(model, make_batch(), 2.3) is None
+    assert make_check(layers).diagnose(model, make_batch(), 2.3, 100) is None
 
 
 def test_any_other_error_in_a_check_is_raised():
     model, layers = make_model_and_layers()
     with pytest.raises(RuntimeError, match="shape"):
-        make_check(layers).diagnose(model, make_batch(size=32), 2.3)
+        make_check(layers).diagnose(model, make_batch(size=32), 2.3, 2.3)
 
 
 FADED = [*TINY, "arch=vgg19", "arch.width=0.02", "arch.init=paper", "train.probe_steps=2"]
@@ -221,12 +275,13 @@ def test_a_dead_configuration_with_its_remedy_and_a_healthy_one():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overrides", DEAD)
-def test_every_dead_configuration_is_reported_and_every_remedy_learns(overrides):
-    dead = run_trial(overrides.split(), EPOCHS)
-    assert len(dead.warning) == 2
-    assert not dead.learns()
-    for remedy in dead.suggestions():
+@pytest.mark.parametrize("overrides", [*DEAD, *TOO_LARGE])
+def test_every_bad_configuration_is_reported_and_every_remedy_learns(overrides):
+    bad = run_trial(overrides.split(), EPOCHS)
+    assert len(bad.warning) == 2
+    assert ("is dead" in bad.warning[0]) == (overrides in DEAD)
+    assert not bad.learns()
+    for remedy in bad.suggestions():
         assert run_trial([*overrides.split(), *remedy.split()], EPOCHS).learns(), remedy
 
 

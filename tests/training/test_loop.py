@@ -14,6 +14,7 @@ from tests.factories import (
     CPU,
     Blobs,
     RecordingCheckpointer,
+    RecordingLogger,
     evaluate_blobs,
     flat_weights,
     make_loop,
@@ -28,6 +29,7 @@ from vggexp.training.dead_layers import DeadLayerCheck
 from vggexp.training.loop import (
     Position,
     TrainState,
+    check_dead_layers,
     should_stop_early,
     train,
 )
@@ -389,7 +391,7 @@ LAYERS = vgg_layers([Block(1, 8)], "batch", (16,), 1, in_channels=1, size=4, cla
 
 @pytest.mark.parametrize("step", [1, 3, 4, 11])  # in the middle of an epoch, and at its start
 def test_a_check_for_dead_layers_changes_no_bit(step):
-    check = DeadLayerCheck(step, LAYERS, ["a=1"], stop=False, loss_margin=100, min_signal=100)
+    check = DeadLayerCheck(step, LAYERS, ["a=1"], [], False, loss_margin=100, min_signal=100)
     unchecked = make_state(ema_decay=0.8)
     checked = make_state(ema_decay=0.8)
     run_training(unchecked)
@@ -400,8 +402,45 @@ def test_a_check_for_dead_layers_changes_no_bit(step):
 
 
 def test_a_model_that_learns_gets_no_warning():
-    check = DeadLayerCheck(30, LAYERS, [], stop=True)
+    check = DeadLayerCheck(30, LAYERS, [], [], stop=True)
     assert run_training(make_state(), epochs=12, dead_layer_check=check).messages == []
+
+
+@pytest.mark.parametrize(("step", "warnings"), [(6, 1), (9, 0)])  # by step 9 it has recovered
+def test_steps_that_are_too_large_are_reported_and_stop_nothing(step, warnings):
+    check = DeadLayerCheck(step, LAYERS, ["a=1"], ["b=2"], stop=True)
+    state = make_state(schedule=make_schedule(lr=1))
+    messages = run_training(state, epochs=4, dead_layer_check=check).messages
+    assert state.epoch == 4
+    assert len(messages) == warnings
+    mean = sum(epoch["train/loss"] for epoch in state.history[:2]) / 2
+    for message in messages:
+        assert message == (
+            f"warning: after 6 steps the mean loss is above that of guessing (loss {mean:.4f}, "
+            "ln 4 = 1.3863): the steps are too large\nadvice   try b=2"
+        )
+
+
+def test_a_model_that_has_learned_before_it_died_is_reported():
+    check = DeadLayerCheck(30, LAYERS, ["a=1"], [], stop=False)
+    state = make_state()
+    nn.init.zeros_(state.model[-1][-1].weight)
+    batch = next(Blobs().train(0))
+    logger = RecordingLogger()
+    for loss in (0.1, 1.39):
+        state.history.append({"train/loss": loss})
+        check_dead_layers(state, batch, check, make_loop(logger))
+    (message,) = logger.messages
+    assert "output is dead" in message
+
+
+def test_the_mean_loss_is_that_of_all_batches():
+    state = make_state()
+    state.history.append({"train/loss": 4.0})  # of three batches
+    assert state.mean_loss() == 4
+    state.sums.add(torch.tensor(1.0 * 8), torch.zeros(8, 4), torch.zeros(8, dtype=torch.long))
+    state.batch = 1
+    assert state.mean_loss() == (3 * 4 + 1) / 4
 
 
 class SlowPart:

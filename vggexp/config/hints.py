@@ -1,5 +1,6 @@
 """Advice on a valid configuration before it costs time. Arithmetic only, no torch."""
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -167,3 +168,19 @@ def suggested_overrides(config: Config) -> list[str]:
     if not keeps_the_signal:
         suggestions.append(" ".join([*required, "arch.init=kaiming"]))
     return suggestions or [f"optimizer.lr={optimizer.lr / 10:g}"]
+
+
+def smaller_steps(config: Config) -> list[str]:
+    """Returns overrides, each of which should make a network learn whose steps are too large.
+
+    The overrides were tried in benchmarks/dead.md. The learning rate is a third of the current
+    one, or of the usual one if that is smaller.
+    """
+    optimizer = config.optimizer
+    lr = min(optimizer.lr, usual_lr(optimizer) or math.inf)
+    suggestions = [f"optimizer.lr={float(f'{0.3 * lr:.1g}'):g}"]
+    clip_norm = config.train.clip_norm
+    # The steps of Adam and its kin do not depend on the norm of the gradient.
+    if optimizer.name == "SGD" and (clip_norm is None or clip_norm > 1):
+        suggestions.append("train.clip_norm=1")
+    return suggestions

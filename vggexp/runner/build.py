@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from vggexp.config.derived import input_spec, layers, uses_triton
-from vggexp.config.hints import suggested_overrides
+from vggexp.config.hints import smaller_steps, suggested_overrides
 from vggexp.config.schema import Config, ImageFiles, LeNet, Vgg
 from vggexp.distributed import collectives
 from vggexp.errors import CheckpointError
@@ -170,8 +170,13 @@ def dead_layer_check(config: Config) -> DeadLayerCheck | None:
     steps = config.train.probe_steps
     if steps is None:
         return None
-    stop = bool(config.train.stop_if_dead)
-    return DeadLayerCheck(steps, layers(config), suggested_overrides(config), stop)
+    return DeadLayerCheck(
+        steps,
+        layers(config),
+        remedies=suggested_overrides(config),
+        smaller_steps=smaller_steps(config),
+        stop=bool(config.train.stop_if_dead),
+    )
 
 
 def with_class_count(config: Config, classes: int) -> Config:

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,12 @@ LOSS_MARGIN_NATS = 0.1  # a model does more than guess if its loss is this far b
 # Share of the differences between images that a live layer lets through: dead models keep 1e-4 or
 # less, slow models 1e-3 or more (benchmarks/dead.md).
 MIN_SIGNAL_RATIO = 3e-4
+# Mean training loss, relative to ln(classes), above which the steps are too large if the model
+# still guesses: slow models have 1.1 or less, too large steps 1.25 or more (benchmarks/dead.md).
+MAX_MEAN_LOSS = 1.2
+# A model whose loss on one batch is this far below ln(classes) has recovered from large steps.
+# One batch alone gave 2.16 while a model stayed at 2.3 (benchmarks/dead.md).
+RECOVERY_MARGIN_NATS = 0.2
 MIN_ACTIVE_SHARE = 1e-3  # a ReLU with a smaller share of outputs above zero counts as closed
 
 
@@ -34,24 +41,36 @@ class LayerStats:
     gradient: float  # gradient of the weights, relative to the weights
 
 
+class Diagnosis(NamedTuple):
+    """Describes what is wrong with a model."""
+
+    text: str  # two lines
+    is_dead: bool  # False: the steps are too large, and the model may recover
+
+
 @dataclass(frozen=True)
 class DeadLayerCheck:
-    """Decides once in a run whether the model is dead, and words the warning."""
+    """Decides once in a run whether the model is dead or the steps are too large, and warns."""
 
     steps: int  # after which the check runs
     layers: Sequence[Layer]  # of the whole model
-    remedies: Sequence[str]  # overrides, each of which should make the model learn
+    remedies: Sequence[str]  # overrides, each of which should make a dead model learn
+    smaller_steps: Sequence[str]  # overrides, each of which should make the steps small enough
     stop: bool  # whether a dead model ends the run
     loss_margin: float = LOSS_MARGIN_NATS
     min_signal: float = MIN_SIGNAL_RATIO
 
-    def diagnose(self, model: nn.Module, batch: Batch, loss: float) -> str | None:
-        """Returns what is wrong with the model in two lines, or None if the model may learn.
+    def diagnose(
+        self, model: nn.Module, batch: Batch, loss: float, mean_loss: float
+    ) -> Diagnosis | None:
+        """Returns what is wrong with the model, or None if the model may learn.
 
         Args:
-            loss: Mean training loss until now.
+            loss: Recent training loss.
+            mean_loss: Mean training loss of all steps until now.
         """
-        if not loss > math.log(self.layers[-1].out_channels) - self.loss_margin:
+        guessing = math.log(self.layers[-1].out_channels)
+        if not loss > guessing - self.loss_margin:
             return None
         images, labels = batch
         probe = (images[:PROBE_IMAGES], labels[:PROBE_IMAGES])
@@ -62,20 +81,25 @@ class DeadLayerCheck:
                 raise
             return None  # the run itself has enough memory for its steps
         dead = first_dead(stats, self.min_signal)
-        if dead is None:
-            return None
-        is_closed = dead.open < MIN_ACTIVE_SHARE and dead is not stats[-1]
-        return self.message(probe_loss, dead, is_closed)
+        if dead is not None:
+            reason = f"{dead.signal:.1g} of the variation between images is left"
+            if dead.open < MIN_ACTIVE_SHARE and dead is not stats[-1]:
+                reason = "its ReLU is zero for all images"
+            finding = f"{dead.layer} is dead, {reason}"
+            text = self.message("the model only guesses", probe_loss, finding, self.remedies)
+            return Diagnosis(text, is_dead=True)
+        if mean_loss > MAX_MEAN_LOSS * guessing and probe_loss > guessing - RECOVERY_MARGIN_NATS:
+            sign = "the mean loss is above that of guessing"
+            text = self.message(sign, mean_loss, "the steps are too large", self.smaller_steps)
+            return Diagnosis(text, is_dead=False)
+        return None
 
-    def message(self, loss: float, dead: LayerStats, is_closed: bool) -> str:
+    def message(self, sign: str, loss: float, finding: str, overrides: Sequence[str]) -> str:
         classes = self.layers[-1].out_channels
-        reason = f"{dead.signal:.1g} of the variation between images is left"
-        if is_closed:
-            reason = "its ReLU is zero for all images"
         return (
-            f"after {self.steps} steps the model only guesses "
+            f"after {self.steps} steps {sign} "
             f"(loss {loss:.4f}, ln {classes} = {math.log(classes):.4f}): "
-            f"{dead.layer} is dead, {reason}\nadvice   try {', or '.join(self.remedies)}"
+            f"{finding}\nadvice   try {', or '.join(overrides)}"
         )
 
 

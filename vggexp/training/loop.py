@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
+from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -78,6 +79,12 @@ class TrainState:
         """Returns the mean loss of the current or else of the last epoch. Waits for the device."""
         metrics = self.sums.read("train") if self.batch else self.history[-1]
         return metrics["train/loss"]
+
+    def mean_loss(self) -> float:
+        """Returns the mean loss of all batches until now. Waits for the device."""
+        losses = [epoch["train/loss"] for epoch in self.history]
+        batches = [self.schedule.steps_per_epoch] * len(losses)
+        return fmean([*losses, self.recent_loss()], [*batches, self.batch])
 
     def read_step(self, gradient_norm: Tensor) -> StepMetrics:
         """Returns the metrics after a step. Waits for the device and for all ranks."""
@@ -390,17 +397,20 @@ def raise_if_diverged(state: TrainState, guard: NonFiniteGuard) -> None:
 def check_dead_layers(
     state: TrainState, batch: Batch, check: DeadLayerCheck, loop: TrainLoop
 ) -> None:
-    """Warns if the model is dead, or saves and raises DivergedError if `check.stop` is set."""
+    """Warns if the model is dead or the steps are too large.
+
+    Saves and raises DivergedError if the model is dead and `check.stop` is set.
+    """
     # Every rank has to run the check, because batch norm may reduce over the ranks.
-    own_diagnosis = check.diagnose(state.model, batch, state.recent_loss())
+    own_diagnosis = check.diagnose(state.model, batch, state.recent_loss(), state.mean_loss())
     diagnosis = collectives.run_on_rank_zero(lambda: own_diagnosis)
     if diagnosis is None:
         return
-    if check.stop:
+    if check.stop and diagnosis.is_dead:
         save_within_epoch(state, loop)
-        lines = [*diagnosis.splitlines(), "train.stop_if_dead=false goes on"]
+        lines = [*diagnosis.text.splitlines(), "train.stop_if_dead=false goes on"]
         raise DivergedError("; ".join(lines))
-    loop.logger.log(f"warning: {diagnosis}")
+    loop.logger.log(f"warning: {diagnosis.text}")
 
 
 def forward_backward_with_oom_retry(
