@@ -14,7 +14,7 @@ from vggexp.check.checks import write_sheet
 from vggexp.config.compose import parse_command
 from vggexp.errors import ConfigError
 from vggexp.sweep.expand import compose_run
-from vggexp.training.dead_layers import DeadLayerCheck
+from vggexp.training.dead_layers import DeadLayerCheck, Diagnosis
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +60,7 @@ def test_the_text_of_the_result(result):
 
 
 def test_a_benchmark_checks_no_layers(monkeypatch):
-    monkeypatch.setattr(DeadLayerCheck, "diagnose", lambda *_: "block1.conv1: dead")
+    monkeypatch.setattr(DeadLayerCheck, "diagnose", lambda *_: Diagnosis("dead", True))
     config = compose_run(parse_command([*TINY, "train.probe_steps=1", "train.stop_if_dead=true"]))
     assert benchmark(config, product_size=64, rounds=1).step_gflops > 0
 

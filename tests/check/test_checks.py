@@ -92,10 +92,22 @@ def test_initial_weights_that_lose_the_signal_are_found():
 
 
 @pytest.mark.parametrize("override", ["optimizer.lr=10", "optimizer.lr=1"])
-def test_a_rate_that_explodes_is_found(override):
+def test_a_rate_that_is_too_large_is_found(override):
     subject = subject_of(*SMALL, override)
     finding = judge_steps(subject, train_steps(subject, 3))
-    assert finding.cure.endswith("try optimizer.lr=0.01, or optimizer.lr=0.01 arch.norm=batch")
+    explodes, has_died = "the loss explodes; try optimizer.lr=0.003", " has died; try optimizer.lr="
+    assert finding.cure == explodes or has_died in finding.cure  # by the number of steps in time
+
+
+def test_a_loss_that_explodes_gets_the_advice_for_steps_that_are_too_large():
+    subject = subject_of(*SMALL, "arch.norm=batch", "optimizer.lr=0.1")
+    finding = judge_steps(subject, Steps(subject.new_state().model, [3.0] + [20.0] * MIN_STEPS))
+    assert finding.cure == "the loss explodes; try optimizer.lr=0.003, or train.clip_norm=1"
+
+
+def test_the_rate_that_is_suggested_does_not_explode():
+    subject = subject_of(*SMALL, "optimizer.lr=0.003")
+    assert judge_steps(subject, train_steps(subject, 3)).cure is None
 
 
 def test_a_decay_that_empties_the_weights_is_found():

@@ -119,12 +119,18 @@ def test_suggested_overrides_compose(overrides, expected):
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
-        ("", ["optimizer.lr=0.003", "train.clip_norm=1"]),
-        ("optimizer.lr=0.1 train.clip_norm=5", ["optimizer.lr=0.003", "train.clip_norm=1"]),
-        ("optimizer.lr=5e-4 train.clip_norm=1", ["optimizer.lr=0.0001"]),
-        ("optimizer=sgd optimizer.lr=25", ["optimizer.lr=0.03", "train.clip_norm=1"]),
-        ("optimizer=adam", ["optimizer.lr=0.0003"]),
-        ("~optimizer.momentum optimizer.name=Adagrad optimizer.lr=25", ["optimizer.lr=8"]),
+        ("", ["optimizer.lr=0.003"]),
+        ("arch.norm=batch", ["optimizer.lr=0.003", "train.clip_norm=1"]),
+        ("arch.norm=batch train.clip_norm=1", ["optimizer.lr=0.003"]),
+        (
+            "arch.norm=batch optimizer.lr=0.1 train.clip_norm=5",
+            ["optimizer.lr=0.003", "train.clip_norm=1"],
+        ),
+        ("arch.norm=batch optimizer.lr=0.2", ["optimizer.lr=0.003"]),
+        ("optimizer.lr=5e-4", ["optimizer.lr=0.00015"]),
+        ("optimizer=sgd optimizer.lr=25", ["optimizer.lr=0.03"]),
+        ("optimizer=adam arch.norm=batch", ["optimizer.lr=0.0003"]),
+        ("~optimizer.momentum optimizer.name=Adagrad optimizer.lr=25", ["optimizer.lr=7.5"]),
     ],
 )
 def test_smaller_steps_compose(overrides, expected):

@@ -428,7 +428,8 @@ def test_a_model_that_has_learned_before_it_died_is_reported():
     batch = next(Blobs().train(0))
     logger = RecordingLogger()
     for loss in (0.1, 1.39):
-        state.history.append({"train/loss": loss})
+        state.step += 3
+        state.history.append({"train/loss": loss, "step": state.step})
         check_dead_layers(state, batch, check, make_loop(logger))
     (message,) = logger.messages
     assert "output is dead" in message
@@ -436,11 +437,13 @@ def test_a_model_that_has_learned_before_it_died_is_reported():
 
 def test_the_mean_loss_is_that_of_all_batches():
     state = make_state()
-    state.history.append({"train/loss": 4.0})  # of three batches
+    state.history.append({"train/loss": 4.0, "step": 3})
     assert state.mean_loss() == 4
+    state.history.append({"train/loss": 2.0, "step": 5})  # resume=force took larger batches
+    assert state.mean_loss() == (3 * 4 + 2 * 2) / 5
     state.sums.add(torch.tensor(1.0 * 8), torch.zeros(8, 4), torch.zeros(8, dtype=torch.long))
     state.batch = 1
-    assert state.mean_loss() == (3 * 4 + 1) / 4
+    assert state.mean_loss() == (3 * 4 + 2 * 2 + 1) / 6
 
 
 class SlowPart:

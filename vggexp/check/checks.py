@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from vggexp.bench.measure import cycle
 from vggexp.check.labels import SIDE, Sample, probe_labels, take_sample
 from vggexp.config.derived import disk_bytes, layers, memory_bytes
-from vggexp.config.hints import hints, suggested_overrides
+from vggexp.config.hints import hints, smaller_steps, suggested_overrides
 from vggexp.config.schema import Augment, Config, ImageFiles
 from vggexp.formatting import duration, format_bytes, format_metric, plural
 from vggexp.loggers.images import captioned_grid
@@ -264,15 +264,16 @@ def judge_steps(subject: Subject, steps: Steps) -> Finding:
         f"loss {first} -> {last} "
         f"in {plural(len(losses), 'step')}, {config.optimizer.name} lr {config.optimizer.lr:g}"
     )
-    advice = f"try {', or '.join(suggested_overrides(config))}"
     is_high = not losses[-1] < max(losses[0], EXPLODED * subject.guessing_loss)
     if is_high and (len(losses) >= MIN_STEPS or not math.isfinite(losses[-1])):
-        return Finding("steps", text, f"the loss explodes; {advice}")
+        advice = ", or ".join(smaller_steps(config))
+        return Finding("steps", text, f"the loss explodes; try {advice}")
     if len(losses) < MIN_STEPS:
         return Finding("steps", f"not judged: {text}")
     dead = first_dead(layer_stats(steps.model, subject.first(PROBE_IMAGES), layers(config))[0])
     if dead is not None:
-        return Finding("steps", text, f"{dead.layer} has died; {advice}")
+        advice = ", or ".join(suggested_overrides(config))
+        return Finding("steps", text, f"{dead.layer} has died; try {advice}")
     return Finding("steps", text)
 
 

@@ -12,6 +12,8 @@ from vggexp.system.cpu import available_bytes
 MAX_UPSCALE = 2  # times the sufficient size; a larger resize is mostly cost
 # Times the usual learning rate, from which a VGG without batch norm seldom learns.
 LR_WARN_FACTOR = 8
+# Times the usual learning rate, up to which clipping made networks learn (benchmarks/dead.md).
+MAX_CLIPPED_LR_FACTOR = 10
 DECAY_WARN = 0.01  # weight decay above which decay counts as the reason of a dead network
 ADAPTIVE = ("Adam", "AdamW", "NAdam", "RAdam", "Adamax", "RMSprop")
 
@@ -173,14 +175,18 @@ def suggested_overrides(config: Config) -> list[str]:
 def smaller_steps(config: Config) -> list[str]:
     """Returns overrides, each of which should make a network learn whose steps are too large.
 
-    The overrides were tried in benchmarks/dead.md. The learning rate is a third of the current
-    one, or of the usual one if that is smaller.
+    The overrides were tried in benchmarks/dead.md. The learning rate is 0.3 times the current one,
+    or 0.3 times the usual one if that is smaller.
     """
     optimizer = config.optimizer
-    lr = min(optimizer.lr, usual_lr(optimizer) or math.inf)
-    suggestions = [f"optimizer.lr={float(f'{0.3 * lr:.1g}'):g}"]
+    usual = usual_lr(optimizer) or math.inf
+    lr = min(optimizer.lr, usual)
+    suggestions = [f"optimizer.lr={float(f'{0.3 * lr:.2g}'):g}"]
     clip_norm = config.train.clip_norm
-    # The steps of Adam and its kin do not depend on the norm of the gradient.
-    if optimizer.name == "SGD" and (clip_norm is None or clip_norm > 1):
+    # The steps of Adam and its kin do not depend on the norm of the gradient. A higher rate is too
+    # large for clipped gradients too.
+    clips = clip_norm is not None and clip_norm <= 1
+    is_tried = _has_batch_norm(config.arch) and optimizer.lr <= MAX_CLIPPED_LR_FACTOR * usual
+    if optimizer.name == "SGD" and is_tried and not clips:
         suggestions.append("train.clip_norm=1")
     return suggestions

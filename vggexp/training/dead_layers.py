@@ -20,10 +20,11 @@ LOSS_MARGIN_NATS = 0.1  # a model does more than guess if its loss is this far b
 # less, slow models 1e-3 or more (benchmarks/dead.md).
 MIN_SIGNAL_RATIO = 3e-4
 # Mean training loss, relative to ln(classes), above which the steps are too large if the model
-# still guesses: slow models have 1.1 or less, too large steps 1.25 or more (benchmarks/dead.md).
+# still guesses. Models a little below learn slowly or not at all. Some above have recovered, so
+# the mean alone does not separate (benchmarks/dead.md).
 MAX_MEAN_LOSS = 1.2
 # A model whose loss on one batch is this far below ln(classes) has recovered from large steps.
-# One batch alone gave 2.16 while a model stayed at 2.3 (benchmarks/dead.md).
+# Wider than the other margin, because the loss of a single batch scatters.
 RECOVERY_MARGIN_NATS = 0.2
 MIN_ACTIVE_SHARE = 1e-3  # a ReLU with a smaller share of outputs above zero counts as closed
 

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import islice, pairwise
 from statistics import fmean
 from typing import Any, NamedTuple, Protocol
 
@@ -83,7 +83,9 @@ class TrainState:
     def mean_loss(self) -> float:
         """Returns the mean loss of all batches until now. Waits for the device."""
         losses = [epoch["train/loss"] for epoch in self.history]
-        batches = [self.schedule.steps_per_epoch] * len(losses)
+        # Epochs may differ in their steps: resume=force may have changed the batch size.
+        ends = [0, *(epoch["step"] for epoch in self.history)]
+        batches = [end - start for start, end in pairwise(ends)]
         return fmean([*losses, self.recent_loss()], [*batches, self.batch])
 
     def read_step(self, gradient_norm: Tensor) -> StepMetrics:
