@@ -43,7 +43,7 @@ DEAD = (
     # a Gaussian whose std is too small for so few channels
     "arch=vgg19 arch.init=paper arch.width=0.04 optimizer=sgd",
 )
-# The loss rises far above that of guessing, and comes back to it after the check.
+# The loss rises far above that of guessing, comes back to it before the check and stays there.
 TOO_LARGE = (
     "arch=vgg19_bn arch.hidden=[1024,1024] optimizer.lr=0.05",
     "arch=vgg19_bn arch.hidden=[1024,1024] optimizer.lr=0.1",

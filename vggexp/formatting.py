@@ -52,6 +52,11 @@ def format_metric(value: float) -> str:
     return f"{value:.4g}" if abs(value) >= HUGE else f"{value:.4f}"
 
 
+def advise(overrides: Sequence[str]) -> str:
+    """Returns "try a, or b"."""
+    return f"try {', or '.join(overrides)}"
+
+
 def printable(text: str, keep: str = "") -> str:
     """Escapes control characters, so that no name moves the cursor or starts a line.
 

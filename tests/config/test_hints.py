@@ -93,6 +93,12 @@ def test_on_a_gpu_its_own_memory_counts():
 
 
 @pytest.mark.catalog
+def assert_suggests(suggest, overrides, expected):
+    assert suggest(load(overrides)) == expected
+    for suggestion in expected:
+        load(f"{overrides} {suggestion}")
+
+
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
@@ -111,9 +117,7 @@ def test_on_a_gpu_its_own_memory_counts():
     ],
 )
 def test_suggested_overrides_compose(overrides, expected):
-    assert suggested_overrides(load(overrides)) == expected
-    for suggestion in expected:
-        load(f"{overrides} {suggestion}")
+    assert_suggests(suggested_overrides, overrides, expected)
 
 
 @pytest.mark.parametrize(
@@ -129,11 +133,10 @@ def test_suggested_overrides_compose(overrides, expected):
         ("arch.norm=batch optimizer.lr=0.2", ["optimizer.lr=0.003"]),
         ("optimizer.lr=5e-4", ["optimizer.lr=0.00015"]),
         ("optimizer=sgd optimizer.lr=25", ["optimizer.lr=0.03"]),
+        ("optimizer.weight_decay=1", ["optimizer.weight_decay=5e-4 optimizer.lr=0.003"]),
         ("optimizer=adam arch.norm=batch", ["optimizer.lr=0.0003"]),
         ("~optimizer.momentum optimizer.name=Adagrad optimizer.lr=25", ["optimizer.lr=7.5"]),
     ],
 )
 def test_smaller_steps_compose(overrides, expected):
-    assert smaller_steps(load(overrides)) == expected
-    for suggestion in expected:
-        load(f"{overrides} {suggestion}")
+    assert_suggests(smaller_steps, overrides, expected)

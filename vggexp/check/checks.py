@@ -18,7 +18,7 @@ from vggexp.check.labels import SIDE, Sample, probe_labels, take_sample
 from vggexp.config.derived import disk_bytes, layers, memory_bytes
 from vggexp.config.hints import hints, smaller_steps, suggested_overrides
 from vggexp.config.schema import Augment, Config, ImageFiles
-from vggexp.formatting import duration, format_bytes, format_metric, plural
+from vggexp.formatting import advise, duration, format_bytes, format_metric, plural
 from vggexp.loggers.images import captioned_grid
 from vggexp.models.transfer import train_mode
 from vggexp.runner import build, datasets
@@ -187,7 +187,7 @@ def check_layers(subject: Subject) -> Iterator[Finding]:
     config = subject.config
     model = subject.new_state().model
     stats, loss = layer_stats(model, subject.first(PROBE_IMAGES), layers(config))
-    advice = f"try {', or '.join(suggested_overrides(config))}"
+    advice = advise(suggested_overrides(config))
     text = f"{format_metric(loss)}, ln {subject.classes} = {subject.guessing_loss:.4f}"
     is_far = not loss < EXPLODED * subject.guessing_loss
     yield Finding("initial loss", text, advice if is_far else None)
@@ -266,14 +266,13 @@ def judge_steps(subject: Subject, steps: Steps) -> Finding:
     )
     is_high = not losses[-1] < max(losses[0], EXPLODED * subject.guessing_loss)
     if is_high and (len(losses) >= MIN_STEPS or not math.isfinite(losses[-1])):
-        advice = ", or ".join(smaller_steps(config))
-        return Finding("steps", text, f"the loss explodes; try {advice}")
+        return Finding("steps", text, f"the loss explodes; {advise(smaller_steps(config))}")
     if len(losses) < MIN_STEPS:
         return Finding("steps", f"not judged: {text}")
     dead = first_dead(layer_stats(steps.model, subject.first(PROBE_IMAGES), layers(config))[0])
     if dead is not None:
-        advice = ", or ".join(suggested_overrides(config))
-        return Finding("steps", text, f"{dead.layer} has died; try {advice}")
+        advice = advise(suggested_overrides(config))
+        return Finding("steps", text, f"{dead.layer} has died; {advice}")
     return Finding("steps", text)
 
 
@@ -303,8 +302,7 @@ def check_memorizing(subject: Subject, seconds: float) -> Finding:
         return Finding("memorizing", text)
     if len(losses) < MIN_STEPS:
         return Finding("memorizing", f"not judged: {text}")
-    advice = f"try {', or '.join(suggested_overrides(subject.config))}"
-    return Finding("memorizing", text, advice)
+    return Finding("memorizing", text, advise(suggested_overrides(subject.config)))
 
 
 def check_evaluation(subject: Subject) -> Iterator[Finding]:

@@ -156,9 +156,7 @@ def suggested_overrides(config: Config) -> list[str]:
     optimizer = config.optimizer
     arch = config.arch
     usual = usual_lr(optimizer)
-    required = []
-    if optimizer.weight_decay > DECAY_WARN:
-        required.append("optimizer.weight_decay=5e-4")
+    required = _decay_overrides(optimizer)
     if usual is not None and optimizer.lr > usual:
         required.append(f"optimizer.lr={usual:g}")
     suggestions = []
@@ -172,16 +170,21 @@ def suggested_overrides(config: Config) -> list[str]:
     return suggestions or [f"optimizer.lr={optimizer.lr / 10:g}"]
 
 
+def _decay_overrides(optimizer: Optimizer) -> list[str]:
+    return ["optimizer.weight_decay=5e-4"] if optimizer.weight_decay > DECAY_WARN else []
+
+
 def smaller_steps(config: Config) -> list[str]:
     """Returns overrides, each of which should make a network learn whose steps are too large.
 
     The overrides were tried in benchmarks/dead.md. The learning rate is 0.3 times the current one,
-    or 0.3 times the usual one if that is smaller.
+    or 0.3 times the usual one if that is smaller. A smaller weight decay comes first if the current
+    one is too large.
     """
     optimizer = config.optimizer
     usual = usual_lr(optimizer) or math.inf
-    lr = min(optimizer.lr, usual)
-    suggestions = [f"optimizer.lr={float(f'{0.3 * lr:.2g}'):g}"]
+    lr = 0.3 * min(optimizer.lr, usual)
+    suggestions = [f"optimizer.lr={float(f'{lr:.2g}'):g}"]
     clip_norm = config.train.clip_norm
     # The steps of Adam and its kin do not depend on the norm of the gradient. A higher rate is too
     # large for clipped gradients too.
@@ -189,4 +192,5 @@ def smaller_steps(config: Config) -> list[str]:
     is_tried = _has_batch_norm(config.arch) and optimizer.lr <= MAX_CLIPPED_LR_FACTOR * usual
     if optimizer.name == "SGD" and is_tried and not clips:
         suggestions.append("train.clip_norm=1")
-    return suggestions
+    required = _decay_overrides(optimizer)
+    return [" ".join([*required, suggestion]) for suggestion in suggestions]

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vggexp.formatting import advise
 from vggexp.models.shapes import Layer
 from vggexp.system import memory
 from vggexp.training.step import Batch
@@ -100,7 +101,7 @@ class DeadLayerCheck:
         return (
             f"after {self.steps} steps {sign} "
             f"(loss {loss:.4f}, ln {classes} = {math.log(classes):.4f}): "
-            f"{finding}\nadvice   try {', or '.join(overrides)}"
+            f"{finding}\nadvice   {advise(overrides)}"
         )
 
 
