@@ -92,13 +92,13 @@ def test_on_a_gpu_its_own_memory_counts():
     assert [hint.key for hint in hints(on_gpu, gpu_bytes=1000)] == ["memory"]
 
 
-@pytest.mark.catalog
 def assert_suggests(suggest, overrides, expected):
     assert suggest(load(overrides)) == expected
     for suggestion in expected:
         load(f"{overrides} {suggestion}")
 
 
+@pytest.mark.catalog
 @pytest.mark.parametrize(
     ("overrides", "expected"),
     [
