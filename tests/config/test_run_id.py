@@ -96,6 +96,7 @@ OTHER_VALUES = {
     "train.clip_norm": 1,
     "train.patience": 2,
     "train.test_weights": "best",
+    "train.test_flip": True,
     "train.log_steps": 7,
     "train.init_from": "outputs/a",
     "train.init_sha256": "0" * 64,

@@ -127,7 +127,12 @@ EQUAL = {  # name: overrides and the tolerance: batch norm over few numbers is s
     "batch norm": (["arch.norm=batch", *EVERYTHING], 1e-3),
     "a last batch of one": (["data.images=65", "data.val_fraction=0", "arch.norm=batch"], 1e-3),
     "best weights": (
-        ["train.test_weights=best", "train.test_each_epoch=true", "train.epochs=3"],
+        [
+            "train.test_weights=best",
+            "train.test_each_epoch=true",
+            "train.test_flip=true",
+            "train.epochs=3",
+        ],
         1e-5,
     ),
 }

@@ -29,6 +29,10 @@ RESULT = {
     ("overrides", "score"),
     [
         ([], "test accuracy 0.5000  loss 1.2500"),
+        (
+            ["train.test_flip=true"],
+            "test accuracy 0.5000  loss 1.2500  with mirror images (train.test_flip)",
+        ),
         (["data.test_limit=1"], "test accuracy 0.5000  loss 1.2500  on 1 image (data.test_limit)"),
     ],
 )

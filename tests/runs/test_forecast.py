@@ -89,6 +89,12 @@ def test_tests_after_each_epoch_and_pauses_count(tmp_path):
     assert found.seconds == 2 * 86 * 3 + 2 * 10 + 3 * 19 + 120
 
 
+def test_mirror_images_of_the_test_count(tmp_path):
+    speed = make_speed(compose(), tmp_path)
+    found = expected_time(compose("train.test_flip=true"), COUNTS, [speed], threads=4)
+    assert found.seconds == 2 * 86 * 3 + 2 * 10 + 2 * 19
+
+
 @pytest.mark.parametrize(
     ("overrides", "images"),
     [

@@ -8,7 +8,7 @@ import numpy
 import pytest
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, nll_loss
 
 from tests.factories import CPU, make_model
 from vggexp.distributed import collectives
@@ -20,6 +20,7 @@ from vggexp.training.metrics import (
     calibration_error,
     classification_metrics,
     evaluate,
+    log_mean_softmax,
     point_interval,
     predict,
     score_logits,
@@ -54,6 +55,25 @@ def test_metrics_do_not_depend_on_the_batches(model, size):
     torch.testing.assert_close(predicted, logits)
     assert torch.equal(labels, LABELS)
     assert score_logits(predicted, labels, "val") == expected
+
+
+@pytest.mark.parametrize("size", [1, 7, 10])
+def test_with_mirror_images_the_softmax_is_the_mean_of_both(model, size):
+    model.eval()
+    mean = (model(IMAGES).softmax(1) + model(IMAGES.flip(-1)).softmax(1)).detach() / 2
+    logits, labels = predict(model, batches_of(size), FP32, flip=True)
+    torch.testing.assert_close(logits.softmax(1), mean)
+    assert evaluate(model, batches_of(size), CPU, FP32, "test", flip=True) == {
+        "test/loss": pytest.approx(nll_loss(mean.log(), LABELS).item()),
+        "test/accuracy": (mean.argmax(1) == LABELS).double().mean().item(),
+    }
+    assert torch.equal(labels, LABELS)
+
+
+def test_a_mean_of_certain_predictions_keeps_its_digits():
+    logits = torch.tensor([[[0.0, -1000.0]], [[-1000.0, 0.0]], [[0.0, -1000.0]]])
+    expected = torch.tensor([[log(2 / 3), log(1 / 3)]])
+    torch.testing.assert_close(log_mean_softmax(logits), expected)
 
 
 def test_logits_are_fp32_under_autocast(model):

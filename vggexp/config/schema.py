@@ -237,6 +237,7 @@ class Train:
     patience: Epochs | None
     test_each_epoch: bool
     test_weights: Literal["last", "best"]
+    test_flip: bool | None
     checkpoint_minutes: Minutes
     keep: Literal["all", "last", "weights"]
     init_from: str | None

@@ -70,6 +70,8 @@ def end_banner(config: Config, result: Mapping[str, Any], folder: Path) -> list[
         folder: the run directory.
     """
     score = f"test accuracy {result['test/accuracy']:.4f}  loss {result['test/loss']:.4f}"
+    if config.train.test_flip:
+        score += "  with mirror images (train.test_flip)"
     if config.data.test_limit is not None:
         score += f"  on {plural(result['test_images'], 'image')} (data.test_limit)"
     return [

@@ -277,7 +277,10 @@ def evaluate_epoch(
     for split, (label, loader) in splits.items():
         if loader is not None:
             batches = with_progress(label, loader, console)
-            metrics |= evaluate(model, batches, device_setup.device, device_setup.autocast, split)
+            flip = split == "test" and bool(config.train.test_flip)
+            metrics |= evaluate(
+                model, batches, device_setup.device, device_setup.autocast, split, flip
+            )
     return metrics
 
 
@@ -304,7 +307,8 @@ def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
         load_weights(model, collectives.run_on_rank_zero(load), job.folder)
     collectives.broadcast_(model.buffers())
     batches = with_progress("test", job.data.test, job.console)
-    logits, labels = predict(model, batches, job.device_setup.autocast)
+    flip = bool(job.config.train.test_flip)
+    logits, labels = predict(model, batches, job.device_setup.autocast, flip)
     scores = score_logits(logits, labels, "test")
     if not math.isfinite(scores["test/loss"]):
         raise DivergedError(

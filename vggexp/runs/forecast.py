@@ -122,7 +122,12 @@ def evaluated_images(config: Config, counts: ImageCounts, epochs: int, is_tested
         is_tested: whether the test after the last epoch counts as well.
     """
     tests = is_tested + epochs * config.train.test_each_epoch
-    return epochs * counts.val + tests * counts.test
+    return epochs * counts.val + tests * tested_images(config, counts)
+
+
+def tested_images(config: Config, counts: ImageCounts) -> int:
+    """Returns how many images one test passes forward; a mirror image is one more."""
+    return counts.test * (2 if config.train.test_flip else 1)
 
 
 def epoch_passes(config: Config, counts: ImageCounts) -> int:

@@ -1,7 +1,7 @@
 """Metrics of a model, in training and evaluation. Each image counts once, whatever the batches."""
 
 from collections.abc import Iterable
-from math import ceil
+from math import ceil, log
 from operator import sub
 from typing import Any
 
@@ -124,13 +124,17 @@ def evaluate(
     device: torch.device,
     autocast: Autocast,
     split: str,
+    flip: bool = False,
 ) -> dict[str, float]:
     """Returns `split`/loss (cross-entropy in nats) and `split`/accuracy (0..1).
 
     Leaves the model in the mode in which it was.
+
+    Args:
+        flip: whether an image is predicted as in `log_mean_softmax` of itself and its mirror image.
     """
     sums = MetricSums(device)
-    for logits, labels in _forward(model, batches, autocast):
+    for logits, labels in _forward(model, batches, autocast, flip):
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         sums.add(loss, logits, labels)
     return sums.read(split)
@@ -141,12 +145,16 @@ def predict(
     model: nn.Module,
     batches: Iterable[Batch],
     autocast: Autocast,
+    flip: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Returns fp32 logits [N, K] and labels [N] on the CPU, in the order of the batches.
 
     Each rank gets the results of all ranks.
+
+    Args:
+        flip: as in `evaluate`.
     """
-    own_results = list(_forward(model, batches, autocast))
+    own_results = list(_forward(model, batches, autocast, flip))
     results = collectives.gather_interleaved(own_results)
     logits = torch.cat([batch_logits for batch_logits, _ in results])
     labels = torch.cat([batch_labels for _, batch_labels in results])
@@ -158,6 +166,7 @@ def _forward(
     model: nn.Module,
     batches: Iterable[Batch],
     autocast: Autocast,
+    flip: bool,
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Yields fp32 logits and labels of each batch, from the model in eval mode."""
     training = model.training
@@ -165,11 +174,23 @@ def _forward(
     try:
         for images, labels in batches:
             with autocast():
-                logits = model(images)
-            yield logits.float(), labels
+                logits = model(images).float()
+            if flip:
+                with autocast():
+                    mirrored_logits = model(images.flip(-1)).float()
+                logits = log_mean_softmax(torch.stack((logits, mirrored_logits)))
+            yield logits, labels
     finally:
         if training:
             train_mode(model)
+
+
+def log_mean_softmax(logits: Tensor) -> Tensor:
+    """Returns the logits [N, K] whose softmax is the mean over the views of logits [views, N, K].
+
+    Source: Simonyan and Zisserman 2015, arXiv:1409.1556, section 3.2.
+    """
+    return logits.log_softmax(-1).logsumexp(0) - log(len(logits))
 
 
 def score_logits(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
