@@ -3,9 +3,10 @@
 Compares vggexp with its peers on the source run's network, or on that of fashion_mnist_fast.
 
 All do the same work. Every contender is a process of its own, and the contenders take turns, so
-that a machine whose speed drifts slows all of them equally. Prints and writes benchmarks/peers.md,
-or benchmarks/peers_fast.md with `--network fast`. Needs `pip install timm lightning torchvision`,
-and Debian's dataset-fashion-mnist. A full run takes about a quarter of an hour on two cores.
+that a machine whose speed drifts slows all of them equally. Prints the table with its text; --out
+also writes them to a file. The pages benchmarks/peers.md and peers_fast.md have further parts, so
+copy the table there. Needs `pip install timm lightning torchvision`, and Debian's
+dataset-fashion-mnist. A full run takes about a quarter of an hour on two cores.
 """
 
 import argparse
@@ -23,7 +24,6 @@ from benchmarks.peers.contender import Result, contenders, measure
 from benchmarks.peers.networks import NETWORKS
 from vggexp.system import cpu
 
-PAGES = Path(__file__).parents[1]
 PACKAGES = ("vggexp", "torch", "lightning", "timm", "torchvision")
 FORMATS = {
     True: "This CPU has bf16 instructions. vggexp and the peers with their best flags use bf16; "
@@ -41,12 +41,11 @@ def main() -> int:
     parser.add_argument("--epochs", type=int, default=2, help="the faster epoch counts")
     parser.add_argument("--size", type=int, help="default: the network's")
     parser.add_argument("--best", action="store_true", help="only those with their best flags")
-    parser.add_argument("--out", type=Path, help="default: the network's page")
+    parser.add_argument("--out", type=Path, help="file for the table and its text")
     arguments = parser.parse_args()
     network = NETWORKS[arguments.network]
     arguments.images = arguments.images or network.images
     arguments.size = arguments.size or network.size
-    out = arguments.out or PAGES / network.page
     results = measure_all(arguments)
     works = {name: many[0].work for name, many in results.items()}
     if len({result.work for many in results.values() for result in many}) != 1:
@@ -54,7 +53,8 @@ def main() -> int:
         return 1
     page = format_page(results, arguments)
     print(page)
-    out.write_text(page)
+    if arguments.out is not None:
+        arguments.out.write_text(page)
     return 0
 
 

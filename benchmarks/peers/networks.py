@@ -7,7 +7,6 @@ class Network(NamedTuple):
     """A network with its data and optimizer. vggexp takes the same from `experiment`."""
 
     experiment: str
-    page: str  # in benchmarks/
     heading: str
     summary: str  # of the network, for the page
     training: str  # the method, for the page
@@ -26,7 +25,6 @@ class Network(NamedTuple):
 NETWORKS = {
     "source": Network(
         experiment="gluon_vgg11",
-        page="peers.md",
         heading="Comparison with peers",
         summary="The source run's network (VGG-11, 44.9 million parameters)",
         training="plain SGD",
@@ -40,7 +38,6 @@ NETWORKS = {
     ),
     "fast": Network(
         experiment="fashion_mnist_fast",
-        page="peers_fast.md",
         heading="Comparison with peers on a narrow network with batch norm",
         summary="The network of `experiment=fashion_mnist_fast` "
         "(6 convolutions with batch norm, 566,858 parameters)",

@@ -214,6 +214,11 @@ def test_a_key_of_the_same_run_changes_no_bit(override, tmp_path, tiny_sha256):
 
 
 @pytest.mark.process
+def test_mirror_images_in_the_test_leave_the_weights(tmp_path, tiny_sha256):
+    assert train(tmp_path, "train.test_flip=true") == tiny_sha256
+
+
+@pytest.mark.process
 @pytest.mark.parametrize("augment", ["none", "strong"])
 def test_how_a_folder_is_decoded_changes_bits_only_as_decided(augment, tmp_path):
     write_images(tmp_path / "a", {"train": 8, "test": 2}, lambda index: (40 + index, 36), "png")
@@ -249,8 +254,9 @@ def test_the_same_values_are_the_same_run():
     assert run_hash(typed) == run_hash(load())
 
 
-def test_one_process_is_the_same_run_as_none():
-    assert run_hash(load("device.processes=1")) == run_hash(load())
+@pytest.mark.parametrize("override", ["device.processes=1", "train.test_flip=false"])
+def test_the_value_that_null_means_is_the_same_run(override):
+    assert run_hash(load(override)) == run_hash(load())
 
 
 def test_an_upgrade_keeps_the_hash():

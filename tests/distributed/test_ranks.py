@@ -101,10 +101,10 @@ def test_the_hash_of_a_run_depends_on_typed_processes_only():
 
 
 @pytest.mark.process
-def test_two_ranks_train_as_one(tmp_path, fork_command):
+def test_two_ranks_train_and_test_as_one(tmp_path, fork_command):
     runs = {"one": ["run.name=one"], "two": ["run.name=two", "device.processes=2"]}
     for overrides in runs.values():
-        process = fork_command(tmp_path, *EXACT, *overrides)
+        process = fork_command(tmp_path, *EXACT, "train.test_flip=true", *overrides)
         assert (process.returncode, process.stderr) == (0, "")
     single, double = (result(tmp_path, *overrides) for overrides in runs.values())
     difference = largest_difference(tmp_path, "one", "two")
@@ -127,12 +127,7 @@ EQUAL = {  # name: overrides and the tolerance: batch norm over few numbers is s
     "batch norm": (["arch.norm=batch", *EVERYTHING], 1e-3),
     "a last batch of one": (["data.images=65", "data.val_fraction=0", "arch.norm=batch"], 1e-3),
     "best weights": (
-        [
-            "train.test_weights=best",
-            "train.test_each_epoch=true",
-            "train.test_flip=true",
-            "train.epochs=3",
-        ],
+        ["train.test_weights=best", "train.test_each_epoch=true", "train.epochs=3"],
         1e-5,
     ),
 }

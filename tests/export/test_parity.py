@@ -37,6 +37,17 @@ def test_the_tolerance_of_a_run_in_bf16(train_run, export):
 
 
 @pytest.mark.process
+@pytest.mark.parametrize("options", [[], ["--preprocess"]])
+def test_a_run_tested_with_mirror_images(options, train_run, export):
+    run = train_run("mirrored", *SMALL, "train.test_flip=true")
+    code, out, _ = export(run, "--format", "torch", *options, "--json")
+    parity = json.loads(out)["parity"]
+    assert code == 0
+    assert parity["max_difference"] < 1e-5
+    assert parity["max_difference_here"] < 1e-5
+
+
+@pytest.mark.process
 def test_a_file_that_does_not_predict_what_the_run_predicted_is_removed(exports, tmp_path, export):
     run = tmp_path / "a"
     shutil.copytree(exports[0], run)

@@ -42,6 +42,12 @@ def test_other_contents_of_a_folder_are_other_data():
     assert all(name.startswith("image_folder pets ") for name in names)
 
 
+def test_a_damaged_fingerprint_is_other_data():
+    damaged = {**FILES, "test": "\ud800"}  # a character without bytes in UTF-8
+    names = names_of(make_record("a", data_files=FILES), make_record("b", data_files=damaged))
+    assert sorted(names.values()) == [["a"], ["b"]]
+
+
 def test_a_copied_folder_is_the_same_data():
     moved = make_folder_run("b", FILES, root="/elsewhere")
     assert names_of(make_folder_run("a", FILES), moved) == {"image_folder pets": ["a", "b"]}

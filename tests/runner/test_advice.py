@@ -32,6 +32,11 @@ def advice(part, *overrides, seconds=600.0):
         ("data", ["device=cuda", "data.cache=ram"], "data.cache=device"),
         ("evaluation", ["train.test_each_epoch=true"], "train.test_each_epoch=false"),
         ("test", [], "data.test_limit below 10000"),
+        (
+            "test",
+            ["train.test_flip=true"],
+            "train.test_flip=null or data.test_limit below 10000",
+        ),
         ("checkpoint", ["train.checkpoint_minutes=2"], "train.checkpoint_minutes above 2"),
         ("rest", ["train.rest_minutes=5"], "train.rest_minutes below 5"),
         ("startup", [*FOLDER, "data.cache=ram"], "data.workers above 0"),

@@ -33,6 +33,11 @@ RESULT = {
             ["train.test_flip=true"],
             "test accuracy 0.5000  loss 1.2500  with mirror images (train.test_flip)",
         ),
+        (
+            ["train.test_flip=true", "data.test_limit=1"],
+            "test accuracy 0.5000  loss 1.2500  with mirror images (train.test_flip)  "
+            "on 1 image (data.test_limit)",
+        ),
         (["data.test_limit=1"], "test accuracy 0.5000  loss 1.2500  on 1 image (data.test_limit)"),
     ],
 )

@@ -161,7 +161,8 @@ def compare(runs: Sequence[TestedRun], different_data: bool = False) -> Comparis
         )
     groups, differences = group_runs(runs)
     tested = _test_pairs(groups)
-    notes = _data_notes(runs, changes) + _copy_notes(runs) + _code_notes(runs, differences)
+    notes = _data_notes(runs, changes) + _copy_notes(runs) + _flip_notes(runs)
+    notes += _code_notes(runs, differences)
     if tested.base:
         notes.append(
             f"note: of {len(groups)} groups, only the pairs with {tested.base}, "
@@ -187,15 +188,31 @@ def _data_notes(runs: Sequence[TestedRun], changes: str) -> list[str]:
 
 
 def _copy_notes(runs: Sequence[TestedRun]) -> list[str]:
-    folders: dict[str, list[str]] = {}  # by the hash of the final weights
+    # by the hash of the final weights, and by how they were tested
+    folders: dict[tuple[str, bool], list[str]] = {}
     for run in runs:
         if weights := run.record.result.get("weights_sha256"):
-            folders.setdefault(weights, []).append(str(run.record.folder))
+            key = (weights, _is_mirrored(run))
+            folders.setdefault(key, []).append(str(run.record.folder))
     return [
         f"note: {' and '.join(names)} have the same weights, bit for bit: "
         "copies of one run, or a run repeated exactly"
         for names in folders.values()
         if len(names) > 1
+    ]
+
+
+def _is_mirrored(run: TestedRun) -> bool:
+    return bool(run.record.result.get("test_flip"))
+
+
+def _flip_notes(runs: Sequence[TestedRun]) -> list[str]:
+    mirrored = [str(run.record.folder) for run in runs if _is_mirrored(run)]
+    if len(mirrored) in (0, len(runs)):
+        return []
+    return [
+        f"warning: only {', '.join(mirrored)} tested with mirror images (train.test_flip): "
+        "they may be the cause of a difference; `vggexp.evaluate RUN --flip` tests any run so"
     ]
 
 

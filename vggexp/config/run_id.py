@@ -47,6 +47,8 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     keys["data.cache"] = _cache_kind(keys)
     if keys.get("device.processes") == 1:  # the same run as without the key
         keys["device.processes"] = None
+    if keys.get("train.test_flip") is False:
+        keys["train.test_flip"] = None
     if keys.get("data.test_fraction") == DEFAULT_TEST_FRACTION:
         keys["data.test_fraction"] = None
     result = {}

@@ -79,12 +79,13 @@ def check_parity(
         DataError: the test set is missing or damaged.
     """
     data = _load_test_set(folder, run, checkpoint, expected)
-    probs = _predict_probs(model, data, console)
+    flip = bool(run.config.train.test_flip)
+    probs = _predict_test_set(model, data, flip, console)
     expected_probs = torch.from_numpy(expected.probs)
     same_labels = probs.argmax(1) == expected_probs.argmax(1)
     first_indices = torch.arange(min(BATCH_SIZE, len(probs)))
     first_images = data.test_images(first_indices)
-    network_probs = from_run(run).logits(first_images).softmax(1)
+    network_probs = _predict(from_run(run), first_images, flip)
     tolerance = PRECISION_TOLERANCE[checkpoint["precision"]]
     if checkpoint["device"] != "cpu":
         tolerance += GPU_RESIZE_TOLERANCE
@@ -133,16 +134,26 @@ def _load_test_set(
     return data
 
 
-def _predict_probs(model: ExportedModel, data: datasets.DataLoaders, console: Console) -> Tensor:
+def _predict_test_set(
+    model: ExportedModel, data: datasets.DataLoaders, flip: bool, console: Console
+) -> Tensor:
     """Returns the file's probabilities [N, classes] of all test images."""
     batches = torch.arange(data.test.count).split(BATCH_SIZE)
     probs = []
     with console.progress("comparing", len(batches)) as progress:
         for indices in batches:
             images = resize_center_crop(data.test_images(indices), model.image_size)
-            probs.append(model.logits(images).softmax(1))
+            probs.append(_predict(model, images, flip))
             progress.update(len(indices))
     return torch.cat(probs)
+
+
+def _predict(model: ExportedModel, images: Tensor, flip: bool) -> Tensor:
+    """Returns probabilities [N, classes]; with `flip` the mean with those of the mirror images."""
+    probs = model.logits(images).softmax(1)
+    if not flip:
+        return probs
+    return (probs + model.logits(images.flip(-1)).softmax(1)) / 2
 
 
 def _max_difference(first: Tensor, second: Tensor) -> float:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from vggexp.data.fingerprint import combined_sha256
 from vggexp.data.torchvision_sets import TORCHVISION_SETS
-from vggexp.formatting import HASH_CHARS, format_value
+from vggexp.formatting import HASH_CHARS, format_value, printable
 from vggexp.runs.records import RunRecord, fingerprint
 
 SYNTHETIC_KEYS = ("images", "size")  # in the description of generated images
@@ -69,4 +69,5 @@ def describe_data(config: Mapping[str, Any]) -> str:
 
 def _data_sha256(run: RunRecord) -> str:
     """Returns one SHA-256 of the run's data, `data.sha256` of an image folder."""
-    return combined_sha256({key: str(value) for key, value in fingerprint(run).items()})
+    # env.json may be damaged: escaped, each of its texts has bytes, which a hash needs.
+    return combined_sha256({key: printable(str(value)) for key, value in fingerprint(run).items()})

@@ -36,7 +36,7 @@ def time_advice(config: Config, result: Mapping[str, Any]) -> list[str]:
     remedies = {
         "data": _data_remedy(config),
         "evaluation": "train.test_each_epoch=false" if config.train.test_each_epoch else "",
-        "test": f"data.test_limit below {result['test_images']}",
+        "test": _test_remedy(config, result),
         "checkpoint": _checkpoint_remedy(config, result),
         "start-up": _startup_remedy(config),
         "rest": f"train.rest_minutes below {config.train.rest_minutes:g}",
@@ -78,6 +78,11 @@ def _data_remedy(config: Config) -> str:
     if config.device.name == "cuda" and data.cache == "ram":
         return "data.cache=device"
     return ""
+
+
+def _test_remedy(config: Config, result: Mapping[str, Any]) -> str:
+    limit = f"data.test_limit below {result['test_images']}"
+    return f"train.test_flip=null or {limit}" if config.train.test_flip else limit
 
 
 def _startup_remedy(config: Config) -> str:

@@ -113,7 +113,7 @@ def count_run_images(config: Config) -> ImageCounts | None:
 
 
 def evaluated_images(config: Config, counts: ImageCounts, epochs: int, is_tested: bool) -> int:
-    """Returns how many images pass the network forward only.
+    """Returns how many images pass the network forward only; a mirror image is one more.
 
     Args:
         config: the configuration.
@@ -122,11 +122,11 @@ def evaluated_images(config: Config, counts: ImageCounts, epochs: int, is_tested
         is_tested: whether the test after the last epoch counts as well.
     """
     tests = is_tested + epochs * config.train.test_each_epoch
-    return epochs * counts.val + tests * tested_images(config, counts)
+    return epochs * counts.val + tests * passes_per_test(config, counts)
 
 
-def tested_images(config: Config, counts: ImageCounts) -> int:
-    """Returns how many images one test passes forward; a mirror image is one more."""
+def passes_per_test(config: Config, counts: ImageCounts) -> int:
+    """Returns the work of a test in forward passes of one image."""
     return counts.test * (2 if config.train.test_flip else 1)
 
 

@@ -198,7 +198,10 @@ def done_line(config: Config, result: Mapping[str, Any]) -> str:
     if result.get("state") == "paused":
         epochs = f"{result['epochs']} of {config.train.epochs} epochs"
         return f"already paused: {epochs} are done (run.until={config.run.until})  {folder}"
-    line = f"already finished: test accuracy {result['test/accuracy']:.4f}  {folder}"
+    score = f"test accuracy {result['test/accuracy']:.4f}"
+    if config.train.test_flip:
+        score += " with mirror images"
+    line = f"already finished: {score}  {folder}"
     lost = lost_files(folder, result)
     if not lost:
         return line

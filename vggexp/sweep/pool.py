@@ -64,7 +64,7 @@ def make_job(index: int, config: Config) -> PoolJob:
     epochs = command_epochs(config)
     trained = min(epochs, finished_epochs(job.folder))
     training = (epochs - trained) * forecast.epoch_passes(config, counts)
-    passes = training + ends_with_test(config) * forecast.tested_images(config, counts)
+    passes = training + ends_with_test(config) * forecast.passes_per_test(config, counts)
     work = float(passes * macs(layers(config)))
     share = training / passes if passes else 1.0
     return replace(job, trained=trained, work=work, epochs_share=share)

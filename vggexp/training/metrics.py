@@ -131,7 +131,7 @@ def evaluate(
     Leaves the model in the mode in which it was.
 
     Args:
-        flip: whether an image is predicted as in `log_mean_softmax` of itself and its mirror image.
+        flip: whether the softmax is the mean over each image and its mirror image.
     """
     sums = MetricSums(device)
     for logits, labels in _forward(model, batches, autocast, flip):
@@ -168,25 +168,28 @@ def _forward(
     autocast: Autocast,
     flip: bool,
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """Yields fp32 logits and labels of each batch, from the model in eval mode."""
+    """Yields fp32 logits and labels of each batch, from the model in eval mode.
+
+    With `flip` the softmax of the logits is the mean over an image and its mirror image.
+    """
     training = model.training
     model.eval()
     try:
         for images, labels in batches:
+            views = [images, images.flip(-1)] if flip else [images]
             with autocast():
-                logits = model(images).float()
-            if flip:
-                with autocast():
-                    mirrored_logits = model(images.flip(-1)).float()
-                logits = log_mean_softmax(torch.stack((logits, mirrored_logits)))
-            yield logits, labels
+                logits = torch.stack([model(view).float() for view in views])
+            yield log_mean_softmax(logits) if flip else logits[0], labels
     finally:
         if training:
             train_mode(model)
 
 
 def log_mean_softmax(logits: Tensor) -> Tensor:
-    """Returns the logits [N, K] whose softmax is the mean over the views of logits [views, N, K].
+    """Returns logits [N, K] whose softmax is the mean softmax of the views.
+
+    Args:
+        logits: [views, N, K].
 
     Source: Simonyan and Zisserman 2015, arXiv:1409.1556, section 3.2.
     """
