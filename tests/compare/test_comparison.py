@@ -207,17 +207,19 @@ def test_copies_of_a_run_are_noted(make_run, compare_json):
     for name, weights in (("a", "0" * 64), ("b", "0" * 64), ("c", "1" * 64)):
         result = Path(make_run(name)) / "result.json"
         result.write_text(json.dumps(json.loads(result.read_text()) | {"weights_sha256": weights}))
-    reason = "have the same weights, bit for bit: copies of one run, or a run repeated exactly"
+    reason = "have the same weights, bit for bit: copies of one run, or a training repeated exactly"
     assert f"note: a and b {reason}" in compare_json("a", "b", "c")["notes"]
     assert not [note for note in compare_json("a", "c")["notes"] if reason in note]
 
 
 def test_runs_tested_with_and_without_mirror_images(make_run, compare_json):
-    for name, flip in (("a", True), ("b", False), ("c", False)):
-        result = Path(make_run(name)) / "result.json"
-        tested = {"weights_sha256": "0" * 64, "test_flip": flip}
-        result.write_text(json.dumps(json.loads(result.read_text()) | tested))
-    notes = compare_json("a", "b", "c")["notes"]
-    assert notes[0].startswith("note: b and c have the same weights, bit for bit")
-    assert notes[1].startswith("warning: only a tested with mirror images (train.test_flip): ")
-    assert not [note for note in compare_json("b", "c")["notes"] if "mirror" in note]
+    make_run("a", sections={"train": {"test_flip": True}})
+    make_run("b")
+    make_run("c", sections={"train": {"test_flip": True}})
+    warning = (
+        "warning: only the tests of a, c have mirror images (train.test_flip): "
+        "the mirror images may be the cause of a difference; "
+        "`vggexp.evaluate RUN --flip` gives the score with mirror images of the other runs"
+    )
+    assert warning in compare_json("a", "b", "c")["notes"]
+    assert not [note for note in compare_json("a", "c")["notes"] if "mirror" in note]

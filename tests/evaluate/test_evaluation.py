@@ -50,13 +50,18 @@ def test_the_default_is_the_run_s_own_test_evaluation(name, command, evaluate):
 
 
 def test_a_run_with_mirror_images_is_the_evaluation_with_flip(command, evaluate):
-    command(*TINY, *COLOR, "train.test_flip=true", "train.test_each_epoch=true", "run.name=a")
+    mirrored = ("train.test_flip=true", "train.test_each_epoch=true")
+    command(*TINY, *COLOR, *mirrored, "run.name=a")
     recorded = result("a")
     printed = evaluate("outputs/a", "--flip")
     last_epoch = json.loads(Path("outputs/a/metrics.jsonl").read_text().splitlines()[-1])
     for key in ("test/accuracy", "test/loss"):
         assert printed[key] == pytest.approx(recorded[key], rel=1e-5)
         assert last_epoch[key] == pytest.approx(recorded[key], rel=1e-5)
+    done = command(*TINY, *COLOR, *mirrored, "run.name=a")[1]
+    assert done.startswith(
+        f"already finished: test accuracy {recorded['test/accuracy']:.4f} with mi"
+    )
     assert evaluate("outputs/a")["test/loss"] != pytest.approx(recorded["test/loss"], rel=1e-5)
     validation = evaluate("outputs/a", "--split", "val")
     assert validation["val/loss"] == pytest.approx(recorded["val/loss"], rel=1e-5)

@@ -188,31 +188,29 @@ def _data_notes(runs: Sequence[TestedRun], changes: str) -> list[str]:
 
 
 def _copy_notes(runs: Sequence[TestedRun]) -> list[str]:
-    # by the hash of the final weights, and by how they were tested
-    folders: dict[tuple[str, bool], list[str]] = {}
+    folders: dict[str, list[str]] = {}  # by the hash of the final weights
     for run in runs:
         if weights := run.record.result.get("weights_sha256"):
-            key = (weights, _is_mirrored(run))
-            folders.setdefault(key, []).append(str(run.record.folder))
+            folders.setdefault(weights, []).append(str(run.record.folder))
     return [
         f"note: {' and '.join(names)} have the same weights, bit for bit: "
-        "copies of one run, or a run repeated exactly"
+        "copies of one run, or a training repeated exactly"
         for names in folders.values()
         if len(names) > 1
     ]
 
 
-def _is_mirrored(run: TestedRun) -> bool:
-    return bool(run.record.result.get("test_flip"))
-
-
 def _flip_notes(runs: Sequence[TestedRun]) -> list[str]:
-    mirrored = [str(run.record.folder) for run in runs if _is_mirrored(run)]
+    mirrored = []
+    for run in runs:
+        if run.record.config.get("train.test_flip"):
+            mirrored.append(str(run.record.folder))
     if len(mirrored) in (0, len(runs)):
         return []
     return [
-        f"warning: only {', '.join(mirrored)} tested with mirror images (train.test_flip): "
-        "they may be the cause of a difference; `vggexp.evaluate RUN --flip` tests any run so"
+        f"warning: only the tests of {', '.join(mirrored)} have mirror images (train.test_flip): "
+        "the mirror images may be the cause of a difference; "
+        "`vggexp.evaluate RUN --flip` gives the score with mirror images of the other runs"
     ]
 
 

@@ -20,8 +20,8 @@ from vggexp.runs.sweeps import expand_sweeps
 DESCRIPTION = """python -m vggexp.evaluate RUN [options] [--json]:
 evaluate a run on its test set with the methods of the VGG paper.
 
-  single   one center crop of the training size; the run's own test evaluation, which
-           train.test_flip=true makes that of --flip
+  single   one center crop of the training size; the run's own test evaluation (of a run with
+           train.test_flip=true: with --flip)
   dense    the linear layers as convolutions over the whole image, averaged over the score map
   crops    a grid of 5x5 crops of the training size, evenly spaced over the image
   both     the mean of dense and crops

@@ -68,6 +68,8 @@ def check_parity(
 ) -> ParityResult:
     """Compares the exported model with the run that it was made from.
 
+    If the run was tested with mirror images, the model predicts them too.
+
     Args:
         model: the exported file, loaded back.
         folder: the run directory, for messages.

@@ -69,5 +69,5 @@ def describe_data(config: Mapping[str, Any]) -> str:
 
 def _data_sha256(run: RunRecord) -> str:
     """Returns one SHA-256 of the run's data, `data.sha256` of an image folder."""
-    # env.json may be damaged: escaped, each of its texts has bytes, which a hash needs.
+    # A damaged env.json may have characters that UTF-8 cannot encode; `printable` escapes them.
     return combined_sha256({key: printable(str(value)) for key, value in fingerprint(run).items()})

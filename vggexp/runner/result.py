@@ -52,7 +52,6 @@ def result_fields(
             fields[key] = value
     fields |= scores
     fields["test_weights"] = config.train.test_weights
-    fields["test_flip"] = bool(config.train.test_flip)
     fields["weights_step"] = epoch_metrics["step"]
     fields["weights_sha256"] = weights_sha256(weights)
     best = best_epoch(state.history)

@@ -72,7 +72,7 @@ class RunSpeed(NamedTuple):
     network: str
     macs: int  # multiply-adds an image
     train_seconds: float  # of an image in training
-    eval_seconds: float  # of an image in validation or test
+    eval_seconds: float  # of a forward pass of one image in validation or test
 
 
 class Forecast(NamedTuple):
@@ -112,8 +112,8 @@ def count_run_images(config: Config) -> ImageCounts | None:
     return ImageCounts(*divide_images(images, config), min(test, data.test_limit or test))
 
 
-def evaluated_images(config: Config, counts: ImageCounts, epochs: int, is_tested: bool) -> int:
-    """Returns how many images pass the network forward only; a mirror image is one more.
+def evaluation_passes(config: Config, counts: ImageCounts, epochs: int, is_tested: bool) -> int:
+    """Returns the number of forward passes of one image in validation and tests.
 
     Args:
         config: the configuration.
@@ -126,13 +126,13 @@ def evaluated_images(config: Config, counts: ImageCounts, epochs: int, is_tested
 
 
 def passes_per_test(config: Config, counts: ImageCounts) -> int:
-    """Returns the work of a test in forward passes of one image."""
+    """Returns the forward passes of one test; `train.test_flip` makes it two for each image."""
     return counts.test * (2 if config.train.test_flip else 1)
 
 
 def epoch_passes(config: Config, counts: ImageCounts) -> int:
     """Returns the work of an epoch in forward passes of one image."""
-    return TRAINING_PASSES * counts.train + evaluated_images(config, counts, 1, is_tested=False)
+    return TRAINING_PASSES * counts.train + evaluation_passes(config, counts, 1, is_tested=False)
 
 
 def expected_machine(config: Config, threads: int) -> Machine:
@@ -214,7 +214,7 @@ def _run_speed(folder: Path, result: dict[str, Any], machine: Machine) -> RunSpe
     if counts is None or not epochs or rate is None or rate <= 0:
         return None
     train_seconds = 1 / rate
-    images = evaluated_images(config, counts, epochs, is_tested=True)
+    images = evaluation_passes(config, counts, epochs, is_tested=True)
     seconds = result.get("time/evaluation_seconds")
     eval_seconds = train_seconds / TRAINING_PASSES
     if seconds and images:
@@ -261,7 +261,7 @@ def expected_time(
     train_seconds = size * median(speed.train_seconds / speed.macs for speed in chosen)
     eval_seconds = size * median(speed.eval_seconds / speed.macs for speed in chosen)
     epochs = command_epochs(config)
-    images = evaluated_images(config, counts, epochs, ends_with_test(config))
+    images = evaluation_passes(config, counts, epochs, ends_with_test(config))
     seconds = train_seconds * epochs * counts.train + eval_seconds * images
     seconds += 60 * config.train.rest_minutes * (epochs - 1)
     return Forecast(seconds, frozenset(speed.folder for speed in chosen))

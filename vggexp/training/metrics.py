@@ -176,24 +176,22 @@ def _forward(
     model.eval()
     try:
         for images, labels in batches:
-            views = [images, images.flip(-1)] if flip else [images]
             with autocast():
-                logits = torch.stack([model(view).float() for view in views])
-            yield log_mean_softmax(logits) if flip else logits[0], labels
+                logits = model(images).float()
+                if flip:
+                    logits = log_mean_softmax(logits, model(images.flip(-1)).float())
+            yield logits, labels
     finally:
         if training:
             train_mode(model)
 
 
-def log_mean_softmax(logits: Tensor) -> Tensor:
-    """Returns logits [N, K] whose softmax is the mean softmax of the views.
-
-    Args:
-        logits: [views, N, K].
+def log_mean_softmax(first: Tensor, second: Tensor) -> Tensor:
+    """Returns logits [N, K] whose softmax is the mean of the softmax of two logits [N, K].
 
     Source: Simonyan and Zisserman 2015, arXiv:1409.1556, section 3.2.
     """
-    return logits.log_softmax(-1).logsumexp(0) - log(len(logits))
+    return torch.logaddexp(first.log_softmax(1), second.log_softmax(1)) - log(2)
 
 
 def score_logits(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
