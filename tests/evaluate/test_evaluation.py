@@ -58,10 +58,9 @@ def test_a_run_with_mirror_images_is_the_evaluation_with_flip(command, evaluate)
     for key in ("test/accuracy", "test/loss"):
         assert printed[key] == pytest.approx(recorded[key], rel=1e-5)
         assert last_epoch[key] == pytest.approx(recorded[key], rel=1e-5)
+    score = f"test accuracy {recorded['test/accuracy']:.4f} with mirror images"
     done = command(*TINY, *COLOR, *mirrored, "run.name=a")[1]
-    assert done.startswith(
-        f"already finished: test accuracy {recorded['test/accuracy']:.4f} with mi"
-    )
+    assert done.startswith(f"already finished: {score}  ")
     assert evaluate("outputs/a")["test/loss"] != pytest.approx(recorded["test/loss"], rel=1e-5)
     validation = evaluate("outputs/a", "--split", "val")
     assert validation["val/loss"] == pytest.approx(recorded["val/loss"], rel=1e-5)
