@@ -55,6 +55,10 @@ class Terminal(io.StringIO):
             "74.1 img/s",
         ),
         (
+            {"train/loss": 294394365291751296.0},
+            "epoch 1/5  loss 2.944e+17  train acc 0.2708  lr 0.01  102.3 s  74.1 img/s",
+        ),
+        (
             {"train/loss": None},
             "epoch 1/5  loss nan  train acc 0.2708  lr 0.01  102.3 s  74.1 img/s",
         ),

@@ -23,7 +23,7 @@ from time import monotonic
 from typing import Any, TextIO
 
 from vggexp.errors import ResourceError, WaitStoppedError
-from vggexp.formatting import duration, printable
+from vggexp.formatting import duration, format_metric, printable
 from vggexp.system.files import open_no_follow
 from vggexp.system.signals import interruptible
 
@@ -52,7 +52,7 @@ def epoch_line(metrics: Mapping[str, Any], epochs: int) -> str:
             numbers[key] = float("nan")
     parts = [
         f"epoch {numbers['epoch']}/{epochs}",
-        f"loss {numbers['train/loss']:.4f}",
+        f"loss {format_metric(numbers['train/loss'])}",
     ]
     for part in ("train", "val", "test"):
         key = f"{part}/accuracy"
@@ -325,7 +325,7 @@ class Progress:
         if self._bar is None and not is_line:
             return
         if loss is not None and (is_line or elapsed - self._loss_read >= LOSS_SECONDS):
-            self._loss = f"loss {loss():.4f}  "
+            self._loss = f"loss {format_metric(loss())}  "
             self._loss_read = elapsed
         remaining = (self._batches - self._done) * step_seconds
         remaining += self._later.seconds(self._batches * step_seconds)

@@ -11,7 +11,13 @@ from vggexp.config.hints import hints
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
 from vggexp.distributed import collectives
-from vggexp.formatting import duration, format_bytes, plural, tensorboard_command
+from vggexp.formatting import (
+    duration,
+    format_bytes,
+    format_metric,
+    plural,
+    tensorboard_command,
+)
 from vggexp.models.shapes import macs, parameters
 from vggexp.runner.advice import part_seconds, time_advice
 from vggexp.runner.datasets import DataLoaders
@@ -69,7 +75,8 @@ def end_banner(config: Config, result: Mapping[str, Any], folder: Path) -> list[
         result: the content of result.json.
         folder: the run directory.
     """
-    score = f"test accuracy {result['test/accuracy']:.4f}  loss {result['test/loss']:.4f}"
+    loss = format_metric(result["test/loss"])
+    score = f"test accuracy {result['test/accuracy']:.4f}  loss {loss}"
     if config.train.test_flip:
         score += "  with mirror images (train.test_flip)"
     if config.data.test_limit is not None:

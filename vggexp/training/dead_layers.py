@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from vggexp.formatting import advise
+from vggexp.formatting import advise, format_metric
 from vggexp.models.shapes import Layer
 from vggexp.system import memory
 from vggexp.training.step import Batch
@@ -100,7 +100,7 @@ class DeadLayerCheck:
         classes = self.layers[-1].out_channels
         return (
             f"after {self.steps} steps {sign} "
-            f"(loss {loss:.4f}, ln {classes} = {math.log(classes):.4f}): "
+            f"(loss {format_metric(loss)}, ln {classes} = {math.log(classes):.4f}): "
             f"{finding}\nadvice   {advise(overrides)}"
         )
 
