@@ -35,6 +35,11 @@ NON_IDENTITY_KEYS = (
     "train.log_steps",
     "device.timeout_minutes",
 )
+MEANINGS_OF_NULL = {  # such a value is the same run as null
+    "device.processes": 1,
+    "train.test_flip": False,
+    "data.test_fraction": DEFAULT_TEST_FRACTION,
+}
 ADDED_KEYS = ("data.sha256", "data.cache")  # that version 0.1.0 did not count
 # Schedules that do not depend on the number of epochs.
 OPEN_ENDED_SCHEDULES = ("constant", "step", "plateau")
@@ -45,12 +50,9 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of a plain configuration that determine the result of a run."""
     keys = flatten(values)
     keys["data.cache"] = _cache_kind(keys)
-    if keys.get("device.processes") == 1:  # the same run as without the key
-        keys["device.processes"] = None
-    if keys.get("train.test_flip") is False:
-        keys["train.test_flip"] = None
-    if keys.get("data.test_fraction") == DEFAULT_TEST_FRACTION:
-        keys["data.test_fraction"] = None
+    for key, value in MEANINGS_OF_NULL.items():
+        if keys.get(key) == value:
+            keys[key] = None
     result = {}
     for key, value in sorted(keys.items()):
         if value is not None and not key.startswith(NON_IDENTITY_KEYS):

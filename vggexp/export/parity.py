@@ -14,6 +14,7 @@ from vggexp.loggers.console import Console
 from vggexp.runner import datasets
 from vggexp.runner.load import LoadedRun, load_test_data, test_only_config
 from vggexp.runs.predictions import Predictions
+from vggexp.training.metrics import log_mean_softmax
 
 BATCH_SIZE = 128  # images
 
@@ -152,10 +153,10 @@ def _predict_test_set(
 
 def _predict(model: ExportedModel, images: Tensor, flip: bool) -> Tensor:
     """Returns probabilities [N, classes]; with `flip` the mean with those of the mirror images."""
-    probs = model.logits(images).softmax(1)
-    if not flip:
-        return probs
-    return (probs + model.logits(images.flip(-1)).softmax(1)) / 2
+    logits = model.logits(images)
+    if flip:
+        logits = log_mean_softmax(logits, model.logits(images.flip(-1)))
+    return logits.softmax(1)
 
 
 def _max_difference(first: Tensor, second: Tensor) -> float:
