@@ -101,6 +101,8 @@ def run_rank(rank, port, folder):
         check_errors(rank)
         check_saved_sums(rank)
         check_micro_batches(rank)
+        check_first_step(rank)
+        check_due_checkpoint(rank)
         for counts in ((5, 3), (4, 0)):
             check_batch_norm(rank, counts)
         assert collectives.should_report_error("an error") is (rank == 0)
@@ -185,14 +187,41 @@ def check_micro_batches(rank):
         nn.init.constant_(model.weight, 0.1)
         nn.init.zeros_(model.bias)
     functional.cross_entropy(plain(images), labels).backward()
-    settings = StepSettings(
+    batch = (images[rank::2], labels[rank::2])
+    DistributedStep()(shared, batch, step_settings(micro_batches=2))
+    torch.testing.assert_close(shared.weight.grad, plain.weight.grad)
+
+
+def step_settings(micro_batches):
+    return StepSettings(
         batch_size=8,
         label_smoothing=0.0,
         clip_norm=None,
         autocast=contextlib.nullcontext,
         scaler=build_scaler("fp32", CPU),
         guard=NonFiniteGuard(CPU),
-        micro_batches=2,
+        micro_batches=micro_batches,
     )
-    DistributedStep()(shared, (images[rank::2], labels[rank::2]), settings)
-    torch.testing.assert_close(shared.weight.grad, plain.weight.grad)
+
+
+def check_first_step(rank):
+    """Rank 0 alone has read initial weights: all ranks get its statistics, not only its weights."""
+    norm = BatchNorm2d(2).eval()  # as a frozen layer
+    norm.running_mean.fill_(5.0 if rank == 0 else 0.0)
+    model = nn.Sequential(norm, nn.Flatten())
+    _, logits = DistributedStep()(
+        model, (torch.ones(4, 2, 1, 1), torch.zeros(4).long()), step_settings(micro_batches=1)
+    )
+    torch.testing.assert_close(logits, torch.full((4, 2), -4.0), atol=1e-4, rtol=0)
+
+
+def check_due_checkpoint(rank):
+    """A checkpoint that becomes due on rank 0 is saved once, on both ranks at the same step."""
+    stop = DistributedStop(StopFlag())
+    last_save = 0
+    saved = []
+    for step in range(1, 17):
+        if stop.step(is_due=rank == 0 and step - last_save >= 5):
+            saved.append(step)
+            last_save = step
+    assert saved == [8, 16]

@@ -46,7 +46,8 @@ class DistributedStop(StopFlag):
             handle.wait()
         signum, any_due = values.tolist()
         self._update(signum)
-        values = torch.tensor([int(self.local.signal or 0), int(is_due)])
+        # If this step saves, the checkpoint that is due on this rank is no longer due.
+        values = torch.tensor([int(self.local.signal or 0), int(is_due and not any_due)])
         handle = distributed.all_reduce(values, distributed.ReduceOp.MAX, async_op=True)
         self._pending = (handle, values)
         return bool(signum or any_due)

@@ -43,7 +43,8 @@ class BatchNorm2d(nn.BatchNorm2d):
 
     def _normalize_over_ranks(self, images: Tensor) -> Tensor:
         pixel_count = images.numel() / images.shape[1]
-        pixels = images.new_tensor([pixel_count], dtype=torch.float32)
+        # Unlike new_tensor, new_full waits for no copy to the device.
+        pixels = images.new_full((1,), pixel_count, dtype=torch.float32)
         channel_sums = images.float().sum((0, 2, 3))
         totals = _SumOverRanks.apply(torch.cat((channel_sums, pixels)))
         count = totals[-1]

@@ -129,7 +129,8 @@ class DistributedCheckpointManager:
             RankError: The weights of the ranks differ; raised on all ranks.
         """
         collectives.broadcast_(state.model.buffers())
-        collectives.broadcast_(state.eval_model().buffers())
+        if state.ema is not None:
+            collectives.broadcast_(state.ema.module.buffers())
         weights = dict(state.model.named_parameters())
         sha256 = checkpoint.weights_sha256(weights)
         collectives.assert_same_on_all_ranks(

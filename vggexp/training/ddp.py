@@ -9,13 +9,14 @@ import torch
 from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from vggexp.distributed import collectives
 from vggexp.training.step import Batch, StepSettings, forward_backward
 
 
 class DistributedStep:
     """Replaces `forward_backward` if there are several ranks.
 
-    The first call wraps the model in DDP, which copies rank 0's weights to all ranks. The results
+    The first call wraps the model in DDP, with rank 0's weights and buffers. The results
     are those of this rank's own images. All ranks take the same number of micro-batches, and a
     micro-batch may be empty. Only the last micro-batch sends gradients.
     """
@@ -44,7 +45,11 @@ class DistributedStep:
 
 
 def wrap_in_ddp(model: nn.Module) -> DistributedDataParallel:
-    """Wraps the model. Each rank keeps its own buffers until `collectives.broadcast_` is called."""
+    """Wraps the model, whose weights and buffers become those of rank 0.
+
+    Later each rank keeps its own buffers until `collectives.broadcast_` is called.
+    """
+    collectives.broadcast_(model.buffers())  # without its own broadcast, DDP copies only weights
     # torch warns that an argument is renamed, but not every supported torch has the new name.
     with warnings.catch_warnings(action="ignore", category=FutureWarning):
         ddp = DistributedDataParallel(model, broadcast_buffers=False, gradient_as_bucket_view=True)
