@@ -17,6 +17,7 @@ from vggexp.bench.layers import Part, time_part
 from vggexp.bench.measure import (
     PRODUCT_SIZE,
     ROUNDS,
+    full_batches,
     matrix_product,
     step_parts,
     time_rounds,
@@ -69,7 +70,8 @@ def main() -> None:
     batch = next(iter(batches.train(0)))
     images, _ = batch
     state = build.build_state(config, setup, batches.batches_per_epoch)
-    whole = step_parts(state, build.train_settings(config, setup), batches, batch)["step"]
+    stream = full_batches(batches, len(images))
+    whole = step_parts(state, build.train_settings(config, setup), stream, batch)["step"]
     step = statistics.median(time_rounds({"step": whole}, 4 * ROUNDS, setup.device)["step"])
     model = build.build_model(config).to(setup.device).train()
     if config.device.channels_last:

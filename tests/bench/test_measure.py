@@ -2,14 +2,16 @@
 
 from dataclasses import asdict
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pytest
 
 from tests.conftest import TINY, write_images
+from tests.factories import Blobs
 from vggexp.bench.__main__ import format_result, main
 from vggexp.bench.layers import time_layers, write_trace
-from vggexp.bench.measure import RATES, benchmark
+from vggexp.bench.measure import RATES, benchmark, full_batches
 from vggexp.check.checks import write_sheet
 from vggexp.config.compose import parse_command
 from vggexp.errors import ConfigError
@@ -87,3 +89,18 @@ def test_a_batch_above_the_images_of_a_folder_is_refused(measure, tmp_path, monk
     with pytest.raises(ConfigError, match="batch_size=128: more than the 20"):
         measure(config)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+def test_one_stream_of_image_files_serves_all_parts(tmp_path, monkeypatch):
+    """The workers serve one iteration at a time."""
+    monkeypatch.chdir(tmp_path)
+    write_images(Path("images"), {"train": 5, "test": 1}, lambda index: (8, 8), "png")
+    folder = ["data=image_folder", "data.root=images", "data.resize=8", "data.val_fraction=0"]
+    small = ["data.batch_size=4", "arch.blocks=[[1,2]]", "arch.hidden=[]", "device=cpu"]
+    config = compose_run(parse_command([*folder, *small, "data.workers=1"]))
+    assert benchmark(config, product_size=64, rounds=1).batch_size == 4
+
+
+def test_a_smaller_last_batch_is_not_timed():
+    batches = islice(full_batches(Blobs(), 8), 3)
+    assert [len(images) for images, _ in batches] == [8, 8, 8]

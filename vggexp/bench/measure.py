@@ -69,7 +69,9 @@ def benchmark(
     settings = replace(build.train_settings(config, device_setup), dead_layer_check=None)
     batch = next(iter(batches.train(0)))
     images, _ = batch
-    parts = step_parts(state, settings, batches, batch)
+    # One stream for all parts, because a pool of workers serves one iteration at a time.
+    stream = full_batches(batches, len(images))
+    parts = step_parts(state, settings, stream, batch)
     (step_seconds,) = time_rounds({"step": parts["step"]}, 1, device)["step"]
     loop_steps = max(MIN_LOOP_STEPS, math.ceil(LOOP_SECONDS / step_seconds))
     with tempfile.TemporaryDirectory() as name:
@@ -79,7 +81,7 @@ def benchmark(
         calls = {
             "product": matrix_product(device_setup.precision, product_size, device),
             **parts,
-            **loop_parts(state, settings, batches, loop_steps, logger),
+            **loop_parts(state, settings, stream, loop_steps, logger),
         }
         seconds = time_rounds(calls, rounds, device)
         logger.tensorboard.close(True)
@@ -109,11 +111,10 @@ def matrix_product(precision: str, size: int, device: torch.device) -> Callable[
 
 
 def step_parts(
-    state: TrainState, settings: TrainSettings, batches: Batches, batch: Batch
+    state: TrainState, settings: TrainSettings, stream: Iterator[Batch], batch: Batch
 ) -> dict[str, Callable[[], object]]:
     """Returns the parts of a step as calls. Each call works on one batch."""
     images, labels = batch
-    stream = cycle(batches)
     guard = NonFiniteGuard(settings.device)
 
     def load() -> None:
@@ -143,10 +144,13 @@ def step_parts(
 
 
 def loop_parts(
-    state: TrainState, settings: TrainSettings, batches: Batches, steps: int, logger: RunLogger
+    state: TrainState,
+    settings: TrainSettings,
+    stream: Iterator[Batch],
+    steps: int,
+    logger: RunLogger,
 ) -> dict[str, Callable[[], object]]:
     """Returns a stretch of the loop with its data, and the report at the end of an epoch."""
-    stream = cycle(batches)
     timer = PhaseTimer(settings.device)
     loop = TrainLoop(settings, timer, logger, NullCheckpointer(), StopFlag())
 
@@ -168,6 +172,11 @@ def cycle(batches: Batches) -> Iterator[Batch]:
         yield from batches.train(epoch)
 
 
+def full_batches(batches: Batches, batch_size: int) -> Iterator[Batch]:
+    """Yields the batches of one epoch after the other, without smaller ones at their ends."""
+    return (batch for batch in cycle(batches) if len(batch[0]) == batch_size)
+
+
 def time_rounds(
     calls: dict[str, Callable[[], object]], rounds: int, device: torch.device
 ) -> dict[str, list[float]]:
@@ -187,3 +196,5 @@ def synchronize(device: torch.device) -> None:
     """Waits until the work in flight on a GPU is done."""
     if device.type == "cuda":
         torch.cuda.synchronize()
+    elif device.type == "mps":
+        torch.mps.synchronize()
