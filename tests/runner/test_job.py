@@ -6,6 +6,7 @@ import pytest
 
 from vggexp.config.compose import parse_command
 from vggexp.errors import DivergedError, StoppedError
+from vggexp.runner import banner
 from vggexp.runner.run import run
 from vggexp.runs.directory import read_result
 from vggexp.sweep.expand import compose_run
@@ -66,6 +67,11 @@ def test_a_run_whose_test_loss_is_not_finite_has_diverged(train, tmp_path):
     assert not (tmp_path / "a" / "predictions.npz").exists()
 
 
+def test_clipping_is_not_advised_again(train):
+    with pytest.raises(DivergedError, match=r"try optimizer\.lr=10$"):
+        train(*EXPLODING, "train.clip_norm=1")
+
+
 def test_the_same_command_says_again_that_the_test_loss_is_not_finite(train):
     for _ in range(2):
         with pytest.raises(DivergedError, match=r"try optimizer\.lr=10 or train\.clip_norm=1"):
@@ -84,3 +90,13 @@ def test_a_stopped_run_is_interrupted_and_not_failed(train, tmp_path):
         train(stop=StopInTheFirstEpoch())
     result = read_result(tmp_path / "a")
     assert (result["state"], result["exit_code"]) == ("interrupted", 143)
+
+
+def test_an_interruption_after_the_result_leaves_the_run_finished(train, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(banner, "end_banner", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train()
+    assert read_result(tmp_path / "a")["state"] == "finished"

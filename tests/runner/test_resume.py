@@ -159,3 +159,11 @@ def test_a_configuration_that_does_not_fit_is_no_loss_of_the_run(command):
     assert "checkpoints: does not fit this configuration: " in err
     assert result("a")["state"] == "paused"
     assert command(*TINY, "run.name=a")[0] == 0
+
+
+def test_a_forced_number_of_micro_batches_is_taken_and_reported(command):
+    command(*TINY, "run.name=a", "run.until=1")
+    assert command(*TINY, "run.name=a", "train.accumulate=4", "resume=force")[0] == 0
+    assert result("a")["micro_batches"] == 4
+    warning = "warning: continuing, but train.accumulate: run has 1, command says 4\n"
+    assert warning in Path("outputs/a/run.log").read_text()

@@ -118,6 +118,16 @@ def test_tensorboard_shows_the_record(command):
     assert events.Tags()["graph"]
 
 
+def test_tensorboard_shows_the_test_at_the_epoch_of_the_tested_weights(command):
+    """Such a low rate changes no prediction: the first epoch stays the best."""
+    command(*TINY, "run.name=a", "optimizer.lr=1e-6", "train.test_weights=best")
+    assert result("a")["best/epoch"] == 1
+    events = EventAccumulator("outputs/a", size_guidance={"images": 0})
+    events.Reload()
+    assert [point.step for point in events.Scalars("accuracy/test")] == [1]
+    assert [image.step for image in events.Images("test/confusion")] == [1]
+
+
 def test_tensorboard_shows_the_curves_inside_the_epochs(command):
     command(*TINY, "run.name=a", "train.log_steps=2")
     rows = read_steps(Path("outputs/a"))

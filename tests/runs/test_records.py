@@ -1,6 +1,7 @@
 """Run directories read back: which folders are runs, and their states."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import yaml
@@ -8,7 +9,7 @@ import yaml
 from tools.faults.run_files import make_config, make_run
 from vggexp.errors import CheckpointError
 from vggexp.runs.directory import write_result
-from vggexp.runs.records import find_runs, load_config, read_run, without_neighbors
+from vggexp.runs.records import find_runs, load_config, read_run, resume_hint, without_neighbors
 from vggexp.system.locks import lock_run_dir
 
 
@@ -47,6 +48,12 @@ def test_a_running_run_without_a_process_is_interrupted(tmp_path, state):
     assert run.state == ("interrupted" if state == "running" else state)
     with lock_run_dir(folder):
         assert read_run(folder).state == state
+
+
+def test_how_to_continue_a_run_of_resume_never(tmp_path):
+    continued = resume_hint(replace(make_config(), resume="never"), tmp_path / "a-2")
+    assert continued == "run.name=a-2 in place of resume=never continues it"
+    assert resume_hint(make_config(), tmp_path / "a") == "run the same command to continue"
 
 
 @pytest.mark.parametrize("name", ["config.yaml", "result.json", "metrics.jsonl", "env.json"])

@@ -32,6 +32,7 @@ from vggexp.training.loop import (
     check_dead_layers,
     should_stop_early,
     train,
+    train_epoch,
 )
 from vggexp.training.timer import PARTS, PhaseTimer
 
@@ -179,8 +180,10 @@ def test_training_until_a_position_and_from_there(until):
     assert metrics_of(at_once) == metrics_of(in_parts)
 
 
-def test_a_run_that_is_to_pause_after_an_epoch_does_not_rest_first():
-    logger = run_training(make_state(), rest_minutes=1e-4, until=Position(2, 0))
+@pytest.mark.parametrize("end", [{"until": Position(2, 0)}, {"patience": 1}])
+def test_a_run_does_not_rest_after_its_last_epoch(end):
+    evaluate = lambda _: {"val/accuracy": 0.5}  # noqa: E731
+    logger = run_training(make_state(), evaluate_model=evaluate, rest_minutes=1e-4, **end)
     assert logger.messages == ["resting for 0.0001 minutes"]
 
 
@@ -544,6 +547,16 @@ def test_the_configured_arguments_of_the_optimizer_win_over_those_of_a_checkpoin
     (group,) = state.optimizer.param_groups
     assert (group["momentum"], group["nesterov"]) == (0.5, True)
     assert len(state.optimizer.state) == len(saved.optimizer.state)  # the momentum goes on
+
+
+def test_the_moving_average_is_a_part_of_the_optimizer_time(monkeypatch):
+    state = make_state(ema_decay=0.9)
+    loop = make_loop()
+    calls = []
+    monkeypatch.setattr(state.ema, "update", lambda _: calls.append("average"))
+    monkeypatch.setattr(loop.timer, "lap", calls.append)
+    train_epoch(state, Blobs().train(0), loop)
+    assert calls[:4] == ["data", "compute", "average", "optimizer"]
 
 
 def test_a_run_rests_the_configured_minutes_between_its_epochs(monkeypatch):

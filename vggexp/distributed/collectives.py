@@ -20,7 +20,7 @@ from torch import Tensor, distributed
 from vggexp.distributed.rank import RankInfo, export_torchrun_env, rank_info
 from vggexp.errors import ConfigError, RankError, VggexpError
 from vggexp.formatting import one_line, printable
-from vggexp.system.signals import call_in_thread, interruptible
+from vggexp.system.signals import RESUME_HINT, call_in_thread, interruptible
 
 DEFAULT_TIMEOUT_MINUTES = 10.0  # longest wait for another rank, without device.timeout_minutes
 GRACE_SECONDS = 3  # head start of a rank that failed over the ranks that only lost it
@@ -140,7 +140,7 @@ def _connect_store(timeout: timedelta) -> distributed.Store:
 
 
 @contextlib.contextmanager
-def translate_rank_errors() -> Iterator[None]:
+def translate_rank_errors(resume_hint: str = RESUME_HINT) -> Iterator[None]:
     """Raises RankError in place of torch's error about a rank that is gone or does not answer."""
     try:
         yield
@@ -148,7 +148,7 @@ def translate_rank_errors() -> Iterator[None]:
         if world_size() == 1 or not _is_lost_rank(error):
             raise
         time.sleep(GRACE_SECONDS)  # the failed rank reports its own error first
-        raise RankError(_cause(str(error))) from error
+        raise RankError(_cause(str(error), resume_hint)) from error
 
 
 def _is_lost_rank(error: RuntimeError) -> bool:
@@ -158,7 +158,7 @@ def _is_lost_rank(error: RuntimeError) -> bool:
     return any(text in message for text in BROKEN_GROUP_TEXTS)
 
 
-def _cause(message: str) -> str:
+def _cause(message: str, resume_hint: str) -> str:
     """Returns the reported error of the rank that failed first, or a guess from `message`."""
     with contextlib.suppress(RuntimeError):  # the store may have ended with its process
         if _STATE.store.check([ERROR_KEY]):
@@ -166,7 +166,7 @@ def _cause(message: str) -> str:
     if "timed out" in message.lower() or "timeout" in message.lower():
         minutes = _STATE.timeout_minutes
         return f"a rank has not answered for {minutes:g} minutes (device.timeout_minutes)"
-    return "a rank has ended before the others; run the same command to continue"
+    return f"a rank has ended before the others; {resume_hint}"
 
 
 def should_report_error(message: str) -> bool:

@@ -151,7 +151,8 @@ def _in_memory_loaders(
     images = splits.train.images
     labels = splits.train.labels
     train, val = _split_indices(labels, config)
-    mean, std = _mean_and_std(config, images[train])
+    train_images = images[train]
+    mean, std = _mean_and_std(config, train_images)
     preprocess = Preprocess(input_spec(config).size, mean, std, config.device.channels_last)
     make_loader = partial(
         InMemoryLoader,
@@ -163,7 +164,7 @@ def _in_memory_loaders(
     )
     rank_batch = collectives.local_batch_size(cfg.batch_size)
     make_eval_loader = partial(make_loader, batch_size=rank_batch)
-    train_loader = make_loader(images[train], labels[train], augment=_augment(config))
+    train_loader = make_loader(train_images, labels[train], augment=_augment(config))
     return DataLoaders(
         train=_mixed(train_loader, config, splits.train.classes),
         val=make_eval_loader(images[val], labels[val]) if len(val) else None,

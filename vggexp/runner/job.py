@@ -44,7 +44,8 @@ from vggexp.training.loop import (
     Position,
     TrainLoop,
     TrainState,
-    should_stop_early,
+    divergence_advice,
+    is_trained,
     train,
 )
 from vggexp.training.metrics import evaluate, predict, score_logits
@@ -123,7 +124,10 @@ def train_and_record(job: TrainingJob) -> dict[str, Any]:
 def _translate_errors(job: TrainingJob) -> Iterator[None]:
     """Raises ResourceError and RankError in place of the errors of torch."""
     hint = f"with data.batch_size={job.config.data.batch_size}; choose a smaller one"
-    with memory.oom_as_resource_error(hint), collectives.translate_rank_errors():
+    with (
+        memory.oom_as_resource_error(hint),
+        collectives.translate_rank_errors(job.stop.resume_hint),
+    ):
         yield
 
 
@@ -156,6 +160,8 @@ def _record_failure(job: TrainingJob) -> Iterator[None]:
 
 
 def _record_end(job: TrainingJob, state: str, error: str, exit_code: int) -> None:
+    if directory.read_result(job.folder).get("state") == "finished":
+        return  # only the last lines are missing
     with contextlib.suppress(OSError):  # a full disk has no room for the report about itself
         directory.write_result(job.folder, state, error=error, exit_code=exit_code)
 
@@ -254,8 +260,7 @@ def _train(
 def _is_trained(job: TrainingJob) -> bool:
     """Returns whether no epoch is left; False for a run that `run.until` pauses."""
     train_cfg = job.config.train
-    history = job.state.history
-    return job.state.epoch >= train_cfg.epochs or should_stop_early(history, train_cfg.patience)
+    return is_trained(job.state, train_cfg.epochs, train_cfg.patience)
 
 
 def evaluate_epoch(
@@ -313,7 +318,7 @@ def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
     if not math.isfinite(scores["test/loss"]):
         raise DivergedError(
             f"the test loss is not finite with the weights of epoch {epoch_metrics['epoch']}; "
-            f"try optimizer.lr={state.schedule.lr / 10:g} or train.clip_norm=1"
+            + divergence_advice(state.schedule.lr, job.config.train.clip_norm)
         )
     return PredictedTestSet(epoch_metrics, model, logits, labels, scores)
 
@@ -359,8 +364,9 @@ def _finish(
     for key, value in content.items():
         if key.startswith(("train/", "val/", "test/")):
             scalars[key] = value
-    logger.tensorboard.final(scalars, state.epoch)
-    draw = partial(figures.log_test_images, logger, data, probs, test.labels, state.epoch)
+    epoch = test.epoch_metrics["epoch"]
+    logger.tensorboard.final(scalars, epoch)
+    draw = partial(figures.log_test_images, logger, data, probs, test.labels, epoch)
     logger.best_effort("the images of the mistakes", draw)
     logger.best_effort("the graph", partial(figures.log_graph, logger, test.model, data))
     if job.is_resumed:

@@ -66,6 +66,7 @@ def _open_run_dir(config: Config, stack: contextlib.ExitStack, console: Console)
     result = records.done_result(config)
     if result is not None:  # another process trained the run after this command had checked
         return OpenedRun(folder, is_new=False, result=result)
+    console.log_file = folder / "run.log"  # also has the warnings before the first batch
     lost = records.lost_files(folder, directory.read_result(folder))
     if lost:
         console.line(f"warning: the finished run lost {', '.join(lost)}: writing it again")
@@ -143,9 +144,13 @@ def build_run(config: Config, checkpoint: Checkpoint | None, console: Console) -
 
 def _restore(config: Config, state: TrainState, checkpoint: Checkpoint) -> None:
     epochs = None if config.resume == "force" else config.train.epochs
+    accumulate = config.train.accumulate
     try:
         checkpoint_schema.check_state(checkpoint, state, epochs)
         state.restore(checkpoint)
+        # The checkpoint may have more micro-batches than its configuration: the memory ran out.
+        if checkpoint["identity"].get("train.accumulate") != accumulate:  # with resume=force
+            state.micro_batches = accumulate
     except (KeyError, RuntimeError, ValueError) as error:
         # With resume=force the run may still continue with its own configuration.
         error_type = CheckpointError if config.resume == "force" else LostRunError

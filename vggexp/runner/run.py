@@ -78,9 +78,7 @@ def run(
         if opened.result is not None:
             console.line(records.done_line(config, opened.result))
             return opened.result
-        if config.resume == "never":
-            name = opened.folder.name
-            stop.resume_hint = f"run.name={name} in place of resume=never continues it"
+        stop.resume_hint = records.resume_hint(config, opened.folder)
         if collectives.world_size() > 1:
             stop = DistributedStop(stop)
         setup, init_lines = _build_run(config, opened, console)

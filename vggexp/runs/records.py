@@ -34,6 +34,7 @@ from vggexp.runs.directory import (
 from vggexp.runs.schema import damaged
 from vggexp.runs.sweeps import expand_sweeps
 from vggexp.system.locks import is_locked
+from vggexp.system.signals import RESUME_HINT
 
 # Keys whose rules a recorded run need not keep: it may name folders that a copied run does not
 # have, and a run of an earlier version may have a warm-up before scheduler=onecycle, or one that
@@ -159,6 +160,13 @@ def run_dir(config: Config) -> Path:
     if config.run.name is None:
         taken = names_with_hash(root, run_hash(config)).values()
     return root / unused_name(root, run_name(config), taken)
+
+
+def resume_hint(config: Config, folder: Path) -> str:
+    """Returns how to continue the command's run in `folder`; resume=never starts another one."""
+    if config.resume == "never":
+        return f"run.name={folder.name} in place of resume=never continues it"
+    return RESUME_HINT
 
 
 def _existing_run_dir(config: Config) -> Path:

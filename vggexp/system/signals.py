@@ -24,6 +24,7 @@ STOP_SIGNALS = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGUSR2", "SIGHUP")
 POLL_SECONDS = 0.2  # longest sleep between two looks at the flag
 STOPPING = "vggexp: stopping after this batch; Ctrl-C again to end at once"
 STOPPING_JOBS = "vggexp: stopping each job after its batch; Ctrl-C again to end at once"
+RESUME_HINT = "run the same command to continue"
 STOPPED_AT_ONCE = "stopped at once by a second Ctrl-C"
 END = b"\0"  # of the signals that a thread watches
 GRACE_SECONDS = 2.0  # from a stop signal to the end of a call that waits
@@ -38,7 +39,7 @@ class StopFlag:
         self.signal: signal.Signals | None = None
         self.acknowledgement = acknowledgement  # line for the first Ctrl-C
         self.at_once = False  # a second Ctrl-C has arrived
-        self.resume_hint = "run the same command to continue"
+        self.resume_hint = RESUME_HINT
         self._waiting = ""  # what the block of `interruptible` waits for, which is running
 
     def check(self, position: str) -> None:

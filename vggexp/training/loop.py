@@ -301,9 +301,7 @@ def train(
         timer.lap("checkpoint")
         loop.logger.epoch(metrics)
         timer.lap("logging")
-        rest_minutes = settings.rest_minutes
-        if state.epoch >= settings.epochs or has_reached(state, until):
-            rest_minutes = 0
+        rest_minutes = 0 if is_done(state, settings, until) else settings.rest_minutes
         if rest_minutes:
             loop.logger.log(f"resting for {rest_minutes:g} minutes")
         loop.stop.rest(rest_minutes * 60)
@@ -331,17 +329,17 @@ def train_epoch(state: TrainState, batches: Iterable[Batch], loop: TrainLoop) ->
             set_lr(state.optimizer, state.lr(state.batch))
             step_cfg = step_settings(state, settings, loop.guard)
             update = optimizer_step(state.model, state.optimizer, loss, state.step, step_cfg)
-            timer.lap("optimizer")
             if not update.applied:
-                raise_if_diverged(state, loop.guard)
+                raise_if_diverged(state, loop)
             state.step += 1
             state.batch += 1
+            if state.ema is not None:
+                state.ema.update(state.model)
+            timer.lap("optimizer")
             if state.batch == 1:
                 # Evaluation and checkpoints freed memory at other addresses. Without this call the
                 # epoch's peak would come on top of that memory.
                 memory.trim_heap()
-            if state.ema is not None:
-                state.ema.update(state.model)
             if log_steps and state.step % log_steps == 0:
                 loop.logger.step(state.read_step(update.gradient_norm))
             progress.update(len(images) * collectives.world_size(), state.sums.mean_loss)
@@ -350,15 +348,16 @@ def train_epoch(state: TrainState, batches: Iterable[Batch], loop: TrainLoop) ->
                 save_within_epoch(state, loop)
                 timer.lap("checkpoint")
             loop.stop.check(f"at epoch {state.epoch + 1} batch {state.batch}")
-    raise_if_diverged(state, loop.guard)
+    raise_if_diverged(state, loop)
 
 
 def is_done(state: TrainState, settings: TrainSettings, until: Position | None) -> bool:
-    return (
-        state.epoch >= settings.epochs
-        or should_stop_early(state.history, settings.patience)
-        or has_reached(state, until)
-    )
+    return is_trained(state, settings.epochs, settings.patience) or has_reached(state, until)
+
+
+def is_trained(state: TrainState, epochs: int, patience: int | None) -> bool:
+    """Returns whether the run has no epoch left, be it by `patience`."""
+    return state.epoch >= epochs or should_stop_early(state.history, patience)
 
 
 def has_reached(state: TrainState, until: Position | None) -> bool:
@@ -378,22 +377,29 @@ def should_stop_early(history: list[EpochMetrics], patience: int | None) -> bool
 
 def save_within_epoch(state: TrainState, loop: TrainLoop) -> None:
     """Saves unless the run has diverged: an accelerator's flag was last read at the last line."""
-    raise_if_diverged(state, loop.guard)
+    raise_if_diverged(state, loop)
     state.elapsed = loop.timer.read()
     loop.checkpointer.save(state)
 
 
-def raise_if_diverged(state: TrainState, guard: NonFiniteGuard) -> None:
+def raise_if_diverged(state: TrainState, loop: TrainLoop) -> None:
     """Raises DivergedError if a step was not finite. Waits for the device and for all ranks."""
-    step = guard.first_nonfinite_step()
+    step = loop.guard.first_nonfinite_step()
     if step is None:
         return
     batch = state.batch - (state.step - step)  # of the epoch under way
     lr = state.lr(batch)
     raise DivergedError(
         f"the loss or its gradient is not finite at epoch {state.epoch + 1} batch {batch + 1} "
-        f"with lr {lr:g}; try optimizer.lr={state.schedule.lr / 10:g} or train.clip_norm=1"
+        f"with lr {lr:g}; " + divergence_advice(state.schedule.lr, loop.settings.clip_norm)
     )
+
+
+def divergence_advice(lr: float, clip_norm: float | None) -> str:
+    """Returns what to try after a loss that is not finite, if the configuration has it not yet."""
+    advice = f"try optimizer.lr={lr / 10:g}"
+    is_clipped = clip_norm is not None and clip_norm <= 1
+    return advice if is_clipped else f"{advice} or train.clip_norm=1"
 
 
 def check_dead_layers(

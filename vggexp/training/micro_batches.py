@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from vggexp.distributed import collectives
 from vggexp.errors import ResourceError
 
 
@@ -27,8 +28,11 @@ def double_micro_batches(model: nn.Module, micro_batches: int, batch_size: int) 
 
 
 def oom_message(micro_batches: int, batch_size: int, reason: str = "choose ") -> str:
+    advice = "a smaller data.batch_size"
+    largest = batch_size // collectives.world_size()  # a micro-batch of one image on each rank
+    if micro_batches < largest:
+        advice = f"train.accumulate={min(2 * micro_batches, largest)}, or {advice}"
     return (
         f"out of memory with data.batch_size={batch_size} and "
-        f"train.accumulate={micro_batches}; {reason}"
-        f"train.accumulate={2 * micro_batches}, or a smaller data.batch_size"
+        f"train.accumulate={micro_batches}; {reason}{advice}"
     )
