@@ -140,6 +140,11 @@ hydra/launcher=nope -> hydra/launcher=nope: unknown; allowed basic...
 --batch-size=64 -> --batch-size=64: unknown flag; keys take no dashes, write data.batch_size=64
 --deterministic -> --deterministic: unknown flag; keys take no dashes, write device.deterministic=true
 --name x -> --name x: unknown flag; keys take no dashes, write run.name=x
+--train-images 500 -> --train-images: unknown flag; see --help
+optimizer=adam optimizer.name=NAdam optimizer.momentum_decay=0.01 -> optimizer.momentum_decay=0.01: not in the file of this optimizer; write +optimizer.momentum_decay=0.01
+data=torchvision data.name=KMNIST data.sha256=abc -> data.sha256=abc: must be 64 digits 0..9 a..f or null
+data=torchvision data.name=ImageNet data.root=/nope -> data.root=/nope: no such directory
+data.root=/nope data.download=false -> data.root=/nope: no such directory (data.download=true would fetch into it)
 --gamma 0.1 -> --gamma 0.1: unknown flag; keys take no dashes, write scheduler=step scheduler.gamma=0.1
 --arch=vgg16 -> --arch=vgg16: unknown flag; keys take no dashes, write arch=vgg16
 -m train.epochs=1,x -> sweep job 2 of 2: train.epochs=x: not a whole number; must be 1..100000

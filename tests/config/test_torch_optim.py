@@ -44,6 +44,14 @@ def test_arguments_within_their_range(values):
     assert list(torch_optim.argument_problems("SGD", values)) == []
 
 
+@pytest.mark.parametrize("name", [name for name in CLASSES if torch_optim.is_usable(name)])
+def test_the_defaults_of_torch_are_allowed(name):
+    parameters = inspect.signature(CLASSES[name].__init__).parameters
+    own = [key for key in torch_optim.arguments(name) if key != "weight_decay"]
+    values = {key: parameters[key].default for key in own}
+    assert list(torch_optim.argument_problems(name, values)) == []
+
+
 @pytest.mark.parametrize(
     "name, values, expected",
     [
@@ -54,6 +62,11 @@ def test_arguments_within_their_range(values):
         ("Adam", {"betas": [0.9]}, "optimizer.betas=[0.9]: needs two numbers, each >= 0 and < 1"),
         ("Adam", {"betas": [0.9, 1]}, "optimizer.betas=[0.9,1]: needs two numbers, each"),
         ("Adam", {"eps": -1}, "optimizer.eps=-1: must be >= 0"),
+        ("Adafactor", {"eps": 1e-3}, "optimizer.eps=0.001: needs 2 values, as [null,0.001]"),
+        ("SGD", {"nesterov": "no"}, "optimizer.nesterov=no: must be true or false"),
+        ("RMSprop", {"centered": 1}, "optimizer.centered=1: must be true or false"),
+        ("ASGD", {"t0": "abc"}, "optimizer.t0=abc: must be a number"),
+        ("Rprop", {"etas": [0.5]}, "optimizer.etas=[0.5]: needs 2 values, as [0.5,1.2]"),
         ("SGD", {"momentun": 0.9}, "optimizer.momentun=0.9: not an argument of SGD; nearest mom"),
         ("SGD", {"lr": 0.9}, "optimizer.lr=0.9: not an argument of SGD; "),
     ],

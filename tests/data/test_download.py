@@ -87,6 +87,16 @@ def test_a_file_is_downloaded_once(
     assert server.requests == [path]
 
 
+def test_an_existing_file_is_verified(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "file"
+    target.write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"file: sha256 .* \(delete it to fetch it again\)$"):
+        download_file([server.url("/good")], target, PLAIN, CAP)
+    target.unlink()
+    download_file([server.url("/good")], target, PLAIN, CAP)
+    assert target.read_bytes() == BODIES["/good"]
+
+
 @pytest.mark.parametrize(
     ("path", "checksum", "reason"),
     [

@@ -20,7 +20,7 @@ def choices(key: str) -> list[str]:
             found += ["true", "false"]
         if kind is type(None) and found:
             found.append("null")
-    return found
+    return list(dict.fromkeys(found))  # the files of a group may share a value
 
 
 def matches(config: Any, word: str) -> list[str]:

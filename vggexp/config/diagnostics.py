@@ -83,6 +83,9 @@ def diagnose(
         groups_only = compose(good)
     except Exception:  # raised for the whole command too, whose error the caller reports
         return None, errors
+    for override in parsed:
+        if override.key == "optimizer.name" and isinstance(override.value, str):
+            OmegaConf.update(groups_only, "optimizer.name", override.value)
     values: Any = OmegaConf.to_container(groups_only, resolve=False)
     known = set(_full_names(values))
     added: set[str] = set()
@@ -185,7 +188,7 @@ def _value_problem(
 
     Args:
         known: all keys of the chosen files.
-        groups_only: the chosen files, composed.
+        groups_only: the chosen files, composed, with the typed name of the optimizer.
     """
     text = override.text
     key = override.key

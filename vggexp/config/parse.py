@@ -296,7 +296,8 @@ def schema_keys(cls: Any = schema.Config, path: str = "") -> Mapping[str, Any]:
         classes: tuple[Any, ...] = GROUP_CLASSES.get(key, (annotation,))
         if dataclasses.is_dataclass(classes[0]):
             for section in classes:
-                keys |= schema_keys(section, f"{key}.")
+                for own_key, kind in schema_keys(section, f"{key}.").items():
+                    keys[own_key] = keys.get(own_key, kind) | kind
         else:
             keys[key] = annotation
     return keys
@@ -325,7 +326,8 @@ def settings_named(name: str, value: str) -> str:
             words.append(setting)
             continue
         owner = next(cls for cls in classes if name in _annotations(cls))
-        choices.append(f"{group}={get_args(_annotations(owner)['name'])[0]} {setting}")
+        if owner not in get_args(schema.Torchvision):  # which needs the name of a data set too
+            choices.append(f"{group}={get_args(_annotations(owner)['name'])[0]} {setting}")
     return " or ".join(words or choices)
 
 
@@ -335,11 +337,7 @@ def section_advice(path: str, keys: Iterable[str]) -> str:
     return f"a group of keys; set {examples}, ..."
 
 
-def _similar_keys(
-    key: str,
-    siblings: Iterable[str],
-    path: str,
-) -> list[str]:
+def _similar_keys(key: str, siblings: Iterable[str], path: str) -> list[str]:
     """Returns the keys of the same name in any section, otherwise similar keys of this section."""
     if same_name := keys_named(key):
         return same_name

@@ -47,16 +47,28 @@ def optimizers() -> dict[str, Path]:
     return files
 
 
-@cache
 def arguments(name: str) -> tuple[str, ...]:
     """Returns the arguments of an optimizer's constructor that a configuration may set."""
+    return tuple(_defaults(name))
+
+
+@cache
+def _defaults(name: str) -> dict[str, object]:
+    """Returns the default of each argument that a configuration may set."""
     tree = ast.parse(optimizers()[name].read_text("utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     body = classes[name].body
     methods = {node.name: node for node in body if isinstance(node, ast.FunctionDef)}
     signature = methods["__init__"].args
-    names = [argument.arg for argument in signature.args + signature.kwonlyargs]
-    return tuple(argument for argument in names if argument not in RESERVED_ARGUMENTS)
+    first = len(signature.args) - len(signature.defaults)
+    defaults: dict[str, object] = {}
+    for argument, node in [
+        *zip(signature.args[first:], signature.defaults, strict=True),
+        *zip(signature.kwonlyargs, signature.kw_defaults, strict=True),
+    ]:
+        if argument.arg not in RESERVED_ARGUMENTS:
+            defaults[argument.arg] = None if node is None else ast.literal_eval(node)
+    return defaults
 
 
 def is_usable(name: str) -> bool:
@@ -85,18 +97,35 @@ def argument_problems(name: str, values: Mapping[str, object]) -> Iterator[str]:
             problem = f"optimizer.{key}={format_value(value)}: not an argument of {name}"
             yield f"{problem}; {did_you_mean(str(key), own)}it takes {accepted}"
     for key, value in values.items():
-        if reason := _range_error(key, value):
+        if reason := _value_error(key, value, _defaults(name).get(key)):
             yield f"optimizer.{key}={format_value(value)}: {reason}"
 
 
-def _range_error(key: str, value: object) -> str | None:
+def _value_error(key: str, value: object, default: object) -> str | None:
+    """Returns why the optimizer cannot work with a value; the default shows the type."""
     if key in FRACTION_ARGUMENTS and not _is_fraction(value):
         return "must be >= 0 and < 1"
     if key == "betas" and not _is_pair_of_fractions(value):
         return "needs two numbers, each >= 0 and < 1"
-    if key == "eps" and not (_is_number(value) and value >= 0):
+    if isinstance(default, tuple) and not _is_list_like(value, default):
+        return f"needs {len(default)} values, as {format_value([*default])}"
+    if isinstance(default, bool) and not isinstance(value, bool):
+        return "must be true or false"
+    if _is_number(default) and not _is_number(value):
+        return "must be a number"
+    if key == "eps" and _is_number(value) and value < 0:
         return "must be >= 0"
     return None
+
+
+def _is_list_like(value: object, default: tuple[object, ...]) -> bool:
+    """Returns whether a value is a list of numbers, or of nulls where the default has None."""
+    if not isinstance(value, list | tuple) or len(value) != len(default):
+        return False
+    for item, usual in zip(value, default, strict=True):
+        if not _is_number(item) and (item is not None or usual is not None):
+            return False
+    return True
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:

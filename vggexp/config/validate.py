@@ -17,6 +17,7 @@ from vggexp.config.schema import (
     OneCycle,
     Plateau,
     Step,
+    Synthetic,
     Torchvision,
     Vgg,
 )
@@ -145,16 +146,16 @@ def _check_root_is_a_directory(config: Config) -> Problems:
         yield f"data.root={root}: not a directory"
 
 
-@rule("data.root", "data.classes", "data.download")
+@rule("data.root", "data.name", "data.classes", "data.download")
 def _check_root_exists(config: Config) -> Problems:
     data = config.data
-    if data.root is None or os.path.exists(data.root):
+    if data.root is None or os.path.exists(data.root) or isinstance(data, Synthetic):
         return
-    if isinstance(data, ImageFolder) and data.classes:
-        yield f"data.root={data.root}: no such directory"
-    elif not data.download:
-        hint = "data.download=true would fetch into it"
-        yield f"data.root={data.root}: no such directory ({hint})"
+    info = TORCHVISION_SETS.get(data.name)
+    can_fetch = not isinstance(data, ImageFolder) and (info is None or info.downloads)
+    if not (can_fetch and data.download):
+        hint = " (data.download=true would fetch into it)" if can_fetch else ""
+        yield f"data.root={data.root}: no such directory{hint}"
 
 
 @rule("data.batch_size", needs_input=True)
@@ -315,7 +316,7 @@ def _check_test_weights(config: Config) -> Problems:
 
 @rule("data.name", "data.sha256")
 def _check_data_sha256(config: Config) -> Problems:
-    if isinstance(config.data, ImageFolder):
+    if isinstance(config.data, ImageFolder | Torchvision):
         digest = config.data.sha256
         if digest is not None and not SHA256.fullmatch(digest):
             yield f"data.sha256={digest}: must be 64 digits 0..9 a..f or null"

@@ -1,5 +1,6 @@
 """Facts of each data set, known before its files are read. Needs neither torch nor numpy."""
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, NamedTuple, TypeVar
@@ -227,7 +228,8 @@ def subfolders(folder: Path) -> tuple[str, ...]:
         ResourceError: a permission or a resource is missing.
     """
     try:
-        entries = [entry for entry in folder.iterdir() if entry.is_dir()]
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if entry.is_dir()]
     except OSError as error:
         raise unreadable(folder, error, "data.root must hold CLASS/*.jpg") from error
     return tuple(sorted(entry.name for entry in entries if not entry.name.startswith(".")))

@@ -25,7 +25,7 @@ def download_file(
     size_cap: int,
     timeout: float | None = None,
 ) -> None:
-    """Downloads `target` from the first URL that has the file; an existing file stays as it is.
+    """Downloads `target` from the first URL that has the file, unless it exists.
 
     URLs that start with https are tried first. Processes that want the same file wait for the
     process that downloads it.
@@ -35,15 +35,24 @@ def download_file(
         timeout: seconds without a byte, over all URLs; None: TIMEOUT_SECONDS.
 
     Raises:
-        DataError: no URL gives a file with this checksum.
+        DataError: no URL gives a file with this checksum, or an existing file has another one.
         ResourceError: the file cannot be written.
     """
     by_encryption = sorted(urls, key=lambda url: not url.startswith("https:"))
     refusal = os_error_as_resource_error(target, "written", "data.root=FOLDER")
     with refusal, lock_download(target.parent):
-        if not target.exists():
+        if target.exists():
+            _verify_existing(target, checksum, size_cap)
+        else:
             seconds = (timeout or TIMEOUT_SECONDS) / len(urls)
             _download_from(by_encryption, target, checksum, size_cap, seconds)
+
+
+def _verify_existing(target: Path, checksum: Checksum, size_cap: int) -> None:
+    try:
+        _verify(target, checksum, size_cap)
+    except DataError as error:
+        raise DataError(f"{target}: {error} (delete it to fetch it again)") from error
 
 
 def _download_from(

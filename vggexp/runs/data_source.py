@@ -15,6 +15,7 @@ from vggexp.data.image_folder import index_folder
 from vggexp.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from vggexp.data.catalog import DatasetSplits
     from vggexp.data.torchvision_data import Source
 
 COUNTS = ("classes", "train_images", "test_images")  # keys of data that follow from its files
@@ -40,15 +41,20 @@ def count_data(config: Config, download: bool = False) -> Config:
     from vggexp.data.torchvision_data import open_torchvision
 
     splits = open_torchvision(torchvision_source(data), download)
+    counted = replace(config, data=replace(data, **_checked_counts(data, splits)))
+    if problems := validate(counted):
+        raise ConfigError(*problems)
+    return counted
+
+
+def _checked_counts(data: Torchvision, splits: "DatasetSplits[Any]") -> dict[str, Any]:
+    """Returns the numbers of the data set by their keys; raises ConfigError if others are given."""
     numbers = (len(splits.train.classes), len(splits.train.labels), len(splits.test.labels))
     found: dict[str, Any] = dict(zip(COUNTS, numbers, strict=True))
     for key, number in found.items():
         if getattr(data, key) not in (None, number):
             raise ConfigError(f"data.{key}={getattr(data, key)}: {data.name} has {number}")
-    counted = replace(config, data=replace(data, **found))
-    if problems := validate(counted):
-        raise ConfigError(*problems)
-    return counted
+    return found
 
 
 def torchvision_source(data: Torchvision) -> "Source":
@@ -96,8 +102,9 @@ def _pin_torchvision(config: Config) -> Config:
     download = config.data.download and not config.sweep.dry_run
     data = count_data(config, download).data
     assert isinstance(data, Torchvision)
-    fingerprint = load_torchvision(torchvision_source(data), download).fingerprint
-    pinned = replace(data, sha256=_checked_sha256(data, data.sha256, fingerprint))
+    splits = load_torchvision(torchvision_source(data), download)
+    _checked_counts(data, splits)
+    pinned = replace(data, sha256=_checked_sha256(data, data.sha256, splits.fingerprint))
     return replace(config, data=pinned)
 
 
