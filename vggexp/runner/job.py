@@ -44,11 +44,11 @@ from vggexp.training.loop import (
     Position,
     TrainLoop,
     TrainState,
-    divergence_advice,
     is_trained,
     train,
 )
 from vggexp.training.metrics import evaluate, predict, score_logits
+from vggexp.training.step import divergence_advice
 from vggexp.training.timer import PhaseTimer
 
 

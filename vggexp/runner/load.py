@@ -36,7 +36,8 @@ class LoadedRun:
     path: Path  # the run directory
     classes: tuple[str, ...]
     config: Config = field(repr=False)
-    model: nn.Module = field(repr=False)  # in eval mode
+    # In eval mode. Sees an image once, also if the run was tested with mirror images.
+    model: nn.Module = field(repr=False)
     preprocess: Preprocess = field(repr=False)
 
     @cached_property
@@ -51,7 +52,10 @@ class LoadedRun:
 
     @cached_property
     def predictions(self) -> Predictions:
-        """Probabilities and labels of the test images. Raises CheckpointError without a test."""
+        """Probabilities and labels of the test images. Raises CheckpointError without a test.
+
+        With `train.test_flip=true` they are means over an image and its mirror image.
+        """
         return read_predictions(self.path)
 
 

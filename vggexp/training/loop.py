@@ -29,6 +29,7 @@ from vggexp.training.step import (
     ForwardBackward,
     NonFiniteGuard,
     StepSettings,
+    divergence_advice,
     forward_backward,
     optimizer_step,
 )
@@ -393,13 +394,6 @@ def raise_if_diverged(state: TrainState, loop: TrainLoop) -> None:
         f"the loss or its gradient is not finite at epoch {state.epoch + 1} batch {batch + 1} "
         f"with lr {lr:g}; " + divergence_advice(state.schedule.lr, loop.settings.clip_norm)
     )
-
-
-def divergence_advice(lr: float, clip_norm: float | None) -> str:
-    """Returns what to try after a loss that is not finite, if the configuration has it not yet."""
-    advice = f"try optimizer.lr={lr / 10:g}"
-    is_clipped = clip_norm is not None and clip_norm <= 1
-    return advice if is_clipped else f"{advice} or train.clip_norm=1"
 
 
 def check_dead_layers(

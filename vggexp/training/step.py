@@ -60,6 +60,13 @@ class NonFiniteGuard:
         return None if step < 0 else step
 
 
+def divergence_advice(lr: float, clip_norm: float | None) -> str:
+    """Returns what to try after a loss that is not finite, if the configuration has it not yet."""
+    advice = f"try optimizer.lr={lr / 10:g}"
+    is_clipped = clip_norm is not None and clip_norm <= 1
+    return advice if is_clipped else f"{advice} or train.clip_norm=1"
+
+
 @dataclass(frozen=True)
 class StepSettings:
     """Everything that a step needs besides the model, the optimizer and the batch."""
