@@ -16,6 +16,7 @@ from vggexp import cli
 from vggexp.__main__ import main
 from vggexp.config.compose import parse_command
 from vggexp.errors import ConfigError, DataError, StoppedError
+from vggexp.runs.records import RunRecord
 from vggexp.sweep.expand import compose_run
 
 ROOT = Path(__file__).parents[1]
@@ -317,13 +318,30 @@ def test_an_error_is_printed_with_its_code(capsys):
     assert capsys.readouterr() == ("", "vggexp: error: no\\nfile\n")
 
 
-def test_ctrl_c_without_a_message_is_left_to_python():
+@pytest.mark.parametrize(
+    ("messages", "line"), [([], "stopped by Ctrl-C"), (["stopped: x"], "stopped: x")]
+)
+def test_ctrl_c_is_one_line(messages, line, capsys):
     def interrupt():
         raise KeyboardInterrupt
 
-    assert cli.run(interrupt, "stopped") == 130
-    with pytest.raises(KeyboardInterrupt):
-        cli.run(interrupt)
+    assert cli.run(interrupt, *messages) == 130
+    assert capsys.readouterr() == ("", f"vggexp: error: {line}\n")
+
+
+@pytest.mark.parametrize(
+    ("state", "words"),
+    [
+        ("interrupted", "outputs/a is interrupted: using its newest checkpoint"),
+        ("paused", "outputs/a is paused after epoch 2 of 3: using its newest checkpoint"),
+    ],
+)
+def test_the_weights_of_an_unfinished_run_come_with_a_warning(state, words, capsys):
+    run = RunRecord(Path("outputs/a"), state, {"train.epochs": 3}, {"epoch": 2}, [], {})
+    cli.warn_newest_checkpoint(run._replace(state="finished"))
+    assert capsys.readouterr().err == ""
+    cli.warn_newest_checkpoint(run)
+    assert capsys.readouterr().err == f"warning: {words}\n"
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,12 @@ from vggexp.config.schema import Config
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, ResourceError, StoppedError, VggexpError
 from vggexp.formatting import error_line, printable
-from vggexp.loggers.console import print_text, redirect_to_null
+from vggexp.loggers.console import Console, print_text, redirect_to_null
+from vggexp.runs.records import RunRecord
 from vggexp.system.signals import GRACE_SECONDS, clear_pending_interrupt, time_limit
 
-NOTHING_WRITTEN = "stopped by Ctrl-C: nothing was written"
+STOPPED = "stopped by Ctrl-C"
+NOTHING_WRITTEN = f"{STOPPED}: nothing was written"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -44,12 +46,12 @@ def make_parser(prog: str, description: str) -> argparse.ArgumentParser:
     return parser
 
 
-def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None) -> int:
+def run(main_fn: Callable[[], str | None], interrupt_message: str = STOPPED) -> int:
     """Runs a command and prints its text, or its error in one line; returns the exit code.
 
     Args:
         main_fn: returns the text to print, or None if it has printed everything itself.
-        interrupt_message: error to print after Ctrl-C. None leaves KeyboardInterrupt to Python.
+        interrupt_message: error to print after Ctrl-C.
     """
     try:
         with translate_os_errors():
@@ -63,8 +65,6 @@ def run(main_fn: Callable[[], str | None], interrupt_message: str | None = None)
         print_error(error_line(str(error)))
         return error.exit_code
     except KeyboardInterrupt:
-        if interrupt_message is None:
-            raise
         clear_pending_interrupt()
         print_stopped(error_line(interrupt_message))
         return 128 + signal.SIGINT
@@ -86,6 +86,17 @@ def require_one_process(config: Config, action: str) -> None:
 def warn_left_out(reason: str) -> None:
     """Prints on stderr why a command leaves out one of the things it was given."""
     print(f"vggexp: warning: {printable(reason)} (left out)", file=sys.stderr)
+
+
+def warn_newest_checkpoint(run: RunRecord) -> None:
+    """Prints on stderr that a run that is not finished lends the weights it has so far."""
+    if run.state == "finished":
+        return
+    epochs = ""
+    if run.state == "paused":
+        epochs = f" after epoch {run.result.get('epoch')} of {run.config.get('train.epochs')}"
+    warning = f"warning: {run.folder} is {run.state}{epochs}: using its newest checkpoint"
+    Console(None, sys.stderr).line(warning)
 
 
 def note_replaced_files() -> None:

@@ -13,6 +13,7 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 from tests.conftest import TINY, result, write_images
 from tests.evaluate.conftest import COLOR, metrics, read_files
 from vggexp.evaluate.__main__ import main
+from vggexp.evaluate.evaluation import METRIC_NAMES, _metric_cells
 from vggexp.loggers.event_files import read_image_summary
 from vggexp.loggers.tensorboard import scalar_tag
 from vggexp.runs.predictions import read
@@ -47,9 +48,12 @@ def test_the_default_is_the_run_s_own_test_evaluation(name, command, evaluate):
     assert printed["views"] == 1
     assert printed["images"] == len(predictions.labels)
     assert printed["runs"][0]["weights_sha256"] == recorded["weights_sha256"]
+    rows = [json.loads(line) for line in Path("outputs/a/metrics.jsonl").read_text().splitlines()]
+    epochs = {row["step"]: row["epoch"] for row in rows}
+    assert printed["runs"][0]["epoch"] == epochs[printed["checkpoint"]]
 
 
-def test_a_run_with_mirror_images_is_the_evaluation_with_flip(command, evaluate):
+def test_a_run_with_mirror_images_is_the_evaluation_with_flip(command, evaluate, capfd):
     mirrored = ("train.test_flip=true", "train.test_each_epoch=true")
     command(*TINY, *COLOR, *mirrored, "run.name=a")
     recorded = result("a")
@@ -61,7 +65,11 @@ def test_a_run_with_mirror_images_is_the_evaluation_with_flip(command, evaluate)
     score = f"test accuracy {recorded['test/accuracy']:.4f} with mirror images"
     done = command(*TINY, *COLOR, *mirrored, "run.name=a")[1]
     assert done.startswith(f"already finished: {score}  ")
-    assert evaluate("outputs/a")["test/loss"] != pytest.approx(recorded["test/loss"], rel=1e-5)
+    assert main(["outputs/a", "--json"]) == 0
+    out, note = capfd.readouterr()
+    assert json.loads(out)["test/loss"] != pytest.approx(recorded["test/loss"], rel=1e-5)
+    reason = "tested with mirror images (train.test_flip)"
+    assert note == f"note: outputs/a was {reason}; add --flip to evaluate it so\n"
     validation = evaluate("outputs/a", "--split", "val")
     assert validation["val/loss"] == pytest.approx(recorded["val/loss"], rel=1e-5)
 
@@ -162,6 +170,25 @@ def test_a_checkpoint_is_evaluated_by_its_step(command, evaluate, capfd):
     out = capfd.readouterr().out
     heading = "single at 32 px: 10 validation images seen once, weights of step 3, cpu "
     assert out.startswith(heading)
+
+
+def test_a_checkpoint_of_a_paused_run_is_not_the_newest(command, evaluate, capfd):
+    command(*TINY, "train.keep=all", "train.epochs=3", "run.until=2", "run.name=a")
+    printed = evaluate("outputs/a", "--checkpoint", "3")
+    assert printed["runs"][0]["epoch"] == 1
+    assert printed["runs"][0]["paused_at"] is None
+    assert Path(printed["file"]).name == "single-32-step3.json"
+    assert main(["outputs/a"]) == 0
+    out, error = capfd.readouterr()
+    assert "weights of step 6, cpu bf16, paused after epoch 2\n" in out
+    warning = "outputs/a is paused after epoch 2 of 3: using its newest checkpoint"
+    assert error == f"warning: {warning}\n"
+
+
+def test_a_huge_loss_has_four_digits():
+    metrics = dict.fromkeys(METRIC_NAMES, 0.5) | {"loss": 2.44123e13}
+    cells = _metric_cells({f"test/{name}": value for name, value in metrics.items()})
+    assert cells == ["0.5000", "0.5000", "2.441e+13", "0.5000"]
 
 
 def test_what_is_written(command, evaluate):

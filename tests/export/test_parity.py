@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 
 import numpy
 import pytest
 
 from tests.export.conftest import FORMATS, SMALL
-from vggexp.export.parity import ParityResult
+from vggexp.export.parity import ParityResult, format_parity
 
 
 @pytest.mark.process
@@ -43,6 +44,7 @@ def test_a_run_tested_with_mirror_images(options, train_run, export):
     code, out, _ = export(run, "--format", "torch", *options, "--json")
     parity = json.loads(out)["parity"]
     assert code == 0
+    assert parity["flip"] is True
     assert parity["max_difference"] < 1e-5
     assert parity["max_difference_here"] < 1e-5
 
@@ -104,6 +106,16 @@ def test_fashion_mnist(train_run, export):
 
 
 NAN = float("nan")
+SAME = ParityResult(
+    images=19,
+    max_difference=0,
+    same_labels=19,
+    max_difference_here=0,
+    tolerance=0.1,
+    precision="bf16",
+    device="cpu",
+    flip=False,
+)
 
 
 @pytest.mark.parametrize(
@@ -119,13 +131,11 @@ NAN = float("nan")
 def test_a_file_has_to_agree_with_the_run_and_with_its_network(
     max_difference, max_difference_here, passed
 ):
-    result = ParityResult(
-        images=19,
-        max_difference=max_difference,
-        same_labels=19,
-        max_difference_here=max_difference_here,
-        tolerance=0.1,
-        precision="bf16",
-        device="cpu",
-    )
+    result = replace(SAME, max_difference=max_difference, max_difference_here=max_difference_here)
     assert result.passed == passed
+
+
+@pytest.mark.parametrize(("flip", "words"), [(False, ": "), (True, " with mirror images: ")])
+def test_the_line_says_of_which_views_the_probabilities_are(flip, words):
+    line = format_parity(replace(SAME, flip=flip))
+    assert line.startswith(f"19 test images{words}maximum difference 0 from predictions.npz (cpu ")

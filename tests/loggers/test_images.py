@@ -6,6 +6,7 @@ import pytest
 from vggexp.loggers import images as images_module
 from vggexp.loggers.images import confusion_image, image_grid, mistakes_image
 from vggexp.runs.confusion import count_confusions
+from vggexp.runs.predictions import Mistake
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 8, 8), (7, 3, 28, 28), (10, 2, 300, 200), (4, 4, 64, 64)])
@@ -51,28 +52,20 @@ def test_too_many_classes_for_a_matrix_are_a_list_of_mistakes(mistakes):
     assert (image < 100).any()
 
 
-def test_mistakes_are_the_most_confident_wrong_ones(monkeypatch):
+def test_a_caption_has_both_classes_and_the_probability(monkeypatch):
     drawn = []
     monkeypatch.setattr(
         images_module, "_arrange_with_captions", lambda tiles, captions: drawn.extend(captions)
     )
-    images = np.zeros((5, 1, 8, 8), np.uint8)
-    mistakes_image(
-        images,
-        [0, 1, 0, 1, 0],
-        [0, 0, 1, 0, 1],
-        [0.99, 0.5, 0.7, 0.98, 0.6],
-        ["cat", "dog"],
-        count=3,
-    )
-    assert drawn == ["dog -> cat 0.98", "cat -> dog 0.70", "cat -> dog 0.60"]
+    mistakes = [Mistake(3, 1, 0, 0.98, 0.01), Mistake(0, 0, 1, 0.7, 0.2)]
+    mistakes_image(np.zeros((2, 1, 8, 8), np.uint8), mistakes, ["cat", "dog"])
+    assert drawn == ["dog -> cat 0.98", "cat -> dog 0.70"]
 
 
-@pytest.mark.parametrize("predicted", [0, 1])
-def test_mistakes_are_drawn_without_mistakes_and_with_long_names(predicted):
-    images = np.zeros((3, 3, 32, 32))
-    image = mistakes_image(
-        images, [0] * 3, [predicted] * 3, [0.9] * 3, ["a very long name\n" * 9, "b"]
-    )
+@pytest.mark.parametrize("count", [0, 3])
+def test_mistakes_are_drawn_without_mistakes_and_with_long_names(count):
+    mistakes = [Mistake(0, 0, 1, 0.9, 0.1)] * count
+    names = ["a very long name\n" * 9, "b"]
+    image = mistakes_image(np.zeros((count, 3, 32, 32)), mistakes, names)
     assert image.dtype == np.uint8
     assert image.shape[1] < 800

@@ -98,15 +98,15 @@ def test_a_run_is_one_file_with_the_keys_of_metrics_as_tags(open_logger, tmp_pat
     logger = open_logger(tmp_path / "run")
     for epoch in (1, 2, 3):
         logger.epoch(row(epoch))
-    logger.final({"test/accuracy": 0.75, "train/loss": 9.0}, 3)
+    logger.final({"test/accuracy": 0.75, "train/loss": 9.0}, 2)  # of the best weights
     logger.close(ok=True)
     series = points(tmp_path / "run")
     keys = row(1).keys() - {"epoch", "step"} | {"test/accuracy"}
     assert series.keys() == {scalar_tag(key) for key in keys}
     assert series["loss/val"] == [(1, 2.0), (2, 1.0), (3, pytest.approx(2 / 3))]
     # Each (tag, step) exists once; the first value stays.
-    assert series["loss/train"][2:] == [(3, pytest.approx(1 / 3))]
-    assert series["accuracy/test"] == [(3, 0.75)]
+    assert series["loss/train"] == [(1, 1.0), (2, 0.5), (3, pytest.approx(1 / 3))]
+    assert series["accuracy/test"] == [(2, 0.75)]
     runs = EventMultiplexer().AddRunsFromDirectory(str(tmp_path)).Reload().Runs()
     assert list(runs) == ["run"]
 

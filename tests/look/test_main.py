@@ -2,14 +2,18 @@
 
 import json
 import re
+import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from vggexp.__main__ import main as train
+from vggexp.look import look
 from vggexp.look.__main__ import main
+from vggexp.runs.directory import write_result
 
 pytestmark = pytest.mark.process
 
@@ -79,6 +83,25 @@ def test_mistakes_are_test_images_with_another_label(run, tmp_path, monkeypatch,
     found = json.loads(capsys.readouterr().out)["images"]
     assert 0 < len(found) <= 25
     assert all(item["label"] != item["true_label"] for item in found)
+
+
+def test_a_run_without_mistakes_is_reported_behind_the_page(
+    run, images, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr(look, "worst_mistakes", lambda *_: [])
+    assert main([str(run), str(images[0]), "--mistakes"]) == 3
+    out, error = capsys.readouterr()
+    assert out == "1 image in look.html\n"
+    assert error == f"vggexp: error: {run}: no test image is classified wrongly\n"
+    assert (tmp_path / "look.html").exists()
+
+
+def test_an_unfinished_run_comes_with_a_warning(run, images, capsys):
+    stopped = shutil.copytree(run, "stopped")
+    write_result(Path(stopped), "interrupted")
+    assert main([stopped, str(images[0])]) == 0
+    warning = "warning: stopped is interrupted: using its newest checkpoint\n"
+    assert capsys.readouterr().err == warning
 
 
 @pytest.mark.parametrize(

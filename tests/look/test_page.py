@@ -8,6 +8,7 @@ import torch
 
 from vggexp.look.look import Heat, Look, Picture
 from vggexp.look.page import COLORS, colored, filter_sheet, map_strip, overlay, render_page
+from vggexp.runs.predictions import Mistake
 
 
 @pytest.fixture
@@ -41,6 +42,14 @@ def test_a_small_fall_is_drawn_weaker_than_evidence_of_grad_cam(pixels):
     page = render_page("run", "", [look], torch.zeros(1, 1, 3, 3), ["x", "y"])
     grad_cam, occlusion = re.findall('src="([^"]*)" alt="(?:Grad-CAM|occlusion), x"', page)
     assert grad_cam != occlusion
+
+
+def test_a_mistake_shows_what_the_run_s_own_test_predicted(pixels):
+    picture = Picture("test image 4", pixels, 0, Mistake(4, 0, 1, 0.55, 0.45))
+    look = Look(picture, torch.tensor([0.51, 0.49]), [], [])
+    page = render_page("run", "", [look], torch.zeros(1, 1, 3, 3), ["x", "<y>"])
+    right = '<span class="good">right</span>'
+    assert f"<h2>test image 4: x 0.51, {right}; the run's test: &lt;y&gt; 0.55</h2>" in page
 
 
 def test_colors_go_from_the_first_to_the_last():

@@ -110,9 +110,11 @@ def test_the_page_says_what_was_selected():
 
 def test_the_ranking_says_what_one_validation_image_is_worth():
     runs = [make_record("a", "data.limit=640", val_accuracy=0.9)]
-    assert "Of 64 validation images, one is 0.0156 of the accuracy." in render(runs)
+    assert "Of 64 validation images, one is 0.016 of the accuracy." in render(runs)
     runs.append(make_record("b", "data.limit=1000", val_accuracy=0.9))
     assert "The runs have 64 to 100 validation images; of 64, one is" in render(runs)
+    many = make_record("c", "data=synthetic", "data.images=540000", val_accuracy=0.9)
+    assert "Of 54,000 validation images, one is 0.000019 of the accuracy." in render([many])
 
 
 def test_long_curves_are_thinned():
@@ -122,6 +124,12 @@ def test_long_curves_are_thinned():
     assert len(epochs) <= MAX_CURVE_POINTS + 1
     assert epochs[0] == 1
     assert epochs[-1] == 1000
+
+
+def test_the_legend_has_the_last_value_of_a_curve_as_the_tables_have_it():
+    rows = [{"epoch": 1, "val/loss": 3.0}, {"epoch": 2, "val/accuracy": 0.5, "val/loss": 2.30258}]
+    (run,) = json.loads(Page(render([make_record("a", rows=rows, val_accuracy=0.5)])).data)["runs"]
+    assert run["last"] == ["0.5000", "-", "2.3026", "-"]
 
 
 def load_in_chromium(page: Path, profile: Path) -> str:

@@ -8,6 +8,9 @@ from tests.report.conftest import make_record
 from vggexp.report.run_details import read_command, run_details, split_shared
 from vggexp.report.table import build_table
 
+NEVER = {"resume": "never"}
+UNTIL = {"run.until": 2}
+
 
 def details_of(record):
     (details,) = run_details(build_table([record]))
@@ -33,10 +36,46 @@ def test_the_time_has_the_longest_part_first_and_the_rest():
     assert details_of(record)["time"] == [("compute", 6.0), ("other", 3.0), ("data", 1.0)]
 
 
+def test_the_test_counts_once_and_start_and_rest_stand_beside_the_parts():
+    parts = {"compute": 6.0, "evaluation": 3.0, "test": 2.0, "startup": 50.0, "rest": 300.0}
+    record = make_record("a", seconds=10.0)
+    record.result.update({f"time/{part}_seconds": value for part, value in parts.items()})
+    details = details_of(record)
+    assert details["time"] == [("compute", 6.0), ("test", 2.0), ("evaluation", 1.0), ("other", 1.0)]
+    assert details["added_time"] == "and 50.0 s of start-up, 5.0 min of rest"
+    assert details_of(make_record("a", seconds=10.0))["added_time"] == ""
+
+
 def test_the_time_of_an_unfinished_run_is_that_of_its_epochs():
     epoch = {"epoch": 1, "time/epoch_seconds": 3.0, "time/compute_seconds": 3.0}
     record = make_record("a", rows=[epoch, epoch], state="paused")
     assert details_of(record)["time"] == [("compute", 6.0)]
+
+
+@pytest.mark.parametrize(
+    ("state", "keys", "words"),
+    [
+        ("finished", {}, "Add resume=never to train the finished run again."),
+        ("finished", NEVER, "The same command trains the finished run again."),
+        ("interrupted", {}, "The same command continues the run."),
+        ("interrupted", UNTIL, "The same command continues the run."),
+        ("failed", NEVER, "With run.name=a in place of resume=never the same command continues"),
+        ("paused", UNTIL, "Without run.until=2 the same command continues the run."),
+        (
+            "paused",
+            NEVER | UNTIL,
+            "With run.name=a in place of resume=never and without run.until=2 the same command",
+        ),
+    ],
+)
+def test_how_a_run_continues(state, keys, words):
+    assert details_of(make_record("a", state=state, keys=keys))["continuation"].startswith(words)
+
+
+def test_a_huge_loss_has_four_digits():
+    scores = details_of(make_record("a", val_loss=2.44123e13, test_loss=1.5))["scores"]
+    assert scores["val/loss"] == "2.441e+13"
+    assert scores["test/loss"] == "1.5000"
 
 
 def test_a_run_that_failed_before_its_first_epoch_has_details():

@@ -44,6 +44,29 @@ def test_only_settings_that_differ_have_a_column():
     assert unflatten(runs[0].config)["optimizer"]["lr"] == runs[0].config["optimizer.lr"]
 
 
+IN_MEMORY = {"data.cache": "device"}
+FOLDER = ("data=image_folder", "data.root=.", "data.classes=2")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys", "columns"),
+    [
+        ((), {"device.processes": 1, "train.test_flip": False} | IN_MEMORY, []),
+        ((), {"device.processes": 2}, ["device.processes"]),
+        (FOLDER, {"data.test_fraction": 0.2}, []),
+        (FOLDER, {"data.cache": "ram"}, ["data.cache"]),
+    ],
+)
+def test_a_value_that_makes_no_other_run_has_no_column(overrides, keys, columns):
+    runs = [
+        make_record("a", *overrides, val_accuracy=0.5),
+        make_record("b", *overrides, keys={"seed": 1} | keys, val_accuracy=0.7),
+    ]
+    table = build_table(runs)
+    assert table.settings == [*columns, "seed"]
+    assert len(repeat_rows(table)) == (0 if columns else 1)
+
+
 def test_networks_of_one_name_are_distinguished_by_their_blocks():
     runs = [
         make_record(str(width), keys={"arch.blocks": [[1, width], [1, 32]]}) for width in (8, 16)
@@ -224,7 +247,7 @@ def test_the_date_is_that_of_the_result(tmp_path):
 
 def test_a_huge_loss_is_short():
     assert display_cell("val/loss", 2.5e13) == "2.5e+13"
-    assert display_cell("val/loss", 9999.5) == "9999.5000"
+    assert display_cell("val/loss", 99999.5) == "99999.5000"
 
 
 def test_the_csv_of_several_data_sets_has_their_settings():

@@ -190,7 +190,7 @@ def test_the_commands_know_a_paused_run(command, capfd):
     assert "outputs/a is paused, outputs/b is paused; only finished" in capfd.readouterr().err
     Image.new("L", (32, 32)).save("image.png")
     assert predict(["outputs/a", "image.png"]) == 0
-    warning = "warning: outputs/a is paused: using its newest checkpoint"
+    warning = "warning: outputs/a is paused after epoch 2 of 4: using its newest checkpoint"
     assert warning in capfd.readouterr().err
 
 

@@ -42,7 +42,7 @@ report, README.md and the folder `sweeps` are passed over, so `compare outputs/*
 
 Exit codes: 0 if the runs were compared, whatever the result. 2 for fewer than two runs, or if a
 directory does not exist. 4 if a directory is not a run, or the run is not finished or is damaged.
-6 if a permission is missing.
+6 if a permission is missing. 130 after Ctrl-C.
 """
 
 

@@ -94,11 +94,12 @@ def _evaluate(argv: Sequence[str]) -> str:
     arguments = parser.parse_intermixed_args(argv)
     folders = [arguments.run, *_other_runs(arguments.run, arguments.others)]
     directory.require_run(*folders)
-    check_runs(folders, arguments.mode, arguments.scales, arguments.split)
+    runs = check_runs(folders, arguments.mode, arguments.scales, arguments.split)
     if arguments.checkpoint is not None:
         _check_checkpoint(folders, arguments.checkpoint)
     for folder in folders:
         data_root.locate_data(load_config(folder), folder, arguments.data)
+    _print_notes(runs, arguments)
     # Imports torch, so this import follows the checks of the command.
     from vggexp.evaluate.evaluation import EvalOptions, evaluate_runs, format_report
 
@@ -141,8 +142,12 @@ def parse_scales(text: str) -> tuple[int, ...]:
 
 def check_runs(
     folders: Sequence[Path], mode: str, scales: Sequence[int] | None, split: str = "test"
-) -> None:
-    """Raises ConfigError or CheckpointError if the runs cannot be evaluated, or not together."""
+) -> list[RunRecord]:
+    """Returns the runs.
+
+    Raises:
+        ConfigError, CheckpointError: the runs cannot be evaluated, or not together.
+    """
     resolved = []
     for folder in folders:
         if folder.resolve() in resolved:
@@ -151,11 +156,7 @@ def check_runs(
     runs = [read_run(folder) for folder in folders]
     unfinished = []
     for run in runs:
-        if run.state == "paused":
-            epochs = f"epoch {run.result.get('epoch')} of {run.config.get('train.epochs')}"
-            line = f"{run.folder} is paused after {epochs}: using its newest checkpoint"
-            Console(None, sys.stderr).line(f"warning: {line}")
-        elif run.state != "finished":
+        if run.state not in ("finished", "paused"):
             unfinished.append(f"{run.folder} is {run.state}")
     if unfinished:
         raise CheckpointError(
@@ -169,6 +170,19 @@ def check_runs(
             raise ConfigError(f"--split val: {run.folder} has no validation images")
     for other in runs[1:]:
         _check_same_images(runs[0], other, split)
+    return runs
+
+
+def _print_notes(runs: Sequence[RunRecord], arguments: argparse.Namespace) -> None:
+    """Prints on stderr which weights are not final, and which scores are not of the run's test."""
+    is_plain = arguments.split == "test" and arguments.mode == "single" and not arguments.flip
+    for run in runs:
+        if arguments.checkpoint is None:
+            cli.warn_newest_checkpoint(run)
+        if is_plain and run.state == "finished" and run.config.get("train.test_flip"):
+            reason = "tested with mirror images (train.test_flip)"
+            line = f"note: {run.folder} was {reason}; add --flip to evaluate it so"
+            Console(None, sys.stderr).line(line)
 
 
 def _check_checkpoint(folders: Sequence[Path], step: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError, DivergedError, ResourceError
 from vggexp.evaluate.views import MultiViewPredictor, count_views
-from vggexp.formatting import SPLIT_NAMES, markdown_table, printable, shorten
+from vggexp.formatting import SPLIT_NAMES, format_metric, markdown_table, printable, shorten
 from vggexp.loggers.console import Console
 from vggexp.runner import build
 from vggexp.runner.hardware import is_available, setup_device
@@ -73,7 +73,7 @@ class RunScores:
         views: how many times the network sees each image.
         metrics: by tag, such as test/accuracy.
         data: fingerprint of the data, {file name: SHA-256}.
-        paused_at: the epoch of the weights of a paused run; None for a finished run.
+        paused_at: the epoch of a paused run; None for a finished run and a chosen checkpoint.
     """
 
     run: str
@@ -214,9 +214,10 @@ def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPr
             f"in {device_setup.precision}"
         )
     recorded = read_result(folder)
+    is_paused = recorded.get("state") == "paused" and options.checkpoint is None
     position = checkpoint
     if "step" not in checkpoint:  # of train.keep=weights
-        position = {"step": recorded["weights_step"], "epoch": recorded["epoch"]}
+        position = {"step": recorded["weights_step"], "epoch": _tested_epoch(recorded)}
     scores = RunScores(
         run=str(folder),
         checkpoint=position["step"],
@@ -228,9 +229,17 @@ def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPr
         device=str(device_setup.device),
         precision=device_setup.precision,
         data=data.fingerprint,
-        paused_at=recorded.get("epoch") if recorded.get("state") == "paused" else None,
+        paused_at=recorded.get("epoch") if is_paused else None,
     )
     return RunPredictions(scores, data.classes, probs, labels)
+
+
+def _tested_epoch(result: Mapping[str, Any]) -> int:
+    """Returns the epoch of the tested weights, from result.json of a finished run."""
+    epoch: int = result["epoch"]
+    if result.get("test_weights") == "best":
+        return result.get("best/epoch", epoch)
+    return epoch
 
 
 def _eval_config(config: Config, checkpoint: dict[str, Any], console: Console) -> Config:
@@ -372,7 +381,7 @@ def _score_table(result: EvaluationResult) -> list[str]:
 
 def _metric_cells(metrics: Mapping[str, float]) -> list[str]:
     by_name = {tag.partition("/")[2]: value for tag, value in metrics.items()}
-    return [f"{by_name[name]:.4f}" for name in METRIC_NAMES]
+    return [format_metric(by_name[name]) for name in METRIC_NAMES]
 
 
 def _class_table(result: EvaluationResult) -> list[str]:

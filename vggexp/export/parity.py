@@ -40,6 +40,7 @@ class ParityResult:
         tolerance: the largest `max_difference` that rounding explains.
         precision: number format of the run's test evaluation.
         device: device of the run's test evaluation.
+        flip: whether all probabilities are means over an image and its mirror image.
     """
 
     images: int
@@ -49,6 +50,7 @@ class ParityResult:
     tolerance: float
     precision: str
     device: str
+    flip: bool
 
     @property
     def passed(self) -> bool:
@@ -100,6 +102,7 @@ def check_parity(
         tolerance=tolerance,
         precision=checkpoint["precision"],
         device=checkpoint["device"],
+        flip=flip,
     )
     if not result.passed:
         raise CheckpointError(
@@ -112,8 +115,9 @@ def check_parity(
 def format_parity(result: ParityResult) -> str:
     """Returns `360 test images: maximum difference 2.1e-07 from predictions.npz (cpu fp32 ...`."""
     share = result.same_labels / result.images
+    mirrored = " with mirror images" if result.flip else ""
     return (
-        f"{result.images:,} test images: "
+        f"{result.images:,} test images{mirrored}: "
         f"maximum difference {result.max_difference:.2g} from predictions.npz "
         f"({result.device} {result.precision} explains {result.tolerance:g}), "
         f"{result.max_difference_here:.2g} from the network here; "

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vggexp.runs.confusion import MAX_MATRIX_CLASSES, Confusions
+from vggexp.runs.predictions import Mistake
 
 ImageArray = NDArray[np.uint8]
 Array = NDArray[Any]
@@ -105,40 +106,24 @@ def _matrix_image(confusion: Array, classes: Sequence[str]) -> ImageArray:
 
 
 def mistakes_image(
-    images: Array,
-    labels: Array,
-    predictions: Array,
-    confidences: Array,
-    classes: Sequence[str],
-    count: int = 25,
+    images: Array, mistakes: Sequence[Mistake], classes: Sequence[str]
 ) -> ImageArray:
-    """Draws the wrong predictions of the highest confidence.
-
-    The caption of an image is `true -> predicted 0.98`.
+    """Draws wrong predictions. The caption of an image is `true -> predicted 0.98`.
 
     Args:
-        images: [N, C, H, W].
-        labels: [N].
-        predictions: [N], classes.
-        confidences: [N], probabilities of the predicted classes.
-        count: largest number of images.
+        images: [N, C, H, W], of the N mistakes.
     """
-    images = np.asarray(images)
-    confidences = np.asarray(confidences)
-    wrong = np.flatnonzero(np.asarray(labels) != np.asarray(predictions))
-    order = np.argsort(-confidences[wrong], kind="stable")
-    worst = wrong[order][:count]
-    if not len(worst):
+    if not mistakes:
         white = np.full((1, 40, 40, 3), 255, np.uint8)
         return _arrange_with_captions(white, ["no mistakes"])
     font = _font(CAPTION_SIZE)
     names = [_shorten(name, 100, font) for name in classes]
     captions = []
-    for index in worst:
-        label = names[labels[index]]
-        predicted = names[predictions[index]]
-        captions.append(f"{label} -> {predicted} {confidences[index]:.2f}")
-    return captioned_grid(images[worst], captions)
+    for mistake in mistakes:
+        label = names[mistake.label]
+        predicted = names[mistake.predicted]
+        captions.append(f"{label} -> {predicted} {mistake.prob:.2f}")
+    return captioned_grid(images, captions)
 
 
 def captioned_grid(images: Array, captions: Sequence[str], size: int = 112) -> ImageArray:

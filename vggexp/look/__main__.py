@@ -27,9 +27,10 @@ For each image: the prediction, Grad-CAM and occlusion sensitivity of the predic
 class, and the most active feature maps of each block. Then the filters of the first convolution.
 IMAGE is an image, or a folder of images; the folder that holds an image names its true class.
 --mistakes adds the 25 test images with the most confident wrong predictions. The page shows the
-prediction of the image alone, also if the run was tested with mirror images (train.test_flip). The
-page is one file and opens without a server. A file that is missing, damaged or not an image is
-reported at the end, and the page has the others.
+prediction of the image alone, also if the run was tested with mirror images (train.test_flip),
+and of a mistake what the test predicted. The page is one file and opens without a server. A file
+that is missing, damaged or not an image is reported at the end, and the page has the others. A run
+without mistakes is reported in the same way.
 
 Exit code 0: done. 2: wrong usage, or no such run. 3: images or data missing or damaged. 4: the run
 cannot be read. 6: memory, a permission, or the page cannot be written. 130: stopped by Ctrl-C.
@@ -60,7 +61,7 @@ def _look(argv: Sequence[str]) -> None:
     from vggexp.look.page import render_page
     from vggexp.look.saliency import first_filters
 
-    run = look.open_run(arguments.run)
+    run, tested = look.open_run(arguments.run)
     pictures = []
     errors: list[VggexpError] = []
     for path in paths:
@@ -69,7 +70,10 @@ def _look(argv: Sequence[str]) -> None:
         except (DataError, ResourceError) as error:
             errors.append(error)
     if arguments.mistakes:
-        pictures += look.read_mistakes(arguments.run, arguments.data)
+        try:
+            pictures += look.read_mistakes(run, tested, arguments.data)
+        except (DataError, ResourceError) as error:
+            errors.append(error)
     if not pictures:
         raise_together(errors)
     looks = list(look.look_at(run, pictures))
@@ -91,14 +95,16 @@ def _check(arguments: Any) -> list[Path]:
         raise ConfigError("IMAGE: none is given; name image files, or use --mistakes")
     if not any((arguments.run / "checkpoints").glob("*.pt")):
         raise CheckpointError(f"{arguments.run}: contains no checkpoint")
+    run = read_run(arguments.run)
     if arguments.mistakes:
         data_root.locate_data(load_config(arguments.run), arguments.run, arguments.data)
-        state = read_run(arguments.run).state
-        if state != "finished":
-            raise CheckpointError(f"{arguments.run} is {state}; --mistakes needs a finished run")
+        if run.state != "finished":
+            raise CheckpointError(f"{run.folder} is {run.state}; --mistakes needs a finished run")
     elif arguments.data is not None:
         raise ConfigError(f"--data {arguments.data}: belongs with --mistakes")
-    return expand_image_paths(arguments.images) if arguments.images else []
+    paths = expand_image_paths(arguments.images) if arguments.images else []
+    cli.warn_newest_checkpoint(run)
+    return paths
 
 
 def _summary(run: "LoadedRun", pictures: Sequence["Picture"]) -> str:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +19,8 @@ from vggexp.runner.load import (
     load_tested_checkpoint,
     test_only_config,
 )
-from vggexp.runs import predictions
 from vggexp.runs.data_root import locate_data
-from vggexp.runs.predictions import worst_mistakes
+from vggexp.runs.predictions import Mistake, worst_mistakes
 
 MISTAKES = 25
 TOP_CLASSES = 5
@@ -35,6 +35,7 @@ class Picture:
     name: str
     pixels: Tensor  # uint8 [C, size, size], as the network receives it before normalization
     label: int | None  # the true class, if known
+    mistake: Mistake | None = None  # what the run's own test predicted, of a test image
 
 
 @dataclass(frozen=True)
@@ -60,8 +61,13 @@ class Look:
         return int(self.probs.argmax())
 
 
-def open_run(path: Path) -> LoadedRun:
-    """Loads a run whose network takes gray or color images. Raises CheckpointError, ConfigError."""
+def open_run(path: Path) -> tuple[LoadedRun, dict[str, Any]]:
+    """Loads a run whose network takes gray or color images, and its tested checkpoint.
+
+    Raises:
+        CheckpointError: the run cannot be loaded.
+        ConfigError: the network takes other images.
+    """
     config, tested = load_tested_checkpoint(path)
     run = build_loaded_run(config, tested, path)
     channels = input_channels(run)
@@ -69,7 +75,7 @@ def open_run(path: Path) -> LoadedRun:
         raise ConfigError(
             f"{path}: takes {channels} channels; images have 3, or 1 if they are gray"
         )
-    return run
+    return run, tested
 
 
 def input_channels(run: LoadedRun) -> int:
@@ -89,25 +95,30 @@ def read_picture(path: Path, run: LoadedRun) -> Picture:
     return Picture(str(path), pixels, label)
 
 
-def read_mistakes(folder: Path, data_folder: Path | None) -> list[Picture]:
+def read_mistakes(
+    run: LoadedRun, tested: dict[str, Any], data_folder: Path | None
+) -> list[Picture]:
     """Returns the test images with the most confident wrong predictions of a finished run.
+
+    Args:
+        run: the run.
+        tested: the checkpoint that the run was tested with.
+        data_folder: folder of the run's data; None: data.root of the run.
 
     Raises:
         CheckpointError: the predictions are damaged, or the data has changed.
         DataError: the data is missing, or the run made no mistake.
     """
-    config, tested = load_tested_checkpoint(folder)
-    config = test_only_config(locate_data(config, folder, data_folder))
-    stored = predictions.read(folder)
-    mistakes = worst_mistakes(stored, MISTAKES)
+    config = test_only_config(locate_data(run.config, run.path, data_folder))
+    mistakes = worst_mistakes(run.predictions, MISTAKES)
     if not mistakes:
-        raise DataError(f"{folder}: no test image is classified wrongly")
-    data = load_test_data(config, folder, tested, torch.device("cpu"))
+        raise DataError(f"{run.path}: no test image is classified wrongly")
+    data = load_test_data(config, run.path, tested, torch.device("cpu"))
     images = data.test_images(torch.tensor([mistake.index for mistake in mistakes]))
     pictures = []
     for mistake, image in zip(mistakes, images, strict=True):
         pixels = resize_center_crop(image[None], data.preprocess.size)[0]
-        pictures.append(Picture(f"test image {mistake.index}", pixels, mistake.label))
+        pictures.append(Picture(f"test image {mistake.index}", pixels, mistake.label, mistake))
     return pictures
 
 

@@ -12,7 +12,7 @@ from vggexp import cli
 from vggexp.data.image_folder import expand_image_paths, raise_together
 from vggexp.errors import CheckpointError, ConfigError
 from vggexp.formatting import printable
-from vggexp.loggers.console import Console, print_text
+from vggexp.loggers.console import print_text
 from vggexp.runs import directory
 from vggexp.runs.records import read_run
 from vggexp.system.files import os_error_as_resource_error
@@ -24,7 +24,9 @@ RUN is a run directory, or a file of vggexp.export: .onnx (needs onnxruntime; pi
 'vggexp[export]') or .pt2. A .pt2 file is a program: open only files from sources that you trust.
 IMAGE is an image of any size and mode, or a folder of images. Each image is turned upright,
 resized by its shorter side, center-cropped to a square, converted to gray if the network takes
-gray images, and normalized as in training. The network computes on the CPU, in fp32.
+gray images, and normalized as in training. The network computes on the CPU, in fp32. The
+prediction is that of the image alone, also if the run was tested with mirror images
+(train.test_flip).
 
 Prints a line for each image: file, label and probability; with --top K the K most probable
 labels. A file that is missing, damaged or not an image is reported at the end, after the lines of
@@ -37,7 +39,7 @@ SUFFIXES = (".onnx", ".pt2")  # of exported files
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(lambda: _predict(sys.argv[1:] if argv is None else argv), "stopped by Ctrl-C")
+    return cli.run(lambda: _predict(sys.argv[1:] if argv is None else argv))
 
 
 def _predict(argv: Sequence[str]) -> None:
@@ -103,10 +105,7 @@ def _check_model(path: Path) -> None:
     directory.require_run(path)
     if not any((path / "checkpoints").glob("*.pt")):
         raise CheckpointError(f"{path}: contains no checkpoint")
-    state = read_run(path).state
-    if state != "finished":
-        console = Console(None, sys.stderr)
-        console.line(f"warning: {path} is {state}: using its newest checkpoint")
+    cli.warn_newest_checkpoint(read_run(path))
 
 
 if __name__ == "__main__":

@@ -37,6 +37,9 @@ may stand. A condition on a value that a run does not have is not satisfied.
 Prints the tables and writes report.html, report.csv and report.md into FOLDER. FOLDER is by default
 the first DIR, or the current folder if the first DIR is itself a run. The page needs no network and
 no server.
+
+Exit codes: 2 if an option is wrong, or a directory does not exist. 3 if no DIR holds a run. 4 if no
+run can be read. 6 if a permission is missing, or a file cannot be written. 130 after Ctrl-C.
 """
 
 

@@ -43,14 +43,6 @@ function endNote(sets) {
     .join(" · ");
 }
 
-/* Returns the last value of a curve, as the tables have it. */
-function lastValue({ points }) {
-  if (!points.length) return "-";
-  const value = points.at(-1)[1];
-  if (value < 1) return value.toFixed(4);
-  return value < 1e4 ? value.toPrecision(4) : short(value);
-}
-
 // One data set: its table and its charts
 
 class DataSection {
@@ -149,6 +141,7 @@ class DataSection {
         ...this.color(run),
         end: CURVE_ENDS[run.state],
         label: run.name,
+        value: run.last[i],
         points: curvePoints(run, key, i + 1),
       })),
     );
@@ -164,7 +157,7 @@ class DataSection {
         sets,
         // Training and held-out metric share a scale.
         axisSets: sets.flatMap((set, rank) => [set, panels[i ^ 1][rank]]),
-        legend: colored.map((set) => ({ ...set, value: lastValue(set) })),
+        legend: colored,
         note: notes.filter(Boolean).join(" · "),
         joined: true,
       });
@@ -320,11 +313,7 @@ function addCommand(run, section) {
   });
   const folder = run.environment.working_directory ?? section.shared.environment.working_directory;
   const place = folder ? `Typed in ${folder}. ` : "";
-  const again =
-    run.state === "finished"
-      ? "Add resume=never to train the finished run again."
-      : "The same command continues the run.";
-  addElement("p", { class: "small" }, panel, place + again);
+  addElement("p", { class: "small" }, panel, place + run.continuation);
 }
 
 function drawRunCurves(figure, run, keys, first) {
@@ -332,6 +321,7 @@ function drawRunCurves(figure, run, keys, first) {
     label: metricTitle(key),
     color: `var(--c${i})`,
     end: CURVE_ENDS[run.state],
+    value: run.last[first + i],
     points: curvePoints(run, key, first + i + 1),
   }));
   drawChart(figure, {
@@ -339,7 +329,7 @@ function drawRunCurves(figure, run, keys, first) {
     x: epochAxis(sets),
     y: metricAxis(keys[first]),
     sets,
-    legend: sets.map((set) => ({ ...set, value: lastValue(set) })),
+    legend: sets,
     note: endNote(sets),
     joined: true,
   });
@@ -359,6 +349,7 @@ function addTime(parent, run) {
     addElement("i", { style: `width: ${(100 * seconds) / total}%` }, bar);
   };
   for (const [name, seconds] of run.time) addRow(name, seconds);
+  if (run.added_time) addElement("p", { class: "small" }, block, run.added_time);
 }
 
 /* The settings in which the runs of the data set differ come first. */

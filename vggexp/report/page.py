@@ -10,11 +10,12 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from datetime import datetime
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
 from vggexp import __version__
-from vggexp.formatting import duration, escape_html, format_value, plural
+from vggexp.formatting import duration, escape_html, format_metric, format_value, plural
 from vggexp.report import mistakes, sections
 from vggexp.report.heatmaps import heat_map
 from vggexp.report.run_details import run_details, split_shared
@@ -113,12 +114,13 @@ def _ranking_note(section: Section) -> str:
     note = RANKING_NOTES[table.score]
     if table.score == "val/accuracy" and table.val_images:
         fewest = table.val_images[0]
+        share = f"{Decimal(f'{1 / fewest:.2g}'):f}"  # without an exponent
         if len(table.val_images) == 1:
-            note += f" Of {fewest:,} validation images, one is {1 / fewest:.4f} of the accuracy."
+            note += f" Of {fewest:,} validation images, one is {share} of the accuracy."
         else:
             note += (
                 f" The runs have {fewest:,} to {table.val_images[-1]:,} validation images; "
-                f"of {fewest:,}, one is {1 / fewest:.4f} of the accuracy."
+                f"of {fewest:,}, one is {share} of the accuracy."
             )
     hidden = len(table.rows) - len(section.listed.rows)
     if hidden:
@@ -205,6 +207,7 @@ def _points(table: Table) -> list[dict[str, Any]]:
                 "parameters": row["parameters"],
                 "group": format_value(row[color_key]) if color_key else "",
                 "curves": _curves(run.rows, keys),
+                "last": [_last_value(run.rows, key) for key in keys],
             }
         )
     return points
@@ -217,6 +220,12 @@ def _curves(rows: Sequence[Row], keys: Sequence[str]) -> list[list[float | None]
         step = -(-len(rows) // MAX_CURVE_POINTS)
         kept_rows = [*rows[:-1:step], rows[-1]]
     return [[_four_digits(row.get(key)) for key in ("epoch", *keys)] for row in kept_rows]
+
+
+def _last_value(rows: Sequence[Row], key: str) -> str:
+    """Returns the last value of a curve, as the tables have it."""
+    values = [row[key] for row in rows if row.get(key) is not None]
+    return format_metric(values[-1]) if values else "-"
 
 
 def _four_digits(value: Any) -> float | None:

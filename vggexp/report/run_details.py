@@ -8,12 +8,12 @@ from typing import Any
 from vggexp.config.keys import flatten
 from vggexp.config.validate import OBJECTIVES
 from vggexp.errors import VggexpError
-from vggexp.formatting import format_bytes, format_value
+from vggexp.formatting import duration, format_bytes, format_value
 from vggexp.report.table import Table, display_cell, run_metrics
 from vggexp.runs import schema
 from vggexp.runs.directory import OVERRIDES
 from vggexp.runs.records import RunRecord
-from vggexp.runs.repeats import Row
+from vggexp.runs.times import added_seconds, part_seconds
 
 HIDDEN_SETTINGS = ("run.", "sweep.", "resume")  # keys that say where and how often, not what
 SCORES = (  # in the order of the panel
@@ -27,8 +27,6 @@ SCORES = (  # in the order of the panel
     "peak_memory_bytes",
     "weights_sha256",
 )
-TIME_PREFIX = "time/"  # of the seconds of a part of the run: time/compute_seconds
-TIME_SUFFIX = "_seconds"
 
 Texts = dict[str, str]
 
@@ -46,8 +44,10 @@ def run_details(table: Table) -> list[dict[str, Any]]:
                 "error": row["error"],
                 "date": row["date"],
                 "command": read_command(run),
+                "continuation": continuation(run),
                 "scores": _scores(run),
                 "time": _time_parts(run, row["seconds"]),
+                "added_time": _added_time(run),
                 "settings": {"network": row["network"], **_settings(run)},
                 "environment": to_texts(run.environment),
             }
@@ -63,6 +63,23 @@ def read_command(run: RunRecord) -> str | None:
     return None
 
 
+def continuation(run: RunRecord) -> str:
+    """Returns what makes the command of a run continue it; of a finished run, train it again."""
+    is_new_each_time = run.config.get("resume") == "never"
+    if run.state == "finished":
+        if is_new_each_time:
+            return "The same command trains the finished run again."
+        return "Add resume=never to train the finished run again."
+    until = run.config.get("run.until") if run.state == "paused" else None
+    changes = []
+    if is_new_each_time:
+        changes.append(f"with run.name={run.name} in place of resume=never")
+    if until is not None:
+        changes.append(f"without run.until={until}")
+    sentence = f"{' and '.join(changes)} the same command continues the run.".lstrip()
+    return sentence[0].upper() + sentence[1:]
+
+
 def _scores(run: RunRecord) -> Texts:
     metrics = run_metrics(run)
     scores = {}
@@ -74,8 +91,6 @@ def _scores(run: RunRecord) -> Texts:
             scores["peak memory"] = format_bytes(value, "B")
         elif key == "images_per_second":
             scores["images a second"] = f"{value:,.1f}"
-        elif key.endswith(("/loss", "accuracy")):
-            scores[key] = f"{value:.4f}"
         else:
             scores[key] = display_cell(key, value)
     return scores
@@ -84,8 +99,8 @@ def _scores(run: RunRecord) -> Texts:
 def _time_parts(run: RunRecord, seconds: float | None) -> list[tuple[str, float]]:
     """Returns the seconds of the parts of the run, the longest first, and of the rest."""
     sums: dict[str, float] = {}
-    for row in [run.result] if _part_seconds(run.result) else run.rows:
-        for part, value in _part_seconds(row).items():
+    for row in [run.result] if part_seconds(run.result) else run.rows:
+        for part, value in part_seconds(row).items():
             sums[part] = sums.get(part, 0.0) + value
     if seconds is not None and sums:
         sums["other"] = max(0.0, seconds - sum(sums.values()))
@@ -93,14 +108,13 @@ def _time_parts(run: RunRecord, seconds: float | None) -> list[tuple[str, float]
     return sorted((part for part in parts if part[1]), key=lambda part: -part[1])
 
 
-def _part_seconds(row: Row) -> dict[str, float]:
-    """Returns {"compute": seconds, ...} of time/compute_seconds, ... but not of a whole epoch."""
-    parts = {}
-    for key, value in row.items():
-        part = key.removeprefix(TIME_PREFIX).removesuffix(TIME_SUFFIX)
-        if key.startswith(TIME_PREFIX) and part != "epoch" and value is not None:
-            parts[part] = value
-    return parts
+def _added_time(run: RunRecord) -> str:
+    """Returns what comes in addition to the parts: `and 4.2 s of start-up`; empty for nothing."""
+    parts = []
+    for part, seconds in added_seconds(run.result).items():
+        if round(seconds, 1):
+            parts.append(f"{duration(seconds)} of {part}")
+    return f"and {', '.join(parts)}" if parts else ""
 
 
 def _settings(run: RunRecord) -> Texts:

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any, NamedTuple
 
-from vggexp.config.run_id import NON_IDENTITY_KEYS
+from vggexp.config.run_id import identity
 from vggexp.formatting import (
     HASH_CHARS,
     csv_table,
+    format_metric,
     format_value,
     markdown_table,
     shorten,
@@ -47,18 +48,8 @@ RESERVED_COLUMNS = {  # columns that no key of a configuration may take
     *MEASURED,
 }
 HASH = re.compile("[0-9a-f]{8}")  # in the name of a run
-FORMATS = {  # format specification of each rounded column
-    "val/accuracy": ".4f",
-    "val/loss": ".4f",
-    "test/accuracy": ".4f",
-    "seconds": ".1f",
-    "parameters": ",",
-    "val/accuracy mean": ".4f",
-    "val/accuracy deviation": ".4f",
-    "test/accuracy mean": ".4f",
-    "test/accuracy deviation": ".4f",
-}
-HUGE_LOSS = 1e4  # a loss from here on has four digits in all: 2.441e+13
+METRIC = re.compile("(best/)?(train|val|test)/(accuracy|loss)")  # how a metric begins
+FORMATS = {"seconds": ".1f", "parameters": ","}  # format specification of other rounded columns
 MAX_CELL_CHARS = 80  # of a Markdown cell
 
 
@@ -186,11 +177,10 @@ def short_names(names: Sequence[str]) -> list[str]:
 
 def _identity_config(run: RunRecord, network: NetworkSummary) -> Row:
     """Returns the keys that define the run, and its network."""
-    config: Row = {"network": network.name}
-    for key, value in run.config.items():
-        if key not in RESERVED_COLUMNS and not key.startswith(NON_IDENTITY_KEYS):
-            config[key] = value
-    return config
+    config = identity(run.config)
+    for key in RESERVED_COLUMNS & config.keys():
+        del config[key]
+    return {"network": network.name, **config}
 
 
 def varying_keys(configs: Sequence[Row]) -> list[str]:
@@ -291,9 +281,11 @@ def display_cell(column: str, value: Any) -> str:
     """Returns the value rounded for readers; `-` for None."""
     if value is None:
         return "-"
-    if column in FORMATS and not isinstance(value, str):
-        is_huge = column == "val/loss" and abs(value) >= HUGE_LOSS
-        return format(value, ".4g" if is_huge else FORMATS[column])
+    if isinstance(value, int | float):
+        if METRIC.match(column):
+            return format_metric(value)
+        if column in FORMATS:
+            return format(value, FORMATS[column])
     text = format_value(value)
     return text[:HASH_CHARS] if column.endswith("sha256") else text
 
@@ -304,7 +296,8 @@ def to_csv(tables: Sequence[Table]) -> str:
     rows = []
     for table in tables:
         for run, row in zip(table.runs, table.rows, strict=True):
-            rows.append({key: run.config.get(key) for key in settings} | row)
+            config = identity(run.config)
+            rows.append({key: config.get(key) for key in settings} | row)
     columns = _columns(settings, rows)
     if len(tables) > 1:
         columns.insert(0, "data")

@@ -5,8 +5,8 @@ from typing import Any
 
 from vggexp.config.derived import decodes_each_epoch
 from vggexp.config.schema import Config, ImageFiles
+from vggexp.runs.times import added_seconds, part_seconds
 from vggexp.system.cpu import default_threads
-from vggexp.training.timer import PARTS
 
 MIN_SECONDS = 60  # a shorter run is mostly start and end, and needs no advice
 # The share of the time above which a part is out of proportion. All other parts are the work.
@@ -28,9 +28,8 @@ def time_advice(config: Config, result: Mapping[str, Any]) -> list[str]:
         result: the content of result.json. Its `seconds` are those of the epochs and the test;
             the start and the pauses come in addition.
     """
-    startup = result["time/startup_seconds"]
-    rest = result["time/rest_seconds"]
-    whole = result["seconds"] + startup + rest
+    added = added_seconds(result)
+    whole = result["seconds"] + sum(added.values())
     if whole <= MIN_SECONDS:
         return []
     remedies = {
@@ -41,7 +40,7 @@ def time_advice(config: Config, result: Mapping[str, Any]) -> list[str]:
         "start-up": _startup_remedy(config),
         "rest": f"train.rest_minutes below {config.train.rest_minutes:g}",
     }
-    shares = {"start-up": startup / whole, "rest": rest / whole}
+    shares = {part: seconds / whole for part, seconds in added.items()}
     for part, seconds in part_seconds(result).items():
         shares[part] = seconds / result["seconds"]
     lines = []
@@ -50,17 +49,6 @@ def time_advice(config: Config, result: Mapping[str, Any]) -> list[str]:
             percent = 100 * shares[part]
             lines.append(f"advice   {percent:.0f} % of the time is {part}; try {remedy}")
     return lines
-
-
-def part_seconds(result: Mapping[str, Any]) -> dict[str, float]:
-    """Returns the seconds of each part of the epochs and of the end, with the test on its own.
-
-    In result.json the test is part of the evaluation.
-    """
-    seconds = {part: result[f"time/{part}_seconds"] for part in PARTS}
-    seconds["test"] = result["time/test_seconds"]
-    seconds["evaluation"] -= seconds["test"]
-    return seconds
 
 
 def _data_remedy(config: Config) -> str:

@@ -19,9 +19,10 @@ from vggexp.formatting import (
     tensorboard_command,
 )
 from vggexp.models.shapes import macs, parameters
-from vggexp.runner.advice import part_seconds, time_advice
+from vggexp.runner.advice import time_advice
 from vggexp.runner.datasets import DataLoaders
 from vggexp.runner.hardware import DeviceSetup
+from vggexp.runs.times import added_seconds, part_seconds
 
 MIN_SHOWN_SHARE = 1 / 200  # of the time; smaller parts are not printed
 
@@ -99,8 +100,7 @@ def _time_line(result: Mapping[str, Any]) -> str:
         if share > MIN_SHOWN_SHARE:
             parts.append(f"{part} {100 * share:.0f} %")
     line = f"time     {duration(total)} in {plural(result['epoch'], 'epoch')}: {', '.join(parts)}"
-    for name, part in (("start-up", "startup"), ("rest", "rest")):
-        seconds = result[f"time/{part}_seconds"]
+    for name, seconds in added_seconds(result).items():
         if seconds > MIN_SHOWN_SHARE * total:
             line += f"; {duration(seconds)} of {name}"
     return line

@@ -1,6 +1,5 @@
 """Writes what TensorBoard shows of a run besides scalars and hyperparameters: images, the graph."""
 
-import numpy
 import torch
 from torch import Tensor, nn
 
@@ -41,13 +40,7 @@ def log_test_images(
     logger.tensorboard.images("test/confusion", image, epoch)
     mistakes = worst_mistakes(predictions, WORST_MISTAKES)
     indices = torch.tensor([mistake.index for mistake in mistakes], dtype=torch.int64)
-    image = mistakes_image(
-        data.test_images(indices).numpy(),
-        numpy.array([mistake.label for mistake in mistakes]),
-        numpy.array([mistake.predicted for mistake in mistakes]),
-        numpy.array([mistake.prob for mistake in mistakes]),
-        data.classes,
-    )
+    image = mistakes_image(data.test_images(indices).numpy(), mistakes, data.classes)
     logger.tensorboard.images("test/worst_mistakes", image, epoch)
 
 
