@@ -1,5 +1,7 @@
 """Expected errors of a command. Each class has an exit code, and each error one line of text."""
 
+from typing import Any
+
 
 class VggexpError(Exception):
     """Ends the command with `exit_code`; str(error) is the line after `vggexp: error: `."""
@@ -80,6 +82,11 @@ class StoppedError(VggexpError):
     def __init__(self, signal: int, position: str, resume_hint: str):
         super().__init__(f"stopped by {getattr(signal, 'name', signal)} {position}: {resume_hint}")
         self.exit_code = 128 + signal
+        self._arguments = (signal, position, resume_hint)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Lets pickle, which ranks send an error by, create the error with these arguments."""
+        return type(self), self._arguments, self.__dict__
 
 
 class WaitStoppedError(StoppedError):

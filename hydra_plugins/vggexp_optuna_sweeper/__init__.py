@@ -98,7 +98,7 @@ class OptunaSweeper(Sweeper):
         self.space = search_space(job_overrides(overrides, params))
         axes = self.space.axes
         sweep = self.task.sweep
-        settings = search_settings(hydra.sweeper, ErrorList(), hydra.launcher, sweep.halving)
+        settings = search_settings(hydra.sweeper, ErrorList())
         study = open_study(folder)
         repeat_failed_trials(study, sweep.objective, sweep.retry_failed)
         next_batch = partial(

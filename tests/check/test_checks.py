@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from vggexp.check import checks
 from vggexp.check.__main__ import format_finding, main
 from vggexp.check.checks import (
     MIN_STEPS,
@@ -15,11 +16,13 @@ from vggexp.check.checks import (
     check_labels,
     check_layers,
     check_memorizing,
+    judge_labels,
     judge_steps,
     make_subject,
     run_checks,
     train_steps,
 )
+from vggexp.check.labels import Sample
 from vggexp.config.compose import parse_command
 from vggexp.sweep.expand import compose_run
 
@@ -77,6 +80,12 @@ def test_labels_of_the_next_images_are_found(subject):
 def test_training_labels_that_are_one_higher_are_found(subject):
     subject.data.train.labels = (subject.data.train.labels + 1) % 10
     assert "--images" in by_name(check_labels(subject))["test labels"].cure
+
+
+def test_labels_of_too_few_images_of_a_class_are_not_judged():
+    labels = torch.tensor([0] * 60 + [1] * 4)
+    sample = Sample(torch.zeros(64, 1).double(), labels)
+    assert judge_labels(sample, sample, 2, "test").text == "not judged: 64 images of 2 classes"
 
 
 def test_a_class_without_images_is_found(subject):
@@ -173,6 +182,16 @@ def test_the_sheet_shows_nine_images(tmp_path):
 )
 def test_a_mixed_image_has_the_shares_of_its_classes(shares, caption):
     assert caption_of(torch.tensor(shares), ["cat", "dog"]) == caption
+
+
+def test_out_of_memory_is_one_line(monkeypatch, capsys):
+    def fail(subject):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(checks, "run_checks", fail)
+    assert main(SMALL) == 6
+    message = "out of memory in checking; a smaller data.batch_size needs less"
+    assert capsys.readouterr().err == f"vggexp: error: {message}\n"
 
 
 def test_a_run_of_several_processes_is_refused(capsys):

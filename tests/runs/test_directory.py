@@ -1,5 +1,6 @@
 """Files of a run directory: what is written comes back, and every other content is refused."""
 
+import contextlib
 import os
 import resource
 
@@ -67,6 +68,23 @@ def test_mark_interrupted_expects_a_running_run(tmp_path):
     directory.write_result(tmp_path, "running")
     directory.mark_interrupted(tmp_path, "killed", 9)
     assert directory.read_result(tmp_path)["state"] == "interrupted"
+
+
+def test_mark_interrupted_makes_no_folder(tmp_path):
+    directory.mark_interrupted(tmp_path / "a", "killed", 9)
+    assert not (tmp_path / "a").exists()
+
+
+def test_mark_interrupted_reads_the_state_once_it_has_the_lock(tmp_path, monkeypatch):
+    @contextlib.contextmanager
+    def lock_after_another_process(folder):
+        directory.write_result(folder, "finished")
+        yield
+
+    directory.write_result(tmp_path, "running")
+    monkeypatch.setattr(directory, "lock_run_dir", lock_after_another_process)
+    directory.mark_interrupted(tmp_path, "killed", 9)
+    assert directory.read_result(tmp_path)["state"] == "finished"
 
 
 REFUSED_CONFIGS = {

@@ -74,6 +74,12 @@ def test_the_line_of_a_sweep_has_its_jobs_epochs_and_time(config, jobs, at_a_tim
     assert outlook_line(outlooks, at_a_time) == line
 
 
+def test_the_line_of_a_sweep_leaves_out_the_epochs_that_are_trained(config):
+    outlook = JobOutlook(config, Path("a"), "interrupted", KNOWN, is_done=False, trained=1)
+    line = f"1 job: 0 finished, 1 to run for 1 epoch, about 15.0 s {FROM}"
+    assert outlook_line([outlook], 1) == line
+
+
 @pytest.mark.process
 def test_a_dry_run_prints_and_starts_nothing(command, tmp_path):
     assert command(*TINY, "seed=1")[0] == 0
@@ -100,7 +106,10 @@ def test_a_dry_run_prints_and_starts_nothing(command, tmp_path):
 
 
 def test_jobs_that_run_until_has_ended_are_done(tmp_path):
-    """Of four runs one is paused, one has trained on, one was killed before its pause."""
+    """Of four runs one is paused, one has trained on, one was killed before its pause.
+
+    The third has its epoch and lacks only its end.
+    """
     configs = []
     for seed in range(4):
         overrides = ["device=cpu", *TINY, "run.until=1", f"run.root={tmp_path}", f"seed={seed}"]
@@ -109,14 +118,16 @@ def test_jobs_that_run_until_has_ended_are_done(tmp_path):
     write_epochs(configs[1], [0.5, 0.6], "interrupted")
     write_epochs(configs[2], [0.5], "interrupted")
     line = outlook_line(job_outlooks(configs, 1), 1)
-    assert line.startswith("4 jobs: 0 finished, 2 paused, 2 to run for 2 epochs, 1 job at a time")
+    assert line.startswith("4 jobs: 0 finished, 2 paused, 2 to run for 1 epoch, 1 job at a time")
 
 
-def test_a_search_whose_runs_pause_counts_their_epochs():
-    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=3", "optimizer.lr=interval(0.01,1)"]
+def test_a_search_counts_the_epochs_of_runs_that_pause_and_the_jobs_at_a_time():
+    search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=9", "optimizer.lr=interval(0.01,1)"]
+    search += ["hydra.sweeper.parallel=4", "hydra.launcher.jobs=3"]
     command = parse_command(["-m", *TINY, "device=cpu", "run.until=1", *search])
     plan = expand_sweep(command, compose_outline(command))
-    assert search_line(plan, 1).startswith("3 trials: 1 ended, 2 to run for 2 epochs, ")
+    line = "9 trials: 1 ended, 8 to run for 8 epochs, 3 trials at a time; "
+    assert search_line(plan, 1).startswith(line)
 
 
 HALVING = ["-m", *TINY, "train.epochs=4", "sweep.halving=2", "optimizer.lr=0.01,0.02,0.03,0.05"]

@@ -35,6 +35,7 @@ LRS = "optimizer.lr=0.01,0.02,0.03,0.05"
         (27, 3, 9, None, [(3, 9), (9, 3), (27, 1)]),
         (27, 3, 12, None, [(3, 12), (9, 4), (27, 2)]),
         (27, 3, 2, None, [(9, 2), (27, 1)]),
+        (27, 3, 8, None, [(3, 8), (9, 3), (27, 1)]),  # rounded up, 3 would be left after one
         (27, 3, 1, None, [(27, 1)]),
         (27, 3, 81, None, [(1, 81), (3, 27), (9, 9), (27, 3)]),
         (10, 3, 9, None, [(1, 9), (3, 3), (10, 1)]),
@@ -186,17 +187,30 @@ def test_after_a_failed_run_the_rungs_may_end(grid):
     assert len(entered(jobs, sweep)) == 2
 
 
-@pytest.mark.parametrize("state", ["running", "interrupted"])
-def test_an_interrupted_run_leaves_the_rung_undecided(grid, state):
+@pytest.mark.parametrize("state", ["running", "interrupted", "not started"])
+def test_a_run_that_has_not_ended_leaves_the_rung_undecided(grid, state):
     jobs, sweep = grid
     first, *others = jobs.values()
-    write_epochs(first, [], state)
+    if state != "not started":
+        write_epochs(first, [], state)
     for config in others:
         write_epochs(config, [0.5])
     (rung,) = run_rungs(jobs, sweep)
     assert has_work(rung)
     assert undecided_line(rung) == (
         f"rung 1 is undecided, epochs are missing: {run_name(first)}; run the same command again"
+    )
+
+
+def test_a_rung_that_a_failed_run_has_stopped_names_what_goes_on(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    jobs, sweep = make_grid("optimizer.lr=0.01,0.02", "sweep.on_error=stop")
+    first, second = jobs.values()
+    write_epochs(first, [], "failed")
+    (rung,) = run_rungs(jobs, sweep)
+    assert undecided_line(rung) == (
+        f"rung 1 is undecided, epochs are missing: {run_name(second)}; "
+        "sweep.retry_failed=true tries again"
     )
 
 
@@ -475,13 +489,14 @@ def test_jobs_that_are_added_join_at_their_rung(command, reference):
 def test_a_setting_with_a_failed_seed_is_out(command):
     pairs = "sweep.pairs=[{optimizer.lr:100},{optimizer.lr:0.01},{optimizer.lr:0.02}]"
     options = [*FOUR, pairs, "sweep.repeats=2", "arch.norm=none", "arch.init=paper"]
-    code, _, err = command(*options, "sweep.halving=2")
+    options += ["sweep.halving=2", "sweep.halving_start=2"]
+    code, _, err = command(*options)
     assert code == 7
     assert "2 of 6 jobs did not finish" in err
     rows = rows_of("outputs")
     states = sorted((row["state"], row["rung"]) for row in rows.values())
     assert states == [("failed", "1")] * 2 + [("finished", "2")] * 2 + [("finished", "2")] * 2
-    code, again, _ = command(*options, "sweep.halving=2")
+    code, again, _ = command(*options)
     assert code == 7
     assert again.count("  (done before)") == 2
 
@@ -490,10 +505,11 @@ def test_a_filter_and_the_dry_run(command):
     options = [*FOUR, LRS, "sweep.halving=2", "sweep.where=optimizer.lr < 0.04"]
     code, out, _ = command(*options, "sweep.dry_run=true")
     assert code == 0
-    assert out.splitlines()[-4:-1] == [
-        "rung 1   3 runs to epoch 2   2 go on   (val/accuracy)",
-        "rung 2   2 runs to epoch 4",
-        "10 of 12 epochs: 0 runs finished, 0 paused, 10 epochs to train, 1 job at a time; "
+    assert out.splitlines()[-5:-1] == [
+        "rung 1   3 runs to epoch 1   2 go on   (val/accuracy)",
+        "rung 2   2 runs to epoch 2   1 goes on",
+        "rung 3   1 run  to epoch 4",
+        "7 of 12 epochs: 0 runs finished, 0 paused, 7 epochs to train, 1 job at a time; "
         "their time is unknown, no run of this kind has finished on this host",
     ]
     assert not Path("outputs").exists()

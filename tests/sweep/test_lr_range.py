@@ -93,9 +93,17 @@ def test_a_single_seed_is_not_all_seeds():
     assert band_text(make_rates([0.1]), 1, "train/loss", "").startswith("loss falls at 0.1 alone")
 
 
-def test_no_rate_above_the_largest_is_proposed():
-    rates = [rate._replace(lr=10 * rate.lr) for rate in make_rates([10])]
-    assert band_text(rates, 1, "train/loss", "") == "loss falls at 100 alone; take optimizer.lr=100"
+@pytest.mark.parametrize(
+    ("factor", "text"),
+    [
+        (10, "at 100 alone; take optimizer.lr=100"),
+        (2, "at 20 alone; take optimizer.lr=20"),  # 60 alone would be refused
+        (1, f"at 10 alone; take optimizer.lr=10, or try larger rates, {LARGER}"),
+    ],
+)
+def test_larger_rates_are_proposed_only_if_two_of_them_are_allowed(factor, text):
+    rates = [rate._replace(lr=factor * rate.lr) for rate in make_rates([10])]
+    assert band_text(rates, 1, "train/loss", "") == f"loss falls {text}"
 
 
 @pytest.mark.parametrize(
@@ -104,6 +112,11 @@ def test_no_rate_above_the_largest_is_proposed():
         (
             ["-m", *TINY, "seed=0,1", "sweep.lr_range=true"],
             "sweep.lr_range=true: needs several rates, as optimizer.lr=0.001,0.01,0.1",
+        ),
+        (
+            ["-m", *TINY, "optimizer.lr=0.01,0.1", "sweep.lr_range=true", "resume=never"],
+            "sweep.lr_range=true: continues its own runs, which resume=never forbids; "
+            "leave resume out",
         ),
         ([*TINY, "sweep.lr_range=true"], "sweep.lr_range=true: needs -m (a sweep)"),
         (

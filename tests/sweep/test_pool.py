@@ -150,11 +150,14 @@ def test_jobs_of_new_runs_may_pause(tmp_path, fork_command):
 
 @pytest.mark.process
 def test_a_sweep_may_stop_at_the_first_failure(tmp_path, fork_command):
+    """The same command again starts no job either, until the failed one is tried again."""
     overrides = ["optimizer.lr=99,0.01,0.02", "sweep.on_error=stop"]
-    process = fork_command(tmp_path, "-m", *ONE_THREAD, *overrides)
-    assert process.returncode == 7
-    assert len(list(tmp_path.glob("outputs/*/result.json"))) == 1
-    assert process.stdout.count("not started") == 2
+    for started in (1, 0):
+        process = fork_command(tmp_path, "-m", *ONE_THREAD, *overrides)
+        assert process.returncode == 7
+        assert process.stdout.count("started  job") == started
+        assert len(list(tmp_path.glob("outputs/*/result.json"))) == 1
+        assert process.stdout.count("not started") == 2
 
 
 @pytest.mark.process

@@ -54,6 +54,28 @@ def test_a_fraction_of_a_range_has_the_text_of_a_grid():
     assert [float(value) for value in axis.values] == pytest.approx([0.1, 0.2, 0.3, 0.4], abs=1e-15)
 
 
+@pytest.mark.parametrize(
+    ("overrides", "parallel", "jobs_at_a_time"),
+    [
+        ([], 2, 2),
+        (["hydra.launcher.jobs=3"], 3, 3),
+        (["hydra.launcher.jobs=3", "hydra.sweeper.parallel=5"], 5, 3),
+        (["sweep.halving=2", "hydra.launcher.jobs=3"], 4, 3),
+        (["sweep.halving=100", "train.epochs=100"], 4096, 2),
+        (["hydra/launcher=joblib", "hydra.launcher.n_jobs=3"], 3, 3),
+        (["hydra/launcher=submitit_local"], 1, 1),
+    ],
+)
+def test_a_search_has_as_many_trials_at_once_as_the_launcher_has_jobs(
+    overrides, parallel, jobs_at_a_time, monkeypatch
+):
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")
+    command = parse_command([*SEARCH, LR, "train.epochs=2", "device=cpu", *overrides])
+    plan = expand_sweep(command, compose_outline(command))
+    assert plan.settings.parallel == parallel
+    assert plan.jobs_at_a_time == jobs_at_a_time
+
+
 @pytest.mark.catalog
 @pytest.mark.parametrize(
     ("overrides", "expected"),

@@ -203,6 +203,15 @@ def test_more_trials_are_added_to_the_existing_ones(command):
 
 
 @pytest.mark.process
+def test_the_trials_of_the_launcher_run_together(command, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "8")  # two jobs at a time
+    code, out, _ = command(*search(2, LR))
+    assert (code, " 2 trials at a time" in out) == (0, True)
+    first, second = stored_trials()
+    assert second.datetime_start < first.datetime_complete
+
+
+@pytest.mark.process
 @pytest.mark.parametrize(("objective", "best"), [("val/loss", min), ("train/accuracy", max)])
 def test_a_search_improves_its_objective(command, objective, best):
     axis = "optimizer.lr=0.000001,0.05"

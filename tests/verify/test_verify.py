@@ -6,8 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.conftest import TINY
+from tests.conftest import TINY, write_epochs
+from vggexp.config.compose import parse_command
+from vggexp.runs.records import run_dir
+from vggexp.sweep.expand import compose_run
 from vggexp.training import checkpoint
+from vggexp.verify import replay
 from vggexp.verify.__main__ import main
 
 OVERRIDES = [
@@ -50,6 +54,35 @@ def test_a_run_verifies_up_to_a_position_inside_an_epoch(command, capfd):
     ).unlink()  # the last epoch now ends at its second batch
     assert main(["outputs/a"]) == 0
     assert capfd.readouterr().out.startswith("identical: steps 4 to 5 run again, ")
+
+
+def test_a_run_of_resume_exact_verifies_on_another_machine(command, capfd):
+    command(*TINY, "resume=exact", "run.name=a")
+    for path in Path("outputs/a/checkpoints").iterdir():
+        checkpoint.save(path, checkpoint.load(path) | {"device_name": "another"})
+    assert main(["outputs/a"]) == 0
+    assert (
+        "warning: continuing, but perhaps not bit-identical: device_name" in capfd.readouterr().err
+    )
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "message"),
+    [
+        (MemoryError(), 6, "out of memory in verifying {run}"),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C"),
+    ],
+)
+def test_what_ends_a_replay_is_one_line(error, code, message, tmp_path, monkeypatch, capfd):
+    def fail(folder, data):
+        raise error
+
+    config = compose_run(parse_command([*TINY, f"run.root={tmp_path}"]))
+    write_epochs(config, [0.5])
+    run = str(run_dir(config))
+    monkeypatch.setattr(replay, "replay", fail)
+    assert main([run]) == code
+    assert capfd.readouterr().err == f"vggexp: error: {message.format(run=run)}\n"
 
 
 def test_runs_that_cannot_be_verified(command, capfd):

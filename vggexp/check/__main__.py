@@ -46,15 +46,17 @@ def _check(argv: Sequence[str]) -> str | None:
     cli.require_one_process(config, "checked")
     # This imports torch, so it comes after the check of the command.
     from vggexp.check.checks import make_subject, run_checks, write_sheet
+    from vggexp.system import memory
 
-    if command.arguments.images is not None:
-        write_sheet(config, Path(command.arguments.images))
-    findings = run_checks(make_subject(config))
-    if command.arguments.json:
-        found = list(findings)
-        print_text(json.dumps({"findings": [asdict(finding) for finding in found]}))
-    else:
-        found = list(_print_each(findings))
+    with memory.oom_as_resource_error("in checking; a smaller data.batch_size needs less"):
+        if command.arguments.images is not None:
+            write_sheet(config, Path(command.arguments.images))
+        findings = run_checks(make_subject(config))
+        if command.arguments.json:
+            found = list(findings)
+            print_text(json.dumps({"findings": [asdict(finding) for finding in found]}))
+        else:
+            found = list(_print_each(findings))
     wrong = [finding.check for finding in found if finding.cure is not None]
     if wrong:
         raise DivergedError(f"{plural(len(wrong), 'check')} failed: {', '.join(wrong)}")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from vggexp.bench.measure import cycle
-from vggexp.check.labels import SIDE, Sample, probe_labels, take_sample
+from vggexp.check.labels import SIDE, Sample, balanced_size, probe_labels, take_sample
 from vggexp.config.derived import disk_bytes, layers, memory_bytes
 from vggexp.config.hints import hints, smaller_steps, suggested_overrides
 from vggexp.config.schema import Augment, Config, ImageFiles
@@ -169,12 +169,14 @@ def judge_labels(train: Sample, held_out: Sample, classes: int, split: str) -> F
     Labels that belong to other images cannot be predicted. Too few images prove nothing.
     """
     name = f"{split} labels"
-    if min(len(train.labels), 4 * len(held_out.labels)) < MIN_IMAGES_PER_CLASS * classes:
-        return Finding(name, f"not judged: {len(held_out.labels)} images of {classes} classes")
+    count = len(held_out.labels)
+    judged_size = min(balanced_size(train.labels), 4 * balanced_size(held_out.labels))
+    if judged_size < MIN_IMAGES_PER_CLASS * classes:
+        return Finding(name, f"not judged: {count} images of {classes} classes")
     probe = probe_labels(train, held_out, classes)
     text = (
-        f"a linear classifier of {SIDE}x{SIDE} pixels predicts {probe.accuracy:.2f} "
-        f"of {probe.images}, chance {probe.chance:.2f}"
+        f"a linear classifier of {SIDE}x{SIDE} pixels has mean recall {probe.recall:.2f} "
+        f"in {count} images, chance {probe.chance:.2f}"
     )
     cure = None
     if probe.is_guessing:

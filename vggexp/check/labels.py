@@ -1,4 +1,7 @@
-"""Whether labels belong to their images: a linear classifier of tiny images, fitted in one step."""
+"""Whether labels belong to their images: a linear classifier of tiny images, fitted in one step.
+
+All classes count the same, however many images each has.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -27,14 +30,14 @@ class Sample(NamedTuple):
 class Probe:
     """How well the classifier predicts labels that it has not seen."""
 
-    accuracy: float
-    chance: float  # share of the most frequent class
-    images: int
+    recall: float  # mean of the classes
+    chance: float  # the mean recall of guesses
+    images: int  # of a balanced sample in which the mean recall of guesses varies as much
 
     @property
     def is_guessing(self) -> bool:
         deviation = sqrt(self.chance * (1 - self.chance) / self.images)
-        return self.accuracy < self.chance + MIN_DEVIATIONS * deviation
+        return self.recall < self.chance + MIN_DEVIATIONS * deviation
 
 
 def take_sample(batches: Iterable[Batch], count: int) -> Sample:
@@ -53,16 +56,38 @@ def take_sample(batches: Iterable[Batch], count: int) -> Sample:
     return Sample(torch.cat(pixels), torch.cat(labels))
 
 
+def balanced_size(labels: Tensor) -> int:
+    """Returns the size of a balanced sample whose mean recall varies as much.
+
+    The variance of a class's recall goes with 1 / its images, so a rare class decides. A balanced
+    sample has its own size.
+    """
+    counts = labels.bincount()
+    counts = counts[counts > 0].double()
+    return round(len(counts) ** 2 / counts.reciprocal().sum().item())
+
+
 def probe_labels(train: Sample, held_out: Sample, classes: int) -> Probe:
     """Fits least squares with a small penalty to `train`, and predicts `held_out`."""
-    mean = train.pixels.mean(0)
-    pixels = train.pixels - mean
+    image_weights = _equal_class_weights(train.labels)
     targets = functional.one_hot(train.labels, classes).double()
-    covariance = pixels.T @ pixels
+    mean = (image_weights * train.pixels).mean(0)
+    target_mean = (image_weights * targets).mean(0)
+    pixels = train.pixels - mean
+    covariance = pixels.T @ (image_weights * pixels)
     penalty = RIDGE * covariance.diagonal().mean().clamp(min=1e-12)
     covariance.diagonal().add_(penalty)
-    weights = torch.linalg.solve(covariance, pixels.T @ (targets - targets.mean(0)))
-    scores = (held_out.pixels - mean) @ weights + targets.mean(0)
-    correct = scores.argmax(1) == held_out.labels
-    chance = held_out.labels.bincount().max() / len(held_out.labels)
-    return Probe(correct.double().mean().item(), chance.item(), len(held_out.labels))
+    products = pixels.T @ (image_weights * (targets - target_mean))
+    scores = (held_out.pixels - mean) @ torch.linalg.solve(covariance, products) + target_mean
+    labels = held_out.labels
+    counts = labels.bincount(minlength=classes)
+    hits = labels[scores.argmax(1) == labels].bincount(minlength=classes)
+    recalls = hits[counts > 0].double() / counts[counts > 0]
+    return Probe(recalls.mean().item(), 1 / classes, balanced_size(labels))
+
+
+def _equal_class_weights(labels: Tensor) -> Tensor:
+    """Returns weights [N, 1] of mean 1 for images, with the same sum for each class."""
+    counts = labels.bincount()
+    classes = (counts > 0).sum()
+    return (len(labels) / (classes * counts[labels]).double())[:, None]

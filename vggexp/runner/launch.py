@@ -9,8 +9,9 @@ import sys
 import tempfile
 import threading
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from multiprocessing import resource_tracker
+from pathlib import Path
 
 import torch
 from torch.distributed.elastic.multiprocessing import DefaultLogsSpecs
@@ -20,7 +21,7 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from vggexp.cli import report_error
 from vggexp.config.schema import Config
 from vggexp.distributed import collectives
-from vggexp.errors import ConfigError, RankError, VggexpError
+from vggexp.errors import ConfigError, InUseError, RankError, VggexpError
 from vggexp.runs import directory, records
 from vggexp.system import processes
 from vggexp.system.cpu import default_threads
@@ -68,17 +69,23 @@ def run_ranks(config: Config, overrides: Sequence[str], swept: Sequence[str] = (
         rank, failure = error.get_first_failure()
         if failure.exitcode < 0:
             reason = f"rank {rank} was killed by {processes.signal_name(failure.exitcode)}"
-            directory.mark_interrupted(
-                folder, reason, RankError.exit_code, states=("running", "interrupted")
-            )
-            raise RankError(f"{reason}; run the same command to continue") from None
+            _mark_interrupted(folder, reason, RankError.exit_code, ("running", "interrupted"))
+            raise RankError(f"{reason}; {records.resume_hint(config, folder)}") from None
         # Recorded here, because rank 0 may not have been able to record it.
-        directory.mark_interrupted(folder, f"rank {rank} has failed", failure.exitcode)
+        _mark_interrupted(folder, f"rank {rank} has failed", failure.exitcode)
         return failure.exitcode
     except KeyboardInterrupt:
-        directory.mark_interrupted(folder, STOPPED_AT_ONCE, 128 + signal.SIGINT)
+        _mark_interrupted(folder, STOPPED_AT_ONCE, 128 + signal.SIGINT)
         raise
     return 0
+
+
+def _mark_interrupted(
+    folder: Path, reason: str, exit_code: int, states: Collection[str] = ("running",)
+) -> None:
+    """Calls `directory.mark_interrupted`, unless another process works on the run."""
+    with contextlib.suppress(InUseError):
+        directory.mark_interrupted(folder, reason, exit_code, states=states)
 
 
 def run_rank(config: Config, overrides: list[str], swept: list[str]) -> None:

@@ -190,9 +190,18 @@ def mark_interrupted(
 
     Args:
         states: the record is written only if result.json has one of these states.
+
+    Raises:
+        InUseError: another process works in the folder, and records its own end.
     """
-    if read_result(folder).get("state") in states:
-        with lock_run_dir(folder):
+
+    def has_state() -> bool:
+        return read_result(folder).get("state") in states
+
+    if not has_state():  # the lock would make the folder
+        return
+    with lock_run_dir(folder):
+        if has_state():  # another process may have ended in the meantime
             write_result(folder, "interrupted", error=error, exit_code=exit_code)
 
 

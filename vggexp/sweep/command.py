@@ -148,7 +148,10 @@ def run_search(command: compose.Command, plan: SearchPlan) -> int:
         ended = sum(trial.state.is_finished() for trial in proposed_trials(study))
         print_text(f"sweep    {search_line(plan, ended)}")
         task = HydraTask(sweep=plan.config.sweep, swept=list(plan.axes))
-        code = run_hydra(command, _sweep_dir_override(folder), plan.label_override, task=task)
+        parallel = f"hydra.sweeper.parallel={plan.settings.parallel}"
+        code = run_hydra(
+            command, _sweep_dir_override(folder), plan.label_override, parallel, task=task
+        )
         if code:
             return code
         study = open_study(folder)

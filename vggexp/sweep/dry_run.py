@@ -20,6 +20,7 @@ from vggexp.sweep.halving import (
     most_repeats,
     plan_sweep,
 )
+from vggexp.sweep.progress import finished_epochs
 from vggexp.sweep.results import setting_columns
 from vggexp.sweep.search_space import SearchPlan
 from vggexp.system.cpu import default_threads
@@ -33,8 +34,20 @@ class JobOutlook(NamedTuple):
     config: Config
     folder: Path  # the run directory
     state: str  # as in `records.run_state`; paused if the run has reached run.until
-    time: Forecast
+    time: Forecast  # from the first epoch
     is_done: bool  # its command has nothing left to do
+    trained: int = 0  # epochs that the run has finished
+
+    @property
+    def epochs_left(self) -> int:
+        return max(0, command_epochs(self.config) - self.trained)
+
+    @property
+    def seconds_left(self) -> float | None:
+        """The expected time of the epochs that are left; None if it is unknown."""
+        if self.time.seconds is None:
+            return None
+        return self.time.seconds * self.epochs_left / command_epochs(self.config)
 
     def will_run(self) -> bool:
         keeps_failure = self.state == "failed" and not self.config.sweep.retry_failed
@@ -87,7 +100,8 @@ def job_outlooks(configs: Sequence[Config], jobs_at_a_time: int) -> list[JobOutl
         done = records.done_result(config)
         result = done or records.own_result(config, folder)
         state = records.run_state(folder, result)
-        outlooks.append(JobOutlook(config, folder, state, time, done is not None))
+        trained = finished_epochs(folder)
+        outlooks.append(JobOutlook(config, folder, state, time, done is not None, trained))
     return outlooks
 
 
@@ -105,7 +119,7 @@ def dry_run_lines(
         jobs_at_a_time: as in `job_outlooks`.
         sweep: the section `sweep`.
     """
-    expected = [outlook.time.seconds if outlook.will_run() else None for outlook in outlooks]
+    expected = [outlook.seconds_left if outlook.will_run() else None for outlook in outlooks]
     if sweep.halving is None:
         lines = _job_table([job for job, _ in jobs], outlooks, expected, "expected")
         return [*lines, outlook_line(outlooks, jobs_at_a_time)]
@@ -289,7 +303,7 @@ def outlook_line(outlooks: Sequence[JobOutlook], jobs_at_a_time: int) -> str:
     unknown = [outlook for outlook in to_run if outlook.time.seconds is None]
     if not known:
         return f"{line}; their time is unknown, {forecast.NO_RUNS}"
-    seconds = [outlook.time.seconds or 0.0 for outlook in known]
+    seconds = [outlook.seconds_left or 0.0 for outlook in known]
     sources = {source for outlook in known for source in outlook.time.sources}
     total = forecast.total_seconds(seconds, at_a_time)
     line = f"{line}, {forecast.time_text(total, len(sources))}"
@@ -306,7 +320,7 @@ def search_line(plan: SearchPlan, ended: int) -> str:
         ended: how many of its trials have ended.
     """
     trials = plan.settings.n_trials
-    at_a_time = plan.settings.parallel or 1
+    at_a_time = min(plan.settings.parallel or 1, plan.jobs_at_a_time)
     left = max(0, trials - ended)
     line = f"{plural(trials, 'trial')}: {ended:,} ended, {left:,} to run"
     if not left:
@@ -326,4 +340,4 @@ def search_line(plan: SearchPlan, ended: int) -> str:
 
 
 def _count_epochs(outlooks: Sequence[JobOutlook]) -> int:
-    return sum(command_epochs(outlook.config) for outlook in outlooks)
+    return sum(outlook.epochs_left for outlook in outlooks)

@@ -21,8 +21,8 @@ from vggexp.runs.repeats import rank_key
 
 Job = tuple[str, ...]  # the overrides of a job
 Jobs = Mapping[Job, Config]
-# Of a run after its launch. A run without a folder failed before it could make one.
-ENDED = ("done", "failed", "not started")
+ENDED = ("done", "failed")  # of the runs that a rung does not wait for
+NEVER_CONTINUES = "continues its own runs, which resume=never forbids; leave resume out"
 MAX_NAMES_CHARS = 200  # of the runs that a line lists
 
 
@@ -67,7 +67,7 @@ def plan_rungs(
         factor: of the settings that enter a rung, 1 / factor go on, rounded up.
         settings: how many settings the sweep has.
         start: the epoch of the first rung; None: as late as leaves fewer than `factor` settings
-            for the last rung.
+            for the last rung, or as early as the epochs allow.
     """
     rungs: list[PlannedRung] = []
     remaining = settings
@@ -87,7 +87,9 @@ def _rung_epochs(epochs: int, factor: int, settings: int, start: int | None) -> 
         ends.append(ends[-1] // factor)
     if start is None:
         halvings = 1
-        while factor ** (halvings + 1) <= settings:
+        remaining = ceil(settings / factor)
+        while remaining >= factor:
+            remaining = ceil(remaining / factor)
             halvings += 1
         ends = ends[: halvings + 1]
     elif ends[-1] != start:
@@ -138,7 +140,7 @@ def halving_problems(sweep: Sweep, configs: Sequence[Config]) -> Iterator[str]:
     if any(config.run.until is not None for config in configs):
         yield f"{text}: it sets run.until itself; leave run.until out"
     if first.resume == "never":
-        yield f"{text}: continues its own runs, which resume=never forbids; leave resume out"
+        yield f"{text}: {NEVER_CONTINUES}"
     tests = all(config.train.test_each_epoch for config in configs)
     if sweep.objective.startswith("test/") and not tests:
         yield (
@@ -173,8 +175,9 @@ def group_settings(jobs: Jobs) -> dict[str, Jobs]:
 def run_rungs(jobs: Jobs, sweep: Sweep) -> Iterator[Rung]:
     """Yields each rung; the caller trains its jobs before it takes the next one.
 
-    Ends early if a rung has a run that was interrupted, and with sweep.on_error=stop one that
-    failed. A caller that trains nothing gets the rungs of a sweep that has ended.
+    Ends early if a rung has a run that was interrupted or did not start, and with
+    sweep.on_error=stop one that failed. A caller that trains nothing gets the rungs of a sweep
+    that has ended.
     """
     settings = group_settings(jobs)
     rungs = plan_sweep(jobs, sweep)
@@ -242,13 +245,18 @@ def undecided_line(rung: Rung) -> str:
 
     "" if every run has its epochs, or has failed.
     """
-    missing = [config for config in rung.jobs.values() if _status(config) not in ENDED]
+    missing = []
+    advice = "run the same command again"
+    for config in rung.jobs.values():
+        status = _status(config)
+        if status not in ENDED:
+            missing.append(run_name(config))
+        elif status == "failed" and config.sweep.on_error == "stop" and not _has_work(config):
+            advice = "sweep.retry_failed=true tries again"
     if not missing:
         return ""
-    names = shorten(", ".join(map(run_name, missing)), MAX_NAMES_CHARS)
-    return (
-        f"rung {rung.number} is undecided, epochs are missing: {names}; run the same command again"
-    )
+    names = shorten(", ".join(missing), MAX_NAMES_CHARS)
+    return f"rung {rung.number} is undecided, epochs are missing: {names}; {advice}"
 
 
 def entered_rungs(jobs: Jobs, sweep: Sweep) -> list[Rung]:

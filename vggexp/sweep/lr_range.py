@@ -17,7 +17,7 @@ from vggexp.errors import DivergedError, LostRunError, VggexpError
 from vggexp.formatting import plural
 from vggexp.runs import records
 from vggexp.runs.repeats import rank_key
-from vggexp.sweep.halving import setting_score
+from vggexp.sweep.halving import NEVER_CONTINUES, setting_score
 from vggexp.sweep.results import SweepJob, setting_columns
 
 LEARNED = 0.9  # times the loss of guessing: a loss from here on has not fallen
@@ -35,9 +35,13 @@ class Rate(NamedTuple):
 
 
 def range_problems(sweep: Sweep, configs: Sequence[Config]) -> Iterator[str]:
-    """Yields a problem if the jobs of a sweep with `sweep.lr_range` have a single rate."""
-    if sweep.lr_range and len({config.optimizer.lr for config in configs}) == 1:
+    """Yields a problem for each key that does not fit `sweep.lr_range`."""
+    if not sweep.lr_range:
+        return
+    if len({config.optimizer.lr for config in configs}) == 1:
         yield "sweep.lr_range=true: needs several rates, as optimizer.lr=0.001,0.01,0.1"
+    if configs[0].resume == "never":
+        yield f"sweep.lr_range=true: {NEVER_CONTINUES}"
 
 
 def loss_falls(losses: Sequence[float], guessing_loss: float) -> bool:
@@ -174,9 +178,11 @@ def _order(rate: Rate, objective: str) -> tuple[int, bool, float]:
 
 
 def _larger_rates(lr: float) -> str:
-    """Returns an override with rates above the largest that was tried; "" if there are none."""
-    rates = [factor * lr for factor in (3, 10) if factor * lr <= LARGEST_LR]
-    return "optimizer.lr=" + ",".join(f"{rate:g}" for rate in rates) if rates else ""
+    """Returns an override with two rates above the largest that was tried; "" if they do not fit.
+
+    A single rate would be refused.
+    """
+    return f"optimizer.lr={3 * lr:g},{10 * lr:g}" if 10 * lr <= LARGEST_LR else ""
 
 
 def _check_command(overrides: Sequence[str]) -> str:

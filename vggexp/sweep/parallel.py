@@ -41,15 +41,21 @@ def gpu_names(gpus: Sequence[Any] | None, device: str) -> list[str]:
 
 
 def planned_jobs_at_a_time(node: DictConfig, config: Config) -> int:
-    """Returns how many jobs the launcher will run at a time on this host; 1 if it is not `local`.
+    """Returns how many jobs the launcher will run at a time on this host.
+
+    That is 1 if the launcher is neither `local` nor `joblib`.
 
     Args:
         node: the composed outline of the command.
         config: of a job.
     """
-    if plugin_name(node.hydra, "launcher") != "local":
-        return 1
+    name = plugin_name(node.hydra, "launcher")
     launcher = resolve_section(node, "hydra.launcher")
+    if name == "joblib":
+        count: int = launcher["n_jobs"]
+        return count if count > 0 else max(1, (os.cpu_count() or 1) + 1 + count)  # -1: every core
+    if name != "local":
+        return 1
     gpus = gpu_names(launcher["gpus"], config.device.name)
     groups = len(gpus) // (config.device.processes or 1)
     return jobs_at_a_time(launcher["jobs"], launcher["slots_per_gpu"], groups)

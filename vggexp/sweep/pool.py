@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from vggexp.config.derived import command_epochs, ends_with_test, layers
 from vggexp.config.schema import Config, ImageFiles, Synthetic, TorchvisionArrays
-from vggexp.errors import InUseError, StoppedError, VggexpError, WaitStoppedError
+from vggexp.errors import InUseError, VggexpError, WaitStoppedError
 from vggexp.formatting import duration, format_metric, plural
 from vggexp.models.shapes import macs
 from vggexp.runs import directory, forecast, records
@@ -169,13 +169,8 @@ def run_pool(
                 pool.reap()
                 time.sleep(POLL_SECONDS)
             raise
-    if stop.signal is not None:
-        done = sum(result is not None and result.ok for result in pool.results)
-        raise StoppedError(
-            stop.signal,
-            f"with {done} of {plural(len(jobs), 'job')} done",
-            "run the same command to continue",
-        )
+    done = sum(result is not None and result.ok for result in pool.results)
+    stop.check(f"with {done} of {plural(len(jobs), 'job')} done")
     not_started = JobResult(False, None, "")  # sweep.on_error=stop
     return [result or not_started for result in pool.results]
 
@@ -269,6 +264,8 @@ class Pool:
         if status in ("finished", "failed"):
             result = _recorded_result(job)
             self.results[job.index] = result
+            if not result.ok:
+                self.on_failure(job)
             text = f"{job.folder.name}  {result.error}"
             self.progress.previously_done(job.index, result.ok, text)
         elif status == "running" and job not in self.running_elsewhere:
@@ -316,6 +313,11 @@ class Pool:
                 result = JobResult(False, None, str(error))
             self.end(job, result, time.monotonic() - slot.started_at, stopped=code > 128)
 
+    def on_failure(self, job: PoolJob) -> None:
+        """Starts no other job with sweep.on_error=stop, also if an earlier try has failed."""
+        if job.config is not None and job.config.sweep.on_error == "stop":
+            self.stop_starting = True
+
     def end(
         self,
         job: PoolJob,
@@ -335,8 +337,8 @@ class Pool:
         state = "paused" if result.paused else "finished"
         if not result.ok:
             state = "stopped" if stopped else "failed"
-        if state == "failed" and job.config is not None and job.config.sweep.on_error == "stop":
-            self.stop_starting = True
+        if state == "failed":
+            self.on_failure(job)
         parts = [job.folder.name, result.error]
         if result.objective is not None and job.config is not None:
             parts[1] = f"{job.config.sweep.objective} {format_metric(result.objective)}"

@@ -1,6 +1,5 @@
 """Parses and checks a search as typed: axes, settings, name and folder. Does not import Optuna."""
 
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from importlib.util import find_spec
@@ -23,6 +22,7 @@ from vggexp.formatting import format_value
 from vggexp.sweep.grid import SWEEP_ONLY_KEYS
 from vggexp.sweep.parallel import planned_jobs_at_a_time
 
+MAX_PARALLEL = 4096  # trials at once
 MAX_VALUES = 100_000  # of a range of fractions, which is stored value by value
 DEFAULT_FOLDER = "${run.root}/sweeps/latest"  # in config.yaml; stands for the name of the sweep
 MAX_NAME_CHARS = 80  # of the searched keys in the name of a search
@@ -35,7 +35,7 @@ class SearchSettings:
     n_trials: Annotated[int, Range(1, 10**6)]
     sampler: Literal["tpe", "random"]
     seed: Annotated[int, Range(0, 2**63 - 1)]
-    parallel: Annotated[int, Range(1, 4096)] | None
+    parallel: Annotated[int, Range(1, MAX_PARALLEL)] | None
 
 
 class SearchAxis(NamedTuple):
@@ -68,7 +68,7 @@ class SearchPlan(NamedTuple):
     folder: Path
     axes: dict[str, SearchAxis]
     config: Config  # with every axis at its first value
-    settings: SearchSettings
+    settings: SearchSettings  # `parallel` is a number
     jobs_at_a_time: int  # that share the threads of this host
     label_override: str  # for Hydra, so that its jobs have the same labels
 
@@ -147,7 +147,7 @@ def _distinct(override: Override, values: Sequence[str]) -> tuple[str, ...]:
 def search_settings(
     sweeper: Mapping[str, Any],
     problems: ErrorList,
-    launcher: Mapping[str, Any] | None = None,
+    jobs_at_a_time: int | None = None,
     halving: int | None = None,
 ) -> SearchSettings:
     """Parses hydra.sweeper.
@@ -155,25 +155,14 @@ def search_settings(
     Args:
         sweeper: the section hydra.sweeper.
         problems: receives the problems.
-        launcher: the section hydra.launcher; its number of jobs at a time replaces a `parallel`
-            that is null.
+        jobs_at_a_time: of the launcher; replaces a `parallel` that is null.
         halving: sweep.halving; its square replaces a `parallel` that is null, so that the brackets
             are the same on every machine.
     """
     values = {field.name: sweeper.get(field.name) for field in fields(SearchSettings)}
-    if values["parallel"] is None and halving is not None:
-        values["parallel"] = halving**2
-    if values["parallel"] is None and launcher is not None:
-        values["parallel"] = _jobs_at_a_time(launcher)
+    if values["parallel"] is None:
+        values["parallel"] = jobs_at_a_time if halving is None else min(halving**2, MAX_PARALLEL)
     return parse_section(SearchSettings, values, "hydra.sweeper", problems)
-
-
-def _jobs_at_a_time(launcher: Mapping[str, Any]) -> int:
-    """Returns joblib's `n_jobs`, in which -1 stands for every core, or the local `jobs`."""
-    count = launcher.get("n_jobs", launcher.get("jobs"))
-    if count == -1:
-        return os.cpu_count() or 1
-    return count if isinstance(count, int) and count > 0 else 1
 
 
 def is_search(node: DictConfig) -> bool:
@@ -220,14 +209,16 @@ def plan_search(
         ConfigError: hydra.sweep.dir is not a folder's name, or refers to something unknown.
     """
     name = search_name(node.hydra.sweeper, axes, configs)
-    settings = search_settings(node.hydra.sweeper, ErrorList(), node.hydra.launcher)
+    at_a_time = planned_jobs_at_a_time(node, configs[0])
+    halving = configs[0].sweep.halving
+    settings = search_settings(node.hydra.sweeper, ErrorList(), at_a_time, halving)
     return SearchPlan(
         name=name,
         folder=sweep_folder(node, configs[0], name),
         axes=axes,
         config=configs[0],
         settings=settings,
-        jobs_at_a_time=planned_jobs_at_a_time(node, configs[0]),
+        jobs_at_a_time=at_a_time,
         label_override=label_override,
     )
 

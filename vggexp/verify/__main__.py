@@ -1,5 +1,6 @@
 """Command `vggexp.verify`: trains the last steps of a run again and compares the weights."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -8,9 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vggexp import cli
-from vggexp.errors import CheckpointError, VggexpError
-from vggexp.formatting import error_line
-from vggexp.loggers.console import print_text
+from vggexp.errors import CheckpointError
 from vggexp.runs import data_root
 from vggexp.runs.directory import require_run
 from vggexp.runs.records import load_config
@@ -24,28 +23,41 @@ runs the last stretch again and compares it bit by bit.
 
 Starts from the last checkpoint but one, trains to the last one, and compares weights, optimizer,
 moving average and metrics. --data gives the place of data that was moved. Exit code 0: identical.
-Exit code 4: not identical; the first tensor or number that differs is printed. Nothing in RUN is
-changed.
+Exit code 4: not identical; the first tensor or number that differs is printed. 6: memory. Nothing
+in RUN is changed.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    try:
-        parser = cli.make_parser("vggexp.verify", DESCRIPTION)
-        parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
-        parser.add_argument("--data", type=Path, metavar="FOLDER", help=data_root.HELP)
-        arguments = parser.parse_intermixed_args(sys.argv[1:] if argv is None else argv)
-        require_run(arguments.run)
-        data_root.locate_data(load_config(arguments.run), arguments.run, arguments.data)
-        # This imports torch, so it comes after the check of the command.
-        from vggexp.verify.replay import replay
+    result: VerifyResult | None = None
 
-        result = replay(arguments.run, arguments.data)
-        print_text(json.dumps(asdict(result)) if arguments.json else format_result(result))
-    except VggexpError as error:
-        cli.print_error(error_line(str(error)))
-        return error.exit_code
-    return 0 if result.identical else CheckpointError.exit_code
+    def verify() -> str:
+        nonlocal result
+        arguments = _parse(sys.argv[1:] if argv is None else argv)
+        result = _replay(arguments.run, arguments.data)
+        return json.dumps(asdict(result)) if arguments.json else format_result(result)
+
+    code = cli.run(verify)
+    is_different = result is not None and not result.identical
+    return CheckpointError.exit_code if code == 0 and is_different else code
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = cli.make_parser("vggexp.verify", DESCRIPTION)
+    parser.add_argument("run", type=Path, metavar="RUN", help="a run directory")
+    parser.add_argument("--data", type=Path, metavar="FOLDER", help=data_root.HELP)
+    return parser.parse_intermixed_args(argv)
+
+
+def _replay(folder: Path, data: Path | None) -> "VerifyResult":
+    require_run(folder)
+    data_root.locate_data(load_config(folder), folder, data)
+    # This imports torch, so it comes after the check of the command.
+    from vggexp.system import memory
+    from vggexp.verify.replay import replay
+
+    with memory.oom_as_resource_error(f"in verifying {folder}"):
+        return replay(folder, data)
 
 
 def format_result(result: "VerifyResult") -> str:
