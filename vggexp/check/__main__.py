@@ -33,7 +33,7 @@ NAME_WIDTH = 19
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    return cli.run(lambda: _check(sys.argv[1:] if argv is None else argv), "stopped by Ctrl-C")
+    return cli.run(lambda: _check(sys.argv[1:] if argv is None else argv))
 
 
 def _check(argv: Sequence[str]) -> str | None:
