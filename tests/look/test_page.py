@@ -44,12 +44,18 @@ def test_a_small_fall_is_drawn_weaker_than_evidence_of_grad_cam(pixels):
     assert grad_cam != occlusion
 
 
-def test_a_mistake_shows_what_the_run_s_own_test_predicted(pixels):
+@pytest.mark.parametrize(
+    ("probs", "verdict"),
+    [
+        ([0.51, 0.49], 'x 0.51, <span class="good">right</span>; the run\'s test: &lt;y&gt; 0.55'),
+        ([0.49, 0.51], '&lt;y&gt; 0.51, <span class="bad">but it is x</span>'),
+    ],
+)
+def test_a_mistake_shows_another_prediction_of_the_run_s_own_test(pixels, probs, verdict):
     picture = Picture("test image 4", pixels, 0, Mistake(4, 0, 1, 0.55, 0.45))
-    look = Look(picture, torch.tensor([0.51, 0.49]), [], [])
+    look = Look(picture, torch.tensor(probs), [], [])
     page = render_page("run", "", [look], torch.zeros(1, 1, 3, 3), ["x", "<y>"])
-    right = '<span class="good">right</span>'
-    assert f"<h2>test image 4: x 0.51, {right}; the run's test: &lt;y&gt; 0.55</h2>" in page
+    assert f"<h2>test image 4: {verdict}</h2>" in page
 
 
 def test_colors_go_from_the_first_to_the_last():

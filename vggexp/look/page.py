@@ -62,8 +62,8 @@ def _picture_section(look: Look, classes: Sequence[str]) -> str:
     elif look.picture.label is not None:
         truth = escape_html(classes[look.picture.label])
         verdict += f', <span class="bad">but it is {truth}</span>'
-    if look.picture.mistake is not None:
-        mistake = look.picture.mistake
+    mistake = look.picture.mistake
+    if mistake is not None and mistake.predicted != look.predicted:
         verdict += f"; the run's test: {escape_html(classes[mistake.predicted])} {mistake.prob:.2f}"
     original = _figure(_rgb(look.picture.pixels), "the image", "")
     heats = "".join(_heat_figures(look.picture.pixels, heat, classes) for heat in look.heats)
