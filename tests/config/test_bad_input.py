@@ -74,7 +74,7 @@ arch=vgg11_lrn device=cuda device.deterministic=true -> device.deterministic=tru
 data.batch_size=0 -> data.batch_size=0: must be 1..65536
 data.batch_size=1e3 -> data.batch_size=1e3: not a whole number; write 1000
 data.batch_size=0x10 -> data.batch_size=0x10: not a whole number; write 16
-data.batch_size=60000 -> data.batch_size=60000: more than the 54000 training images
+data.batch_size=60000 -> data.batch_size=60000: more than the 54000 training images; choose 54000
 data.resize=16 -> data.resize=16: too small for 5 poolings (16->8->4->2->1->0); at least 32
 data=digits -> data.resize=16: too small for 5 poolings (16->8->4->2->1->0); at least 32; or write arch=vgg_digits or ...
 data=digits data.resize=16 -> data.resize=16: too small for 5 poolings (16->8->4->2->1->0); at least 32
@@ -114,7 +114,7 @@ device.processes=4 train.accumulate=64 -> train.accumulate=64: more than the 32 
 device.timeout_minutes=0 -> device.timeout_minutes=0: must be > 0 and <= 1440 or null
 device.process=2 -> device.process: unknown key; nearest device.processes; keys of device: name, precision, ...
 device.threads=0 -> device.threads=0: must be 1..4096 or null
-run.name=../x -> run.name=../x: must be 1..120 letters, digits or _ . + = , - (the first a letter, digit or _), ...
+run.name=../x -> run.name=../x: must be 1..120 letters a-z A-Z, digits or _ . + = , - (the first a letter, digit or _), ...
 run.name=report.html -> run.name=report.html: sweeps and reports stand there in run.root; choose another
 run.name=config.yaml -> run.name=config.yaml: run.root would look like the folder of a run or a sweep
 run.name=study.log -> run.name=study.log: run.root would look like the folder of a run or a sweep
@@ -140,6 +140,7 @@ hydra/launcher=nope -> hydra/launcher=nope: unknown; allowed basic...
 --batch-size=64 -> --batch-size=64: unknown flag; keys take no dashes, write data.batch_size=64
 --deterministic -> --deterministic: unknown flag; keys take no dashes, write device.deterministic=true
 --name x -> --name x: unknown flag; keys take no dashes, write run.name=x
+run.name='Übung 1' -> run.name=Übung 1: must be letters a-z A-Z, digits or _ . + = , - (the first a letter, digit or _)
 --train-images 500 -> --train-images: unknown flag; see --help
 optimizer=adam optimizer.name=NAdam optimizer.momentum_decay=0.01 -> optimizer.momentum_decay=0.01: not in the file of this optimizer; write +optimizer.momentum_decay=0.01
 data=torchvision data.name=KMNIST data.sha256=abc -> data.sha256=abc: must be 64 digits 0..9 a..f or null

@@ -155,8 +155,11 @@ def test_a_configuration_that_was_not_typed_has_a_label():
 @pytest.mark.parametrize(
     ("override", "reason"),
     [
-        ("run.network=a/b", "run.network=a/b: must be 1..48 letters, digits or _ . + = , -"),
-        ("run.label=-x", "run.label=-x: must be 1..100 letters, digits or _ . + = , -"),
+        (
+            "run.network=a/b",
+            "run.network=a/b: must be 1..48 letters a-z A-Z, digits or _ . + = , -",
+        ),
+        ("run.label=-x", "run.label=-x: must be 1..100 letters a-z A-Z, digits or _ . + = , -"),
     ],
 )
 def test_names_that_are_given_must_be_valid(override, reason):

@@ -116,6 +116,14 @@ def test_the_detected_device_has_the_values_of_an_own_file(how, folder, monkeypa
             "optimizer.lr=-1: must be > 0 and <= 100",
         ),
         ("experiment", "seed: 1", "sets keys of several groups; begin it with # @package _global_"),
+        *(
+            (
+                "experiment",
+                f"# @package _global_\ndefaults: [{words}: vgg13]",
+                f"{words}: vgg13: write override /arch: vgg13",
+            )
+            for words in ("/arch", "arch", "override arch", "overide /arch")
+        ),
         ("arch", "- name: vgg", "holds a list; needs lines as key: value"),
     ],
 )

@@ -80,7 +80,7 @@ def config():
 
 
 MILESTONES = "scheduler.milestones=[3.0,2.0]: must be numbers of epochs that rise"
-BATCH_SIZE = "data.batch_size=128: more than the 90 training images"
+BATCH_SIZE = "data.batch_size=128: more than the 90 training images; choose 90"
 
 
 @pytest.mark.catalog

@@ -79,7 +79,7 @@ def test_a_run_on_class_folders_keeps_its_test_set(command, tmp_path, capfd):
 @pytest.mark.parametrize(
     ("overrides", "problem"),
     [
-        (["data.batch_size=19"], "data.batch_size=19: more than the 18 training images"),
+        (["data.batch_size=19"], "data.batch_size=19: more than the 18 training images; choose 18"),
         (
             ["data.batch_size=4", "data.limit=5", "data.val_fraction=0.2"],
             "data.val_fraction=0.2: 1 validation images for 2 classes; at least one each, or 0",

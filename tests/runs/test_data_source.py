@@ -64,7 +64,7 @@ def test_images_that_change_while_a_run_starts_are_refused(folders):
 @pytest.mark.parametrize(
     ("override", "problem"),
     [
-        ("data.batch_size=13", "data.batch_size=13: more than the 12 training images"),
+        ("data.batch_size=13", "data.batch_size=13: more than the 12 training images; choose 12"),
         ("data.val_fraction=0.05", "data.val_fraction=0.05: 1 validation images for 2 classes"),
     ],
 )
@@ -229,7 +229,7 @@ def test_decoding_every_epoch_is_automatic(food101):
     [
         ("data.classes=3", "data.classes=3: Food101 has 2"),
         ("data.train_images=7", "data.train_images=7: Food101 has 24"),
-        ("data.batch_size=19", "data.batch_size=19: more than the 18 training images"),
+        ("data.batch_size=19", "data.batch_size=19: more than the 18 training images; choose 18"),
         ("data.val_fraction=0.05", "data.val_fraction=0.05: 1 validation images for 2 classes"),
     ],
 )

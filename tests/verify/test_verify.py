@@ -89,6 +89,9 @@ def test_runs_that_cannot_be_verified(command, capfd):
     command(*TINY, "train.keep=weights", "run.name=a")
     assert main(["outputs/a"]) == 4
     assert "needs two checkpoints, has 1 (it keeps only its weights)" in capfd.readouterr().err
+    command(*TINY, "train.epochs=1", "run.name=b")
+    assert main(["outputs/b"]) == 4
+    assert "needs two checkpoints, has 1 (a run of one epoch leaves one)" in capfd.readouterr().err
     assert main(["outputs/none"]) == 2
     assert main([]) == 2
     assert main(["outputs/a", "--nosuch"]) == 2

@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser import types
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 
+from vggexp.config.labels import NAME_CHARACTERS, NAME_KEYS
 from vggexp.config.parse import ErrorList, keys_named, schema_keys
 from vggexp.config.similarity import close_matches
 from vggexp.errors import ConfigError
@@ -338,6 +339,8 @@ def _grammar_problem(text: str, error: Exception) -> str | None:
         return "several overrides in one text; give each one separately"
     annotation = schema_keys().get(plain_key)
     kinds = (annotation, *get_args(annotation))  # the parts of a union, as str | None
+    if plain_key in NAME_KEYS:
+        return f"must be {NAME_CHARACTERS}"
     if str in kinds or key.startswith("hydra."):
         return f"put the value into quotes: {shlex.quote(f'{plain_key}={quoted(value)}')}"
     brackets = key + "=" + value.replace("(", "[").replace(")", "]")

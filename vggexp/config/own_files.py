@@ -62,7 +62,8 @@ def complete(folder: str, name: str, content: Any, package: str | None) -> None:
         package: what the file's first line says of its place; None: its group.
 
     Raises:
-        ConfigError: the content is a list, or it would stand in a section that does not exist.
+        ConfigError: the content is a list, would stand in a section that does not exist, or
+            chooses a file for a group in other words than Hydra's.
     """
     group, _, stem = name.rpartition("/")
     path = Path(folder, f"{name.removesuffix('.yaml')}.yaml")
@@ -72,6 +73,8 @@ def complete(folder: str, name: str, content: Any, package: str | None) -> None:
     if group == "experiment" and package is None:
         raise ConfigError(f"{shown}: sets keys of several groups; begin it with {GLOBAL_PACKAGE}")
     own: Any = OmegaConf.to_container(content, resolve=False)
+    if group in ("experiment", "sweep"):
+        _check_choices(shown, own.get("defaults"))
     is_section = group in GROUPS and package in (None, group)
     READ[path] = OwnFile(
         path=shown,
@@ -83,6 +86,15 @@ def complete(folder: str, name: str, content: Any, package: str | None) -> None:
     if is_section and "defaults" not in own:  # the files that it names hold the rest
         for key, value in _defaults(group, stem, own).items():
             content[key] = value
+
+
+def _check_choices(shown: Path, entries: Any) -> None:
+    """Raises ConfigError for a choice that Hydra would add to that of config.yaml."""
+    for entry in entries if isinstance(entries, list) else []:
+        for words, file in entry.items() if isinstance(entry, dict) else ():
+            group = str(words).rpartition(" ")[2].lstrip("/")
+            if group in GROUPS and words != f"override /{group}":
+                raise ConfigError(f"{shown}: {words}: {file}: write override /{group}: {file}")
 
 
 def _as_typed(path: Path) -> Path:

@@ -338,11 +338,15 @@ def section_advice(path: str, keys: Iterable[str]) -> str:
 
 
 def _similar_keys(key: str, siblings: Iterable[str], path: str) -> list[str]:
-    """Returns the keys of the same name in any section, otherwise similar keys of this section."""
+    """Returns the keys of the same name in any section, otherwise similar keys of this section.
+
+    At the top these are the sections, and otherwise the keys of all sections.
+    """
     if same_name := keys_named(key):
         return same_name
     if not path:
-        return close_matches(key.replace("/", "."), schema_keys())
+        sections = close_matches(key, ["experiment", *siblings])
+        return sections or close_matches(key.replace("/", "."), schema_keys())
     return [f"{path}.{name}" for name in close_matches(key, siblings)]
 
 

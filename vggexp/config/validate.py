@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from vggexp.config import torch_optim, torchvision_arguments
 from vggexp.config.derived import INPUT_KEYS, InputSpec, input_spec, is_counted, spatial_ops
-from vggexp.config.labels import MAX_LABEL_CHARS, MAX_NETWORK_CHARS
+from vggexp.config.labels import MAX_LABEL_CHARS, MAX_NETWORK_CHARS, NAME_CHARACTERS
 from vggexp.config.schema import (
     Arch,
     Config,
@@ -29,7 +29,6 @@ from vggexp.models import shapes
 
 MAX_BLOCKS = 12
 RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=,-]{0,119}")
-NAME_CHARACTERS = "letters, digits or _ . + = , - (the first a letter, digit or _)"
 WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 RUN_FILES = ("config.yaml", "result.json")  # a folder that holds both is that of a run
 SWEEP_FILES = ("runs.json", "results.csv", "study.log")  # one of them marks the folder of a sweep
@@ -162,7 +161,8 @@ def _check_root_exists(config: Config) -> Problems:
 def _check_batch_size(config: Config, spec: InputSpec) -> Problems:
     batch_size = config.data.batch_size
     if spec.train_images is not None and batch_size > spec.train_images:
-        yield f"data.batch_size={batch_size}: more than the {spec.train_images} training images"
+        most = spec.train_images
+        yield f"data.batch_size={batch_size}: more than the {most} training images; choose {most}"
 
 
 @rule("data.val_fraction", needs_input=True)

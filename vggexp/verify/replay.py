@@ -93,9 +93,12 @@ def _last_two_checkpoints(folder: Path) -> list[Path]:
     paths = find_checkpoints(folder / "checkpoints")
     if len(paths) < 2:
         reason = "has it ended?"
+        state = read_result(folder).get("state")
         if load_config(folder).train.keep == "weights":
             reason = "it keeps only its weights"
-        elif read_result(folder).get("state") == "paused":
+        elif state == "finished":
+            reason = "a run of one epoch leaves one"
+        elif state == "paused":
             reason = "it is paused and keeps its newest; train.keep=all keeps all"
         raise CheckpointError(f"{folder}: needs two checkpoints, has {len(paths)} ({reason})")
     return paths[:2]
