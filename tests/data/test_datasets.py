@@ -338,14 +338,12 @@ def test_a_foreign_pickle_is_not_opened(tmp_path: Path, monkeypatch: pytest.Monk
     assert not Path("attacked").exists()
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [b"not an archive", archive_file(DATASETS["cifar100"], {"train": b""})],
-    ids=["no archive", "file missing"],
-)
-def test_a_damaged_archive(raw: bytes, tmp_path: Path) -> None:
-    (tmp_path / DATASETS["cifar100"].archive).write_bytes(raw)
-    with pytest.raises(DataError, match=r"cifar-100-python\.tar\.gz: not the archive"):
+def test_a_damaged_archive(tmp_path: Path) -> None:
+    (tmp_path / DATASETS["cifar100"].archive).write_bytes(b"not an archive")
+    message = (
+        r"cifar-100-python\.tar\.gz: md5 \w+, expected eb90\w+ \(delete it to fetch it again\)"
+    )
+    with pytest.raises(DataError, match=message):
         load_dataset("cifar100", tmp_path, download=True)
 
 

@@ -261,7 +261,12 @@ def test_a_dry_run_downloads_nothing(tmp_path, monkeypatch):
 
 
 def test_given_numbers_of_a_data_set_are_checked():
-    data = ["data=torchvision", "data.name=FakeData", "+data.size=200", "+data.image_size=[1,8,8]"]
+    data = [
+        "data=torchvision",
+        "data.name=FakeData",
+        "+data.size=200",
+        "+data.image_size=[1,32,32]",
+    ]
     numbers = ["data.classes=3", "data.train_images=160", "data.test_images=40"]
     config = compose_run(parse_command([*data, *numbers, "data.batch_size=32", "arch=lenet"]))
     with pytest.raises(ConfigError, match=r"^data\.classes=3: FakeData has 10$"):

@@ -121,12 +121,16 @@ def test_jobs_that_run_until_has_ended_are_done(tmp_path):
     assert line.startswith("4 jobs: 0 finished, 2 paused, 2 to run for 1 epoch, 1 job at a time")
 
 
-def test_a_search_counts_the_epochs_of_runs_that_pause_and_the_jobs_at_a_time():
+@pytest.mark.parametrize(
+    ("launcher", "at_a_time"),
+    [("hydra.launcher.jobs=3", 3), ("hydra/launcher=submitit_local", 4)],
+)
+def test_a_search_counts_the_epochs_of_runs_that_pause_and_the_jobs_at_a_time(launcher, at_a_time):
     search = ["hydra/sweeper=optuna", "hydra.sweeper.n_trials=9", "optimizer.lr=interval(0.01,1)"]
-    search += ["hydra.sweeper.parallel=4", "hydra.launcher.jobs=3"]
+    search += ["hydra.sweeper.parallel=4", launcher]
     command = parse_command(["-m", *TINY, "device=cpu", "run.until=1", *search])
     plan = expand_sweep(command, compose_outline(command))
-    line = "9 trials: 1 ended, 8 to run for 8 epochs, 3 trials at a time; "
+    line = f"9 trials: 1 ended, 8 to run for 8 epochs, {at_a_time} trials at a time; "
     assert search_line(plan, 1).startswith(line)
 
 

@@ -83,7 +83,7 @@ def probe_labels(train: Sample, held_out: Sample, classes: int) -> Probe:
     counts = labels.bincount(minlength=classes)
     hits = labels[scores.argmax(1) == labels].bincount(minlength=classes)
     recalls = hits[counts > 0].double() / counts[counts > 0]
-    return Probe(recalls.mean().item(), 1 / classes, balanced_size(labels))
+    return Probe(recalls.mean().item(), 1 / len(recalls), balanced_size(labels))
 
 
 def _equal_class_weights(labels: Tensor) -> Tensor:

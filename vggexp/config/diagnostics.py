@@ -14,7 +14,7 @@ from vggexp.config.overrides import SECTIONS, Override, format_override, group_o
 from vggexp.config.parse import ErrorList, section_advice
 from vggexp.config.similarity import did_you_mean
 from vggexp.config.suggestions import device_advice
-from vggexp.config.torch_optim import arguments, optimizers
+from vggexp.config.torch_optim import arguments, is_usable
 from vggexp.config.torchvision_arguments import is_argument
 from vggexp.formatting import format_value
 
@@ -207,7 +207,7 @@ def _value_problem(
         return f"{key}: unknown key of Hydra; --cfg hydra prints those it has"
     section, _, argument = key.rpartition(".")
     optimizer = OmegaConf.select(groups_only, "optimizer.name")
-    if section == "optimizer" and optimizer in optimizers() and argument in arguments(optimizer):
+    if section == "optimizer" and is_usable(optimizer) and argument in arguments(optimizer):
         return f"{text}: not in the file of this optimizer; write {shlex.quote('+' + text)}"
     if section == "data" and "data.train_images" in known and is_argument(argument):
         return f"{text}: not in the file data/torchvision; write {shlex.quote('+' + text)}"

@@ -24,8 +24,6 @@ from vggexp.formatting import HASH_CHARS, format_value
 if TYPE_CHECKING:  # the module imports Hydra
     from vggexp.config.overrides import Override
 
-NAME_KEYS = ("run.name", "run.network", "run.label")
-NAME_CHARACTERS = "letters a-z A-Z, digits or _ . + = , - (the first a letter, digit or _)"
 MAX_NETWORK_CHARS = 48
 MAX_LABEL_CHARS = 100  # with the hash and the number of a copy at most the 120 of a run.name
 MAX_PART_CHARS = 32

@@ -17,8 +17,8 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser import types
 from hydra.core.override_parser.overrides_parser import OverridesParser, create_functions
 
-from vggexp.config.labels import NAME_CHARACTERS, NAME_KEYS
 from vggexp.config.parse import ErrorList, keys_named, schema_keys
+from vggexp.config.schema import NAME_CHARACTERS, NAME_KEYS
 from vggexp.config.similarity import close_matches
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value

@@ -340,13 +340,12 @@ def section_advice(path: str, keys: Iterable[str]) -> str:
 def _similar_keys(key: str, siblings: Iterable[str], path: str) -> list[str]:
     """Returns the keys of the same name in any section, otherwise similar keys of this section.
 
-    At the top these are the sections, and otherwise the keys of all sections.
+    At the top these are the sections and all keys.
     """
     if same_name := keys_named(key):
         return same_name
     if not path:
-        sections = close_matches(key, ["experiment", *siblings])
-        return sections or close_matches(key.replace("/", "."), schema_keys())
+        return close_matches(key.replace("/", "."), ["experiment", *siblings, *schema_keys()])
     return [f"{path}.{name}" for name in close_matches(key, siblings)]
 
 

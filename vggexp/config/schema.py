@@ -59,6 +59,10 @@ def is_rest_field(value: dataclasses.Field[Any]) -> bool:
     return bool(value.metadata.get("rest"))
 
 
+NAME_KEYS = ("run.name", "run.network", "run.label")
+NAME_CHARACTERS = "letters a-z A-Z, digits or _ . + = , - (the first a letter, digit or _)"
+
+
 @dataclass(frozen=True)
 class Vgg:
     name: Literal["vgg"]

@@ -4,6 +4,7 @@ torch can refuse a wrong one."""
 import ast
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -54,7 +55,7 @@ def arguments(name: str) -> tuple[str, ...]:
 
 @cache
 def _defaults(name: str) -> dict[str, object]:
-    """Returns the default of each argument that a configuration may set."""
+    """Returns the default of each argument that a configuration may set; None for a name."""
     tree = ast.parse(optimizers()[name].read_text("utf-8"))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     body = classes[name].body
@@ -67,7 +68,9 @@ def _defaults(name: str) -> dict[str, object]:
         *zip(signature.kwonlyargs, signature.kw_defaults, strict=True),
     ]:
         if argument.arg not in RESERVED_ARGUMENTS:
-            defaults[argument.arg] = None if node is None else ast.literal_eval(node)
+            defaults[argument.arg] = None
+            with suppress(ValueError):  # the default is no plain value
+                defaults[argument.arg] = ast.literal_eval(node or ast.Constant(None))
     return defaults
 
 

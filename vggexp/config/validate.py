@@ -9,8 +9,9 @@ from typing import NamedTuple
 
 from vggexp.config import torch_optim, torchvision_arguments
 from vggexp.config.derived import INPUT_KEYS, InputSpec, input_spec, is_counted, spatial_ops
-from vggexp.config.labels import MAX_LABEL_CHARS, MAX_NETWORK_CHARS, NAME_CHARACTERS
+from vggexp.config.labels import MAX_LABEL_CHARS, MAX_NETWORK_CHARS
 from vggexp.config.schema import (
+    NAME_CHARACTERS,
     Arch,
     Config,
     ImageFolder,

@@ -16,6 +16,7 @@ from vggexp.system.locks import lock_download
 
 TIMEOUT_SECONDS = 30.0  # longest wait for the next byte of a file, over all its mirrors
 CHUNK_BYTES = 1 << 16
+REDOWNLOAD_HINT = "delete it to fetch it again"
 
 
 def download_file(
@@ -52,7 +53,7 @@ def _verify_existing(target: Path, checksum: Checksum, size_cap: int) -> None:
     try:
         _verify(target, checksum, size_cap)
     except DataError as error:
-        raise DataError(f"{target}: {error} (delete it to fetch it again)") from error
+        raise DataError(f"{target}: {error} ({REDOWNLOAD_HINT})") from error
 
 
 def _download_from(

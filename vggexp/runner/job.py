@@ -160,8 +160,9 @@ def _record_failure(job: TrainingJob) -> Iterator[None]:
 
 
 def _record_end(job: TrainingJob, state: str, error: str, exit_code: int) -> None:
-    if directory.read_result(job.folder).get("state") == "finished":
-        return  # only the last lines are missing
+    with contextlib.suppress(OSError, VggexpError):
+        if directory.read_result(job.folder).get("state") == "finished":
+            return  # the result is complete
     with contextlib.suppress(OSError):  # a full disk has no room for the report about itself
         directory.write_result(job.folder, state, error=error, exit_code=exit_code)
 

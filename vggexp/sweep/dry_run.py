@@ -320,7 +320,7 @@ def search_line(plan: SearchPlan, ended: int) -> str:
         ended: how many of its trials have ended.
     """
     trials = plan.settings.n_trials
-    at_a_time = min(plan.settings.parallel or 1, plan.jobs_at_a_time)
+    at_a_time = plan.trials_at_a_time
     left = max(0, trials - ended)
     line = f"{plural(trials, 'trial')}: {ended:,} ended, {left:,} to run"
     if not left:

@@ -251,6 +251,8 @@ def undecided_line(rung: Rung) -> str:
         status = _status(config)
         if status not in ENDED:
             missing.append(run_name(config))
+            if status == "not started":
+                advice = "run the same command again, or leave these jobs out (sweep.where)"
         elif status == "failed" and config.sweep.on_error == "stop" and not _has_work(config):
             advice = "sweep.retry_failed=true tries again"
     if not missing:

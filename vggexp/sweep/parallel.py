@@ -12,6 +12,7 @@ from vggexp.config.schema import Config
 from vggexp.system.cpu import default_threads
 
 CORES_PER_JOB = 4  # jobs=auto: with more threads a job gains little
+HOST_LAUNCHERS = ("basic", "local", "joblib")  # whose jobs share this host
 
 
 def jobs_at_a_time(jobs: Any, per_gpu: int, gpu_groups: int) -> int:

@@ -20,7 +20,7 @@ from vggexp.config.schema import Config, Range
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 from vggexp.sweep.grid import SWEEP_ONLY_KEYS
-from vggexp.sweep.parallel import planned_jobs_at_a_time
+from vggexp.sweep.parallel import HOST_LAUNCHERS, planned_jobs_at_a_time
 
 MAX_PARALLEL = 4096  # trials at once
 MAX_VALUES = 100_000  # of a range of fractions, which is stored value by value
@@ -70,6 +70,7 @@ class SearchPlan(NamedTuple):
     config: Config  # with every axis at its first value
     settings: SearchSettings  # `parallel` is a number
     jobs_at_a_time: int  # that share the threads of this host
+    trials_at_a_time: int  # on all hosts
     label_override: str  # for Hydra, so that its jobs have the same labels
 
 
@@ -212,6 +213,9 @@ def plan_search(
     at_a_time = planned_jobs_at_a_time(node, configs[0])
     halving = configs[0].sweep.halving
     settings = search_settings(node.hydra.sweeper, ErrorList(), at_a_time, halving)
+    trials_at_a_time = settings.parallel or 1
+    if plugin_name(node.hydra, "launcher") in HOST_LAUNCHERS:
+        trials_at_a_time = min(trials_at_a_time, at_a_time)
     return SearchPlan(
         name=name,
         folder=sweep_folder(node, configs[0], name),
@@ -219,6 +223,7 @@ def plan_search(
         config=configs[0],
         settings=settings,
         jobs_at_a_time=at_a_time,
+        trials_at_a_time=trials_at_a_time,
         label_override=label_override,
     )
 

@@ -93,12 +93,13 @@ def _last_two_checkpoints(folder: Path) -> list[Path]:
     paths = find_checkpoints(folder / "checkpoints")
     if len(paths) < 2:
         reason = "has it ended?"
-        state = read_result(folder).get("state")
+        result = read_result(folder)
         if load_config(folder).train.keep == "weights":
             reason = "it keeps only its weights"
-        elif state == "finished":
-            reason = "a run of one epoch leaves one"
-        elif state == "paused":
+        elif result.get("state") == "finished":
+            is_short = result.get("epoch") == 1
+            reason = "a run of one epoch leaves one" if is_short else "the others were deleted"
+        elif result.get("state") == "paused":
             reason = "it is paused and keeps its newest; train.keep=all keeps all"
         raise CheckpointError(f"{folder}: needs two checkpoints, has {len(paths)} ({reason})")
     return paths[:2]
