@@ -197,9 +197,11 @@ def test_a_run_that_has_not_ended_leaves_the_rung_undecided(grid, state):
         write_epochs(config, [0.5])
     (rung,) = run_rungs(jobs, sweep)
     assert has_work(rung)
-    assert undecided_line(rung) == (
-        f"rung 1 is undecided, epochs are missing: {run_name(first)}; run the same command again"
-    )
+    advice = "run the same command again"
+    if state == "not started":
+        advice += ", or leave these jobs out (sweep.where)"
+    line = f"rung 1 is undecided, epochs are missing: {run_name(first)}; {advice}"
+    assert undecided_line(rung) == line
 
 
 def test_a_rung_that_a_failed_run_has_stopped_names_what_goes_on(tmp_path, monkeypatch):

@@ -247,6 +247,7 @@ def undecided_line(rung: Rung) -> str:
     """
     missing = []
     advice = "run the same command again"
+    retry = ""
     for config in rung.jobs.values():
         status = _status(config)
         if status not in ENDED:
@@ -254,11 +255,11 @@ def undecided_line(rung: Rung) -> str:
             if status == "not started":
                 advice = "run the same command again, or leave these jobs out (sweep.where)"
         elif status == "failed" and config.sweep.on_error == "stop" and not _has_work(config):
-            advice = "sweep.retry_failed=true tries again"
+            retry = "sweep.retry_failed=true tries again"
     if not missing:
         return ""
     names = shorten(", ".join(missing), MAX_NAMES_CHARS)
-    return f"rung {rung.number} is undecided, epochs are missing: {names}; {advice}"
+    return f"rung {rung.number} is undecided, epochs are missing: {names}; {retry or advice}"
 
 
 def entered_rungs(jobs: Jobs, sweep: Sweep) -> list[Rung]:
