@@ -11,15 +11,17 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from vggexp.config.schema import Config
 from vggexp.distributed.rank import rank_info
 from vggexp.errors import ConfigError, ResourceError, StoppedError, VggexpError
 from vggexp.formatting import error_line, printable
 from vggexp.loggers.console import Console, print_text, redirect_to_null
-from vggexp.runs.records import RunRecord
 from vggexp.system.signals import GRACE_SECONDS, clear_pending_interrupt, time_limit
+
+if TYPE_CHECKING:  # a command that reads no run needs none of it
+    from vggexp.runs.records import RunRecord
 
 STOPPED = "stopped by Ctrl-C"
 NOTHING_WRITTEN = f"{STOPPED}: nothing was written"
@@ -88,7 +90,7 @@ def warn_left_out(reason: str) -> None:
     print(f"vggexp: warning: {printable(reason)} (left out)", file=sys.stderr)
 
 
-def warn_newest_checkpoint(run: RunRecord) -> None:
+def warn_newest_checkpoint(run: "RunRecord") -> None:
     """Prints on stderr that a run that is not finished lends the weights it has so far."""
     if run.state == "finished":
         return
