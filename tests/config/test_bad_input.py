@@ -104,6 +104,10 @@ nonsense=1 -> nonsense: unknown key; keys: arch, data, augment, optimizer, sched
 +train.epochs=3 -> +train.epochs=3: already set; write train.epochs=3
 +data.augmnt=true -> data.augmnt: unknown key; keys of data: name, ...
 seed=18446744073709551616 -> seed=18446744073709551616: must be 0..9223372036854775807
+momentum=0.5 -> momentum: unknown key; write optimizer.momentum=0.5
+momentum_decay=0.1 optimizer=adam optimizer.name=NAdam -> momentum_decay: unknown key; write +optimizer.momentum_decay=0.1
+data=dtd -> data=dtd: unknown; write data=torchvision data.name=DTD; allowed ...
+report outputs --best 3 -> report: a command of its own; write python -m vggexp.report outputs --best 3
 device=gpu -> device=gpu: unknown; write device=cuda; allowed auto, cpu, cuda, mps
 device=cuda:1 -> device=cuda:1: unknown; write device=cuda, with CUDA_VISIBLE_DEVICES=1 before the command; allowed ...
 device=cpu device.precision=fp16 -> device.precision=fp16: not trained on a processor; use bf16 or fp32

@@ -64,7 +64,10 @@ def test_users_override_shipped_files(tmp_path, monkeypatch):
         ),
         ("seed: ${nosuch}\n", "seed: Interpolation key 'nosuch' not found"),
         ("a: [1\nb: 2\n", "mine.yaml, line 3: "),
-        ("defaults: [override /arch: vgg12]\n", "In 'config': Could not find 'arch/vgg12'"),
+        (
+            "defaults: [override /arch: vgg12]\n",
+            "mine.yaml: override /arch: vgg12: unknown; nearest vgg11, vgg13; allowed alexnet, ",
+        ),
         (
             "optimizer: {_target_: os.system}\n",
             "optimizer._target_=os.system: not an argument of SGD; ",

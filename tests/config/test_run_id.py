@@ -4,6 +4,7 @@ import contextlib
 import re
 import shutil
 from copy import deepcopy
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -254,7 +255,9 @@ def test_the_same_values_are_the_same_run():
     assert run_hash(typed) == run_hash(load())
 
 
-@pytest.mark.parametrize("override", ["device.processes=1", "train.test_flip=false"])
+@pytest.mark.parametrize(
+    "override", ["device.processes=1", "device.sync_batch_norm=true", "train.test_flip=false"]
+)
 def test_the_value_that_null_means_is_the_same_run(override):
     assert run_hash(load(override)) == run_hash(load())
 
@@ -312,19 +315,19 @@ def test_more_epochs_are_no_difference_for_an_open_ended_schedule(schedule, epoc
     assert differences(recorded, {**recorded, "train.epochs": epochs}) == expected
 
 
-def test_the_name_of_a_sweep_does_not_depend_on_its_order():
-    jobs = [["arch=vgg11", "optimizer.lr=0.1"], ["arch=vgg13", "optimizer.lr=0.1"]]
-    name = sweep_name(jobs)
-    assert name.startswith("arch-")
-    assert sweep_name(jobs[::-1]) == name
-    assert sweep_name(jobs[:1]) != name
+def test_the_name_of_a_sweep_is_that_of_its_runs():
+    jobs = [["arch=vgg11", "optimizer.lr=0.1"], ["arch=vgg13", "optimizer.lr=1e-1"]]
+    runs = [load(*job) for job in jobs]
+    name = sweep_name(jobs, runs)
+    assert name.startswith("arch-optimizer.lr-")
+    assert sweep_name(jobs[::-1], runs[::-1]) == name
+    assert sweep_name(jobs, [replace(run, resume="exact") for run in runs]) == name
+    anew = [replace(run, resume="never") for run in runs]
+    for changed in (runs[:1], [load("seed=1"), runs[1]], anew):
+        assert sweep_name(jobs, changed)[-8:] != name[-8:]
 
 
-def test_the_name_of_a_sweep_does_not_depend_on_the_order_of_a_job():
-    jobs = [["arch=vgg11", "optimizer.lr=0.1"], ["arch=vgg13", "optimizer.lr=0.1"]]
-    assert sweep_name([job[::-1] for job in jobs]) == sweep_name(jobs)
-
-
-def test_the_name_of_a_sweep_does_not_depend_on_how_it_is_run():
-    jobs = [["arch=vgg11"], ["arch=vgg13"]]
-    assert sweep_name([[*job, "sweep.on_error=stop"] for job in jobs]) == sweep_name(jobs)
+def test_a_recorded_meaning_of_null_is_no_difference():
+    current = {"scheduler.name": "constant", "train.epochs": 5}
+    assert differences(current | {"device.sync_batch_norm": True}, current) == []
+    assert len(differences(current | {"device.sync_batch_norm": False}, current)) == 1

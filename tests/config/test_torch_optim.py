@@ -1,6 +1,7 @@
 """The arguments read from torch's source are those that torch itself has."""
 
 import inspect
+import math
 
 import pytest
 import torch
@@ -65,7 +66,9 @@ def test_the_defaults_of_torch_are_allowed(name):
         ("Adafactor", {"eps": 1e-3}, "optimizer.eps=0.001: needs 2 values, as [null,0.001]"),
         ("SGD", {"nesterov": "no"}, "optimizer.nesterov=no: must be true or false"),
         ("RMSprop", {"centered": 1}, "optimizer.centered=1: must be true or false"),
-        ("ASGD", {"t0": "abc"}, "optimizer.t0=abc: must be a number"),
+        ("ASGD", {"t0": "abc"}, "optimizer.t0=abc: must be a finite number"),
+        ("Adam", {"eps": 10**400}, f"optimizer.eps={10**400}: must be a finite number"),
+        ("Adam", {"eps": math.nan}, "optimizer.eps=nan: must be a finite number"),
         ("Rprop", {"etas": [0.5]}, "optimizer.etas=[0.5]: needs 2 values, as [0.5,1.2]"),
         ("SGD", {"momentun": 0.9}, "optimizer.momentun=0.9: not an argument of SGD; nearest mom"),
         ("SGD", {"lr": 0.9}, "optimizer.lr=0.9: not an argument of SGD; "),

@@ -33,7 +33,7 @@ from vggexp.config.overrides import Override, format_override, quote_filter, typ
 from vggexp.config.parse import in_quotes, parse_partial
 from vggexp.config.run_id import with_labels
 from vggexp.config.schema import Config
-from vggexp.config.suggestions import fitting_archs, unknown_flag
+from vggexp.config.suggestions import fitting_archs, reject_other_command, unknown_flag
 from vggexp.config.validate import validate
 from vggexp.data.torchvision_sets import TORCHVISION_SETS
 from vggexp.errors import ConfigError, ResourceError
@@ -72,6 +72,7 @@ def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = 
     for word in argv:
         if not word.isascii() and word.encode(errors="replace").decode() != word:
             raise ConfigError(f"{word}: not UTF-8 text; rename the file or folder")
+    reject_other_command(argv)
     hydra_safety.SafeConfigLoader.begin_command()
     own_files.READ.clear()
     parser = get_args_parser()

@@ -5,15 +5,17 @@ import shlex
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from hydra.errors import MissingConfigException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import MarkedYAMLError
 from yaml.reader import ReaderError
 
+from vggexp.config import own_files
 from vggexp.config.overrides import SECTIONS, Override, format_override, group_options
 from vggexp.config.parse import ErrorList, section_advice
 from vggexp.config.similarity import did_you_mean
-from vggexp.config.suggestions import device_advice
+from vggexp.config.suggestions import data_set_advice, device_advice
 from vggexp.config.torch_optim import arguments, is_usable
 from vggexp.config.torchvision_arguments import is_argument
 from vggexp.formatting import format_value
@@ -27,6 +29,7 @@ LAUNCHER_EXTRAS = {  # the extra of this package that installs the launcher
     "submitit_slurm": "slurm",
 }
 OPTIONAL_GROUPS = ("experiment", "sweep")  # of which a command needs no file
+ADVICE = {"data": data_set_advice, "device": device_advice}  # on a name that no file has
 NEEDS_SWEEP = "a list of values needs -m (a sweep)"
 
 
@@ -37,6 +40,8 @@ def compose_error_line(error: Exception) -> str:
         return f"{mark.name}, line {mark.line + 1}: {error.problem}"
     if isinstance(error, ReaderError):
         return f"{error.name}: {error.reason}"
+    if isinstance(error, MissingConfigException) and (problem := _missing_file_problem(error)):
+        return problem
     in_file = re.match(r"In '(.+)': \w+ raised while composing config:", str(error))
     if in_file and isinstance(error.__context__, Exception):  # has the key
         return f"{in_file[1]}: {compose_error_line(error.__context__)}"
@@ -50,6 +55,18 @@ def compose_error_line(error: Exception) -> str:
         text = "${hydra:...} is known to Hydra's jobs alone; write the value"
     key = getattr(error, "full_key", None)
     return f"{key}: {text}" if key else text
+
+
+def _missing_file_problem(error: MissingConfigException) -> str | None:
+    """Describes a file of a group that one of the user's own files chooses and no folder has."""
+    group, _, name = str(error.missing_cfg_file).rpartition("/")
+    choice = f"override /{group}"
+    path = own_files.file_with_default({choice: name})
+    if path is None:
+        return None
+    options = error.options or []
+    nearest = did_you_mean(name, options)
+    return f"{path}: {choice}: {name}: unknown; {nearest}allowed {', '.join(options)}"
 
 
 def diagnose(
@@ -164,9 +181,9 @@ def _group_problem(override: Override) -> str | None:
     names = value if isinstance(value, list) else [value]
     for name in map(format_value, names):
         if name not in options:
-            nearest = device_advice(name) if group == "device" else ""
-            nearest = nearest or did_you_mean(name, options)
-            return f"{group}={name}: unknown; {nearest}allowed {', '.join(options)}"
+            advice = ADVICE[group](name) if group in ADVICE else ""
+            advice = advice or did_you_mean(name, options)
+            return f"{group}={name}: unknown; {advice}allowed {', '.join(options)}"
     return None
 
 
@@ -209,6 +226,9 @@ def _value_problem(
     optimizer = OmegaConf.select(groups_only, "optimizer.name")
     if section == "optimizer" and is_usable(optimizer) and argument in arguments(optimizer):
         return f"{text}: not in the file of this optimizer; write {shlex.quote('+' + text)}"
+    if not section and is_usable(optimizer) and argument in arguments(optimizer):
+        added = "" if f"optimizer.{key}" in known else "+"
+        return f"{key}: unknown key; write {shlex.quote(f'{added}optimizer.{text}')}"
     if section == "data" and "data.train_images" in known and is_argument(argument):
         return f"{text}: not in the file data/torchvision; write {shlex.quote('+' + text)}"
     return None

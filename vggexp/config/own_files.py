@@ -161,6 +161,15 @@ def name_file(problem: str) -> str:
     return problem
 
 
+def file_with_default(entry: dict[str, str]) -> Path | None:
+    """Returns the last own file of this command with an entry in its list `defaults`."""
+    for file in reversed(READ.values()):
+        entries = file.values.get("defaults")
+        if isinstance(entries, list) and entry in entries:
+            return file.path
+    return None
+
+
 def replaced() -> list[Path]:
     """Returns the own files of this command that stand in place of shipped ones."""
     return [file.path for file in READ.values() if file.replaces_shipped]

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -37,6 +37,7 @@ NON_IDENTITY_KEYS = (
 )
 MEANINGS_OF_NULL = {  # such a value is the same run as null
     "device.processes": 1,
+    "device.sync_batch_norm": True,
     "train.test_flip": False,
     "data.test_fraction": DEFAULT_TEST_FRACTION,
 }
@@ -50,14 +51,16 @@ def identity(values: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the keys of a plain configuration that determine the result of a run."""
     keys = flatten(values)
     keys["data.cache"] = _cache_kind(keys)
-    for key, value in MEANINGS_OF_NULL.items():
-        if keys.get(key) == value:
-            keys[key] = None
     result = {}
     for key, value in sorted(keys.items()):
-        if value is not None and not key.startswith(NON_IDENTITY_KEYS):
+        is_set = value is not None and not _means_null(key, value)
+        if is_set and not key.startswith(NON_IDENTITY_KEYS):
             result[key] = _canonical(value)
     return result
+
+
+def _means_null(key: str, value: Any) -> bool:
+    return key in MEANINGS_OF_NULL and value == MEANINGS_OF_NULL[key]
 
 
 def can_change_result(key: str) -> bool:
@@ -100,6 +103,7 @@ def differences(
         current: the `identity` of the command.
     """
     lines = []
+    recorded = {key: value for key, value in recorded.items() if not _means_null(key, value)}
     more_epochs = only_more_epochs(recorded, current)
     for key in sorted({*recorded, *current}):
         before = recorded.get(key)
@@ -170,25 +174,26 @@ def with_labels(
     return replace(config, run=replace(config.run, network=network, label=label))
 
 
-def sweep_name(jobs: Sequence[Sequence[str]]) -> str:
-    """Returns the swept keys and a hash of the set of jobs.
+def sweep_name(jobs: Sequence[Sequence[str]], configs: Iterable[Config]) -> str:
+    """Returns the swept keys and a hash of the set of runs.
 
-    The order of the jobs and how they are run do not change the name.
+    The order of the jobs, how they are run and how their values are typed do not change the hash.
 
     Args:
         jobs: the overrides of each job.
+        configs: the configuration of each job.
     """
     from vggexp.config.overrides import parse_override  # imports Hydra, which only a sweep needs
 
-    identities = []
     values: dict[str, set[str]] = {}
     for overrides in jobs:
-        kept = []
         for override in map(parse_override, overrides):
             if not override.key.startswith("sweep.") and override.key != "run.until":
-                kept.append(override.text)
                 values.setdefault(override.key, set()).add(override.typed_value)
-        identities.append(sorted(kept))
     swept = [key.replace("/", ".") for key, chosen in values.items() if len(chosen) > 1]
     readable = "-".join(swept)[:MAX_SWEPT_CHARS] or "sweep"
-    return f"{readable}-{short_hash(sorted(identities))}"
+    runs = []
+    for config in configs:
+        starts_anew = config.resume == "never"  # in a folder of its own, as the sweep then is
+        runs.append([run_hash(config), config.run.name or "", starts_anew])
+    return f"{readable}-{short_hash(sorted(runs))}"

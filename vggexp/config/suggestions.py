@@ -20,6 +20,8 @@ from vggexp.config.parse import (
 )
 from vggexp.config.schema import Config
 from vggexp.config.similarity import did_you_mean
+from vggexp.data.torchvision_sets import TORCHVISION_SETS
+from vggexp.errors import ConfigError
 from vggexp.models import shapes
 
 MAX_ARCHS = 3  # networks that an error names
@@ -51,6 +53,22 @@ def device_advice(name: str) -> str:
     if not match[1]:
         return "write device=cuda; "
     return f"write device=cuda, with CUDA_VISIBLE_DEVICES={match[1]} before the command; "
+
+
+def data_set_advice(name: str) -> str:
+    """Returns what to write for svhn or EMNIST; empty for a name that torchvision does not have."""
+    for known in TORCHVISION_SETS:
+        if known.lower() == name.lower():
+            return f"write data=torchvision data.name={known}; "
+    return ""
+
+
+def reject_other_command(words: Sequence[str]) -> None:
+    """Raises ConfigError if the first word is another command, as in `vggexp report DIR`."""
+    package = Path(__file__).parents[1]
+    if words and words[0].isidentifier() and Path(package, words[0], "__main__.py").is_file():
+        command = shlex.join([f"vggexp.{words[0]}", *words[1:]])
+        raise ConfigError(f"{words[0]}: a command of its own; write python -m {command}")
 
 
 def fitting_archs(config: Config) -> str:

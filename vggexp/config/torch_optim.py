@@ -3,6 +3,7 @@ torch can refuse a wrong one."""
 
 import ast
 import re
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
@@ -115,7 +116,7 @@ def _value_error(key: str, value: object, default: object) -> str | None:
     if isinstance(default, bool) and not isinstance(value, bool):
         return "must be true or false"
     if _is_number(default) and not _is_number(value):
-        return "must be a number"
+        return "must be a finite number"
     if key == "eps" and _is_number(value) and value < 0:
         return "must be >= 0"
     return None
@@ -132,7 +133,10 @@ def _is_list_like(value: object, default: tuple[object, ...]) -> bool:
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Returns whether a value is a finite number."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def _is_fraction(value: object) -> bool:
