@@ -5,8 +5,11 @@ import shlex
 import pytest
 
 from tests.report.conftest import make_record
+from vggexp.config.compose import parse_command
+from vggexp.config.run_id import run_hash
 from vggexp.report.run_details import read_command, run_details, split_shared
 from vggexp.report.table import build_table
+from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep
 
 NEVER = {"resume": "never"}
 UNTIL = {"run.until": 2}
@@ -23,6 +26,16 @@ def test_the_command_is_quoted_for_a_shell(tmp_path):
     command = read_command(make_record("a")._replace(folder=tmp_path))
     assert "'arch.blocks=[[1,16],[2,32]]' optimizer.lr=0.1" in command
     assert shlex.split(command) == ["python", "-m", "vggexp", *overrides]
+
+
+@pytest.mark.parametrize("sweep", ["lr_depth", "lr_range", "networks"])
+def test_the_command_of_a_job_of_a_sweep_file_is_one_run(sweep, tmp_path):
+    command = parse_command([f"sweep={sweep}"])
+    job = expand_sweep(command, compose_outline(command)).jobs[-1]
+    (tmp_path / "overrides.txt").write_text("".join(f"{word}\n" for word in job.overrides))
+    words = shlex.split(read_command(make_record("a")._replace(folder=tmp_path)))
+    config = compose_run(parse_command(words[3:]))
+    assert run_hash(config) == run_hash(job.config)
 
 
 def test_without_overrides_the_command_is_unknown(tmp_path):

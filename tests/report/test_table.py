@@ -77,6 +77,17 @@ def test_networks_of_one_name_are_distinguished_by_their_blocks():
     assert line.startswith('"[[1,8],[1,32]]",')
 
 
+def test_seeds_of_one_network_typed_in_two_ways_are_repeats():
+    runs = [
+        make_record(name, keys={"run.network": name, "seed": seed}, val_accuracy=0.9)
+        for seed, name in enumerate(("vgg11", "vgg11_bn-norm_none"))
+    ]
+    table = build_table(runs)
+    assert table.settings == ["seed"]
+    assert [row["network"] for row in table.rows] == ["vgg11", "vgg11"]
+    assert len(repeat_rows(table)) == 1
+
+
 def test_an_image_folder_need_not_exist():
     overrides = ("data=image_folder", "data.classes=5")
     keys = {"data.root": "/gone", "data.classes": None}

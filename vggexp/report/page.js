@@ -29,7 +29,7 @@ function metricAxis(key) {
 
 /* The axis is logarithmic if a few runs are much longer than the others. */
 function epochAxis(sets) {
-  const lengths = sets.map((set) => set.points.length).sort((a, b) => a - b);
+  const lengths = sets.map((set) => set.points.at(-1)?.[0] ?? 0).sort((a, b) => a - b);
   const isUneven = lengths.at(-1) > 4 * lengths[Math.floor(lengths.length / 2)];
   return { label: "epoch", whole: true, logarithmic: isUneven };
 }

@@ -44,7 +44,7 @@ def render_page(data_sections: Sequence[Section], selection: Selection) -> str:
         contents.append(_data_section(section, index, first))
         first += len(section.listed.runs)
     parts = {
-        "title": plural(count, "run") if count < 1000 else f"{count:,} runs",
+        "title": plural(count, "run"),
         "subtitle": _subtitle(data_sections, selection),
         "navigation": _navigation(data_sections),
         "sections": "".join(contents),
@@ -214,12 +214,15 @@ def _points(table: Table) -> list[dict[str, Any]]:
 
 
 def _curves(rows: Sequence[Row], keys: Sequence[str]) -> list[list[float | None]]:
-    """Returns the epoch and a value for each key, of each epoch, with four digits each."""
+    """Returns the epoch and a value for each key with four digits, of each epoch of a short run.
+
+    Of a run with more than MAX_CURVE_POINTS epochs it takes every second epoch, every third, ...
+    """
     kept_rows: Sequence[Row] = rows
     if len(rows) > MAX_CURVE_POINTS:
         step = -(-len(rows) // MAX_CURVE_POINTS)
         kept_rows = [*rows[:-1:step], rows[-1]]
-    return [[_four_digits(row.get(key)) for key in ("epoch", *keys)] for row in kept_rows]
+    return [[row.get("epoch"), *(_four_digits(row.get(key)) for key in keys)] for row in kept_rows]
 
 
 def _last_value(rows: Sequence[Row], key: str) -> str:

@@ -59,7 +59,10 @@ def read_command(run: RunRecord) -> str | None:
     """Returns the command that was typed for the run, for a shell; None if it is not recorded."""
     with contextlib.suppress(VggexpError, FileNotFoundError):
         text = schema.read_bytes(run.folder / OVERRIDES).decode("utf-8", "replace")
-        return shlex.join(["python", "-m", "vggexp", *text.splitlines()])
+        words = text.splitlines()
+        if any(word.startswith("sweep=") for word in words):  # of a job, which is one run
+            words.insert(0, "hydra.mode=RUN")
+        return shlex.join(["python", "-m", "vggexp", *words])
     return None
 
 

@@ -11,7 +11,7 @@ from vggexp.formatting import plural
 from vggexp.report.networks import NetworkSummary, summarize_networks
 from vggexp.report.table import run_metrics
 from vggexp.runs.records import RunRecord
-from vggexp.sweep.filter import CONSTANTS, evaluate_filter, names, parse_filter
+from vggexp.sweep.filter import CONSTANTS, NullValueError, evaluate_filter, names, parse_filter
 
 EXAMPLE = "'val/accuracy > 0.9 and parameters < 30e6'"
 ALLOWED = "metrics, state, network, run, parameters and keys may stand, and text in quotes"
@@ -66,7 +66,5 @@ def _run_values(run: RunRecord, network: NetworkSummary) -> dict[str, Any]:
 def _satisfies(expression: ast.expr, values: Mapping[str, Any], source: str) -> bool:
     try:
         return evaluate_filter(expression, values, source, ALLOWED)
-    except ConfigError:
-        if any(name != "null" and values[name] is None for name in names(expression)):
-            return False
-        raise
+    except NullValueError:
+        return False

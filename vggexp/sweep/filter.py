@@ -7,6 +7,7 @@ by node, never executed.
 import ast
 import operator
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from typing import Any
 
 from vggexp.config.derived import layers
@@ -36,10 +37,13 @@ BINARY_OPERATORS: dict[type, Any] = {
     ast.NotIn: lambda item, items: item not in items,
 }
 UNARY_OPERATORS: dict[type, Any] = {
-    ast.Not: operator.not_,
     ast.USub: operator.neg,
     ast.UAdd: operator.pos,
 }
+
+
+class NullValueError(ConfigError):
+    """A condition has no truth, because it needs a value that is null."""
 
 
 def matches(text: str, config: Config) -> bool:
@@ -78,10 +82,13 @@ def evaluate_filter(
         allowed: The names that may stand in an expression, for the error.
 
     Raises:
+        NullValueError: The expression has no truth, because a value in it is null.
         ConfigError: The expression has no truth, or a name in it is unknown.
     """
     try:
         result = _evaluate(expression, values)
+    except NullValueError as error:
+        raise NullValueError(f"{source}: {error}") from None
     except (TypeError, ArithmeticError, RecursionError) as error:
         raise ConfigError(f"{source}: {error}") from None
     except KeyError as error:
@@ -91,7 +98,8 @@ def evaluate_filter(
     except LookupError as error:
         raise ConfigError(f"{source}: {error.args[0]}") from None
     if not isinstance(result, bool):
-        raise ConfigError(f"{source}: gives {result}, not true or false; compare it with something")
+        kind = NullValueError if result is None else ConfigError
+        raise kind(f"{source}: gives {result}, not true or false; compare it with something")
     return result
 
 
@@ -136,6 +144,7 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
     """Evaluates a node.
 
     Raises:
+        NullValueError: A value is null and would have to be a number.
         KeyError: A name is unknown.
         LookupError: The node is none of those listed here.
     """
@@ -147,16 +156,16 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
             return node.value
         case ast.List() | ast.Tuple():
             return [_evaluate(item, values) for item in node.elts]
+        case ast.UnaryOp(op=ast.Not()):
+            return not _evaluate(node.operand, values)
         case ast.UnaryOp() if type(node.op) in UNARY_OPERATORS:
-            operand = _evaluate(node.operand, values)
-            return UNARY_OPERATORS[type(node.op)](operand)
+            return UNARY_OPERATORS[type(node.op)](_evaluate_number(node.operand, values))
         case ast.BinOp() if type(node.op) in BINARY_OPERATORS:
             left = _evaluate_number(node.left, values)
             right = _evaluate_number(node.right, values)
             return BINARY_OPERATORS[type(node.op)](left, right)
         case ast.BoolOp():
-            combine = all if isinstance(node.op, ast.And) else any
-            return combine(bool(_evaluate(operand, values)) for operand in node.values)
+            return _combine(node, values)
         case ast.Compare() if all(type(sign) in BINARY_OPERATORS for sign in node.ops):
             return _compare(node, values)
     raise LookupError(
@@ -164,20 +173,51 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
     )
 
 
+def _combine(node: ast.BoolOp, values: Mapping[str, Any]) -> bool:
+    """Evaluates conditions joined by `and` or `or`.
+
+    The order of the conditions does not matter: one without truth leaves the decision to the
+    others.
+    """
+    decisive = isinstance(node.op, ast.Or)
+    undecided = None
+    for operand in node.values:
+        try:
+            if bool(_evaluate(operand, values)) is decisive:
+                return decisive
+        except NullValueError as error:
+            undecided = error
+    if undecided is not None:
+        raise undecided
+    return not decisive
+
+
 def _compare(node: ast.Compare, values: Mapping[str, Any]) -> bool:
-    """Evaluates a chain such as 1 < x < 3."""
-    left = _evaluate(node.left, values)
-    rights = [_evaluate(comparator, values) for comparator in node.comparators]
-    for sign, right in zip(node.ops, rights, strict=True):
-        if not BINARY_OPERATORS[type(sign)](left, right):
-            return False
-        left = right
+    """Evaluates a chain such as 1 < x < 3.
+
+    Null equals null alone. It has no place in an order and contains nothing: such a link has no
+    truth.
+    """
+    operands = [_evaluate(operand, values) for operand in (node.left, *node.comparators)]
+    undecided = None
+    for sign, (left, right) in zip(node.ops, pairwise(operands), strict=True):
+        try:
+            if not BINARY_OPERATORS[type(sign)](left, right):
+                return False
+        except TypeError as error:
+            if left is not None and right is not None:
+                raise
+            undecided = NullValueError(str(error))
+    if undecided is not None:
+        raise undecided
     return True
 
 
 def _evaluate_number(node: ast.expr, values: Mapping[str, Any]) -> float:
     """Evaluates an operand. Raises TypeError for text: text times a number would be a long text."""
     value = _evaluate(node, values)
+    if value is None:
+        raise NullValueError(f"{ast.unparse(node)} is not a number")
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{ast.unparse(node)} is not a number")
     return value
