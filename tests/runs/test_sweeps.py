@@ -6,8 +6,16 @@ import pytest
 
 from tests.runs.test_records import write_run
 from vggexp.errors import CheckpointError
+from vggexp.runs.directory import write_result
 from vggexp.runs.records import find_runs
-from vggexp.runs.sweeps import SweptRun, expand_sweeps, name_sweeps, read_runs, write_runs
+from vggexp.runs.sweeps import (
+    SweptRun,
+    expand_sweeps,
+    name_sweeps,
+    read_runs,
+    runs_in_state,
+    write_runs,
+)
 
 TABLE = "arch,val/accuracy,state,run\nvgg11,0.9,finished,a\nvgg13,,failed,b\n"
 
@@ -92,3 +100,15 @@ def test_a_sweep_stands_for_the_runs_that_exist(tmp_path, sweep):
     ]
     assert [str(error) for error in skipped] == [f"{sweep}: 1 of its 2 runs do not exist (yet)"]
     assert find_runs([sweep, tmp_path]) == [tmp_path / "a"]
+
+
+def test_a_sweep_stands_for_its_runs_in_a_state(tmp_path, sweep):
+    folders = []
+    for state in ("finished", "failed", "paused"):
+        folders.append(write_run(tmp_path / state))
+        write_result(folders[-1], state)
+    write_runs(sweep, [SweptRun(folder, []) for folder in folders])
+    skipped = []
+    assert runs_in_state(sweep, "finished", skipped.append) == [tmp_path / "finished"]
+    assert skipped == [f"{sweep}: 2 of its 3 runs are not finished"]
+    assert runs_in_state(tmp_path / "failed", "finished", skipped.append) == [tmp_path / "failed"]

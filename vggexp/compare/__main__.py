@@ -9,7 +9,7 @@ from vggexp import cli
 from vggexp.errors import CheckpointError
 from vggexp.runs import directory
 from vggexp.runs.records import without_neighbors
-from vggexp.runs.sweeps import expand_sweeps, name_sweeps
+from vggexp.runs.sweeps import name_sweeps, runs_in_state
 
 DESCRIPTION = """python -m vggexp.compare RUN RUN... [--different-data] [--json]:
 lists the differences between finished runs and tests whether their accuracies differ.
@@ -62,34 +62,21 @@ def _compare(argv: Sequence[str]) -> str:
     )
     arguments = parser.parse_intermixed_args(argv)
     given = without_neighbors(arguments.run)
-    folders = _leave_out_closed([run for path in given for run in _finished_runs(path)])
+    runs = []
+    for path in given:
+        runs += runs_in_state(path, "finished", cli.warn_left_out)
+    folders = _leave_out_closed(runs)
     for folder in folders:
         if advice := name_sweeps(folder):
             raise CheckpointError(f"{folder}: {directory.NO_CONFIG}{advice}")
     directory.require_run(*folders)
     from vggexp.compare import comparison, render  # import scipy: only after the arguments pass
 
-    runs = comparison.read_tested_runs(folders)
-    result = comparison.compare(runs, arguments.different_data)
+    tested = comparison.read_tested_runs(folders)
+    result = comparison.compare(tested, arguments.different_data)
     if arguments.json:
         return json.dumps(render.to_dict(result), default=str)
     return render.format_comparison(result)
-
-
-def _finished_runs(path: Path) -> list[Path]:
-    """Returns a run, or the runs of a sweep that have finished, or may not be read."""
-    runs = expand_sweeps([path], lambda error: cli.warn_left_out(str(error)))
-    if runs == [path]:
-        return runs
-    kept = []
-    for run in runs:
-        is_closed = not directory.is_searchable(run)
-        if is_closed or directory.read_result(run).get("state") == "finished":
-            kept.append(run)
-    if len(kept) < len(runs):
-        count = len(runs) - len(kept)
-        cli.warn_left_out(f"{path}: {count} of its {len(runs)} runs are not finished")
-    return kept
 
 
 def _leave_out_closed(folders: Sequence[Path]) -> Sequence[Path]:

@@ -15,7 +15,7 @@ from vggexp.loggers.console import Console
 from vggexp.models import shapes
 from vggexp.runs import data_root, directory
 from vggexp.runs.records import RunRecord, fingerprint, load_config, read_run, test_fingerprint
-from vggexp.runs.sweeps import expand_sweeps
+from vggexp.runs.sweeps import runs_in_state
 
 DESCRIPTION = """python -m vggexp.evaluate RUN [options] [--json]:
 evaluate a run on its test set with the methods of the VGG paper.
@@ -32,10 +32,10 @@ size S alone. The paper uses S-32, S and S+32 for S=256, and 256, 384 and 512 af
 scale jitter, with crops of 224. An image of exactly the crop size has only one crop. A smaller
 image gets a black border. --flip adds the mirror image of each view: use it for photographs, not
 for digits. --with RUN2 averages the softmax of several runs over the same images; the folder of a
-sweep stands for its other runs. --split val evaluates the validation images in place of the test
-images. --checkpoint STEP evaluates the checkpoint of that step in RUN/checkpoints in place of the
-tested weights. --data gives the place of data that was moved; it has to be the data that the runs
-were tested on.
+sweep stands for its other runs that are finished, or paused as RUN is. --split val evaluates the
+validation images in place of the test images. --checkpoint STEP evaluates the checkpoint of that
+step in RUN/checkpoints in place of the tested weights. --data gives the place of data that was
+moved; it has to be the data that the runs were tested on.
 
 Reports accuracy, top-5 accuracy, loss, calibration error (15 bins of confidence), per-class
 accuracy and the confusion matrix. Writes to RUN/evaluations a JSON file, and events that
@@ -118,12 +118,21 @@ def _evaluate(argv: Sequence[str]) -> str:
 
 
 def _other_runs(run: Path, others: Sequence[Path]) -> list[Path]:
-    """Returns the runs to average with RUN: of a sweep all other runs."""
+    """Returns the runs to average with RUN: of a sweep all others in the state of RUN.
+
+    Raises:
+        ConfigError: a sweep has no such run.
+    """
+    state = str(directory.read_result(run).get("state"))
     folders = []
     for other in others:
-        for folder in expand_sweeps([other], lambda error: cli.warn_left_out(str(error))):
+        found = []
+        for folder in runs_in_state(other, state, cli.warn_left_out):
             if folder == other or folder.resolve() != run.resolve():
-                folders.append(folder)
+                found.append(folder)
+        if not found:
+            raise ConfigError(f"--with {other}: has no other run that is {state}")
+        folders += found
     return folders
 
 

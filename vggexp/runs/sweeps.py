@@ -13,7 +13,7 @@ from vggexp.config import yaml_limits
 from vggexp.errors import DataError, VggexpError
 from vggexp.formatting import shorten
 from vggexp.runs import schema
-from vggexp.runs.directory import CONFIG, RESULT, is_searchable
+from vggexp.runs.directory import CONFIG, RESULT, is_searchable, read_result
 from vggexp.runs.jsonl import write_json
 
 RUNS = "runs.json"  # written before the first job starts
@@ -132,6 +132,25 @@ def expand_sweeps(
             skip(DataError(f"{folder}: {missing} of its {len(runs)} runs do not exist (yet)"))
         expanded += started
     return expanded
+
+
+def runs_in_state(path: Path, state: str, skip: Callable[[str], None]) -> list[Path]:
+    """Returns a run, or those runs of a sweep that are in a state, or may not be read.
+
+    Args:
+        state: such as `finished`.
+        skip: receives the reason for what is left out.
+    """
+    runs = expand_sweeps([path], lambda error: skip(str(error)))
+    if runs == [path]:
+        return runs
+    kept = []
+    for run in runs:
+        if not is_searchable(run) or read_result(run).get("state") == state:
+            kept.append(run)
+    if len(kept) < len(runs):
+        skip(f"{path}: {len(runs) - len(kept)} of its {len(runs)} runs are not {state}")
+    return kept
 
 
 def name_sweeps(folder: Path) -> str:
