@@ -80,3 +80,13 @@ def test_a_trace_is_a_file_of_events_of_several_steps(tmp_path, capsys):
     for name in ("data", "forward and backward", "optimizer"):
         assert events[name] == TRACED_STEPS
     assert capsys.readouterr().out == f"trace {path}\n"
+
+
+def test_out_of_memory_is_one_line(monkeypatch, capsys):
+    def fail(config):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr("vggexp.bench.layers.time_layers", fail)
+    assert main([*TINY, "--layers"]) == 6
+    message = "out of memory in timing; a smaller data.batch_size needs less"
+    assert capsys.readouterr().err == f"vggexp: error: {message}\n"

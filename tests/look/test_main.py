@@ -7,6 +7,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 from sklearn.datasets import load_digits
 
@@ -120,5 +121,16 @@ def test_a_wrong_command_is_one_line(run, tmp_path, monkeypatch, capsys, argumen
 
 
 def test_a_page_that_cannot_be_written_is_one_line(run, images, capsys):
-    assert main([str(run), str(images[0]), "--out", "missing/look.html"]) == 6
-    assert "--out missing/look.html: cannot be written" in capsys.readouterr().err
+    assert main([str(run), str(images[0]), "--out", "missing/look.html"]) == 2
+    message = "--out missing/look.html: no such directory: missing"
+    assert capsys.readouterr().err == f"vggexp: error: {message}\n"
+
+
+def test_out_of_memory_is_one_line(run, images, monkeypatch, capsys):
+    def fail(*_):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(look, "look_at", fail)
+    assert main([str(run), str(images[0])]) == 6
+    message = f"out of memory in looking at {run}; give fewer images"
+    assert message in capsys.readouterr().err

@@ -10,7 +10,7 @@ import threading
 import pytest
 
 from tests.permissions import without_root_rights
-from vggexp.errors import ResourceError
+from vggexp.errors import ConfigError, ResourceError
 from vggexp.system import files
 
 READERS = {
@@ -59,6 +59,21 @@ def test_a_refusal_of_the_system_names_the_path_and_the_way_out(tmp_path):
     with pytest.raises(ResourceError, match=r"^x/a: cannot be written: .+ \(choose another x\)$"):
         with refusal:
             (tmp_path / "no" / "a").write_text("x")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("gone/x", "no such directory: {}/gone"),
+        ("folder", "is a directory; give a file"),
+    ],
+)
+def test_an_output_file_is_checked_beforehand(name, problem, tmp_path):
+    (tmp_path / "folder").mkdir()
+    files.check_output_file("--out", tmp_path / "new")
+    with pytest.raises(ConfigError) as raised:
+        files.check_output_file("--out", tmp_path / name)
+    assert str(raised.value) == f"--out {tmp_path / name}: {problem.format(tmp_path)}"
 
 
 def test_a_link_to_a_file_is_read(tmp_path):

@@ -1,5 +1,6 @@
 """Command `vggexp.bench`: measures the speed of a configuration on this machine."""
 
+import argparse
 import json
 import os
 import sys
@@ -10,10 +11,12 @@ from typing import TYPE_CHECKING
 
 from vggexp import cli
 from vggexp.config import compose
+from vggexp.config.schema import Config
 from vggexp.errors import ConfigError
 from vggexp.formatting import aligned_table, plural
 from vggexp.runs.data_source import count_data
 from vggexp.sweep import expand
+from vggexp.system.files import check_output_file
 
 if TYPE_CHECKING:
     from vggexp.bench.layers import LayerSpeed
@@ -47,22 +50,32 @@ def _bench(argv: Sequence[str]) -> str:
     cli.require_one_process(config, "timed")
     if command.arguments.trace is not None and (command.arguments.layers or command.arguments.json):
         raise ConfigError("--trace: prints no figures; leave out --layers and --json")
+    if command.arguments.trace is not None:
+        check_output_file("--trace", Path(command.arguments.trace))
     # Read when torch is imported. Below 6 its profiler prints an ERROR on machines without a GPU.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")
     # This imports torch, so it comes after the check of the command.
+    from vggexp.system import memory
+
+    with memory.oom_as_resource_error("in timing; a smaller data.batch_size needs less"):
+        return _measure(config, command.arguments)
+
+
+def _measure(config: Config, arguments: argparse.Namespace) -> str:
+    """Returns the text of the measurement that the flags ask for."""
     from vggexp.bench import layers
     from vggexp.bench.measure import benchmark
 
-    if command.arguments.trace is not None:
-        layers.write_trace(config, Path(command.arguments.trace))
-        return f"trace {command.arguments.trace}"
-    if command.arguments.layers:
+    if arguments.trace is not None:
+        layers.write_trace(config, Path(arguments.trace))
+        return f"trace {arguments.trace}"
+    if arguments.layers:
         speeds = layers.time_layers(config)
-        if command.arguments.json:
+        if arguments.json:
             return json.dumps({"layers": [asdict(speed) for speed in speeds]})
         return format_layers(speeds)
     result = benchmark(config)
-    return json.dumps(asdict(result)) if command.arguments.json else format_result(result)
+    return json.dumps(asdict(result)) if arguments.json else format_result(result)
 
 
 def format_layers(speeds: Sequence["LayerSpeed"]) -> str:

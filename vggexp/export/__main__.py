@@ -15,6 +15,7 @@ from vggexp.export import torchvision_code
 from vggexp.runs import data_root, directory
 from vggexp.runs.predictions import read
 from vggexp.runs.records import load_config, read_run
+from vggexp.system.files import check_output_file
 
 DESCRIPTION = """python -m vggexp.export RUN --format FORMAT [options] [--json]:
 export a finished run to a file that works without vggexp.
@@ -130,10 +131,7 @@ def _check_out(path: Path, file_format: str) -> None:
         raise ConfigError(
             f"--out {path}: is a directory; give a file, such as {path / ('model' + suffix)}"
         )
-    if not path.parent.is_dir():
-        raise ConfigError(f"--out {path}: no such directory: {path.parent}")
-    if not os.access(path.parent, os.W_OK):
-        raise ResourceError(f"--out {path}: {path.parent} is not writable")
+    check_output_file("--out", path)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """Command `vggexp.look`: one page with what a trained network sees in images."""
 
+import argparse
 import json
 import sys
 from collections.abc import Sequence
@@ -14,7 +15,7 @@ from vggexp.formatting import plural
 from vggexp.loggers.console import print_text
 from vggexp.runs import data_root, directory
 from vggexp.runs.records import load_config, read_run
-from vggexp.system.files import atomic_write, os_error_as_resource_error
+from vggexp.system.files import atomic_write, check_output_file, os_error_as_resource_error
 
 if TYPE_CHECKING:
     from vggexp.look.look import Look, Picture
@@ -57,6 +58,14 @@ def _look(argv: Sequence[str]) -> None:
     directory.require_run(arguments.run)
     paths = _check(arguments)
     # This imports torch, so it comes after the checks of the command.
+    from vggexp.system import memory
+
+    with memory.oom_as_resource_error(f"in looking at {arguments.run}; give fewer images"):
+        _write_page(arguments, paths)
+
+
+def _write_page(arguments: argparse.Namespace, paths: Sequence[Path]) -> None:
+    """Writes the page and prints where it is; then raises the errors of the images left out."""
     from vggexp.look import look
     from vggexp.look.page import render_page
     from vggexp.look.saliency import first_filters
@@ -89,7 +98,7 @@ def _look(argv: Sequence[str]) -> None:
     raise_together(errors)
 
 
-def _check(arguments: Any) -> list[Path]:
+def _check(arguments: argparse.Namespace) -> list[Path]:
     """Returns the paths of all images. Raises an error if there is nothing to look at."""
     if not arguments.images and not arguments.mistakes:
         raise ConfigError("IMAGE: none is given; name image files, or use --mistakes")
@@ -102,6 +111,7 @@ def _check(arguments: Any) -> list[Path]:
             raise CheckpointError(f"{run.folder} is {run.state}; --mistakes needs a finished run")
     elif arguments.data is not None:
         raise ConfigError(f"--data {arguments.data}: belongs with --mistakes")
+    check_output_file("--out", arguments.out)
     paths = expand_image_paths(arguments.images) if arguments.images else []
     cli.warn_newest_checkpoint(run)
     return paths

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO
 
-from vggexp.errors import ResourceError
+from vggexp.errors import ConfigError, ResourceError
 
 IS_LINK = "a link, and no file is written through links; remove it"
 NOT_REGULAR = "not a regular file; remove it"
@@ -56,6 +56,24 @@ def os_error_as_resource_error(path: object, action: str, hint: str = "") -> Ite
         advice = f" ({hint})" if hint else ""
         reason = f"{error.strerror or error}{advice}"
         raise ResourceError(f"{path}: cannot be {action}: {reason}") from error
+
+
+def check_output_file(option: str, path: Path) -> None:
+    """Checks before long work that its result can be written.
+
+    Args:
+        option: the flag that names the file, such as `--out`.
+
+    Raises:
+        ConfigError: there is no such directory, or the path is one itself.
+        ResourceError: the directory is not writable.
+    """
+    if path.is_dir():
+        raise ConfigError(f"{option} {path}: is a directory; give a file")
+    if not path.parent.is_dir():
+        raise ConfigError(f"{option} {path}: no such directory: {path.parent}")
+    if not os.access(path.parent, os.W_OK):
+        raise ResourceError(f"{option} {path}: {path.parent} is not writable")
 
 
 def missing_resource(path: object, error: OSError) -> ResourceError | None:
