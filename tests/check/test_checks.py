@@ -16,6 +16,7 @@ from vggexp.check.checks import (
     check_labels,
     check_layers,
     check_memorizing,
+    forecast,
     judge_labels,
     judge_steps,
     make_subject,
@@ -91,6 +92,17 @@ def test_labels_of_too_few_images_of_a_class_are_not_judged():
 def test_a_class_without_images_is_found(subject):
     subject.data.train.labels = subject.data.train.labels.clamp(min=1)
     assert by_name(check_labels(subject))["classes"].cure == "0 has none; check the labels"
+
+
+def test_a_class_that_only_the_sample_lacks_is_not_missing(monkeypatch, subject):
+    monkeypatch.setattr(checks, "SAMPLE_IMAGES", 8)  # fewer than classes
+    classes = by_name(check_labels(subject))["classes"]
+    assert classes == Finding("classes", "10 of 10 classes in 1,293 images")
+
+
+def test_without_a_finite_loss_the_time_is_unknown(subject):
+    finding = forecast(subject, Steps(None))
+    assert finding.text.startswith("unknown time for 5 epochs, ")
 
 
 def test_initial_weights_that_lose_the_signal_are_found():

@@ -148,15 +148,16 @@ def check_labels(subject: Subject) -> Iterator[Finding]:
     """Checks that there are several classes, and that labels and images belong together."""
     data = subject.data
     count = DECODED_IMAGES if isinstance(subject.config.data, ImageFiles) else SAMPLE_IMAGES
-    train = take_sample(data.train.train(0), count)
-    counts = train.labels.bincount(minlength=subject.classes)
-    images = plural(len(train.labels), "image")
+    labels = data.train.labels.cpu()  # of all images: a sample may lack a rare class
+    counts = labels.bincount(minlength=subject.classes)
+    images = plural(len(labels), "image")
     text = f"{int((counts > 0).sum())} of {subject.classes} classes in {images}"
-    if len(train.labels) > MIN_IMAGES_PER_CLASS * subject.classes and counts.min() == 0:
+    if len(labels) > MIN_IMAGES_PER_CLASS * subject.classes and counts.min() == 0:
         missing = data.classes[int(counts.argmin())]
         yield Finding("classes", text, f"{missing} has none; check the labels")
         return
     yield Finding("classes", text)
+    train = take_sample(data.train.train(0), count)
     for split, loader in (("validation", data.val), ("test", data.test)):
         if loader is not None:
             held_out = take_sample(loader.train(0), count // 4)
@@ -327,10 +328,12 @@ def forecast(subject: Subject, steps: Steps) -> Finding:
     config = subject.config
     epochs = plural(config.train.epochs, "epoch")
     images = subject.data.train.count * config.train.epochs
-    seconds = images / steps.images_per_second if steps.images_per_second else math.nan
+    expected = "unknown time"  # the first loss is not finite
+    if steps.images_per_second:
+        expected = f"about {duration(images / steps.images_per_second)}"
     memory = format_bytes(memory_bytes(config)["total"] or 0, "B")
     disk = format_bytes(disk_bytes(config)["run"], "B")
-    text = f"about {duration(seconds)} for {epochs}, {memory} of memory, up to {disk} of disk"
+    text = f"{expected} for {epochs}, {memory} of memory, up to {disk} of disk"
     for hint in hints(config):
         if hint.key == "memory":
             return Finding("forecast", text, hint.text)

@@ -50,6 +50,7 @@ class MixingLoader:
         self.mix = mix
         self.classes = classes
         self.count = loader.count
+        self.labels = loader.labels  # not mixed
         self.batches_per_epoch = loader.batches_per_epoch
 
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
