@@ -54,3 +54,4 @@ def test_a_damaged_file_costs_only_the_curve(open_logger, tmp_path):
     assert [row["step"] for row in read_steps(tmp_path)] == [6]
     assert output.getvalue().startswith(f"warning: {tmp_path / STEPS}: line 1: not JSON")
     assert output.getvalue().endswith("; the curves inside the epochs start again\n")
+    assert (tmp_path / "steps.jsonl.corrupt").read_text() == "not JSON\n{}\n"

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from pathlib import Path
 
 import pytest
@@ -14,8 +15,13 @@ import torch
 import vggexp
 from tests.conftest import result, write_images
 from tests.data.torchvision_files import write_torchvision
+from vggexp.config.compose import parse_command
 from vggexp.data import workers
+from vggexp.data.datasets import load_dataset
 from vggexp.evaluate.__main__ import main as evaluate_main
+from vggexp.runner import datasets
+from vggexp.runner.datasets import build_loaders
+from vggexp.sweep.expand import compose_run
 from vggexp.system import signals
 from vggexp.verify.__main__ import main as verify_main
 
@@ -234,3 +240,18 @@ def test_a_stop_signal_ends_a_run_whose_disk_hangs(command, tmp_path, monkeypatc
     code, _, error = command(*argv)
     reason = "stopped by SIGTERM while an image was read: run the same command to continue"
     assert (code, error) == (143, f"vggexp: {reason}\n")
+
+
+def test_the_whole_training_set_is_freed(monkeypatch):
+    whole = []
+
+    def load(*arguments):
+        splits = load_dataset(*arguments)
+        whole.append(weakref.ref(splits.train.images))
+        return splits
+
+    monkeypatch.setattr(datasets, "load_dataset", load)
+    config = compose_run(parse_command(["data=digits", "arch.blocks=[[1,8]]"]))
+    data = build_loaders(config, torch.device("cpu"))
+    assert whole[0]() is None
+    assert data.test_images(torch.tensor([0])).shape == (1, 1, 8, 8)

@@ -25,6 +25,12 @@ def interrupt(name, **fields):
         checkpoint.save(path, checkpoint.load(path) | fields)
 
 
+def result_of_test(command, *overrides):
+    """Returns the test accuracy and loss of a run that only has to be tested."""
+    assert command(*TINY, "run.name=a", *overrides)[0] == 0
+    return result("a")["test/accuracy"], result("a")["test/loss"]
+
+
 def test_more_epochs_continue_a_named_run(command):
     for name, epochs in (("a", 2), ("b", 4), ("a", 4)):
         assert command(*TINY, *STEP, f"run.name={name}", f"train.epochs={epochs}")[0] == 0
@@ -167,3 +173,18 @@ def test_a_forced_number_of_micro_batches_is_taken_and_reported(command):
     assert result("a")["micro_batches"] == 4
     warning = "warning: continuing, but train.accumulate: run has 1, command says 4\n"
     assert warning in Path("outputs/a/run.log").read_text()
+
+
+def test_a_forced_average_and_a_forced_plateau_begin_where_the_run_continues(command):
+    changes = ["train.ema=0.9", "scheduler=plateau", "resume=force"]
+    command(*TINY, "run.name=a", "run.until=1")
+    assert command(*TINY, "run.name=a", *changes)[0] == 0
+    assert result("a")["state"] == "finished"
+
+
+def test_a_forced_average_without_a_step_is_that_of_the_weights(command):
+    command(*TINY, "run.name=a")
+    interrupt("a")
+    weights = result_of_test(command)
+    interrupt("a")
+    assert result_of_test(command, "train.ema=0.9", "resume=force") == weights

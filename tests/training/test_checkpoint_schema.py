@@ -219,3 +219,12 @@ def test_every_optimizer_of_torch_continues():
         resumed = make_state()
         resumed.optimizer = build_optimizer(name, resumed.model, 0.01, 0.0, {})
         checkpoint_schema.check_state(make_checkpoint(state), resumed, EPOCHS)
+
+
+def test_half_precision_continues_a_run_without_a_scaler(content):
+    state = fresh_state()
+    state.scaler = torch.amp.GradScaler("cpu", enabled=True)
+    assert content["scaler"] == {}
+    checkpoint_schema.check_state(content, state, EPOCHS)
+    state.restore(copy.deepcopy(content))
+    assert state.scaler.get_scale() == 2**16

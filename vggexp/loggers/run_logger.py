@@ -52,16 +52,20 @@ class RunLogger:
         self.tensorboard = TensorBoardLogger(folder, hparams, history, console.line, steps)
 
     def _keep_steps(self, last: int) -> list[StepMetrics]:
-        """Removes the lines of steps.jsonl after a step, and returns the others."""
+        """Removes the lines of steps.jsonl after a step, and returns the others.
+
+        A file that is damaged or too large is set aside as steps.jsonl.corrupt.
+        """
         path = self.folder / STEPS
         if not os.path.lexists(path):
             return []
-        rows = []
         try:
             rows = [row for row in read_steps(self.folder) if row["step"] <= last]
         except CheckpointError as error:  # only a curve is lost, which must not cost the run
             reason, _, _ = str(error).partition("; ")
+            path.rename(path.with_name(f"{STEPS}.corrupt"))
             self.console.line(f"warning: {reason}; the curves inside the epochs start again")
+            return []
         jsonl.rewrite(path, rows)
         return rows
 

@@ -150,6 +150,7 @@ def _in_memory_loaders(
     cfg = config.data
     images = splits.train.images
     labels = splits.train.labels
+    test = splits.test  # alone in the closure below, so that `images` is freed
     train, val = _split_indices(labels, config)
     train_images = images[train]
     mean, std = _mean_and_std(config, train_images)
@@ -168,10 +169,10 @@ def _in_memory_loaders(
     return DataLoaders(
         train=_mixed(train_loader, config, splits.train.classes),
         val=make_eval_loader(images[val], labels[val]) if len(val) else None,
-        test=make_eval_loader(splits.test.images, splits.test.labels),
+        test=make_eval_loader(test.images, test.labels),
         classes=splits.train.classes,
         preprocess=preprocess,
-        test_images=lambda indices: splits.test.images[indices],
+        test_images=lambda indices: test.images[indices],
         fingerprint=splits.fingerprint,
         origin=splits.origin,
         earlier_fingerprint=splits.earlier_fingerprint,

@@ -145,6 +145,8 @@ def build_run(config: Config, checkpoint: Checkpoint | None, console: Console) -
 def _restore(config: Config, state: TrainState, checkpoint: Checkpoint) -> None:
     epochs = None if config.resume == "force" else config.train.epochs
     accumulate = config.train.accumulate
+    if config.resume == "force" and state.ema is not None:  # a new average begins with the weights
+        checkpoint.setdefault("ema", {"updates": 0, "module": checkpoint["net"]})
     try:
         checkpoint_schema.check_state(checkpoint, state, epochs)
         state.restore(checkpoint)

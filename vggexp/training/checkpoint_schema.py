@@ -91,7 +91,8 @@ def check_state(content: Mapping[str, Any], state: TrainState, epochs: int | Non
         content: The result of `load`.
         state: The state at the start of the run. Its optimizer takes one step, so that it has all
             its tensors; the caller overwrites the weights and the optimizer's state afterwards.
-        epochs: Epochs of the run. None: the configuration may differ from the checkpoint's.
+        epochs: Epochs of the run. None: the configuration may differ from the checkpoint's, which
+            may then lack the state of the schedule.
     """
     if "net" not in content:
         raise ValueError("net is missing: the file holds the final weights alone")
@@ -101,8 +102,11 @@ def check_state(content: Mapping[str, Any], state: TrainState, epochs: int | Non
         if "ema" not in content:
             raise ValueError("ema is missing")
         check_weights(content["ema"]["module"], model, "ema.module")
-    _like(state.schedule.state_dict())("schedule", content["schedule"])
-    _like(state.scaler.state_dict())("scaler", content["scaler"])
+    if content["schedule"] or epochs is not None:
+        _like(state.schedule.state_dict())("schedule", content["schedule"])
+    # A run in bf16 or fp32 has no scaler. On a GPU that trains in fp16 a new one begins.
+    if content["scaler"] or content["precision"] == "fp16":
+        _like(state.scaler.state_dict())("scaler", content["scaler"])
     _check_optimizer(content["optimizer"], _stepped_state(state.optimizer))
     if epochs is not None:
         checks.whole(0, epochs)("epoch", content["epoch"])

@@ -140,7 +140,9 @@ class TrainState:
             for group in self.optimizer.param_groups
         ]
         for name, component in self.components().items():
-            component.load_state_dict(checkpoint[name])
+            # Another schedule or number format may have had no state; it then begins here.
+            if checkpoint[name] or name not in ("schedule", "scaler"):
+                component.load_state_dict(checkpoint[name])
         # The configuration's values win, because resume=force may have changed the configuration.
         for group, values in zip(self.optimizer.param_groups, configured, strict=True):
             group.update(values)

@@ -29,8 +29,8 @@ class PhaseTimer:
 
     On CUDA the host runs ahead of the device, so a lap is an event on the device's stream. The
     device's time is divided without a gap, and a wait of the device counts as the part that the
-    device waits for. The events are read once, at the end of the epoch. Copies run beside the model
-    on CUDA and are not measured as a part: `copy` stays 0.
+    device waits for. The events are read once, at the end of the epoch. A copy to the device is a
+    part of `data`; `copy` is always 0, for readers of older files.
     """
 
     def __init__(
