@@ -321,6 +321,10 @@ def test_cifar(name: str, count: int, tmp_path: Path, monkeypatch: pytest.Monkey
     (folder / info.test_files[0]).unlink()  # as if killed while extracting
     assert_same(load_dataset(name, tmp_path, download=True), loaded)
     assert requests == [info.archive]
+    for file, raw in files.items():
+        (folder / file).unlink()
+        (folder / f"{file}.gz").write_bytes(gzip.compress(raw))
+    assert_same(load_dataset(name, folder, download=False), loaded)
 
 
 class Attack:

@@ -88,6 +88,13 @@ def test_a_set_without_a_test_part_is_split(source, name):
     assert "no test part: 0.2 of each class for the test" in splits.origin
 
 
+@pytest.mark.parametrize(("fraction", "count"), [(0.001, 1), (0.999, TRAIN - 1)])
+def test_both_parts_of_a_split_have_an_image(source, fraction, count):
+    written = source("SEMEION")._replace(test_fraction=fraction)
+    splits = open_torchvision(written, download=False)
+    assert len(splits.test.labels) == count
+
+
 def test_omniglots_classes_do_not_depend_on_the_order_of_folders(source):
     splits = open_torchvision(source("Omniglot"), download=False)
     names = ("Greek/character01", "Greek/character02", "Zulu/character01")

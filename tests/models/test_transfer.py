@@ -161,6 +161,12 @@ def test_batch_norms_of_a_source_without_them_stay_new():
     [
         (
             {},
+            {"norm": "batch"},
+            "block1.norm1: this network has no such layer, and block1.conv1 was trained with it; "
+            "set arch.norm=batch",
+        ),
+        (
+            {},
             {"depth": "16"},
             "block1.conv2: this network has no such layer; begin from a shallower one",
         ),

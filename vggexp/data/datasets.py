@@ -272,7 +272,7 @@ def _read_cifar(
     labels: list[int] = []
     hashes = {}
     for file in files:
-        path = folder / file
+        path = _find_file(folder, file) or folder / file
         raw = _read_uncompressed(path, ARCHIVE_CAP)
         hashes[file] = _verify(raw, info.checksums[file], path)
         batch: dict[str, Any] = pickle.loads(raw, encoding="latin1")

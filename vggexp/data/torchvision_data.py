@@ -29,6 +29,7 @@ from vggexp.data.datasets import (
     validate_labels,
 )
 from vggexp.data.download import TIMEOUT_SECONDS
+from vggexp.data.folder_split import count_test_images
 from vggexp.data.image_folder import FolderIndex, hash_files, read_once, split_index
 from vggexp.data.torchvision_sets import (
     ARRAY_SETS,
@@ -247,7 +248,7 @@ def _read_arrays(source: Source, root: Path, train: Any, test: Any) -> DatasetSp
         return DatasetSplits(parts[0], parts[1], {}, origin)
     (whole,) = parts
     fraction = _test_fraction(source)
-    count = round(fraction * len(whole.labels))
+    count = count_test_images(len(whole.labels), fraction)
     split = split_test_images(whole, count, "torchvision test set")
     return DatasetSplits(*split, {}, origin + _split_note(fraction))
 

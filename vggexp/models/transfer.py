@@ -85,6 +85,13 @@ def plan_transfer(model: nn.Module, source: Mapping[str, SourceLayer]) -> dict[s
         raise CheckpointError(
             f"{absent[0]}: this network has no such layer; begin from a shallower one"
         )
+    for conv in convs:
+        norm = conv.replace(".conv", ".norm")
+        if norm in source and norm not in layers:
+            raise CheckpointError(
+                f"{norm}: this network has no such layer, and {conv} was trained with it; "
+                "set arch.norm=batch"
+            )
     transfers = {}
     for name, module in layers.items():
         layer = source.get(name)
