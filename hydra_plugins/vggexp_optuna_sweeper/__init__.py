@@ -58,7 +58,7 @@ class OptunaSweeper(Sweeper):
         A stop signal ends the search by SystemExit. A continued search runs the trials again that
         were running then.
         """
-        from vggexp.errors import ResourceError
+        from vggexp.errors import ResourceError, VggexpError
         from vggexp.formatting import error_line
 
         try:
@@ -67,6 +67,8 @@ class OptunaSweeper(Sweeper):
             text = error_line(f"search: {error} (the same command continues it)")
             print(text, file=sys.stderr, flush=True)
             raise SystemExit(ResourceError.exit_code) from error
+        except VggexpError as error:  # such as data that has gone; passes through Hydra unchanged
+            raise SystemExit(error) from error
 
     def _search(self, arguments: list[str]) -> None:
         from vggexp.config.hydra_safety import resolve_section

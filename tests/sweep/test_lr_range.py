@@ -120,6 +120,14 @@ def test_larger_rates_are_proposed_only_if_two_of_them_are_allowed(factor, text)
         ),
         ([*TINY, "sweep.lr_range=true"], "sweep.lr_range=true: needs -m (a sweep)"),
         (
+            [
+                *["-m", *TINY, "optimizer.lr=0.01,0.1", "sweep.lr_range=true"],
+                "sweep.objective=test/accuracy",
+            ],
+            "sweep.lr_range=true: ranks by sweep.objective=test/accuracy during the training; "
+            "choose val/accuracy, or set train.test_each_epoch=true",
+        ),
+        (
             ["sweep=lr_range", *TINY, "hydra/sweeper=optuna"],
             "sweep.lr_range=true: belongs to a grid; this sweeper searches",
         ),

@@ -16,7 +16,7 @@ from optuna.distributions import CategoricalDistribution, FloatDistribution, Int
 from tests.conftest import TINY
 from vggexp.config.compose import parse_command
 from vggexp.config.run_id import run_hash
-from vggexp.errors import ResourceError
+from vggexp.errors import DataError, ResourceError
 from vggexp.runs.directory import read_result
 from vggexp.sweep.expand import compose_run
 from vggexp.sweep.search_space import SearchAxis, SearchSettings
@@ -190,6 +190,17 @@ def test_a_stopped_trial_is_pruned_with_its_value_there(command):
 def test_what_does_not_fit_halving_is_refused(command, override, error):
     code, _, err = command(*search(4, LR, "train.epochs=3", "sweep.halving=3", override))
     assert (code, err) == (2, f"vggexp: error: {error}\n")
+
+
+@pytest.mark.process
+def test_data_that_goes_during_a_search_is_one_line(command, monkeypatch):
+    def fail(*_):
+        raise DataError("data.root=/gone: no such directory")
+
+    monkeypatch.setattr("vggexp.sweep.study.next_trials", fail)
+    code, _, err = command(*search(1, LR))
+    assert code == 3
+    assert err.splitlines()[-1] == "vggexp: error: data.root=/gone: no such directory"
 
 
 @pytest.mark.process

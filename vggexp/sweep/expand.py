@@ -5,7 +5,7 @@ Every job is checked before the first job starts. Needs no torch.
 
 import argparse
 import string
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -154,12 +154,18 @@ def run_config(command: Command, outline: Outline) -> Config:
     problems = [*outline.problems, *outline.composition.problems]
     composition = replace(outline.composition, problems=problems)
     config = pin_init_weights(build_config(composition, outline.overrides))
-    _reject_sweep_keys(config.sweep)
+    takes_file = _mode(outline.composition) == RunMode.RUN  # the settings of a file of `sweep`
+    typed = {override.key for override in outline.overrides}
+    _reject_sweep_keys(config.sweep, typed if takes_file else None)
     return config
 
 
-def _reject_sweep_keys(sweep: Sweep) -> None:
-    """Raises ConfigError if a single run has a key that only a sweep can follow."""
+def _reject_sweep_keys(sweep: Sweep, typed: Collection[str] | None) -> None:
+    """Raises ConfigError if a single run has a key that only a sweep can follow.
+
+    Args:
+        typed: the keys of the command, if only these are to be checked.
+    """
     defaults = {
         "pairs": (),
         "repeats": 1,
@@ -171,6 +177,8 @@ def _reject_sweep_keys(sweep: Sweep) -> None:
     }
     for key, default in defaults.items():
         value = getattr(sweep, key)
+        if typed is not None and f"sweep.{key}" not in typed:
+            continue
         if value and value != default:
             raise ConfigError(f"sweep.{key}={format_value(value)}: needs -m (a sweep)")
 
@@ -303,7 +311,7 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
         raise ConfigError(*problems)
     if axes:
         return plan_search(node, axes, configs, label_override)
-    name = run_id.sweep_name([job.overrides for job in jobs])
+    name = run_id.sweep_name([job.overrides for job in jobs], configs)
     return GridSweep(
         jobs=jobs,
         folder=sweep_folder(node, configs[0], name),

@@ -141,6 +141,15 @@ def halving_problems(sweep: Sweep, configs: Sequence[Config]) -> Iterator[str]:
         yield f"{text}: it sets run.until itself; leave run.until out"
     if first.resume == "never":
         yield f"{text}: {NEVER_CONTINUES}"
+    yield from objective_problems(text, sweep, configs)
+
+
+def objective_problems(text: str, sweep: Sweep, configs: Sequence[Config]) -> Iterator[str]:
+    """Yields a problem if the epochs of a run do not have the metric that ranks the runs.
+
+    Args:
+        text: the key that ranks, as typed.
+    """
     tests = all(config.train.test_each_epoch for config in configs)
     if sweep.objective.startswith("test/") and not tests:
         yield (

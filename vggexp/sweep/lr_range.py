@@ -17,7 +17,7 @@ from vggexp.errors import DivergedError, LostRunError, VggexpError
 from vggexp.formatting import plural
 from vggexp.runs import records
 from vggexp.runs.repeats import rank_key
-from vggexp.sweep.halving import NEVER_CONTINUES, setting_score
+from vggexp.sweep.halving import NEVER_CONTINUES, objective_problems, setting_score
 from vggexp.sweep.results import SweepJob, setting_columns
 
 LEARNED = 0.9  # times the loss of guessing: a loss from here on has not fallen
@@ -42,6 +42,8 @@ def range_problems(sweep: Sweep, configs: Sequence[Config]) -> Iterator[str]:
         yield "sweep.lr_range=true: needs several rates, as optimizer.lr=0.001,0.01,0.1"
     if configs[0].resume == "never":
         yield f"sweep.lr_range=true: {NEVER_CONTINUES}"
+    if sweep.halving is None:  # which reports it too
+        yield from objective_problems("sweep.lr_range=true", sweep, configs)
 
 
 def loss_falls(losses: Sequence[float], guessing_loss: float) -> bool:

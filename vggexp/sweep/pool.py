@@ -36,6 +36,7 @@ from vggexp.system.signals import STOPPING_JOBS, StopFlag, handle_stop_signals, 
 
 POLL_SECONDS = 0.05
 ELSEWHERE_SECONDS = 1.0  # between two checks of runs that other processes work on
+NAMES_CONTINUE = "run.name=ITS FOLDER in place of resume=never continues a run"
 MAX_LOG_BYTES = 1 << 20  # of the end of a job's log that is searched for its error
 
 
@@ -160,6 +161,8 @@ def run_pool(
         make_inner_dir(logs)
     work = [job.work for job in jobs]
     with handle_stop_signals(STOPPING_JOBS) as stop, SweepProgress(work, len(slots)) as progress:
+        if any(job.config is not None and job.config.resume == "never" for job in jobs):
+            stop.resume_hint = NAMES_CONTINUE
         pool = Pool(jobs, slots, perform, logs, progress)
         try:
             pool.run_all(stop)
