@@ -35,6 +35,13 @@ UNIT = re.compile(
     r"\b(?:pixels|minutes|epochs|steps|images|micro-batches|processes|threads|blocks|jobs|runs"
     r"|classes|channels|neurons|probability|share|factor|accuracy)\b"
 )
+KEYS_BY_FILE = (  # whose value or meaning depends on the file
+    "device.precision",
+    "device.channels_last",
+    "device.compile",
+    "device.deterministic",
+    "scheduler.final_factor",
+)
 PLUGINS = sorted(Path(__file__).parents[1].glob("hydra_plugins/*/__init__.py"))
 STORED = re.compile(r'group="hydra/(?P<group>\w+)", name="(?P<name>\w+)"')
 SETTING = re.compile(
@@ -169,13 +176,28 @@ def _schema_row(field: Field, entries: EntriesByKey) -> Cells:
 
 
 def _row(key: str, name: str, allowed: str, entries: list[Entry], comment: str) -> Cells:
+    default = _default(key, name, entries)
+    if key in KEYS_BY_FILE:
+        own = [entry for entry in entries if "${" not in format_value(entry.value)]
+        values = _files_by_text([(entry.file, format_value(entry.value)) for entry in own])
+        default = ", ".join(f"`{value}` ({files})" for value, files in values.items())
+        comments = _files_by_text([(entry.file, entry.comment) for entry in own])
+        comment = "; ".join(f"{files}: {text}" for text, files in comments.items())
     return (
         name,
         allowed,
-        _default(key, name, entries),
+        default,
         unit(key, allowed, comment),
         comment,
     )
+
+
+def _files_by_text(texts: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Returns the files that have each text, from pairs of file and text: {"true": "cuda, mps"}."""
+    files: dict[str, list[str]] = {}
+    for file, text in texts:
+        files.setdefault(text, []).append(file)
+    return {text: ", ".join(names) for text, names in files.items()}
 
 
 def _default(key: str, name: str, entries: list[Entry]) -> str:
