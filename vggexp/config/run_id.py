@@ -194,6 +194,6 @@ def sweep_name(jobs: Sequence[Sequence[str]], configs: Iterable[Config]) -> str:
     readable = "-".join(swept)[:MAX_SWEPT_CHARS] or "sweep"
     runs = []
     for config in configs:
-        starts_anew = config.resume == "never"  # in a folder of its own, as the sweep then is
-        runs.append([run_hash(config), config.run.name or "", starts_anew])
+        is_new_each_time = config.resume == "never"  # the sweep too then has a folder of its own
+        runs.append([run_hash(config), config.run.name or "", is_new_each_time])
     return f"{readable}-{short_hash(sorted(runs))}"
