@@ -1,5 +1,6 @@
 """The command: the table that it prints, Ctrl-C, and what it refuses."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -12,6 +13,7 @@ from tests.export.conftest import assert_refused
 from vggexp.evaluate.__main__ import main
 from vggexp.evaluate.views import MultiViewPredictor
 from vggexp.runs.directory import write_result
+from vggexp.runs.sweeps import SweptRun, write_runs
 
 pytestmark = pytest.mark.process
 
@@ -73,6 +75,10 @@ def runs(tmp_path_factory):
     config = outputs / "other/config.yaml"
     config.write_text(config.read_text().replace("dropout: 0.5", "width_: 1"))
     (outputs / "none").mkdir()
+    for name, members in {"alone": ["a"], "mixed": ["a", "stopped", "seeds"]}.items():
+        sweep = outputs / "sweeps" / name
+        sweep.mkdir(parents=True)
+        write_runs(sweep, [SweptRun(outputs / member, []) for member in members])
     return folder
 
 
@@ -128,6 +134,13 @@ REFUSALS = [
         "outputs/stopped is interrupted; only finished and paused runs can be evaluated",
     ),
     (["outputs/a", "--with", "outputs/stopped"], 4, "outputs/stopped is interrupted"),
+    (["outputs/stopped", "--with", "outputs/sweeps/mixed"], 4, "outputs/stopped is interrupted"),
+    (["outputs/x", "--with", "outputs/sweeps/mixed"], 2, "outputs/x: no such directory"),
+    (
+        ["outputs/a", "--with", "outputs/sweeps/alone"],
+        2,
+        "--with outputs/sweeps/alone: has no other run that is finished",
+    ),
     (
         ["outputs/a", "--with", "outputs/images"],
         4,
@@ -158,6 +171,16 @@ def test_a_run_that_cannot_be_loaded(name, message, runs, monkeypatch, capfd):
     error = capfd.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_sweep_stands_for_its_runs_in_the_state_of_the_run(runs, monkeypatch, capfd):
+    monkeypatch.chdir(runs)
+    assert main(["outputs/a", "--with", "outputs/sweeps/mixed", "--json"]) == 0
+    out, error = capfd.readouterr()
+    assert [Path(run).resolve().name for run in json.loads(out)["with"]] == ["seeds"]
+    warning = "outputs/sweeps/mixed: 1 of its 3 runs are not finished (left out)"
+    assert error == f"vggexp: warning: {warning}\n"
+    shutil.rmtree(runs / "outputs/a/evaluations")
 
 
 def test_runs_that_differ_in_the_seed_are_averaged(runs, monkeypatch, evaluate):

@@ -32,7 +32,7 @@ size S alone. The paper uses S-32, S and S+32 for S=256, and 256, 384 and 512 af
 scale jitter, with crops of 224. An image of exactly the crop size has only one crop. A smaller
 image gets a black border. --flip adds the mirror image of each view: use it for photographs, not
 for digits. --with RUN2 averages the softmax of several runs over the same images; the folder of a
-sweep stands for its other runs that are finished, or paused as RUN is. --split val evaluates the
+sweep stands for its other runs in the state of RUN, finished or paused. --split val evaluates the
 validation images in place of the test images. --checkpoint STEP evaluates the checkpoint of that
 step in RUN/checkpoints in place of the tested weights. --data gives the place of data that was
 moved; it has to be the data that the runs were tested on.
@@ -117,23 +117,24 @@ def _evaluate(argv: Sequence[str]) -> str:
     return format_report(result)
 
 
-def _other_runs(run: Path, others: Sequence[Path]) -> list[Path]:
+def _other_runs(folder: Path, others: Sequence[Path]) -> list[Path]:
     """Returns the runs to average with RUN: of a sweep all others in the state of RUN.
 
     Raises:
-        ConfigError: a sweep has no such run.
+        ConfigError, CheckpointError: RUN cannot be evaluated, or a sweep has no such run.
     """
-    state = str(directory.read_result(run).get("state"))
-    folders = []
+    directory.require_run(folder)
+    run = read_run(folder)
+    _check_states([run])
+    found = []
     for other in others:
-        found = []
-        for folder in runs_in_state(other, state, cli.warn_left_out):
-            if folder == other or folder.resolve() != run.resolve():
-                found.append(folder)
-        if not found:
-            raise ConfigError(f"--with {other}: has no other run that is {state}")
-        folders += found
-    return folders
+        members = runs_in_state(other, run.state, cli.warn_left_out)
+        if members != [other]:  # a sweep, which may hold RUN itself
+            members = [member for member in members if member.resolve() != folder.resolve()]
+        if not members:
+            raise ConfigError(f"--with {other}: has no other run that is {run.state}")
+        found += members
+    return found
 
 
 def parse_scales(text: str) -> tuple[int, ...]:
@@ -163,14 +164,7 @@ def check_runs(
             raise ConfigError(f"--with {folder}: given twice, and would count twice")
         resolved.append(folder.resolve())
     runs = [read_run(folder) for folder in folders]
-    unfinished = []
-    for run in runs:
-        if run.state not in ("finished", "paused"):
-            unfinished.append(f"{run.folder} is {run.state}")
-    if unfinished:
-        raise CheckpointError(
-            f"{', '.join(unfinished)}; only finished and paused runs can be evaluated"
-        )
+    _check_states(runs)
     if mode in ("dense", "both") and scales:
         for folder in folders:
             _check_dense_scale(folder, min(scales))
@@ -180,6 +174,18 @@ def check_runs(
     for other in runs[1:]:
         _check_same_images(runs[0], other, split)
     return runs
+
+
+def _check_states(runs: Sequence[RunRecord]) -> None:
+    """Raises CheckpointError unless every run is finished or paused."""
+    unfinished = []
+    for run in runs:
+        if run.state not in ("finished", "paused"):
+            unfinished.append(f"{run.folder} is {run.state}")
+    if unfinished:
+        raise CheckpointError(
+            f"{', '.join(unfinished)}; only finished and paused runs can be evaluated"
+        )
 
 
 def _print_notes(runs: Sequence[RunRecord], arguments: argparse.Namespace) -> None:
