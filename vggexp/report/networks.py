@@ -26,10 +26,9 @@ class NetworkSummary(NamedTuple):
 
 
 def summarize_networks(runs: Sequence[RunRecord]) -> list[NetworkSummary]:
-    """Returns the summary of each run. The same network has the name of the first of its runs."""
+    """Returns the summary of each run."""
     # Many runs have the same network, and parsing a configuration takes a millisecond.
     cache: dict[str, NetworkSummary] = {}
-    names: dict[str, str] = {}
     summaries = []
     for run in runs:
         keys = {}
@@ -40,8 +39,7 @@ def summarize_networks(runs: Sequence[RunRecord]) -> list[NetworkSummary]:
         summary = cache.get(text)
         if summary is None or summary.parameters is None:
             summary = cache[text] = _summarize_network(run.config)
-        arch = format_value({key: keys[key] for key in keys if key.startswith("arch.")})
-        summaries.append(summary._replace(name=names.setdefault(arch, summary.name)))
+        summaries.append(summary)
     return summaries
 
 

@@ -29,8 +29,8 @@ class Selection(NamedTuple):
 def select_runs(runs: Sequence[RunRecord], where: str) -> list[RunRecord]:
     """Returns the runs that satisfy an expression over metrics, numbers of `plan` and keys.
 
-    A run that does not have a value, such as the accuracy of a run without an epoch, does not
-    satisfy a condition on it.
+    An order (`<`, `>`) or a calculation with a value that a run does not have, such as the accuracy
+    of a run without an epoch, selects nothing, also after `not`.
 
     Raises:
         ConfigError: The expression is wrong, or has a name that no run has.
@@ -67,4 +67,6 @@ def _satisfies(expression: ast.expr, values: Mapping[str, Any], source: str) -> 
     try:
         return evaluate_filter(expression, values, source, ALLOWED)
     except NullValueError:
-        return False
+        if any(name != "null" and values[name] is None for name in names(expression)):
+            return False
+        raise

@@ -247,8 +247,17 @@ def _date(run: RunRecord) -> str | None:
 
 
 def repeat_rows(table: Table) -> list[Row]:
-    """Returns a row of means over the seeds for each setting; empty if no run has a repeat."""
-    return mean_rows(table.rows, table.settings, ("val/accuracy", "test/accuracy"), table.score)
+    """Returns a row of means over the seeds for each setting; empty if no run has a repeat.
+
+    A network that was named in several ways is one setting, under the name of its best run.
+    """
+    names: dict[str, str] = {}
+    rows = []
+    for run, row in zip(table.runs, table.rows, strict=True):
+        keys = identity(run.config)
+        arch = format_value({key: keys[key] for key in keys if key.startswith("arch.")})
+        rows.append({**row, "network": names.setdefault(arch, row["network"])})
+    return mean_rows(rows, table.settings, ("val/accuracy", "test/accuracy"), table.score)
 
 
 class Section(NamedTuple):

@@ -193,24 +193,27 @@ def _combine(node: ast.BoolOp, values: Mapping[str, Any]) -> bool:
 
 
 def _compare(node: ast.Compare, values: Mapping[str, Any]) -> bool:
-    """Evaluates a chain such as 1 < x < 3.
-
-    Null equals null alone. It has no place in an order and contains nothing: such a link has no
-    truth.
-    """
-    operands = [_evaluate(operand, values) for operand in (node.left, *node.comparators)]
+    """Evaluates a chain such as 1 < x < 3: its links joined by `and`, as `_combine` joins them."""
     undecided = None
-    for sign, (left, right) in zip(node.ops, pairwise(operands), strict=True):
+    for sign, (left, right) in zip(node.ops, pairwise([node.left, *node.comparators]), strict=True):
         try:
-            if not BINARY_OPERATORS[type(sign)](left, right):
+            if not _holds(sign, _evaluate(left, values), _evaluate(right, values)):
                 return False
-        except TypeError as error:
-            if left is not None and right is not None:
-                raise
-            undecided = NullValueError(str(error))
+        except NullValueError as error:
+            undecided = error
     if undecided is not None:
         raise undecided
     return True
+
+
+def _holds(sign: ast.cmpop, left: Any, right: Any) -> bool:
+    """Compares two values. Null equals null alone; it has no place in an order, nor contents."""
+    try:
+        return bool(BINARY_OPERATORS[type(sign)](left, right))
+    except TypeError as error:
+        if left is None or right is None:
+            raise NullValueError(str(error)) from None
+        raise
 
 
 def _evaluate_number(node: ast.expr, values: Mapping[str, Any]) -> float:
