@@ -323,7 +323,8 @@ def test_the_name_of_a_sweep_is_that_of_its_runs():
     assert sweep_name(jobs[::-1], runs[::-1]) == name
     assert sweep_name(jobs, [replace(run, resume="exact") for run in runs]) == name
     new_runs = [replace(run, resume="never") for run in runs]
-    for changed in (runs[:1], [load("seed=1"), runs[1]], new_runs):
+    named = [load(*job, "run.name=mine") for job in jobs]
+    for changed in (runs[:1], [load("seed=1"), runs[1]], named, new_runs):
         assert sweep_name(jobs, changed)[-8:] != name[-8:]
 
 

@@ -328,5 +328,5 @@ def test_a_run_that_another_process_holds_is_not_started(run_job, monkeypatch):
 def test_a_stopped_sweep_of_new_runs_says_how_they_continue(tmp_path, monkeypatch):
     config = compose_run(parse_command([*TINY, "resume=never"]))
     monkeypatch.setattr(pool.Pool, "run_all", lambda *_: os.kill(os.getpid(), signal.SIGINT))
-    with pytest.raises(StoppedError, match=r": run\.name=ITS FOLDER in place of resume=never"):
+    with pytest.raises(StoppedError, match=r": run\.name=NAME of its folder, in place of"):
         run_pool([pool.PoolJob(0, tmp_path / "a", config)], [], lambda _: 0, tmp_path)

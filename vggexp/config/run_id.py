@@ -194,6 +194,6 @@ def sweep_name(jobs: Sequence[Sequence[str]], configs: Iterable[Config]) -> str:
     readable = "-".join(swept)[:MAX_SWEPT_CHARS] or "sweep"
     runs = []
     for config in configs:
-        is_new_each_time = config.resume == "never"  # the sweep too then has a folder of its own
+        is_new_each_time = config.resume == "never"  # not the sweep that continues its runs
         runs.append([run_hash(config), config.run.name or "", is_new_each_time])
     return f"{readable}-{short_hash(sorted(runs))}"

@@ -112,7 +112,7 @@ def _value_error(key: str, value: object, default: object) -> str | None:
     if key == "betas" and not _is_pair_of_fractions(value):
         return "needs two numbers, each >= 0 and < 1"
     if isinstance(default, tuple) and not _is_list_like(value, default):
-        return f"needs {len(default)} values, as {format_value([*default])}"
+        return f"needs {len(default)} finite values, as {format_value([*default])}"
     if isinstance(default, bool) and not isinstance(value, bool):
         return "must be true or false"
     if _is_number(default) and not _is_number(value):

@@ -154,9 +154,10 @@ def run_config(command: Command, outline: Outline) -> Config:
     problems = [*outline.problems, *outline.composition.problems]
     composition = replace(outline.composition, problems=problems)
     config = pin_init_weights(build_config(composition, outline.overrides))
-    takes_file = _mode(outline.composition) == RunMode.RUN  # the settings of a file of `sweep`
     typed = {override.key for override in outline.overrides}
-    _reject_sweep_keys(config.sweep, typed if takes_file else None)
+    # A run may take the settings of a file of `sweep`.
+    is_run = _mode(outline.composition) == RunMode.RUN and "sweep" in typed
+    _reject_sweep_keys(config.sweep, typed if is_run else None)
     return config
 
 

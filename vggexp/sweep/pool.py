@@ -36,7 +36,7 @@ from vggexp.system.signals import STOPPING_JOBS, StopFlag, handle_stop_signals, 
 
 POLL_SECONDS = 0.05
 ELSEWHERE_SECONDS = 1.0  # between two checks of runs that other processes work on
-NAMES_CONTINUE = "run.name=ITS FOLDER in place of resume=never continues a run"
+NAMES_CONTINUE = "run.name=NAME of its folder, in place of resume=never, continues a run"
 MAX_LOG_BYTES = 1 << 20  # of the end of a job's log that is searched for its error
 
 
