@@ -6,7 +6,8 @@ by node, never executed.
 
 import ast
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -165,25 +166,25 @@ def _evaluate(node: ast.expr, values: Mapping[str, Any]) -> Any:
             right = _evaluate_number(node.right, values)
             return BINARY_OPERATORS[type(node.op)](left, right)
         case ast.BoolOp():
-            return _combine(node, values)
+            conditions = [partial(_evaluate, operand, values) for operand in node.values]
+            return _join(conditions, decisive=isinstance(node.op, ast.Or))
         case ast.Compare() if all(type(sign) in BINARY_OPERATORS for sign in node.ops):
-            return _compare(node, values)
+            return _join(_links(node, values), decisive=False)
     raise LookupError(
         f"{ast.unparse(node)} is not allowed; names, numbers, + - * / and comparisons are"
     )
 
 
-def _combine(node: ast.BoolOp, values: Mapping[str, Any]) -> bool:
-    """Evaluates conditions joined by `and` or `or`.
+def _join(conditions: Iterable[Callable[[], Any]], decisive: bool) -> bool:
+    """Joins conditions: by `or`, where a true one is decisive, or by `and`, where a false one is.
 
     The order of the conditions does not matter: one without truth leaves the decision to the
     others.
     """
-    decisive = isinstance(node.op, ast.Or)
     undecided = None
-    for operand in node.values:
+    for condition in conditions:
         try:
-            if bool(_evaluate(operand, values)) is decisive:
+            if bool(condition()) is decisive:
                 return decisive
         except NullValueError as error:
             undecided = error
@@ -192,26 +193,20 @@ def _combine(node: ast.BoolOp, values: Mapping[str, Any]) -> bool:
     return not decisive
 
 
-def _compare(node: ast.Compare, values: Mapping[str, Any]) -> bool:
-    """Evaluates a chain such as 1 < x < 3: its links joined by `and`, as `_combine` joins them."""
-    undecided = None
-    for sign, (left, right) in zip(node.ops, pairwise([node.left, *node.comparators]), strict=True):
-        try:
-            if not _holds(sign, _evaluate(left, values), _evaluate(right, values)):
-                return False
-        except NullValueError as error:
-            undecided = error
-    if undecided is not None:
-        raise undecided
-    return True
+def _links(node: ast.Compare, values: Mapping[str, Any]) -> Iterator[Callable[[], bool]]:
+    """Yields the conditions of a chain: 1 < x and x < 3 of 1 < x < 3."""
+    operands = pairwise([node.left, *node.comparators])
+    for sign, (left, right) in zip(node.ops, operands, strict=True):
+        yield partial(_holds, sign, left, right, values)
 
 
-def _holds(sign: ast.cmpop, left: Any, right: Any) -> bool:
+def _holds(sign: ast.cmpop, left: ast.expr, right: ast.expr, values: Mapping[str, Any]) -> bool:
     """Compares two values. Null equals null alone; it has no place in an order, nor contents."""
+    operands = _evaluate(left, values), _evaluate(right, values)
     try:
-        return bool(BINARY_OPERATORS[type(sign)](left, right))
+        return bool(BINARY_OPERATORS[type(sign)](*operands))
     except TypeError as error:
-        if left is None or right is None:
+        if any(operand is None for operand in operands):
             raise NullValueError(str(error)) from None
         raise
 
