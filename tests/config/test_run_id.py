@@ -315,17 +315,21 @@ def test_more_epochs_are_no_difference_for_an_open_ended_schedule(schedule, epoc
     assert differences(recorded, {**recorded, "train.epochs": epochs}) == expected
 
 
+def name_sweep(jobs, configs):
+    return sweep_name(jobs, configs, map(run_hash, configs))
+
+
 def test_the_name_of_a_sweep_is_that_of_its_runs():
     jobs = [["arch=vgg11", "optimizer.lr=0.1"], ["arch=vgg13", "optimizer.lr=1e-1"]]
     runs = [load(*job) for job in jobs]
-    name = sweep_name(jobs, runs)
+    name = name_sweep(jobs, runs)
     assert name.startswith("arch-optimizer.lr-")
-    assert sweep_name(jobs[::-1], runs[::-1]) == name
-    assert sweep_name(jobs, [replace(run, resume="exact") for run in runs]) == name
+    assert name_sweep(jobs[::-1], runs[::-1]) == name
+    assert name_sweep(jobs, [replace(run, resume="exact") for run in runs]) == name
     new_runs = [replace(run, resume="never") for run in runs]
     named = [load(*job, "run.name=mine") for job in jobs]
     for changed in (runs[:1], [load("seed=1"), runs[1]], named, new_runs):
-        assert sweep_name(jobs, changed)[-8:] != name[-8:]
+        assert name_sweep(jobs, changed)[-8:] != name[-8:]
 
 
 def test_a_recorded_meaning_of_null_is_no_difference():

@@ -48,9 +48,9 @@ def _bench(argv: Sequence[str]) -> str:
     config = count_data(config, config.data.download)
     cli.note_replaced_files()
     cli.require_one_process(config, "timed")
-    if command.arguments.trace is not None and (command.arguments.layers or command.arguments.json):
-        raise ConfigError("--trace: prints no figures; leave out --layers and --json")
     if command.arguments.trace is not None:
+        if command.arguments.layers or command.arguments.json:
+            raise ConfigError("--trace: prints no figures; leave out --layers and --json")
         check_output_file("--trace", Path(command.arguments.trace))
     # Read when torch is imported. Below 6 its profiler prints an ERROR on machines without a GPU.
     os.environ.setdefault("KINETO_LOG_LEVEL", "6")

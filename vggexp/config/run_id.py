@@ -174,7 +174,9 @@ def with_labels(
     return replace(config, run=replace(config.run, network=network, label=label))
 
 
-def sweep_name(jobs: Sequence[Sequence[str]], configs: Iterable[Config]) -> str:
+def sweep_name(
+    jobs: Sequence[Sequence[str]], configs: Iterable[Config], hashes: Iterable[str]
+) -> str:
     """Returns the swept keys and a hash of the set of runs.
 
     The order of the jobs, how they are run and how their values are typed do not change the hash.
@@ -182,6 +184,7 @@ def sweep_name(jobs: Sequence[Sequence[str]], configs: Iterable[Config]) -> str:
     Args:
         jobs: the overrides of each job.
         configs: the configuration of each job.
+        hashes: the `run_hash` of each job.
     """
     from vggexp.config.overrides import parse_override  # imports Hydra, which only a sweep needs
 
@@ -193,7 +196,7 @@ def sweep_name(jobs: Sequence[Sequence[str]], configs: Iterable[Config]) -> str:
     swept = [key.replace("/", ".") for key, chosen in values.items() if len(chosen) > 1]
     readable = "-".join(swept)[:MAX_SWEPT_CHARS] or "sweep"
     runs = []
-    for config in configs:
+    for config, own_hash in zip(configs, hashes, strict=True):
         is_new_each_time = config.resume == "never"  # not the sweep that continues its runs
-        runs.append([run_hash(config), config.run.name or "", is_new_each_time])
+        runs.append([own_hash, config.run.name or "", is_new_each_time])
     return f"{readable}-{short_hash(sorted(runs))}"

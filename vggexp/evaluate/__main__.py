@@ -123,6 +123,8 @@ def _other_runs(folder: Path, others: Sequence[Path]) -> list[Path]:
     Raises:
         ConfigError, CheckpointError: RUN cannot be evaluated, or a sweep has no such run.
     """
+    if not others:
+        return []
     directory.require_run(folder)
     run = read_run(folder)
     _check_states([run])

@@ -60,6 +60,7 @@ class Table(NamedTuple):
     runs: list[RunRecord]
     rows: list[Row]
     labels: list[str]  # short names, unique in the table
+    networks: list[str]  # names of the networks; equal networks have the name of the first
     settings: list[str]  # the columns of the configuration: the keys with more than one value
     score: str  # the column that ranks
     val_images: list[int]  # the different numbers of validation images, as far as they are known
@@ -80,7 +81,10 @@ class Table(NamedTuple):
     def first(self, count: int | None) -> "Table":
         """Returns the table of the best runs; of all runs for None."""
         return self._replace(
-            runs=self.runs[:count], rows=self.rows[:count], labels=self.labels[:count]
+            runs=self.runs[:count],
+            rows=self.rows[:count],
+            labels=self.labels[:count],
+            networks=self.networks[:count],
         )
 
 
@@ -125,10 +129,21 @@ def build_table(runs: Sequence[RunRecord], data: str = "") -> Table:
         runs=[runs[index] for index in order],
         rows=[rows[index] for index in order],
         labels=[labels[index] for index in order],
+        networks=_shared_names([configs[index] for index in order]),
         settings=settings,
         score=score,
         val_images=sorted({network.val_images for network in networks if network.val_images}),
     )
+
+
+def _shared_names(configs: Sequence[Row]) -> list[str]:
+    """Returns the name of each configuration's network, however the network was typed."""
+    names: dict[str, str] = {}
+    shared = []
+    for config in configs:
+        arch = format_value({key: config[key] for key in config if key.startswith("arch.")})
+        shared.append(names.setdefault(arch, config["network"]))
+    return shared
 
 
 def _rank(row: Row, score: str) -> tuple[int, int, bool, float]:
@@ -251,12 +266,8 @@ def repeat_rows(table: Table) -> list[Row]:
 
     A network that was named in several ways is one setting, under the name of its best run.
     """
-    names: dict[str, str] = {}
-    rows = []
-    for run, row in zip(table.runs, table.rows, strict=True):
-        keys = identity(run.config)
-        arch = format_value({key: keys[key] for key in keys if key.startswith("arch.")})
-        rows.append({**row, "network": names.setdefault(arch, row["network"])})
+    pairs = zip(table.rows, table.networks, strict=True)
+    rows = [{**row, "network": network} for row, network in pairs]
     return mean_rows(rows, table.settings, ("val/accuracy", "test/accuracy"), table.score)
 
 

@@ -306,13 +306,13 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
             raise ConfigError(
                 f"sweep.where={sweep.where}: holds for none of {len(combinations)} jobs"
             )
-    _reject_equal_runs(jobs)
+    hashes = _distinct_hashes(jobs)
     configs = [job.config for job in jobs]
     if problems := [*halving_problems(sweep, configs), *range_problems(sweep, configs)]:
         raise ConfigError(*problems)
     if axes:
         return plan_search(node, axes, configs, label_override)
-    name = run_id.sweep_name([job.overrides for job in jobs], configs)
+    name = run_id.sweep_name([job.overrides for job in jobs], configs, hashes)
     return GridSweep(
         jobs=jobs,
         folder=sweep_folder(node, configs[0], name),
@@ -322,11 +322,16 @@ def expand_sweep(command: Command, outline: Outline) -> GridSweep | SearchPlan:
     )
 
 
-def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:
-    """Raises ConfigError if two jobs would share a run directory."""
+def _distinct_hashes(jobs: Sequence[ComposedJob]) -> list[str]:
+    """Returns the hash of each job's run.
+
+    Raises:
+        ConfigError: two jobs would share a run directory.
+    """
+    hashes = [run_id.run_hash(job.config) for job in jobs]
     first: dict[str, ComposedJob] = {}
-    for job in jobs:
-        other = first.setdefault(job.config.run.name or run_id.run_hash(job.config), job)
+    for job, run_hash in zip(jobs, hashes, strict=True):
+        other = first.setdefault(job.config.run.name or run_hash, job)
         if other is job:
             continue
         differing = sorted({*other.overrides} ^ {*job.overrides}) or job.overrides
@@ -339,6 +344,7 @@ def _reject_equal_runs(jobs: Sequence[ComposedJob]) -> None:
             )
         keys = ", ".join(sorted({parse_override(text).key for text in differing}))
         raise ConfigError(f"sweep: {settings}: the same run, {name}; give {keys} one value")
+    return hashes
 
 
 def _sweep_section(node: DictConfig, overrides: Sequence[Override]) -> Sweep:
