@@ -179,6 +179,16 @@ def test_a_file_may_name_the_folder_of_the_tables(tmp_path):
     assert expand(*argv, "arch=vgg11,vgg13").folder == Path("x/0")
 
 
+@pytest.mark.parametrize(("resume", "names"), [("auto", ["{}", "{}"]), ("never", ["{}", "{}-2"])])
+def test_new_runs_have_tables_of_their_own(resume, names, tmp_path):
+    argv = ["-m", "seed=1,2", f"run.root={tmp_path}", f"resume={resume}"]
+    folders = []
+    for _ in names:
+        folders.append(expand(*argv).folder)
+        folders[-1].mkdir(parents=True, exist_ok=True)
+    assert [folder.name for folder in folders] == [name.format(folders[0].name) for name in names]
+
+
 @pytest.mark.parametrize(
     "override",
     [

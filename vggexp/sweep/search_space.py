@@ -19,6 +19,7 @@ from vggexp.config.run_id import identity, short_hash
 from vggexp.config.schema import Config, Range
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
+from vggexp.runs.directory import unused_name
 from vggexp.sweep.grid import SWEEP_ONLY_KEYS
 from vggexp.sweep.parallel import HOST_LAUNCHERS, planned_jobs_at_a_time
 
@@ -231,6 +232,8 @@ def plan_search(
 def sweep_folder(node: DictConfig, config: Config, name: str) -> Path:
     """Returns the folder of the tables of a sweep: hydra.sweep.dir, or below run.root by its name.
 
+    With resume=never, the folder below run.root is one that does not exist.
+
     Args:
         node: the composed outline of the command.
         config: the first job.
@@ -243,7 +246,10 @@ def sweep_folder(node: DictConfig, config: Config, name: str) -> Path:
     assert isinstance(raw, dict)
     typed = raw.get("dir")
     if typed == DEFAULT_FOLDER:
-        return Path(config.run.root) / "sweeps" / name
+        sweeps = Path(config.run.root) / "sweeps"
+        if config.resume == "never":  # each call of the command has new runs
+            name = unused_name(sweeps, name)
+        return sweeps / name
     try:
         folder = OmegaConf.select(node, "hydra.sweep.dir")
     except OmegaConfBaseException as error:
