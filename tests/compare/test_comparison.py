@@ -212,14 +212,15 @@ def test_copies_of_a_run_are_noted(make_run, compare_json):
     assert not [note for note in compare_json("a", "c")["notes"] if reason in note]
 
 
-def test_runs_tested_with_and_without_mirror_images(make_run, compare_json):
+def test_runs_tested_with_different_views(make_run, compare_json):
     make_run("a", sections={"train": {"test_flip": True}})
     make_run("b")
     make_run("c", sections={"train": {"test_flip": True}})
+    make_run("d", sections={"train": {"test_shift": 1}})
     warning = (
-        "warning: only the tests of a, c have mirror images (train.test_flip): "
-        "the mirror images may be the cause of a difference; "
-        "`vggexp.evaluate RUN --flip` gives the score with mirror images of the other runs"
+        "warning: the tests see different views of an image (a, c with mirror images; "
+        "b with the image alone; d with shifts by 1 px), which may be the cause of a difference; "
+        "`vggexp.evaluate RUN --shift 1` gives the other runs' scores with shifts by 1 px"
     )
-    assert warning in compare_json("a", "b", "c")["notes"]
+    assert warning in compare_json("a", "b", "c", "d")["notes"]
     assert not [note for note in compare_json("a", "c")["notes"] if "mirror" in note]

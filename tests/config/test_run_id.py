@@ -98,6 +98,7 @@ OTHER_VALUES = {
     "train.patience": 2,
     "train.test_weights": "best",
     "train.test_flip": True,
+    "train.test_shift": 1,
     "train.log_steps": 7,
     "train.init_from": "outputs/a",
     "train.init_sha256": "0" * 64,
@@ -215,8 +216,8 @@ def test_a_key_of_the_same_run_changes_no_bit(override, tmp_path, tiny_sha256):
 
 
 @pytest.mark.process
-def test_mirror_images_in_the_test_leave_the_weights(tmp_path, tiny_sha256):
-    assert train(tmp_path, "train.test_flip=true") == tiny_sha256
+def test_the_views_of_the_test_leave_the_weights(tmp_path, tiny_sha256):
+    assert train(tmp_path, "train.test_flip=true", "train.test_shift=1") == tiny_sha256
 
 
 @pytest.mark.process

@@ -114,6 +114,7 @@ TWELVE_BLOCKS = ",".join(["[1,8]"] * 12)
         ("data.batch_size", 50, 51, f"{SYNTHETIC} data.images=50 data.val_fraction=0"),
         ("data.val_fraction", 0.1, 0.08, f"{SYNTHETIC} data.images=50 data.batch_size=8"),
         ("augment.crop", 31, 32, f"{SYNTHETIC} data.images=200"),
+        ("train.test_shift", 31, 32, f"{SYNTHETIC} data.images=200"),
         ("augment.scale", "[1.5,1.5]", "[1.5,1.4]", ""),
         ("scheduler.warmup_epochs", 2, 2.5, "train.epochs=2"),
         ("scheduler.warmup_epochs", 0, 0.1, "scheduler=onecycle"),

@@ -12,11 +12,13 @@ from tensorboard.backend.event_processing.event_multiplexer import EventMultiple
 
 from tests.conftest import TINY, result, write_images
 from tests.evaluate.conftest import COLOR, metrics, read_files
+from vggexp.data.image_views import recorded_views
 from vggexp.evaluate.__main__ import main
 from vggexp.evaluate.evaluation import METRIC_NAMES, _metric_cells
 from vggexp.loggers.event_files import read_image_summary
 from vggexp.loggers.tensorboard import scalar_tag
 from vggexp.runs.predictions import read
+from vggexp.runs.records import read_run
 from vggexp.training import checkpoint
 
 pytestmark = pytest.mark.process
@@ -53,39 +55,50 @@ def test_the_default_is_the_run_s_own_test_evaluation(name, command, evaluate):
     assert printed["runs"][0]["epoch"] == epochs[printed["checkpoint"]]
 
 
-def test_a_run_with_mirror_images_is_the_evaluation_with_flip(command, evaluate, capfd):
-    mirrored = ("train.test_flip=true", "train.test_each_epoch=true")
-    command(*TINY, *COLOR, *mirrored, "run.name=a")
+@pytest.mark.parametrize(
+    ("keys", "flags"),
+    [
+        (["train.test_flip=true"], ["--flip"]),
+        (["train.test_shift=2"], ["--shift", "2"]),
+        (["train.test_flip=true", "train.test_shift=2"], ["--flip", "--shift", "2"]),
+    ],
+)
+def test_a_run_with_several_views_is_the_evaluation_of_them(keys, flags, command, evaluate, capfd):
+    tested = (*keys, "train.test_each_epoch=true", "run.name=a")
+    command(*TINY, *COLOR, *tested)
     recorded = result("a")
-    printed = evaluate("outputs/a", "--flip")
+    printed = evaluate("outputs/a", *flags)
     last_epoch = json.loads(Path("outputs/a/metrics.jsonl").read_text().splitlines()[-1])
     for key in ("test/accuracy", "test/loss"):
         assert printed[key] == pytest.approx(recorded[key], rel=1e-5)
         assert last_epoch[key] == pytest.approx(recorded[key], rel=1e-5)
-    score = f"test accuracy {recorded['test/accuracy']:.4f} with mirror images"
-    done = command(*TINY, *COLOR, *mirrored, "run.name=a")[1]
+    description = recorded_views(read_run(Path("outputs/a")).config).description
+    score = f"test accuracy {recorded['test/accuracy']:.4f} with {description}"
+    done = command(*TINY, *COLOR, *tested)[1]
     assert done.startswith(f"already finished: {score}  ")
     assert main(["outputs/a", "--json"]) == 0
     out, note = capfd.readouterr()
     assert json.loads(out)["test/loss"] != pytest.approx(recorded["test/loss"], rel=1e-5)
-    reason = "tested with mirror images (train.test_flip)"
-    assert note == f"note: outputs/a was {reason}; add --flip to evaluate it so\n"
+    names = ", ".join(key.partition("=")[0] for key in keys)
+    reason = f"tested with {description} ({names})"
+    assert note == f"note: outputs/a was {reason}; give {' '.join(flags)} to evaluate it so\n"
     validation = evaluate("outputs/a", "--split", "val")
     assert validation["val/loss"] == pytest.approx(recorded["val/loss"], rel=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("mode", "scales", "flip", "views"),
+    ("mode", "scales", "copies", "views"),
     [
         ("dense", "32,40", ["--flip"], 4),
         ("crops", "36", ["--flip"], 50),
         ("both", "40,32,40", [], 52),
         ("single", "9", ["--flip"], 2),
+        ("dense", "32,40", ["--flip", "--shift", "3"], 20),
     ],
 )
-def test_each_mode(mode, scales, flip, views, command, evaluate):
+def test_each_mode(mode, scales, copies, views, command, evaluate):
     command(*TINY, *COLOR, "run.name=a")
-    printed = evaluate("outputs/a", "--mode", mode, "--scales", scales, *flip)
+    printed = evaluate("outputs/a", "--mode", mode, "--scales", scales, *copies)
     assert printed["views"] == views
     assert printed["test/accuracy"] >= 0
     assert printed["test/accuracy"] <= printed["test/top5_accuracy"]
@@ -173,14 +186,15 @@ def test_a_checkpoint_is_evaluated_by_its_step(command, evaluate, capfd):
 
 
 def test_a_checkpoint_of_a_paused_run_is_not_the_newest(command, evaluate, capfd):
-    command(*TINY, "train.keep=all", "train.epochs=3", "run.until=2", "run.name=a")
+    fp32 = "device.precision=fp32"
+    command(*TINY, fp32, "train.keep=all", "train.epochs=3", "run.until=2", "run.name=a")
     printed = evaluate("outputs/a", "--checkpoint", "3")
     assert printed["runs"][0]["epoch"] == 1
     assert printed["runs"][0]["paused_at"] is None
     assert Path(printed["file"]).name == "single-32-step3.json"
     assert main(["outputs/a"]) == 0
     out, error = capfd.readouterr()
-    assert "weights of step 6, cpu bf16, paused after epoch 2\n" in out
+    assert "weights of step 6, cpu fp32, paused after epoch 2\n" in out
     warning = "outputs/a is paused after epoch 2 of 3: using its newest checkpoint"
     assert error == f"warning: {warning}\n"
 

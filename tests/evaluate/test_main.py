@@ -38,7 +38,7 @@ def test_the_table(command, capfd):
     few = capfd.readouterr().out
     assert main(["outputs/many"]) == 0
     many = capfd.readouterr().out
-    heading = "single at 32 px, each mirrored too: 19 test images seen 2 times, weights of step "
+    heading = "single at 32 px with mirror images: 19 test images seen 2 times, weights of step "
     assert heading in few
     assert "| class | images | accuracy | 0 " in few
     assert few.count("\n| ") == 2 + 4
@@ -93,6 +93,12 @@ REFUSALS = [
         "argument --scales: 32,x: expected 1 to 32 sizes of 1..4096 pixels",
     ),
     (["outputs/a", "--scales", "0"], 2, "argument --scales: 0: expected"),
+    (["outputs/a", "--shift", "-1"], 2, "argument --shift: -1: expected 1..100 pixels; see --help"),
+    (
+        ["outputs/a", "--shift", "32"],
+        2,
+        "--shift 32: must be below the 32 px that outputs/a sees",
+    ),
     (["outputs/a", "--scales", ""], 2, "argument --scales: : expected"),
     (["outputs/a", "--scales", ",".join(map(str, range(1, 40)))], 2, "expected 1 to 32 sizes"),
     (

@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 from torchvision.transforms.v2 import functional as torchvision
 
+from vggexp.data.image_views import ImageViews
 from vggexp.data.loaders import InMemoryLoader, StreamingLoader
 from vggexp.data.transforms import Preprocess
 from vggexp.evaluate.views import MultiViewPredictor, count_views
@@ -25,6 +26,8 @@ COUNT = 11
 BATCH_SIZE = 4
 LABELS = [index % 5 for index in range(COUNT)]
 PREPROCESS = Preprocess(SIZE, torch.full((3,), 0.5), torch.full((3,), 0.25))
+ALONE = ImageViews()
+MIRRORED = ImageViews(flip=True)
 
 
 @pytest.fixture(scope="module")
@@ -71,8 +74,8 @@ def streaming(paths, workers=0):
     )
 
 
-def predict_views(model, loader, mode, scales=(SIZE,), flip=False):
-    predictor = MultiViewPredictor(model, PREPROCESS, NO_AUTOCAST, BATCH_SIZE, flip)
+def predict_views(model, loader, mode, scales=(SIZE,), copies=ALONE):
+    predictor = MultiViewPredictor(model, PREPROCESS, NO_AUTOCAST, BATCH_SIZE, copies)
     return predictor.predict(loader.full_images(scales), mode)
 
 
@@ -95,12 +98,20 @@ def crop_image(image, grid):
     return crops
 
 
+def shifted(image, pixels):
+    """Returns the image, and with `pixels` also the image moved in four directions."""
+    moves = [(0, 0)]
+    if pixels:
+        moves += [(pixels, 0), (-pixels, 0), (0, pixels), (0, -pixels)]
+    return [torch.nn.functional.pad(image, (x, -x, y, -y)) for x, y in moves]
+
+
 @torch.inference_mode()
-def expected_probs(model, image, mode, scales, flip):
+def expected_probs(model, image, mode, scales, copies):
     """Returns the mean of the softmax, [K], for one image [3, H, W] and one view at a time."""
     if mode == "both":
-        dense = expected_probs(model, image, "dense", scales, flip)
-        crops = expected_probs(model, image, "crops", scales, flip)
+        dense = expected_probs(model, image, "dense", scales, copies)
+        crops = expected_probs(model, image, "crops", scales, copies)
         return (dense + crops) / 2
     network = to_fully_convolutional(model) if mode == "dense" else model
     probs = []
@@ -109,36 +120,38 @@ def expected_probs(model, image, mode, scales, flip):
         views = [scaled]
         if mode != "dense":
             views = crop_image(scaled, 5 if mode == "crops" else 1)
-        if flip:
-            views = [*views, *(view.flip(-1) for view in views)]
+        views = [moved for view in views for moved in shifted(view, copies.shift)]
+        if copies.flip:
+            views += [view.flip(-1) for view in views]
         probs += [network(normalize(view)).softmax(1)[0].double() for view in views]
     return torch.stack(probs).mean(0)
 
 
 CASES = [
-    ("single", (16,), False),
-    ("single", (16, 20), True),
-    ("dense", (16,), False),
-    ("dense", (16, 19, 24), True),
-    ("crops", (20,), False),
-    ("crops", (18, 25), True),
-    ("both", (16, 21), True),
+    ("single", (16,), ALONE),
+    ("single", (16, 20), MIRRORED),
+    ("single", (17,), ImageViews(shift=3)),
+    ("dense", (16,), ALONE),
+    ("dense", (16, 19, 24), ImageViews(flip=True, shift=1)),
+    ("crops", (20,), ALONE),
+    ("crops", (18, 25), MIRRORED),
+    ("both", (16, 21), MIRRORED),
 ]
 
 
-@pytest.mark.parametrize(("mode", "scales", "flip"), CASES)
-def test_images_in_memory(model, in_memory, mode, scales, flip):
-    probs, labels = predict_views(model, in_memory, mode, scales, flip)
-    expected = [expected_probs(model, image, mode, scales, flip) for image in in_memory.images]
+@pytest.mark.parametrize(("mode", "scales", "copies"), CASES)
+def test_images_in_memory(model, in_memory, mode, scales, copies):
+    probs, labels = predict_views(model, in_memory, mode, scales, copies)
+    expected = [expected_probs(model, image, mode, scales, copies) for image in in_memory.images]
     torch.testing.assert_close(probs, torch.stack(expected), atol=1e-6, rtol=0)
     assert labels.tolist() == LABELS
 
 
-@pytest.mark.parametrize(("mode", "scales", "flip"), CASES)
-def test_images_of_several_shapes(model, paths, mode, scales, flip):
-    probs, labels = predict_views(model, streaming(paths), mode, scales, flip)
+@pytest.mark.parametrize(("mode", "scales", "copies"), CASES)
+def test_images_of_several_shapes(model, paths, mode, scales, copies):
+    probs, labels = predict_views(model, streaming(paths), mode, scales, copies)
     images = [torchvision.pil_to_tensor(Image.open(path)) for path in paths]
-    expected = [expected_probs(model, image, mode, scales, flip) for image in images]
+    expected = [expected_probs(model, image, mode, scales, copies) for image in images]
     torch.testing.assert_close(probs, torch.stack(expected), atol=1e-6, rtol=0)
     assert labels.tolist() == LABELS
 
@@ -191,14 +204,15 @@ def test_a_pass_takes_fewer_larger_images(model, in_memory, passes):
 
 
 @pytest.mark.parametrize(
-    ("mode", "scales", "flip", "count"),
+    ("mode", "scales", "copies", "count"),
     [
-        ("single", 1, False, 1),
-        ("dense", 3, True, 6),
-        ("crops", 1, True, 50),
-        ("crops", 3, True, 150),
-        ("both", 3, True, 156),
+        ("single", 1, ALONE, 1),
+        ("dense", 3, MIRRORED, 6),
+        ("crops", 1, MIRRORED, 50),
+        ("crops", 3, MIRRORED, 150),
+        ("both", 3, MIRRORED, 156),
+        ("single", 2, ImageViews(flip=True, shift=1), 20),
     ],
 )
-def test_the_number_of_views(mode, scales, flip, count):
-    assert count_views(mode, scales, flip) == count
+def test_the_number_of_views(mode, scales, copies, count):
+    assert count_views(mode, scales, copies) == count

@@ -38,15 +38,32 @@ def test_the_tolerance_of_a_run_in_bf16(train_run, export):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("options", [[], ["--preprocess"]])
-def test_a_run_tested_with_mirror_images(options, train_run, export):
-    run = train_run("mirrored", *SMALL, "train.test_flip=true")
+@pytest.mark.parametrize(
+    ("shift", "options"), [("null", []), ("null", ["--preprocess"]), ("2", [])]
+)
+def test_a_run_tested_with_mirror_images_and_shifts(shift, options, train_run, export):
+    views = ["train.test_flip=true", f"train.test_shift={shift}"]
+    run = train_run(f"mirrored-{shift}", *SMALL, *views)
     code, out, _ = export(run, "--format", "torch", *options, "--json")
     parity = json.loads(out)["parity"]
     assert code == 0
     assert parity["flip"] is True
+    assert parity["shift"] == (0 if shift == "null" else 2)
     assert parity["max_difference"] < 1e-5
     assert parity["max_difference_here"] < 1e-5
+
+
+@pytest.mark.process
+def test_a_file_that_resizes_cannot_see_shifts(train_run, export):
+    run = train_run("mirrored-2", *SMALL, "train.test_flip=true", "train.test_shift=2")
+    code, _, error = export(run, "--format", "torch", "--preprocess")
+    assert (code, error) == (
+        2,
+        f"vggexp: error: --preprocess: {run} was tested with mirror images and shifts by 2 px at "
+        "32 px, and the file would resize from 20 px; leave it out, or add --unchecked to export "
+        "without the comparison\n",
+    )
+    assert export(run, "--format", "torch", "--preprocess", "--unchecked")[0] == 0
 
 
 @pytest.mark.process
@@ -115,6 +132,7 @@ SAME = ParityResult(
     precision="bf16",
     device="cpu",
     flip=False,
+    shift=0,
 )
 
 
@@ -135,7 +153,14 @@ def test_a_file_has_to_agree_with_the_run_and_with_its_network(
     assert result.passed == passed
 
 
-@pytest.mark.parametrize(("flip", "words"), [(False, ": "), (True, " with mirror images: ")])
-def test_the_line_says_of_which_views_the_probabilities_are(flip, words):
-    line = format_parity(replace(SAME, flip=flip))
+@pytest.mark.parametrize(
+    ("views", "words"),
+    [
+        ({}, ": "),
+        ({"flip": True}, " with mirror images: "),
+        ({"shift": 3}, " with shifts by 3 px: "),
+    ],
+)
+def test_the_line_says_of_which_views_the_probabilities_are(views, words):
+    line = format_parity(replace(SAME, **views))
     assert line.startswith(f"19 test images{words}maximum difference 0 from predictions.npz (cpu ")

@@ -34,8 +34,8 @@ def advice(part, *overrides, seconds=600.0):
         ("test", [], "data.test_limit below 10000"),
         (
             "test",
-            ["train.test_flip=true"],
-            "train.test_flip=null or data.test_limit below 10000",
+            ["train.test_flip=true", "train.test_shift=1"],
+            "train.test_flip=null or train.test_shift=null or data.test_limit below 10000",
         ),
         ("checkpoint", ["train.checkpoint_minutes=2"], "train.checkpoint_minutes above 2"),
         ("rest", ["train.rest_minutes=5"], "train.rest_minutes below 5"),

@@ -38,6 +38,11 @@ RESULT = {
             "test accuracy 0.5000  loss 1.2500  with mirror images (train.test_flip)  "
             "on 1 image (data.test_limit)",
         ),
+        (
+            ["train.test_flip=true", "train.test_shift=2"],
+            "test accuracy 0.5000  loss 1.2500  "
+            "with mirror images and shifts by 2 px (train.test_flip, train.test_shift)",
+        ),
         (["data.test_limit=1"], "test accuracy 0.5000  loss 1.2500  on 1 image (data.test_limit)"),
     ],
 )

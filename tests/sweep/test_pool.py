@@ -211,7 +211,7 @@ def finish_late(folder):
         (["run.until=3"], 1, 2 * 268, 1),
         (["run.until=4"], 1, 3 * 268 + 19, 804 / 823),
         (["run.until=1"], 3, 0, 1),  # the run has trained on
-        (["train.test_flip=true"], 3, 268 + 2 * 19, 268 / 306),
+        (["train.test_flip=true", "train.test_shift=1"], 3, 268 + 10 * 19, 268 / 458),
     ],
 )
 def test_the_work_of_a_job_is_what_is_missing(overrides, trained, passes, share, tmp_path):

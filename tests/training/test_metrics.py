@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy, nll_loss
 
 from tests.factories import CPU, make_model
+from vggexp.data.image_views import ImageViews
 from vggexp.distributed import collectives
 from vggexp.distributed.rank import RankInfo
 from vggexp.models.transfer import freeze, train_mode
@@ -61,9 +62,10 @@ def test_metrics_do_not_depend_on_the_batches(model, size):
 def test_with_mirror_images_the_softmax_is_the_mean_of_both(model, size):
     model.eval()
     mean = (model(IMAGES).softmax(1) + model(IMAGES.flip(-1)).softmax(1)).detach() / 2
-    logits, labels = predict(model, batches_of(size), FP32, flip=True)
+    views = ImageViews(flip=True).make
+    logits, labels = predict(model, batches_of(size), FP32, views)
     torch.testing.assert_close(logits.softmax(1), mean)
-    assert evaluate(model, batches_of(size), CPU, FP32, "test", flip=True) == {
+    assert evaluate(model, batches_of(size), CPU, FP32, "test", views) == {
         "test/loss": pytest.approx(nll_loss(mean.log(), LABELS).item()),
         "test/accuracy": (mean.argmax(1) == LABELS).double().mean().item(),
     }
@@ -74,13 +76,14 @@ def test_the_mean_of_probabilities_too_small_for_fp32_keeps_its_logarithm():
     first = torch.tensor([[0.0, -200.0]])
     second = torch.tensor([[0.0, -300.0]])
     expected = torch.tensor([[0.0, -200 - log(2)]])
-    torch.testing.assert_close(log_mean_softmax(first, second), expected)
+    torch.testing.assert_close(log_mean_softmax([first, second]), expected)
 
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_logits_are_fp32_under_autocast(model, flip):
-    exact, _ = predict(model, batches_of(7), FP32, flip)
-    rough, _ = predict(model, batches_of(7), BF16, flip)
+    views = ImageViews(flip).make
+    exact, _ = predict(model, batches_of(7), FP32, views)
+    rough, _ = predict(model, batches_of(7), BF16, views)
     difference = (rough - exact).abs().max()
     assert rough.dtype == torch.float32
     assert difference > 0

@@ -12,6 +12,7 @@ import numpy
 from vggexp.compare import significance
 from vggexp.compare.differences import Differences, distinct, find_differences
 from vggexp.compare.significance import Interval, MeanEstimate, TestResult
+from vggexp.data.image_views import ImageViews, recorded_views
 from vggexp.errors import CheckpointError, ConfigError
 from vggexp.formatting import format_value
 from vggexp.runs import predictions
@@ -161,7 +162,7 @@ def compare(runs: Sequence[TestedRun], different_data: bool = False) -> Comparis
         )
     groups, differences = group_runs(runs)
     tested = _test_pairs(groups)
-    notes = _data_notes(runs, changes) + _copy_notes(runs) + _flip_notes(runs)
+    notes = _data_notes(runs, changes) + _copy_notes(runs) + _view_notes(runs)
     notes += _code_notes(runs, differences)
     if tested.base:
         notes.append(
@@ -200,17 +201,21 @@ def _copy_notes(runs: Sequence[TestedRun]) -> list[str]:
     ]
 
 
-def _flip_notes(runs: Sequence[TestedRun]) -> list[str]:
-    mirrored = []
+def _view_notes(runs: Sequence[TestedRun]) -> list[str]:
+    folders: dict[ImageViews, list[str]] = {}
     for run in runs:
-        if run.record.config.get("train.test_flip"):
-            mirrored.append(str(run.record.folder))
-    if len(mirrored) in (0, len(runs)):
+        views = recorded_views(run.record.config)
+        folders.setdefault(views, []).append(str(run.record.folder))
+    if len(folders) == 1:
         return []
+    tests = []
+    for views, names in folders.items():
+        tests.append(f"{', '.join(names)} with {views.description or 'the image alone'}")
+    most = max(folders, key=lambda views: views.count)
     return [
-        f"warning: only the tests of {', '.join(mirrored)} have mirror images (train.test_flip): "
-        "the mirror images may be the cause of a difference; "
-        "`vggexp.evaluate RUN --flip` gives the score with mirror images of the other runs"
+        f"warning: the tests see different views of an image ({'; '.join(tests)}), "
+        "which may be the cause of a difference; "
+        f"`vggexp.evaluate RUN {most.flags}` gives the other runs' scores with {most.description}"
     ]
 
 

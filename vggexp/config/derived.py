@@ -17,6 +17,7 @@ from vggexp.config.schema import (
     Vgg,
 )
 from vggexp.data.catalog import DATASETS, folder_classes
+from vggexp.data.image_views import ImageViews
 from vggexp.data.torchvision_sets import stored_shape
 from vggexp.errors import ConfigError
 from vggexp.models import costs, shapes
@@ -167,6 +168,11 @@ def command_epochs(config: Config) -> int:
 def ends_with_test(config: Config) -> bool:
     """Returns whether the command of a run tests it; False if `run.until` pauses the run."""
     return command_epochs(config) == config.train.epochs
+
+
+def tested_views(config: Config) -> ImageViews:
+    """Returns the copies of each image by which the run's own test predicts it."""
+    return ImageViews(bool(config.train.test_flip), config.train.test_shift or 0)
 
 
 def disk_bytes(config: Config) -> dict[str, int]:

@@ -242,6 +242,7 @@ class Train:
     test_each_epoch: bool
     test_weights: Literal["last", "best"]
     test_flip: bool | None
+    test_shift: Annotated[int, Range(1, 100)] | None
     checkpoint_minutes: Minutes
     keep: Literal["all", "last", "weights"]
     init_from: str | None

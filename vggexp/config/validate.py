@@ -102,10 +102,7 @@ def _is_uncounted(config: Config) -> bool:
     return not is_counted(data) or any(_check_torchvision_arguments(config))
 
 
-def _overlap(
-    keys: Collection[str],
-    invalid: Collection[str],
-) -> bool:
+def _overlap(keys: Collection[str], invalid: Collection[str]) -> bool:
     """Returns whether one of the keys equals, contains or is part of an invalid key."""
     for path in invalid:
         if any(_is_part(key, path) or _is_part(path, key) for key in keys):
@@ -113,10 +110,7 @@ def _overlap(
     return False
 
 
-def _is_part(
-    path: str,
-    section: str,
-) -> bool:
+def _is_part(path: str, section: str) -> bool:
     return path == section or path.startswith((f"{section}.", f"{section}["))
 
 
@@ -181,11 +175,12 @@ def image_count_problems(config: Config, spec: InputSpec) -> list[str]:
     return [*_check_batch_size(config, spec), *_check_validation_images(config, spec)]
 
 
-@rule("augment.crop", needs_input=True)
-def _check_crop(config: Config, spec: InputSpec) -> Problems:
-    crop = config.augment.crop
-    if crop >= spec.size:
-        yield f"augment.crop={crop}: must be below the image's {spec.size} pixels"
+@rule("augment.crop", "train.test_shift", needs_input=True)
+def _check_shifts(config: Config, spec: InputSpec) -> Problems:
+    shifts = {"augment.crop": config.augment.crop, "train.test_shift": config.train.test_shift or 0}
+    for key, pixels in shifts.items():
+        if pixels >= spec.size:
+            yield f"{key}={pixels}: must be below the image's {spec.size} pixels"
 
 
 @rule("augment.scale")

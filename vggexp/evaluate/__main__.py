@@ -9,6 +9,7 @@ from pathlib import Path
 from vggexp import cli
 from vggexp.cli import NOTHING_WRITTEN
 from vggexp.config.derived import input_spec, spatial_ops
+from vggexp.data.image_views import ImageViews, recorded_views
 from vggexp.errors import CheckpointError, ConfigError
 from vggexp.formatting import SPLIT_NAMES, format_value
 from vggexp.loggers.console import Console
@@ -21,7 +22,7 @@ DESCRIPTION = """python -m vggexp.evaluate RUN [options] [--json]:
 evaluate a run on its test set with the methods of the VGG paper.
 
   single   one center crop of the training size; the run's own test evaluation (of a run with
-           train.test_flip=true: with --flip)
+           train.test_flip or train.test_shift: with --flip or --shift)
   dense    the linear layers as convolutions over the whole image, averaged over the score map
   crops    a grid of 5x5 crops of the training size, evenly spaced over the image
   both     the mean of dense and crops
@@ -31,11 +32,13 @@ The network computes a softmax for each view, and the prediction is the mean ove
 size S alone. The paper uses S-32, S and S+32 for S=256, and 256, 384 and 512 after training with
 scale jitter, with crops of 224. An image of exactly the crop size has only one crop. A smaller
 image gets a black border. --flip adds the mirror image of each view: use it for photographs, not
-for digits. --with RUN2 averages the softmax of several runs over the same images; the folder of a
-sweep stands for its other runs in the state of RUN, finished or paused. --split val evaluates the
-validation images in place of the test images. --checkpoint STEP evaluates the checkpoint of that
-step in RUN/checkpoints in place of the tested weights. --data gives the place of data that was
-moved; it has to be the data that the runs were tested on.
+for digits. --shift N adds each view moved by N pixels up, down, left and right, black outside: use
+it for small images, after training with augment.crop. --with RUN2 averages the softmax of several
+runs over the same images; the folder of a sweep stands for its other runs in the state of RUN,
+finished or paused. --split val evaluates the validation images in place of the test images.
+--checkpoint STEP evaluates the checkpoint of that step in RUN/checkpoints in place of the tested
+weights. --data gives the place of data that was moved; it has to be the data that the runs were
+tested on.
 
 Reports accuracy, top-5 accuracy, loss, calibration error (15 bins of confidence), per-class
 accuracy and the confusion matrix. Writes to RUN/evaluations a JSON file, and events that
@@ -51,6 +54,7 @@ SPLITS = ("test", "val")
 VAL_KEYS = ("data.val_fraction", "data.limit", "seed")  # choose the validation images
 MAX_PIXELS = 4096  # pixels, the same as for data.resize
 MAX_SCALES = 32  # scales
+MAX_SHIFT = 100  # pixels, the same as for train.test_shift
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,6 +62,35 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _evaluate(argv: Sequence[str]) -> str:
+    arguments = _make_parser().parse_intermixed_args(argv)
+    folders = [arguments.run, *_other_runs(arguments.run, arguments.others)]
+    directory.require_run(*folders)
+    runs = check_runs(folders, arguments.mode, arguments.scales, arguments.split)
+    if arguments.checkpoint is not None:
+        _check_checkpoint(folders, arguments.checkpoint)
+    for folder in folders:
+        data_root.locate_data(load_config(folder), folder, arguments.data)
+    if arguments.shift:
+        _check_shift(folders, arguments.shift, arguments.mode, arguments.scales)
+    _print_notes(runs, arguments)
+    # Imports torch, so this import follows the checks of the command.
+    from vggexp.evaluate.evaluation import EvalOptions, evaluate_runs, format_report
+
+    options = EvalOptions(
+        mode=arguments.mode,
+        scales=arguments.scales,
+        image_views=ImageViews(arguments.flip, arguments.shift),
+        split=arguments.split,
+        checkpoint=arguments.checkpoint,
+        data=arguments.data,
+    )
+    result = evaluate_runs(folders, options)
+    if arguments.json:
+        return json.dumps({**result.to_dict(), "file": str(result.file)})
+    return format_report(result)
+
+
+def _make_parser() -> argparse.ArgumentParser:
     parser = cli.make_parser("vggexp.evaluate", DESCRIPTION)
     parser.add_argument(
         "run", type=Path, metavar="RUN", help="a run directory, such as outputs/NAME"
@@ -72,6 +105,13 @@ def _evaluate(argv: Sequence[str]) -> str:
         help="pixels of the shorter side (default: the training size)",
     )
     parser.add_argument("--flip", action="store_true", help="add the mirror image of each view")
+    parser.add_argument(
+        "--shift",
+        type=parse_shift,
+        default=0,
+        metavar="N",
+        help="add each view moved by N pixels up, down, left and right",
+    )
     parser.add_argument(
         "--with",
         type=Path,
@@ -91,30 +131,7 @@ def _evaluate(argv: Sequence[str]) -> str:
         help="step of a checkpoint of RUN (default: the tested weights)",
     )
     parser.add_argument("--data", type=Path, metavar="FOLDER", help=data_root.HELP)
-    arguments = parser.parse_intermixed_args(argv)
-    folders = [arguments.run, *_other_runs(arguments.run, arguments.others)]
-    directory.require_run(*folders)
-    runs = check_runs(folders, arguments.mode, arguments.scales, arguments.split)
-    if arguments.checkpoint is not None:
-        _check_checkpoint(folders, arguments.checkpoint)
-    for folder in folders:
-        data_root.locate_data(load_config(folder), folder, arguments.data)
-    _print_notes(runs, arguments)
-    # Imports torch, so this import follows the checks of the command.
-    from vggexp.evaluate.evaluation import EvalOptions, evaluate_runs, format_report
-
-    options = EvalOptions(
-        mode=arguments.mode,
-        scales=arguments.scales,
-        flip=arguments.flip,
-        split=arguments.split,
-        checkpoint=arguments.checkpoint,
-        data=arguments.data,
-    )
-    result = evaluate_runs(folders, options)
-    if arguments.json:
-        return json.dumps({**result.to_dict(), "file": str(result.file)})
-    return format_report(result)
+    return parser
 
 
 def _other_runs(folder: Path, others: Sequence[Path]) -> list[Path]:
@@ -150,6 +167,12 @@ def parse_scales(text: str) -> tuple[int, ...]:
             f"{text}: expected 1 to {MAX_SCALES} sizes of 1..{MAX_PIXELS} pixels, such as 88,96,104"
         )
     return tuple(sorted(sizes))
+
+
+def parse_shift(text: str) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= MAX_SHIFT:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1..{MAX_SHIFT} pixels")
+    return int(text)
 
 
 def check_runs(
@@ -192,13 +215,15 @@ def _check_states(runs: Sequence[RunRecord]) -> None:
 
 def _print_notes(runs: Sequence[RunRecord], arguments: argparse.Namespace) -> None:
     """Prints on stderr which weights are not final, and which scores are not of the run's test."""
-    is_plain = arguments.split == "test" and arguments.mode == "single" and not arguments.flip
+    is_test = arguments.split == "test" and arguments.mode == "single"
+    evaluated = ImageViews(arguments.flip, arguments.shift)
     for run in runs:
         if arguments.checkpoint is None:
             cli.warn_newest_checkpoint(run)
-        if is_plain and run.state == "finished" and run.config.get("train.test_flip"):
-            reason = "tested with mirror images (train.test_flip)"
-            line = f"note: {run.folder} was {reason}; add --flip to evaluate it so"
+        tested = recorded_views(run.config)
+        if is_test and run.state == "finished" and evaluated.count < tested.count:
+            reason = f"tested with {tested.description} ({', '.join(tested.keys)})"
+            line = f"note: {run.folder} was {reason}; give {tested.flags} to evaluate it so"
             Console(None, sys.stderr).line(line)
 
 
@@ -226,6 +251,18 @@ def _check_dense_scale(folder: Path, scale: int) -> None:
             f"--scales {scale}: too small for the dense network of {folder}, "
             f"which was trained at {size} px; at least {min_scale}"
         )
+
+
+def _check_shift(
+    folders: Sequence[Path], shift: int, mode: str, scales: Sequence[int] | None
+) -> None:
+    """Raises ConfigError if nothing of a view would be left."""
+    for folder in folders:
+        size = input_spec(load_config(folder)).size
+        if mode in ("dense", "both") and scales:
+            size = min(size, *scales)
+        if shift >= size:
+            raise ConfigError(f"--shift {shift}: must be below the {size} px that {folder} sees")
 
 
 def _check_same_images(first: RunRecord, other: RunRecord, split: str) -> None:

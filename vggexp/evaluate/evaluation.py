@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vggexp.config.schema import Config
+from vggexp.data.image_views import ImageViews
 from vggexp.errors import CheckpointError, DivergedError, ResourceError
 from vggexp.evaluate.views import MultiViewPredictor, count_views
 from vggexp.formatting import SPLIT_NAMES, format_metric, markdown_table, printable, shorten
@@ -55,7 +56,7 @@ class EvalOptions(NamedTuple):
 
     mode: str
     scales: tuple[int, ...] | None
-    flip: bool
+    image_views: ImageViews
     split: str = "test"
     checkpoint: int | None = None
     data: Path | None = None
@@ -132,7 +133,7 @@ class EvaluationResult:
 
     mode: str
     scales: list[int]
-    flip: bool
+    image_views: ImageViews
     views: int
     split: str
     images: int
@@ -157,7 +158,8 @@ class EvaluationResult:
             "with": [scores.run for scores in self.runs[1:]],
             "mode": self.mode,
             "scales": self.scales,
-            "flip": self.flip,
+            "flip": self.image_views.flip,
+            "shift": self.image_views.shift,
             "views": self.views,
             "split": self.split,
             "checkpoint": self.runs[0].checkpoint,
@@ -199,7 +201,7 @@ def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPr
             preprocess=loader.preprocess,
             autocast=device_setup.autocast,
             batch_size=config.data.batch_size,
-            flip=options.flip,
+            image_views=options.image_views,
         )
         scales = options.scales or (data.preprocess.size,)
         batches = console.track(
@@ -223,7 +225,7 @@ def _evaluate_run(folder: Path, options: EvalOptions, console: Console) -> RunPr
         checkpoint=position["step"],
         epoch=position["epoch"],
         scales=list(scales),
-        views=count_views(options.mode, len(scales), options.flip),
+        views=count_views(options.mode, len(scales), options.image_views),
         metrics=classification_metrics(probs, labels, options.split),
         weights_sha256=weights_sha256(weights),
         device=str(device_setup.device),
@@ -276,7 +278,7 @@ def _combine(
     return EvaluationResult(
         mode=options.mode,
         scales=first.scores.scales,
-        flip=options.flip,
+        image_views=options.image_views,
         views=first.scores.views,
         split=options.split,
         images=len(first.labels),
@@ -299,15 +301,17 @@ def _class_accuracy(confusions: Confusions) -> list[float | None]:
 
 
 def _file_name(options: EvalOptions, runs: Sequence[RunScores]) -> str:
-    """Returns dense-88-96-104-flip-with2-1a2b3c4d: the same evaluation has the same name.
+    """Returns dense-88-96-104-flip-shift1-with2-1a2b3c4d: the same evaluation has the same name.
 
     Validation images have val before it, and a checkpoint has step400 behind it.
     """
     parts = [options.mode, *map(str, runs[0].scales)]
     if options.split != "test":
         parts.insert(0, options.split)
-    if options.flip:
+    if options.image_views.flip:
         parts.append("flip")
+    if options.image_views.shift:
+        parts.append(f"shift{options.image_views.shift}")
     if runs[0].paused_at is not None:
         parts.append(f"epoch{runs[0].paused_at}")
     others = [[scores.weights_sha256, scores.scales] for scores in runs[1:]]
@@ -356,13 +360,14 @@ def format_report(result: EvaluationResult) -> str:
 
 
 def format_heading(result: EvaluationResult) -> str:
-    flip = ", each mirrored too" if result.flip else ""
+    copies = result.image_views.description
+    with_copies = f" with {copies}" if copies else ""
     times = "once" if result.views == 1 else f"{result.views} times"
     first = result.runs[0]
     steps = " and ".join(dict.fromkeys(str(scores.checkpoint) for scores in result.runs))
     paused = "" if first.paused_at is None else f", paused after epoch {first.paused_at}"
     return (
-        f"{result.mode} at {_join(result.scales)} px{flip}: "
+        f"{result.mode} at {_join(result.scales)} px{with_copies}: "
         f"{result.images:,} {SPLIT_NAMES[result.split]} images seen {times}, "
         f"weights of step {steps}, {first.device} {first.precision}{paused}"
     )

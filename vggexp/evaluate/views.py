@@ -1,4 +1,6 @@
-"""Predicts each image from several views: crops or the whole image, mirrored, at several scales.
+"""Predicts each image from several views: crops or the whole image, at several scales.
+
+Each of them may be mirrored and shifted as well.
 
 The network computes a softmax for each view, and the prediction is the mean of all views.
 Source: Simonyan and Zisserman 2015, arXiv:1409.1556, sections 3.2 and 4.
@@ -12,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from vggexp.data.image_views import ImageViews
 from vggexp.data.loaders import MultiScaleBatch, SameShapeImages
 from vggexp.data.transforms import Preprocess, crop, crop_grid
 from vggexp.models.dense import to_fully_convolutional
@@ -40,14 +43,12 @@ class View(NamedTuple):
     groups: ImageGroups
 
 
-def count_views(mode: str, scale_count: int, flip: bool) -> int:
+def count_views(mode: str, scale_count: int, image_views: ImageViews) -> int:
     """Returns how many times the network sees each image."""
     count = 0
     for method in METHODS[mode]:
         count += CROPS_PER_SIDE.get(method, 1) ** 2
-    if flip:
-        count *= 2
-    return count * scale_count
+    return count * scale_count * image_views.count
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,14 +60,14 @@ class MultiViewPredictor:
         preprocess: normalization, and the training size `preprocess.size`.
         batch_size: number of images of the training size in one pass. A pass takes fewer larger
             images, so that it needs no more memory.
-        flip: whether the mirror image of each view is added.
+        image_views: the copies of each crop, or of the whole image, that are views as well.
     """
 
     model: nn.Sequential
     preprocess: Preprocess
     autocast: Autocast
     batch_size: int
-    flip: bool
+    image_views: ImageViews
 
     @torch.inference_mode()
     def predict(self, batches: Iterable[MultiScaleBatch], mode: str) -> tuple[Tensor, Tensor]:
@@ -101,37 +102,34 @@ class MultiViewPredictor:
 
     def _mean_probs(self, model: nn.Module, views: Iterable[View]) -> Tensor:
         """Returns the mean of the softmax of all views, float64 [B, K]."""
-        mirrors = [False]
-        if self.flip:
-            mirrors.append(True)
         copies = []
         logits = []
         for view in views:
-            for mirrored in mirrors:
-                copies.append(view.copies)
-                logits.append(self._logits(model, view.groups, mirrored))
+            copies.append(view.copies)
+            logits.append(self._logits(model, view.groups))
         # The host waits for the device once, not once a view.
-        probs = torch.stack(logits).cpu().softmax(-1).double()
+        probs = torch.stack(logits).cpu().softmax(-1).double().mean(2)
         weights = torch.tensor(copies, dtype=torch.float64) / sum(copies)
         weighted = weights[:, None, None] * probs
         return weighted.sum(0)
 
-    def _logits(self, model: nn.Module, groups: ImageGroups, mirrored: bool) -> Tensor:
-        """Returns fp32 [B, K] in the order of the batch."""
-        logits = [self._group_logits(model, group.images, mirrored) for group in groups]
+    def _logits(self, model: nn.Module, groups: ImageGroups) -> Tensor:
+        """Returns fp32 [B, copies, K] in the order of the batch."""
+        logits = [self._group_logits(model, group.images) for group in groups]
         return restore_order(groups, logits)
 
-    def _group_logits(self, model: nn.Module, images: Tensor, mirrored: bool) -> Tensor:
+    def _group_logits(self, model: nn.Module, images: Tensor) -> Tensor:
+        """Returns fp32 [N, copies, K] of images of one shape."""
         height, width = images.shape[-2:]
         pixels_per_pass = self.batch_size * self.preprocess.size**2
         images_per_pass = max(1, pixels_per_pass // (height * width))
         logits = []
         for part in images.split(images_per_pass):
-            if mirrored:
-                part = part.flip(-1)
-            with self.autocast():
-                output = model(self.preprocess.normalize(part))
-            logits.append(output.float())
+            outputs = []
+            for copy in self.image_views.make(part):
+                with self.autocast():
+                    outputs.append(model(self.preprocess.normalize(copy)).float())
+            logits.append(torch.stack(outputs, 1))
         return torch.cat(logits)
 
 

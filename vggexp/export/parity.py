@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from vggexp.config.derived import tested_views
+from vggexp.data.image_views import ImageViews
 from vggexp.data.transforms import resize_center_crop
 from vggexp.errors import CheckpointError, DataError
 from vggexp.export.exported_model import ExportedModel, from_run
@@ -41,6 +43,7 @@ class ParityResult:
         precision: number format of the run's test evaluation.
         device: device of the run's test evaluation.
         flip: whether all probabilities are means over an image and its mirror image.
+        shift: pixels by which the image is also moved for these means; 0: not moved.
     """
 
     images: int
@@ -51,6 +54,7 @@ class ParityResult:
     precision: str
     device: str
     flip: bool
+    shift: int
 
     @property
     def passed(self) -> bool:
@@ -71,7 +75,7 @@ def check_parity(
 ) -> ParityResult:
     """Compares the exported model with the run that it was made from.
 
-    If the run was tested with mirror images, the model predicts them too.
+    If the run was tested with mirror images or shifts, the model predicts them too.
 
     Args:
         model: the exported file, loaded back.
@@ -84,13 +88,13 @@ def check_parity(
         DataError: the test set is missing or damaged.
     """
     data = _load_test_set(folder, run, checkpoint, expected)
-    flip = bool(run.config.train.test_flip)
-    probs = _predict_test_set(model, data, flip, console)
+    views = tested_views(run.config)
+    probs = _predict_test_set(model, data, views, console)
     expected_probs = torch.from_numpy(expected.probs)
     same_labels = probs.argmax(1) == expected_probs.argmax(1)
     first_indices = torch.arange(min(BATCH_SIZE, len(probs)))
-    first_images = data.test_images(first_indices)
-    network_probs = _predict(from_run(run), first_images, flip)
+    first_images = resize_center_crop(data.test_images(first_indices), model.image_size)
+    network_probs = _predict(from_run(run), first_images, views)
     tolerance = PRECISION_TOLERANCE[checkpoint["precision"]]
     if checkpoint["device"] != "cpu":
         tolerance += GPU_RESIZE_TOLERANCE
@@ -102,7 +106,8 @@ def check_parity(
         tolerance=tolerance,
         precision=checkpoint["precision"],
         device=checkpoint["device"],
-        flip=flip,
+        flip=views.flip,
+        shift=views.shift,
     )
     if not result.passed:
         raise CheckpointError(
@@ -115,9 +120,10 @@ def check_parity(
 def format_parity(result: ParityResult) -> str:
     """Returns `360 test images: maximum difference 2.1e-07 from predictions.npz (cpu fp32 ...`."""
     share = result.same_labels / result.images
-    mirrored = " with mirror images" if result.flip else ""
+    copies = ImageViews(result.flip, result.shift).description
+    with_copies = f" with {copies}" if copies else ""
     return (
-        f"{result.images:,} test images{mirrored}: "
+        f"{result.images:,} test images{with_copies}: "
         f"maximum difference {result.max_difference:.2g} from predictions.npz "
         f"({result.device} {result.precision} explains {result.tolerance:g}), "
         f"{result.max_difference_here:.2g} from the network here; "
@@ -142,7 +148,7 @@ def _load_test_set(
 
 
 def _predict_test_set(
-    model: ExportedModel, data: datasets.DataLoaders, flip: bool, console: Console
+    model: ExportedModel, data: datasets.DataLoaders, views: ImageViews, console: Console
 ) -> Tensor:
     """Returns the file's probabilities [N, classes] of all test images."""
     batches = torch.arange(data.test.count).split(BATCH_SIZE)
@@ -150,17 +156,15 @@ def _predict_test_set(
     with console.progress("comparing", len(batches)) as progress:
         for indices in batches:
             images = resize_center_crop(data.test_images(indices), model.image_size)
-            probs.append(_predict(model, images, flip))
+            probs.append(_predict(model, images, views))
             progress.update(len(indices))
     return torch.cat(probs)
 
 
-def _predict(model: ExportedModel, images: Tensor, flip: bool) -> Tensor:
-    """Returns probabilities [N, classes]; with `flip` the mean with those of the mirror images."""
-    logits = model.logits(images)
-    if flip:
-        logits = log_mean_softmax(logits, model.logits(images.flip(-1)))
-    return logits.softmax(1)
+def _predict(model: ExportedModel, images: Tensor, views: ImageViews) -> Tensor:
+    """Returns probabilities [N, classes], means over the views of each image."""
+    logits = [model.logits(view) for view in views.make(images)]
+    return log_mean_softmax(logits).softmax(1)
 
 
 def _max_difference(first: Tensor, second: Tensor) -> float:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from vggexp import __version__
-from vggexp.config.derived import input_spec
+from vggexp.config.derived import input_spec, tested_views
 from vggexp.config.schema import Config, ImageFiles
 from vggexp.data.transforms import Preprocess, resize_matrices
 from vggexp.errors import ConfigError
@@ -136,6 +136,8 @@ def export_run(
     config = locate_data(config, folder, data)
     run = build_loaded_run(config, checkpoint, folder)
     metadata = make_metadata(folder, run, preprocess)
+    if expected is not None:
+        _check_comparable(folder, config, metadata)
     parity = None
     with (
         memory.oom_as_resource_error(f"in exporting {folder}"),
@@ -156,6 +158,17 @@ def export_run(
         parity=parity,
         seconds=monotonic() - start,
     )
+
+
+def _check_comparable(folder: Path, config: Config, metadata: ModelMetadata) -> None:
+    """Raises ConfigError if the file cannot see the views of the run's own test."""
+    views = tested_views(config)
+    if views.shift and metadata.side != metadata.size:
+        raise ConfigError(
+            f"--preprocess: {folder} was tested with {views.description} at {metadata.size} px, "
+            f"and the file would resize from {metadata.side} px; "
+            "leave it out, or add --unchecked to export without the comparison"
+        )
 
 
 def make_metadata(folder: Path, run: LoadedRun, preprocess: bool) -> ModelMetadata:

@@ -28,10 +28,10 @@ For each image: the prediction, Grad-CAM and occlusion sensitivity of the predic
 class, and the most active feature maps of each block. Then the filters of the first convolution.
 IMAGE is an image, or a folder of images; the folder that holds an image names its true class.
 --mistakes adds the 25 test images with the most confident wrong predictions. The page shows the
-prediction of the image alone, also if the run was tested with mirror images (train.test_flip),
-and of a mistake what the test predicted. The page is one file and opens without a server. A file
-that is missing, damaged or not an image is reported at the end, and the page has the others. A run
-without mistakes is reported in the same way.
+prediction of the image alone, also if the run was tested with mirror images or shifts
+(train.test_flip, train.test_shift), and of a mistake what the test predicted. The page is one file
+and opens without a server. A file that is missing, damaged or not an image is reported at the end,
+and the page has the others. A run without mistakes is reported in the same way.
 
 Exit code 0: done. 2: wrong usage, or no such run. 3: images or data missing or damaged. 4: the run
 cannot be read. 6: memory, a permission, or the page cannot be written. 130: stopped by Ctrl-C.

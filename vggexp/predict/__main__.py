@@ -25,8 +25,8 @@ RUN is a run directory, or a file of vggexp.export: .onnx (needs onnxruntime; pi
 IMAGE is an image of any size and mode, or a folder of images. Each image is turned upright,
 resized by its shorter side, center-cropped to a square, converted to gray if the network takes
 gray images, and normalized as in training. The network computes on the CPU, in fp32. The
-prediction is that of the image alone, also if the run was tested with mirror images
-(train.test_flip).
+prediction is that of the image alone, also if the run was tested with mirror images or shifts
+(train.test_flip, train.test_shift).
 
 Prints a line for each image: file, label and probability; with --top K the K most probable
 labels. A file that is missing, damaged or not an image is reported at the end, after the lines of

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from vggexp.config.derived import decodes_each_epoch
+from vggexp.config.derived import decodes_each_epoch, tested_views
 from vggexp.config.schema import Config, ImageFiles
 from vggexp.runs.times import added_seconds, part_seconds
 from vggexp.system.cpu import default_threads
@@ -69,8 +69,8 @@ def _data_remedy(config: Config) -> str:
 
 
 def _test_remedy(config: Config, result: Mapping[str, Any]) -> str:
-    limit = f"data.test_limit below {result['test_images']}"
-    return f"train.test_flip=null or {limit}" if config.train.test_flip else limit
+    remedies = [f"{key}=null" for key in tested_views(config).keys]
+    return " or ".join([*remedies, f"data.test_limit below {result['test_images']}"])
 
 
 def _startup_remedy(config: Config) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vggexp.config.derived import disk_bytes, disk_limit, layers
+from vggexp.config.derived import disk_bytes, disk_limit, layers, tested_views
 from vggexp.config.hints import hints
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
@@ -78,8 +78,9 @@ def end_banner(config: Config, result: Mapping[str, Any], folder: Path) -> list[
     """
     loss = format_metric(result["test/loss"])
     score = f"test accuracy {result['test/accuracy']:.4f}  loss {loss}"
-    if config.train.test_flip:
-        score += "  with mirror images (train.test_flip)"
+    views = tested_views(config)
+    if views.keys:
+        score += f"  with {views.description} ({', '.join(views.keys)})"
     if config.data.test_limit is not None:
         score += f"  on {plural(result['test_images'], 'image')} (data.test_limit)"
     return [

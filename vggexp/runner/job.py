@@ -10,10 +10,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vggexp import __version__
-from vggexp.config.derived import disk_bytes
+from vggexp.config.derived import disk_bytes, tested_views
 from vggexp.config.keys import to_plain
 from vggexp.config.run_id import identity
 from vggexp.config.schema import Config
@@ -47,7 +48,7 @@ from vggexp.training.loop import (
     is_trained,
     train,
 )
-from vggexp.training.metrics import evaluate, predict, score_logits
+from vggexp.training.metrics import MakeViews, evaluate, image_alone, predict, score_logits
 from vggexp.training.step import divergence_advice
 from vggexp.training.timer import PhaseTimer
 
@@ -283,11 +284,19 @@ def evaluate_epoch(
     for split, (label, loader) in splits.items():
         if loader is not None:
             batches = with_progress(label, loader, console)
-            flip = split == "test" and bool(config.train.test_flip)
+            views = _make_test_views(config, loader) if split == "test" else image_alone
             metrics |= evaluate(
-                model, batches, device_setup.device, device_setup.autocast, split, flip
+                model, batches, device_setup.device, device_setup.autocast, split, views
             )
     return metrics
+
+
+def _make_test_views(config: Config, loader: Loader) -> MakeViews:
+    """Returns what makes the views of a batch of normalized test images."""
+    mean = loader.preprocess.mean
+    pixel = torch.zeros(1, 1 if mean is None else len(mean), 1, 1, device=loader.device)
+    black = loader.preprocess.normalize(pixel)[0]
+    return partial(tested_views(config).make, black=black)
 
 
 def with_progress(label: str, loader: Loader, console: Console) -> Iterator[tuple[Tensor, Tensor]]:
@@ -313,8 +322,8 @@ def _predict_test_set(job: TrainingJob) -> PredictedTestSet:
         load_weights(model, collectives.run_on_rank_zero(load), job.folder)
     collectives.broadcast_(model.buffers())
     batches = with_progress("test", job.data.test, job.console)
-    flip = bool(job.config.train.test_flip)
-    logits, labels = predict(model, batches, job.device_setup.autocast, flip)
+    views = _make_test_views(job.config, job.data.test)
+    logits, labels = predict(model, batches, job.device_setup.autocast, views)
     scores = score_logits(logits, labels, "test")
     if not math.isfinite(scores["test/loss"]):
         raise DivergedError(

@@ -36,7 +36,7 @@ class LoadedRun:
     path: Path  # the run directory
     classes: tuple[str, ...]
     config: Config = field(repr=False)
-    # In eval mode. Sees an image once, also if the run was tested with mirror images.
+    # In eval mode. Sees an image once, also if the run was tested with mirror images or shifts.
     model: nn.Module = field(repr=False)
     preprocess: Preprocess = field(repr=False)
 
@@ -54,7 +54,7 @@ class LoadedRun:
     def predictions(self) -> Predictions:
         """Probabilities and labels of the test images. Raises CheckpointError without a test.
 
-        With `train.test_flip=true` they are means over an image and its mirror image.
+        With `train.test_flip` or `train.test_shift` they are means over the copies of an image.
         """
         return read_predictions(self.path)
 

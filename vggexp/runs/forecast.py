@@ -20,6 +20,7 @@ from vggexp.config.derived import (
     expected_precision,
     input_spec,
     layers,
+    tested_views,
 )
 from vggexp.config.parse import parse_config
 from vggexp.config.run_id import network_name
@@ -126,8 +127,8 @@ def evaluation_passes(config: Config, counts: ImageCounts, epochs: int, is_teste
 
 
 def passes_per_test(config: Config, counts: ImageCounts) -> int:
-    """Returns the forward passes of one test; `train.test_flip` makes it two for each image."""
-    return counts.test * (2 if config.train.test_flip else 1)
+    """Returns the forward passes of one image in one test."""
+    return counts.test * tested_views(config).count
 
 
 def epoch_passes(config: Config, counts: ImageCounts) -> int:

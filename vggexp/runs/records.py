@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from vggexp.config.derived import tested_views
 from vggexp.config.keys import flatten, to_plain
 from vggexp.config.parse import parse_config
 from vggexp.config.run_id import differences, identity, run_hash, run_name
@@ -207,8 +208,9 @@ def done_line(config: Config, result: Mapping[str, Any]) -> str:
         epochs = f"{result['epochs']} of {config.train.epochs} epochs"
         return f"already paused: {epochs} are done (run.until={config.run.until})  {folder}"
     score = f"test accuracy {result['test/accuracy']:.4f}"
-    if config.train.test_flip:
-        score += " with mirror images"
+    views = tested_views(config)
+    if views.keys:
+        score += f" with {views.description}"
     line = f"already finished: {score}  {folder}"
     lost = lost_files(folder, result)
     if not lost:

@@ -1,6 +1,6 @@
 """Metrics of a model, in training and evaluation. Each image counts once, whatever the batches."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from math import ceil, log
 from operator import sub
 from typing import Any
@@ -18,6 +18,14 @@ CALIBRATION_BINS = 15  # bins of confidence, as in Guo et al. 2017
 MIN_PROB = torch.finfo(torch.float32).tiny
 CURVE_POINTS = 50  # of the curves inside the epochs, over CURVE_EPOCHS; each waits for the device
 CURVE_EPOCHS = 5
+
+# Makes the views of a batch of images: see vggexp.data.image_views.
+MakeViews = Callable[[Tensor], Iterable[Tensor]]
+
+
+def image_alone(images: Tensor) -> list[Tensor]:
+    """Returns the only view of images that are neither mirrored nor shifted."""
+    return [images]
 
 
 def point_interval(steps_per_epoch: int) -> int:
@@ -124,17 +132,17 @@ def evaluate(
     device: torch.device,
     autocast: Autocast,
     split: str,
-    flip: bool = False,
+    views: MakeViews = image_alone,
 ) -> dict[str, float]:
     """Returns `split`/loss (cross-entropy in nats) and `split`/accuracy (0..1).
 
     Leaves the model in the mode in which it was.
 
     Args:
-        flip: whether the softmax is the mean over each image and its mirror image.
+        views: makes the copies of a batch over whose softmax the mean is taken.
     """
     sums = MetricSums(device)
-    for logits, labels in _forward(model, batches, autocast, flip):
+    for logits, labels in _forward(model, batches, autocast, views):
         loss = functional.cross_entropy(logits, labels, reduction="sum")
         sums.add(loss, logits, labels)
     return sums.read(split)
@@ -145,16 +153,16 @@ def predict(
     model: nn.Module,
     batches: Iterable[Batch],
     autocast: Autocast,
-    flip: bool = False,
+    views: MakeViews = image_alone,
 ) -> tuple[Tensor, Tensor]:
     """Returns fp32 logits [N, K] and labels [N] on the CPU, in the order of the batches.
 
     Each rank gets the results of all ranks.
 
     Args:
-        flip: as in `evaluate`.
+        views: as in `evaluate`.
     """
-    own_results = list(_forward(model, batches, autocast, flip))
+    own_results = list(_forward(model, batches, autocast, views))
     results = collectives.gather_interleaved(own_results)
     logits = torch.cat([batch_logits for batch_logits, _ in results])
     labels = torch.cat([batch_labels for _, batch_labels in results])
@@ -166,32 +174,33 @@ def _forward(
     model: nn.Module,
     batches: Iterable[Batch],
     autocast: Autocast,
-    flip: bool,
+    views: MakeViews,
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """Yields fp32 logits and labels of each batch, from the model in eval mode.
 
-    With `flip` the softmax of the logits is the mean over an image and its mirror image.
+    The softmax of the logits is the mean over the views of an image.
     """
     training = model.training
     model.eval()
     try:
         for images, labels in batches:
             with autocast():
-                logits = model(images).float()
-                if flip:
-                    logits = log_mean_softmax(logits, model(images.flip(-1)).float())
-            yield logits, labels
+                logits = [model(view).float() for view in views(images)]
+            yield log_mean_softmax(logits), labels
     finally:
         if training:
             train_mode(model)
 
 
-def log_mean_softmax(first: Tensor, second: Tensor) -> Tensor:
-    """Returns logits [N, K] whose softmax is the mean of the softmax of two logits [N, K].
+def log_mean_softmax(view_logits: Sequence[Tensor]) -> Tensor:
+    """Returns logits [N, K] whose softmax is the mean of the softmax of each view's logits [N, K].
 
-    Source: Simonyan and Zisserman 2015, arXiv:1409.1556, section 3.2.
+    The logits of a single view stay as they are.
     """
-    return torch.logaddexp(first.log_softmax(1), second.log_softmax(1)) - log(2)
+    if len(view_logits) == 1:
+        return view_logits[0]
+    log_probs = torch.stack([logits.log_softmax(1) for logits in view_logits])
+    return log_probs.logsumexp(0) - log(len(view_logits))
 
 
 def score_logits(logits: Tensor, labels: Tensor, split: str) -> dict[str, float]:
