@@ -56,15 +56,17 @@ def test_the_default_is_the_run_s_own_test_evaluation(name, command, evaluate):
 
 
 @pytest.mark.parametrize(
-    ("keys", "flags"),
+    ("normalize", "keys", "flags"),
     [
-        (["train.test_flip=true"], ["--flip"]),
-        (["train.test_shift=2"], ["--shift", "2"]),
-        (["train.test_flip=true", "train.test_shift=2"], ["--flip", "--shift", "2"]),
+        ("true", ["train.test_flip=true"], ["--flip"]),
+        ("false", ["train.test_shift=2"], ["--shift", "2"]),
+        ("true", ["train.test_flip=true", "train.test_shift=2"], ["--flip", "--shift", "2"]),
     ],
 )
-def test_a_run_with_several_views_is_the_evaluation_of_them(keys, flags, command, evaluate, capfd):
-    tested = (*keys, "train.test_each_epoch=true", "run.name=a")
+def test_a_run_with_several_views_is_the_evaluation_of_them(
+    normalize, keys, flags, command, evaluate, capfd
+):
+    tested = (*keys, f"data.normalize={normalize}", "train.test_each_epoch=true", "run.name=a")
     command(*TINY, *COLOR, *tested)
     recorded = result("a")
     printed = evaluate("outputs/a", *flags)
@@ -82,6 +84,8 @@ def test_a_run_with_several_views_is_the_evaluation_of_them(keys, flags, command
     names = ", ".join(key.partition("=")[0] for key in keys)
     reason = f"tested with {description} ({names})"
     assert note == f"note: outputs/a was {reason}; give {' '.join(flags)} to evaluate it so\n"
+    main(["outputs/a", "--flip", "--shift", "3"])
+    assert capfd.readouterr().err == note
     validation = evaluate("outputs/a", "--split", "val")
     assert validation["val/loss"] == pytest.approx(recorded["val/loss"], rel=1e-5)
 

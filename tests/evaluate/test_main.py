@@ -99,6 +99,11 @@ REFUSALS = [
         2,
         "--shift 32: must be below the 32 px that outputs/a sees",
     ),
+    (
+        ["outputs/a", "--mode", "dense", "--scales", "40,48", "--shift", "40"],
+        2,
+        "--shift 40: must be below the 40 px that outputs/a sees",
+    ),
     (["outputs/a", "--scales", ""], 2, "argument --scales: : expected"),
     (["outputs/a", "--scales", ",".join(map(str, range(1, 40)))], 2, "expected 1 to 32 sizes"),
     (

@@ -75,9 +75,10 @@ class ImageViews:
             return
         for dim in (-2, -1):
             for step in (self.shift, -self.shift):
-                moved = images.roll(step, dim)
-                start = 0 if step > 0 else images.shape[dim] - self.shift
-                moved.narrow(dim, start, self.shift)[:] = black
+                kept = images.shape[dim] - self.shift
+                moved = images.clone()  # keeps the memory format, which roll does not on CUDA
+                moved[:] = black
+                moved.narrow(dim, max(step, 0), kept)[:] = images.narrow(dim, max(-step, 0), kept)
                 yield moved
 
 

@@ -33,7 +33,7 @@ size S alone. The paper uses S-32, S and S+32 for S=256, and 256, 384 and 512 af
 scale jitter, with crops of 224. An image of exactly the crop size has only one crop. A smaller
 image gets a black border. --flip adds the mirror image of each view: use it for photographs, not
 for digits. --shift N adds each view moved by N pixels up, down, left and right, black outside: use
-it for small images, after training with augment.crop. --with RUN2 averages the softmax of several
+it for small images that fill the training size. --with RUN2 averages the softmax of several
 runs over the same images; the folder of a sweep stands for its other runs in the state of RUN,
 finished or paused. --split val evaluates the validation images in place of the test images.
 --checkpoint STEP evaluates the checkpoint of that step in RUN/checkpoints in place of the tested
@@ -69,9 +69,9 @@ def _evaluate(argv: Sequence[str]) -> str:
     if arguments.checkpoint is not None:
         _check_checkpoint(folders, arguments.checkpoint)
     for folder in folders:
-        data_root.locate_data(load_config(folder), folder, arguments.data)
-    if arguments.shift:
-        _check_shift(folders, arguments.shift, arguments.mode, arguments.scales)
+        config = data_root.locate_data(load_config(folder), folder, arguments.data)
+        if arguments.shift:
+            _check_shift(folder, input_spec(config).size, arguments)
     _print_notes(runs, arguments)
     # Imports torch, so this import follows the checks of the command.
     from vggexp.evaluate.evaluation import EvalOptions, evaluate_runs, format_report
@@ -221,7 +221,7 @@ def _print_notes(runs: Sequence[RunRecord], arguments: argparse.Namespace) -> No
         if arguments.checkpoint is None:
             cli.warn_newest_checkpoint(run)
         tested = recorded_views(run.config)
-        if is_test and run.state == "finished" and evaluated.count < tested.count:
+        if is_test and run.state == "finished" and tested.keys and evaluated != tested:
             reason = f"tested with {tested.description} ({', '.join(tested.keys)})"
             line = f"note: {run.folder} was {reason}; give {tested.flags} to evaluate it so"
             Console(None, sys.stderr).line(line)
@@ -253,16 +253,15 @@ def _check_dense_scale(folder: Path, scale: int) -> None:
         )
 
 
-def _check_shift(
-    folders: Sequence[Path], shift: int, mode: str, scales: Sequence[int] | None
-) -> None:
-    """Raises ConfigError if nothing of a view would be left."""
-    for folder in folders:
-        size = input_spec(load_config(folder)).size
-        if mode in ("dense", "both") and scales:
-            size = min(size, *scales)
-        if shift >= size:
-            raise ConfigError(f"--shift {shift}: must be below the {size} px that {folder} sees")
+def _check_shift(folder: Path, size: int, arguments: argparse.Namespace) -> None:
+    """Raises ConfigError if nothing would be left of a view by a run that was trained at `size`."""
+    sizes = [size] if arguments.mode != "dense" else []
+    if arguments.mode in ("dense", "both"):
+        sizes += arguments.scales or [size]
+    if arguments.shift >= min(sizes):
+        raise ConfigError(
+            f"--shift {arguments.shift}: must be below the {min(sizes)} px that {folder} sees"
+        )
 
 
 def _check_same_images(first: RunRecord, other: RunRecord, split: str) -> None:

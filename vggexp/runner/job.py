@@ -48,7 +48,7 @@ from vggexp.training.loop import (
     is_trained,
     train,
 )
-from vggexp.training.metrics import MakeViews, evaluate, image_alone, predict, score_logits
+from vggexp.training.metrics import IMAGE_ALONE, MakeViews, evaluate, predict, score_logits
 from vggexp.training.step import divergence_advice
 from vggexp.training.timer import PhaseTimer
 
@@ -284,7 +284,7 @@ def evaluate_epoch(
     for split, (label, loader) in splits.items():
         if loader is not None:
             batches = with_progress(label, loader, console)
-            views = _make_test_views(config, loader) if split == "test" else image_alone
+            views = _make_test_views(config, loader) if split == "test" else IMAGE_ALONE
             metrics |= evaluate(
                 model, batches, device_setup.device, device_setup.autocast, split, views
             )

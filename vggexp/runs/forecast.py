@@ -127,7 +127,7 @@ def evaluation_passes(config: Config, counts: ImageCounts, epochs: int, is_teste
 
 
 def passes_per_test(config: Config, counts: ImageCounts) -> int:
-    """Returns the forward passes of one image in one test."""
+    """Returns the forward passes of a test, which sees each image in one or more views."""
     return counts.test * tested_views(config).count
 
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from vggexp.data.image_views import ImageViews
 from vggexp.distributed import collectives
 from vggexp.models.transfer import train_mode
 from vggexp.training.step import Autocast, Batch
@@ -21,11 +22,7 @@ CURVE_EPOCHS = 5
 
 # Makes the views of a batch of images: see vggexp.data.image_views.
 MakeViews = Callable[[Tensor], Iterable[Tensor]]
-
-
-def image_alone(images: Tensor) -> list[Tensor]:
-    """Returns the only view of images that are neither mirrored nor shifted."""
-    return [images]
+IMAGE_ALONE: MakeViews = ImageViews().make
 
 
 def point_interval(steps_per_epoch: int) -> int:
@@ -132,7 +129,7 @@ def evaluate(
     device: torch.device,
     autocast: Autocast,
     split: str,
-    views: MakeViews = image_alone,
+    views: MakeViews = IMAGE_ALONE,
 ) -> dict[str, float]:
     """Returns `split`/loss (cross-entropy in nats) and `split`/accuracy (0..1).
 
@@ -153,7 +150,7 @@ def predict(
     model: nn.Module,
     batches: Iterable[Batch],
     autocast: Autocast,
-    views: MakeViews = image_alone,
+    views: MakeViews = IMAGE_ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Returns fp32 logits [N, K] and labels [N] on the CPU, in the order of the batches.
 
