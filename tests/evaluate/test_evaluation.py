@@ -97,7 +97,7 @@ def test_a_run_with_several_views_is_the_evaluation_of_them(
         ("crops", "36", ["--flip"], 50),
         ("both", "40,32,40", [], 52),
         ("single", "9", ["--flip"], 2),
-        ("dense", "32,40", ["--flip", "--shift", "3"], 20),
+        ("dense", "40,48", ["--flip", "--shift", "35"], 20),
     ],
 )
 def test_each_mode(mode, scales, copies, views, command, evaluate):

@@ -99,6 +99,8 @@ REFUSALS = [
         2,
         "--shift 32: must be below the 32 px that outputs/a sees",
     ),
+    (["outputs/a", "--scales", "9,40", "--shift", "9"], 2, "below the 9 px that outputs/a sees"),
+    (["outputs/a", "--scales", "40", "--shift", "32"], 2, "below the 32 px that outputs/a sees"),
     (
         ["outputs/a", "--mode", "dense", "--scales", "40,48", "--shift", "40"],
         2,

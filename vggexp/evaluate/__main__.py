@@ -254,10 +254,10 @@ def _check_dense_scale(folder: Path, scale: int) -> None:
 
 
 def _check_shift(folder: Path, size: int, arguments: argparse.Namespace) -> None:
-    """Raises ConfigError if nothing would be left of a view by a run that was trained at `size`."""
-    sizes = [size] if arguments.mode != "dense" else []
-    if arguments.mode in ("dense", "both"):
-        sizes += arguments.scales or [size]
+    """Raises ConfigError if nothing would be left of an image; the run was trained at `size`."""
+    sizes = [*(arguments.scales or [size])]
+    if arguments.mode != "dense":
+        sizes.append(size)
     if arguments.shift >= min(sizes):
         raise ConfigError(
             f"--shift {arguments.shift}: must be below the {min(sizes)} px that {folder} sees"
