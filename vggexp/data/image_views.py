@@ -42,6 +42,11 @@ class ImageViews:
         return " and ".join(name for name, _, _ in self._parts())
 
     @property
+    def suffix(self) -> str:
+        """The description behind ` with `; empty for the image alone."""
+        return f" with {self.description}" if self.description else ""
+
+    @property
     def keys(self) -> list[str]:
         """The keys with which a run tests so."""
         return [key for _, key, _ in self._parts()]

@@ -222,7 +222,7 @@ def _print_notes(runs: Sequence[RunRecord], arguments: argparse.Namespace) -> No
             cli.warn_newest_checkpoint(run)
         tested = recorded_views(run.config)
         if is_test and run.state == "finished" and tested.keys and evaluated != tested:
-            reason = f"tested with {tested.description} ({', '.join(tested.keys)})"
+            reason = f"tested{tested.suffix} ({', '.join(tested.keys)})"
             line = f"note: {run.folder} was {reason}; give {tested.flags} to evaluate it so"
             Console(None, sys.stderr).line(line)
 

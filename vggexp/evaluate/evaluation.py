@@ -360,14 +360,12 @@ def format_report(result: EvaluationResult) -> str:
 
 
 def format_heading(result: EvaluationResult) -> str:
-    copies = result.image_views.description
-    with_copies = f" with {copies}" if copies else ""
     times = "once" if result.views == 1 else f"{result.views} times"
     first = result.runs[0]
     steps = " and ".join(dict.fromkeys(str(scores.checkpoint) for scores in result.runs))
     paused = "" if first.paused_at is None else f", paused after epoch {first.paused_at}"
     return (
-        f"{result.mode} at {_join(result.scales)} px{with_copies}: "
+        f"{result.mode} at {_join(result.scales)} px{result.image_views.suffix}: "
         f"{result.images:,} {SPLIT_NAMES[result.split]} images seen {times}, "
         f"weights of step {steps}, {first.device} {first.precision}{paused}"
     )

@@ -120,10 +120,9 @@ def check_parity(
 def format_parity(result: ParityResult) -> str:
     """Returns `360 test images: maximum difference 2.1e-07 from predictions.npz (cpu fp32 ...`."""
     share = result.same_labels / result.images
-    copies = ImageViews(result.flip, result.shift).description
-    with_copies = f" with {copies}" if copies else ""
+    views = ImageViews(result.flip, result.shift)
     return (
-        f"{result.images:,} test images{with_copies}: "
+        f"{result.images:,} test images{views.suffix}: "
         f"maximum difference {result.max_difference:.2g} from predictions.npz "
         f"({result.device} {result.precision} explains {result.tolerance:g}), "
         f"{result.max_difference_here:.2g} from the network here; "

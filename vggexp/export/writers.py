@@ -165,7 +165,7 @@ def _check_comparable(folder: Path, config: Config, metadata: ModelMetadata) -> 
     views = tested_views(config)
     if views.shift and metadata.side != metadata.size:
         raise ConfigError(
-            f"--preprocess: {folder} was tested with {views.description} at {metadata.size} px, "
+            f"--preprocess: {folder} was tested{views.suffix} at {metadata.size} px, "
             f"and the file would resize from {metadata.side} px; "
             "leave it out, or add --unchecked to export without the comparison"
         )

@@ -80,7 +80,7 @@ def end_banner(config: Config, result: Mapping[str, Any], folder: Path) -> list[
     score = f"test accuracy {result['test/accuracy']:.4f}  loss {loss}"
     views = tested_views(config)
     if views.keys:
-        score += f"  with {views.description} ({', '.join(views.keys)})"
+        score += f" {views.suffix} ({', '.join(views.keys)})"
     if config.data.test_limit is not None:
         score += f"  on {plural(result['test_images'], 'image')} (data.test_limit)"
     return [

@@ -207,10 +207,7 @@ def done_line(config: Config, result: Mapping[str, Any]) -> str:
     if result.get("state") == "paused":
         epochs = f"{result['epochs']} of {config.train.epochs} epochs"
         return f"already paused: {epochs} are done (run.until={config.run.until})  {folder}"
-    score = f"test accuracy {result['test/accuracy']:.4f}"
-    views = tested_views(config)
-    if views.keys:
-        score += f" with {views.description}"
+    score = f"test accuracy {result['test/accuracy']:.4f}{tested_views(config).suffix}"
     line = f"already finished: {score}  {folder}"
     lost = lost_files(folder, result)
     if not lost:
