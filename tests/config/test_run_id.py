@@ -81,6 +81,7 @@ OTHER_VALUES = {
     "augment.scale": [1, 2],
     "augment.mixup": 0.5,
     "augment.cutmix": 0.5,
+    "augment.flip_only_fraction": 0.2,
     "data.cache": "ram",
     "data.classes": 4,
     "data.limit": 5000,

@@ -4,9 +4,10 @@ import pytest
 import torch
 from PIL import Image
 
+from vggexp.data.augment import NO_AUGMENTATION, Augment
 from vggexp.data.image_stats import color_basis
 from vggexp.data.loaders import StreamingLoader
-from vggexp.data.transforms import NO_AUGMENTATION, Augment, Preprocess
+from vggexp.data.transforms import Preprocess
 from vggexp.data.workers import decode_images
 from vggexp.rng import generator
 

@@ -4,8 +4,9 @@ import pytest
 import torch
 
 from tests.data.conftest import COUNT, CPU, SIZE, STRONG, assert_same_batches
+from vggexp.data.augment import NO_AUGMENTATION, Augment
 from vggexp.data.loaders import InMemoryLoader, epoch_permutation
-from vggexp.data.transforms import NO_AUGMENTATION, Augment, Preprocess
+from vggexp.data.transforms import Preprocess
 from vggexp.data.workers import decode_images
 from vggexp.rng import generator
 

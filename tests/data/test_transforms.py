@@ -6,11 +6,10 @@ import pytest
 import torch
 from torchvision.transforms.v2 import functional as torchvision
 
+from vggexp.data.augment import NO_AUGMENTATION, Augment
 from vggexp.data.image_stats import channel_mean_std, color_basis
 from vggexp.data.transforms import (
-    NO_AUGMENTATION,
     NO_CHANGES,
-    Augment,
     AugmentParams,
     Crop,
     CropWindow,

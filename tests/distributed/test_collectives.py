@@ -11,8 +11,9 @@ from torch import multiprocessing, nn
 from torch.nn import functional
 
 from tests.conftest import write_images
+from vggexp.data.augment import Augment
 from vggexp.data.loaders import InMemoryLoader, StreamingLoader
-from vggexp.data.transforms import Augment, Preprocess
+from vggexp.data.transforms import Preprocess
 from vggexp.distributed import collectives
 from vggexp.distributed.rank import RankInfo
 from vggexp.distributed.stop import DistributedStop

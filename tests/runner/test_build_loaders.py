@@ -9,10 +9,10 @@ import torch
 
 from tests.conftest import write_images
 from vggexp.config.compose import parse_command
+from vggexp.data.augment import NO_AUGMENTATION, Augment
 from vggexp.data.datasets import synthetic_dataset
 from vggexp.data.image_stats import channel_mean_std, color_basis
 from vggexp.data.loaders import epoch_permutation
-from vggexp.data.transforms import NO_AUGMENTATION, Augment
 from vggexp.data.workers import ImageDecoder, decode_images
 from vggexp.distributed import collectives
 from vggexp.distributed.rank import RankInfo

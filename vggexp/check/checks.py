@@ -47,7 +47,9 @@ EXPLODED = 4.0
 MEMORIZED = 0.1
 LEARNING = 0.8  # relative to the first loss
 SHOWN_SHARE = 0.005  # of a class in a mixed image; less is printed as 0.00
-NO_AUGMENT = Augment(flip=0, crop=0, scale=None, color=0, erase=0, mixup=None, cutmix=None)
+NO_AUGMENT = Augment(
+    flip=0, crop=0, scale=None, color=0, erase=0, mixup=None, cutmix=None, flip_only_fraction=None
+)
 
 
 @dataclass(frozen=True)

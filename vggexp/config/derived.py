@@ -170,6 +170,15 @@ def ends_with_test(config: Config) -> bool:
     return command_epochs(config) == config.train.epochs
 
 
+def flip_only_epoch(config: Config) -> int | None:
+    """Returns the epoch, counted from 0, from which training images are at most mirrored."""
+    fraction = config.augment.flip_only_fraction
+    if fraction is None:
+        return None
+    epochs = config.train.epochs
+    return epochs - round(fraction * epochs)
+
+
 def tested_views(config: Config) -> ImageViews:
     """Returns the copies of each image by which the run's own test predicts it."""
     return ImageViews(bool(config.train.test_flip), config.train.test_shift or 0)

@@ -125,8 +125,10 @@ def only_more_epochs(
     recorded: Mapping[str, Any],
     current: Mapping[str, Any],
 ) -> bool:
-    """Returns whether the command raises train.epochs under a schedule that allows it."""
+    """Returns whether the command raises train.epochs and nothing else depends on them."""
     if current["scheduler.name"] not in OPEN_ENDED_SCHEDULES:
+        return False
+    if "augment.flip_only_fraction" in current:  # a share of all epochs
         return False
     epochs = recorded.get("train.epochs", 0)
     return isinstance(epochs, int) and current["train.epochs"] > epochs

@@ -167,6 +167,7 @@ class Augment:
     erase: Share
     mixup: Annotated[float, Range(0, 100, open_low=True)] | None
     cutmix: Annotated[float, Range(0, 100, open_low=True)] | None
+    flip_only_fraction: InnerShare | None
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from vggexp.data.augment import NO_AUGMENTATION, Augment
 from vggexp.data.image_stats import color_basis
 from vggexp.data.transforms import (
-    NO_AUGMENTATION,
     NO_CHANGES,
-    Augment,
     AugmentParams,
     CropWindow,
     Preprocess,
@@ -139,7 +138,8 @@ class InMemoryLoader:
 
         So an image gets the same changes for any number of ranks.
         """
-        if not any(self.augment):
+        augment = self.augment.in_epoch(epoch)
+        if not any(augment):
             return NO_CHANGES
         height, width = self.images.shape[-2:]
         changes = sample_augmentation(
@@ -148,7 +148,7 @@ class InMemoryLoader:
             height,
             width,
             self.preprocess.size,
-            self.augment,
+            augment,
             self.basis,
         )
         rows = collectives.rank_slice()

@@ -43,12 +43,14 @@ class MixingLoader:
     """Yields the training batches of another loader, mixed.
 
     The draws depend only on (seed, epoch, batch). Each of several ranks mixes its own images.
+    From epoch `unmixed_from` on, counted from 0, each image has its own label alone.
     """
 
-    def __init__(self, loader: Loader, mix: Mix, classes: int):
+    def __init__(self, loader: Loader, mix: Mix, classes: int, unmixed_from: int | None = None):
         self.loader = loader
         self.mix = mix
         self.classes = classes
+        self.unmixed_from = unmixed_from
         self.count = loader.count
         self.labels = loader.labels  # not mixed
         self.batches_per_epoch = loader.batches_per_epoch
@@ -56,6 +58,10 @@ class MixingLoader:
     def train(self, epoch: int, start: int = 0) -> Iterator[Batch]:
         """Yields images as the loader does, and labels as float32 [B, classes] that add up to 1."""
         loader = self.loader
+        if self.unmixed_from is not None and epoch >= self.unmixed_from:
+            for images, labels in loader.train(epoch, start):
+                yield images, functional.one_hot(labels, self.classes).float()
+            return
         for index, (images, labels) in enumerate(loader.train(epoch, start), start):
             count = min(loader.batch_size, self.count - index * loader.batch_size)
             draws = generator(loader.seed, "mix", epoch, index)

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from vggexp.data.augment import NO_AUGMENTATION, Augment
+
 # Uniform draws for each image, used or not: enabling one operation leaves the draws of the
 # others as they are. Column 0: scale. 1, 2: position. 3, 4: shift. 5: flip. 6 to 10: erasing.
 DRAWS_PER_IMAGE = 11
@@ -23,22 +25,6 @@ DRAWS_PER_IMAGE = 11
 # RandomErasing: uniform in the area, which ends at 0.33 there, and in the logarithm of the aspect.
 ERASED_AREA = (0.02, 0.4)  # share of the image
 ERASED_ASPECT = (0.3, 1 / 0.3)  # height over width
-
-
-class Augment(NamedTuple):
-    """Random changes of training images; all are off by default.
-
-    Sources: He et al. 2016 (arXiv:1512.03385), section 4.2, for `crop`; Simonyan and Zisserman
-    2015 (arXiv:1409.1556), section 3.1, for `scale`; Krizhevsky et al. 2012, section 4.1, for
-    `color`, in standard deviations as in its author's program (see `image_stats.color_basis`);
-    Zhong et al. 2020 (arXiv:1708.04896) for `erase`, in torchvision's form (see `erase_boxes`).
-    """
-
-    flip: float = 0  # probability
-    crop: int = 0  # largest shift, in pixels of the output
-    scale: tuple[float, ...] | None = None  # (low, high) >= 1: shorter side over size
-    color: float = 0  # standard deviation, in units of `image_stats.color_basis`
-    erase: float = 0  # probability
 
 
 class Crop(NamedTuple):
@@ -82,7 +68,6 @@ class AugmentParams(NamedTuple):
         )
 
 
-NO_AUGMENTATION = Augment()
 NO_CHANGES = AugmentParams()
 
 

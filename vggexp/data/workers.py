@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
+from vggexp.data.augment import NO_AUGMENTATION, Augment
 from vggexp.data.image_file import read_image
 from vggexp.data.transforms import (
-    NO_AUGMENTATION,
     NO_CHANGES,
-    Augment,
     AugmentParams,
     crop,
     resize_center_crop,
@@ -73,7 +72,8 @@ class ImageDecoder:
 
     def _decode(self, epoch: int | None, index: int) -> DecodedImages:
         image = read_image(self.paths[index])[None]
-        if epoch is None or not any(self.augment):
+        augment = NO_AUGMENTATION if epoch is None else self.augment.in_epoch(epoch)
+        if not any(augment):
             return resize_center_crop(image, self.size), NO_CHANGES
         height, width = image.shape[-2:]
         changes = sample_augmentation(
@@ -82,7 +82,7 @@ class ImageDecoder:
             height,
             width,
             self.size,
-            self.augment,
+            augment,
             self.basis,
         )
         if changes.window is None:

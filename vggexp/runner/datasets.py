@@ -9,9 +9,10 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vggexp.config.derived import decodes_each_epoch, input_spec
+from vggexp.config.derived import decodes_each_epoch, flip_only_epoch, input_spec
 from vggexp.config.schema import Config, ImageFiles, Synthetic, Torchvision
 from vggexp.config.validate import image_count_problems
+from vggexp.data.augment import Augment
 from vggexp.data.catalog import DatasetSplits
 from vggexp.data.datasets import TensorDataset, load_dataset, synthetic_dataset
 from vggexp.data.image_folder import FolderIndex, index_folder
@@ -20,7 +21,7 @@ from vggexp.data.loaders import InMemoryLoader, Loader, StreamingLoader
 from vggexp.data.mix import Mix, MixingLoader
 from vggexp.data.split import stratified_sample, train_val_split
 from vggexp.data.torchvision_data import load_torchvision
-from vggexp.data.transforms import Augment, Preprocess
+from vggexp.data.transforms import Preprocess
 from vggexp.data.workers import decode_images, print_warning
 from vggexp.distributed import collectives
 from vggexp.errors import ConfigError, DataError
@@ -243,8 +244,15 @@ def _streaming_loaders(
 
 def _augment(config: Config) -> Augment:
     """Returns the changes of single images."""
-    values = {name: getattr(config.augment, name) for name in Augment._fields}
-    return Augment(**values)
+    augment = config.augment
+    return Augment(
+        flip=augment.flip,
+        crop=augment.crop,
+        scale=augment.scale,
+        color=augment.color,
+        erase=augment.erase,
+        flip_only_from=flip_only_epoch(config),
+    )
 
 
 def _mixed(loader: Loader, config: Config, classes: Sequence[str]) -> Loader | MixingLoader:
@@ -252,7 +260,7 @@ def _mixed(loader: Loader, config: Config, classes: Sequence[str]) -> Loader | M
     mix = Mix(config.augment.mixup, config.augment.cutmix)
     if mix == Mix():
         return loader
-    return MixingLoader(loader, mix, len(classes))
+    return MixingLoader(loader, mix, len(classes), flip_only_epoch(config))
 
 
 def _split_indices(labels: Tensor, config: Config) -> tuple[Tensor, Tensor]:
