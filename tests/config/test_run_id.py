@@ -317,6 +317,17 @@ def test_more_epochs_are_no_difference_for_an_open_ended_schedule(schedule, epoc
     assert differences(recorded, {**recorded, "train.epochs": epochs}) == expected
 
 
+def test_more_epochs_are_a_difference_if_the_last_ones_only_flip():
+    recorded = {
+        "scheduler.name": "constant",
+        "train.epochs": 5,
+        "augment.flip_only_fraction": 0.2,
+    }
+    assert differences(recorded, {**recorded, "train.epochs": 6}) == [
+        "train.epochs: run has 5, command says 6"
+    ]
+
+
 def name_sweep(jobs, configs):
     return sweep_name(jobs, configs, map(run_hash, configs))
 

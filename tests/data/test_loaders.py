@@ -1,5 +1,7 @@
 """A batch is a pure function of (seed, epoch, index), for any first batch and any decoder."""
 
+from functools import partial
+
 import pytest
 import torch
 
@@ -79,6 +81,14 @@ def test_the_seed_and_the_epoch_change_the_batches(augment):
     for loader, index in ((in_memory_loader(augment), 4), (in_memory_loader(augment, seed=1), 3)):
         with pytest.raises(AssertionError):
             assert_same_batches(loader.train(index), epoch)
+
+
+def test_the_last_epochs_only_flip(streaming_loader):
+    ending = STRONG._replace(flip_only_from=2)
+    flips = Augment(flip=STRONG.flip)
+    for make in (in_memory_loader, partial(streaming_loader, 0)):
+        for epoch, expected in enumerate((STRONG, STRONG, flips, flips)):
+            assert_same_batches(make(ending).train(epoch), make(expected).train(epoch))
 
 
 def test_an_evaluation_is_not_augmented():

@@ -8,6 +8,7 @@ import torch
 from torch.nn import functional
 from torchvision.transforms import v2
 
+from tests.data.conftest import assert_same_batches
 from tests.data.test_loaders import in_memory_loader
 from vggexp.data.mix import Mix, MixingLoader, label_shares, mix_images, mix_labels, sample_mix
 from vggexp.data.transforms import box_mask
@@ -135,3 +136,14 @@ def test_the_labels_of_an_image_add_up_to_one():
     loader = MixingLoader(in_memory_loader(), BOTH, CLASSES)
     labels = torch.cat([labels for _, labels in loader.train(0)])
     torch.testing.assert_close(labels.sum(1), torch.ones(len(labels)))
+
+
+def test_the_last_epochs_are_not_mixed():
+    plain = in_memory_loader()
+    loader = MixingLoader(plain, BOTH, CLASSES, unmixed_from=2)
+    always = MixingLoader(plain, BOTH, CLASSES)
+    assert_same_batches(loader.train(1), always.train(1))
+    unmixed = [
+        (images, functional.one_hot(labels, CLASSES)) for images, labels in plain.train(2, 1)
+    ]
+    assert_same_batches(loader.train(2, 1), unmixed)

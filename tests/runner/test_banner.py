@@ -66,3 +66,14 @@ def test_small_numbers_have_small_units(command):
     assert training == "training 1 epoch of 3 steps, batch 32, SGD lr 0.01"
     assert device.endswith("  1 thread")
     assert folder.endswith("  (checkpoints of 253.9 kB, 1.016 MB at most)")
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(
+    ("fraction", "end"), [(0.5, "lr 0.01, from epoch 2 on only flips"), (0.1, "lr 0.01")]
+)
+def test_the_start_says_which_epochs_only_flip(command, fraction, end):
+    options = [*TINY, "train.epochs=2", "augment=strong", "run.until=1"]
+    code, out, _ = command(*options, f"augment.flip_only_fraction={fraction}")
+    assert code == 0
+    assert out.splitlines()[2].endswith(end)
