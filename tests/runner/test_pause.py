@@ -1,6 +1,7 @@
 """Tests `run.until`: a run that pauses after an epoch, and continues to the bits of a whole run."""
 
 import json
+import shlex
 import shutil
 from pathlib import Path
 
@@ -193,6 +194,15 @@ def test_the_commands_know_a_paused_run(command, capfd):
     assert predict(["outputs/a", "image.png"]) == 0
     warning = "warning: outputs/a is paused after epoch 2 of 4: using its newest checkpoint"
     assert warning in capfd.readouterr().err
+
+
+def test_the_command_that_a_refusal_suggests_ends_the_run(paused, capfd):
+    assert export(["outputs/a", "--format", "torch"]) == 4
+    _, _, suggested = capfd.readouterr().err.partition("; continue outputs/a with: ")
+    words = shlex.split(suggested)
+    assert words[:3] == ["python", "-m", "vggexp"]
+    assert paused(*words[3:])[0] == 0
+    assert result("a")["state"] == "finished"
 
 
 @pytest.mark.usefixtures("paused")

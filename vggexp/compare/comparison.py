@@ -16,6 +16,7 @@ from vggexp.data.image_views import ImageViews, recorded_views
 from vggexp.errors import CheckpointError, ConfigError
 from vggexp.formatting import format_value
 from vggexp.runs import predictions
+from vggexp.runs.continuation import check_states
 from vggexp.runs.records import RunRecord, fingerprint, read_run, settings, test_fingerprint
 
 # Up to this number of groups, all pairs are tested. With more groups, every group is tested
@@ -116,9 +117,7 @@ def read_tested_runs(folders: Sequence[Path]) -> list[TestedRun]:
         raise ConfigError(
             f"RUN: two different run directories or more are compared, given {count}; see --help"
         )
-    unfinished = [f"{run.folder} is {run.state}" for run in runs if run.state != "finished"]
-    if unfinished:
-        raise CheckpointError(f"{', '.join(unfinished)}; only finished runs can be compared")
+    check_states(runs, "compared")
     return [_read_tested_run(run) for run in runs]
 
 

@@ -15,6 +15,7 @@ from vggexp.formatting import SPLIT_NAMES, format_value
 from vggexp.loggers.console import Console
 from vggexp.models import shapes
 from vggexp.runs import data_root, directory
+from vggexp.runs.continuation import check_states
 from vggexp.runs.records import RunRecord, fingerprint, load_config, read_run, test_fingerprint
 from vggexp.runs.sweeps import runs_in_state
 
@@ -51,6 +52,7 @@ was written.
 
 MODES = ("single", "dense", "crops", "both")
 SPLITS = ("test", "val")
+STATES = ("finished", "paused")  # of the runs that can be evaluated
 VAL_KEYS = ("data.val_fraction", "data.limit", "seed")  # choose the validation images
 MAX_PIXELS = 4096  # pixels, the same as for data.resize
 MAX_SCALES = 32  # scales
@@ -144,7 +146,7 @@ def _other_runs(folder: Path, others: Sequence[Path]) -> list[Path]:
         return []
     directory.require_run(folder)
     run = read_run(folder)
-    _check_states([run])
+    check_states([run], "evaluated", STATES)
     found = []
     for other in others:
         members = runs_in_state(other, run.state, cli.warn_left_out)
@@ -189,7 +191,7 @@ def check_runs(
             raise ConfigError(f"--with {folder}: given twice, and would count twice")
         resolved.append(folder.resolve())
     runs = [read_run(folder) for folder in folders]
-    _check_states(runs)
+    check_states(runs, "evaluated", STATES)
     if mode in ("dense", "both") and scales:
         for folder in folders:
             _check_dense_scale(folder, min(scales))
@@ -199,18 +201,6 @@ def check_runs(
     for other in runs[1:]:
         _check_same_images(runs[0], other, split)
     return runs
-
-
-def _check_states(runs: Sequence[RunRecord]) -> None:
-    """Raises CheckpointError unless every run is finished or paused."""
-    unfinished = []
-    for run in runs:
-        if run.state not in ("finished", "paused"):
-            unfinished.append(f"{run.folder} is {run.state}")
-    if unfinished:
-        raise CheckpointError(
-            f"{', '.join(unfinished)}; only finished and paused runs can be evaluated"
-        )
 
 
 def _print_notes(runs: Sequence[RunRecord], arguments: argparse.Namespace) -> None:

@@ -10,9 +10,10 @@ from pathlib import Path
 
 from vggexp import cli
 from vggexp.cli import NOTHING_WRITTEN
-from vggexp.errors import CheckpointError, ConfigError, ResourceError
+from vggexp.errors import ConfigError, ResourceError
 from vggexp.export import torchvision_code
 from vggexp.runs import data_root, directory
+from vggexp.runs.continuation import check_states
 from vggexp.runs.predictions import read
 from vggexp.runs.records import load_config, read_run
 from vggexp.system.files import check_output_file
@@ -99,9 +100,7 @@ def check_arguments(arguments: argparse.Namespace, path: Path) -> None:
         raise ConfigError(
             f"--format {arguments.format}: needs {', '.join(missing)}; pip install 'vggexp[export]'"
         )
-    state = read_run(arguments.run).state
-    if state != "finished":
-        raise CheckpointError(f"{arguments.run} is {state}; only finished runs can be exported")
+    check_states([read_run(arguments.run)], "exported")
     data_root.locate_data(load_config(arguments.run), arguments.run, arguments.data)
     if arguments.format == "torchvision":
         _check_torchvision(arguments)

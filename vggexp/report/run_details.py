@@ -1,17 +1,13 @@
 """Collects what the page shows of one run in a panel: scores, settings, time, environment."""
 
-import contextlib
-import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from vggexp.config.keys import flatten
 from vggexp.config.validate import OBJECTIVES
-from vggexp.errors import VggexpError
 from vggexp.formatting import duration, format_bytes, format_value
 from vggexp.report.table import Table, display_cell, run_metrics
-from vggexp.runs import schema
-from vggexp.runs.directory import OVERRIDES
+from vggexp.runs.continuation import continuation, read_command
 from vggexp.runs.records import RunRecord
 from vggexp.runs.times import added_seconds, part_seconds
 
@@ -53,34 +49,6 @@ def run_details(table: Table) -> list[dict[str, Any]]:
             }
         )
     return details
-
-
-def read_command(run: RunRecord) -> str | None:
-    """Returns the command that was typed for the run, for a shell; None if it is not recorded."""
-    with contextlib.suppress(VggexpError, FileNotFoundError):
-        text = schema.read_bytes(run.folder / OVERRIDES).decode("utf-8", "replace")
-        words = text.splitlines()
-        if any(word.startswith("sweep=") for word in words):  # of a job, which is one run
-            words.insert(0, "hydra.mode=RUN")
-        return shlex.join(["python", "-m", "vggexp", *words])
-    return None
-
-
-def continuation(run: RunRecord) -> str:
-    """Returns what makes the command of a run continue it; of a finished run, train it again."""
-    is_new_each_time = run.config.get("resume") == "never"
-    if run.state == "finished":
-        if is_new_each_time:
-            return "The same command trains the finished run again."
-        return "Add resume=never to train the finished run again."
-    until = run.config.get("run.until") if run.state == "paused" else None
-    changes = []
-    if is_new_each_time:
-        changes.append(f"with run.name={run.name} in place of resume=never")
-    if until is not None:
-        changes.append(f"without run.until={until}")
-    sentence = f"{' and '.join(changes)} the same command continues the run.".lstrip()
-    return sentence[0].upper() + sentence[1:]
 
 
 def _scores(run: RunRecord) -> Texts:

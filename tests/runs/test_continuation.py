@@ -1,0 +1,97 @@
+"""Checks by which command a run continues."""
+
+import shlex
+
+import pytest
+
+from tests.report.conftest import make_record
+from vggexp.config.compose import parse_command
+from vggexp.config.run_id import run_hash
+from vggexp.errors import CheckpointError
+from vggexp.runs.continuation import check_states, continuation, continuing_command, read_command
+from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep
+
+NEVER = {"resume": "never"}
+UNTIL = {"run.until": 2}
+
+
+def typed(folder, overrides, **record):
+    """Makes the record of a run in `folder` that was started with these overrides."""
+    (folder / "overrides.txt").write_text("".join(f"{word}\n" for word in overrides))
+    return make_record("a", **record)._replace(folder=folder)
+
+
+def test_the_command_is_quoted_for_a_shell(tmp_path):
+    overrides = ["arch.blocks=[[1,16],[2,32]]", "optimizer.lr=0.1", "run.name=it's"]
+    command = read_command(typed(tmp_path, overrides))
+    assert "'arch.blocks=[[1,16],[2,32]]' optimizer.lr=0.1" in command
+    assert shlex.split(command) == ["python", "-m", "vggexp", *overrides]
+
+
+@pytest.mark.parametrize("sweep", ["lr_depth", "lr_range", "networks"])
+def test_the_command_of_a_job_of_a_sweep_file_is_one_run(sweep, tmp_path):
+    command = parse_command([f"sweep={sweep}"])
+    job = expand_sweep(command, compose_outline(command)).jobs[-1]
+    words = shlex.split(read_command(typed(tmp_path, job.overrides)))
+    config = compose_run(parse_command(words[3:]))
+    assert run_hash(config) == run_hash(job.config)
+
+
+def test_without_overrides_the_command_is_unknown(tmp_path):
+    assert read_command(make_record("a")._replace(folder=tmp_path)) is None
+
+
+@pytest.mark.parametrize(
+    ("state", "keys", "words"),
+    [
+        ("finished", {}, "Add resume=never to train the finished run again."),
+        ("finished", NEVER, "The same command trains the finished run again."),
+        ("interrupted", {}, "The same command continues the run."),
+        ("interrupted", UNTIL, "The same command continues the run."),
+        ("failed", NEVER, "With run.name=a in place of resume=never the same command continues"),
+        ("paused", UNTIL, "Without run.until=2 the same command continues the run."),
+        (
+            "paused",
+            NEVER | UNTIL,
+            "With run.name=a in place of resume=never and without run.until=2 the same command",
+        ),
+    ],
+)
+def test_how_a_run_continues(state, keys, words):
+    assert continuation(make_record("a", state=state, keys=keys)).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "keys", "expected"),
+    [
+        (["seed=1"], {}, ["seed=1"]),
+        (["seed=1", "run.until=2"], UNTIL, ["seed=1", "run.until=null"]),
+        (["resume=never", "run.name=it"], NEVER, ["resume=auto", "run.name=it-2"]),
+    ],
+)
+def test_the_command_that_continues_a_run(overrides, keys, expected, tmp_path):
+    folder = tmp_path / "it-2"
+    folder.mkdir()
+    command = continuing_command(typed(folder, overrides, keys=keys, state="paused"))
+    assert shlex.split(command) == ["python", "-m", "vggexp", *expected]
+
+
+@pytest.mark.parametrize(
+    ("state", "end"),
+    [
+        ("interrupted", "; continue {folder} with: python -m vggexp seed=1"),
+        ("running", "; wait until {folder} has ended"),
+    ],
+)
+def test_a_run_that_is_not_finished_is_refused_with_what_to_do(state, end, tmp_path):
+    run = typed(tmp_path, ["seed=1"], state=state)
+    with pytest.raises(CheckpointError) as refused:
+        check_states([make_record("b"), run], "compared")
+    problem = f"{tmp_path} is {state}; only finished runs can be compared"
+    assert str(refused.value) == problem + end.format(folder=tmp_path)
+
+
+def test_without_overrides_a_refusal_names_no_command():
+    run = make_record("a", state="failed")
+    with pytest.raises(CheckpointError, match=r"only finished and paused runs can be evaluated$"):
+        check_states([run], "evaluated", ("finished", "paused"))
