@@ -42,6 +42,11 @@ def load(overrides=""):
         ("data=synthetic data.size=32 data.resize=65", ["data.resize"]),
         ("data=image_folder data.classes=3", []),
         ("arch=lenet data.resize=28", []),
+        (
+            "data.resize=64 train.epochs=4 augment.flip_only_fraction=0.1",
+            ["augment.flip_only_fraction"],
+        ),
+        ("data.resize=64 train.epochs=5 augment.flip_only_fraction=0.2", []),
     ],
 )
 def test_a_configuration_gets_these_hints(overrides, keys):

@@ -143,7 +143,9 @@ def test_the_last_epochs_are_not_mixed():
     loader = MixingLoader(plain, BOTH, CLASSES, unmixed_from=2)
     always = MixingLoader(plain, BOTH, CLASSES)
     assert_same_batches(loader.train(1), always.train(1))
-    unmixed = [
-        (images, functional.one_hot(labels, CLASSES)) for images, labels in plain.train(2, 1)
-    ]
-    assert_same_batches(loader.train(2, 1), unmixed)
+    unmixed = []
+    for images, labels in plain.train(2, 1):
+        unmixed.append((images, functional.one_hot(labels, CLASSES)))
+    batches = list(loader.train(2, 1))
+    assert_same_batches(batches, unmixed)
+    assert {labels.dtype for _, labels in batches} == {torch.float32}

@@ -70,10 +70,15 @@ def test_small_numbers_have_small_units(command):
 
 @pytest.mark.process
 @pytest.mark.parametrize(
-    ("fraction", "end"), [(0.5, "lr 0.01, from epoch 2 on only flips"), (0.1, "lr 0.01")]
+    ("flip", "fraction", "end"),
+    [
+        (0.5, 0.5, " lr 0.01, only flips from epoch 2"),
+        (0, 0.5, " lr 0.01, plain images from epoch 2"),
+        (0.5, 0.1, " lr 0.01"),
+    ],
 )
-def test_the_start_says_which_epochs_only_flip(command, fraction, end):
-    options = [*TINY, "train.epochs=2", "augment=strong", "run.until=1"]
+def test_the_start_says_which_epochs_only_flip(command, flip, fraction, end):
+    options = [*TINY, "train.epochs=2", "augment=strong", f"augment.flip={flip}", "run.until=1"]
     code, out, _ = command(*options, f"augment.flip_only_fraction={fraction}")
     assert code == 0
     assert out.splitlines()[2].endswith(end)

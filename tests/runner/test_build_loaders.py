@@ -6,8 +6,10 @@ import signal
 
 import pytest
 import torch
+from torch.nn import functional
 
 from tests.conftest import write_images
+from tests.data.conftest import assert_same_batches
 from vggexp.config.compose import parse_command
 from vggexp.data.augment import NO_AUGMENTATION, Augment
 from vggexp.data.datasets import synthetic_dataset
@@ -114,6 +116,17 @@ def folder(tmp_path):
     write_images(tmp_path, {"train": 10, "test": 2}, lambda index: (32, 32), "png")
     options = ["data.resize=32", "data.workers=0", "data.cache=none", "arch=vgg_digits"]
     return ["data=image_folder", f"data.root={tmp_path}", "data.val_fraction=0", *options]
+
+
+def test_a_share_of_the_epochs_only_flips(folder):
+    for source in (SYNTHETIC, folder):
+        strong = [*source, "train.epochs=4", "augment=strong", "augment.mixup=0.5"]
+        ending = loaders_of(*strong, "augment.flip_only_fraction=0.5").train
+        assert_same_batches(ending.train(1), loaders_of(*strong).train.train(1))
+        flips = []
+        for images, labels in loaders_of(*source, "augment=flip").train.train(2):
+            flips.append((images, functional.one_hot(labels, ending.classes)))
+        assert_same_batches(ending.train(2), flips)
 
 
 def test_the_seed_gives_the_order_of_files(folder):

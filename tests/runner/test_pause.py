@@ -27,7 +27,7 @@ SCHEDULES = {
     "cosine": ["scheduler=cosine", "scheduler.warmup_epochs=0.5"],
     "onecycle": ["scheduler=onecycle"],
     "plateau": ["scheduler=plateau", "scheduler.patience=0", "scheduler.threshold=1"],
-    "flip_only": ["augment=strong", "augment.flip_only_fraction=0.5"],
+    "flip_only": ["augment=strong", "augment.mixup=0.5", "augment.flip_only_fraction=0.5"],
     "ema": ["arch.norm=batch", "train.ema=0.9", "augment=flip"],
 }
 

@@ -170,13 +170,12 @@ def ends_with_test(config: Config) -> bool:
     return command_epochs(config) == config.train.epochs
 
 
-def flip_only_epoch(config: Config) -> int | None:
-    """Returns the epoch, counted from 0, from which training images are at most mirrored."""
-    fraction = config.augment.flip_only_fraction
-    if fraction is None:
-        return None
+def flip_only_from(config: Config) -> int | None:
+    """Returns the epoch, counted from 0, from which training images are only flipped, or None."""
+    fraction = config.augment.flip_only_fraction or 0
     epochs = config.train.epochs
-    return epochs - round(fraction * epochs)
+    last_epochs = round(fraction * epochs)
+    return epochs - last_epochs if last_epochs else None
 
 
 def tested_views(config: Config) -> ImageViews:

@@ -4,8 +4,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from vggexp.config.derived import input_spec, layers, memory_bytes, spatial_ops, stored_size
+from vggexp.config.derived import (
+    flip_only_from,
+    input_spec,
+    layers,
+    memory_bytes,
+    spatial_ops,
+    stored_size,
+)
 from vggexp.config.schema import Arch, Config, ImageFiles, Optimizer, Vgg
+from vggexp.formatting import plural
 from vggexp.models import shapes
 from vggexp.system.cpu import available_bytes
 
@@ -48,6 +56,7 @@ def hints(
         *_learning_rate_hints(config),
         *_resize_hints(config),
         *_dense_hints(config),
+        *_ending_hints(config),
         *_memory_hints(config, available),
     ]
 
@@ -101,6 +110,15 @@ def _dense_hints(config: Config) -> Iterator[Hint]:
     reason = f"dense evaluation is the plain one below {larger} px"
     text = f"a map of 1x1 before the classifier: {reason}"
     yield Hint("dense", text, "arXiv:1409.1556, section 3.2")
+
+
+def _ending_hints(config: Config) -> Iterator[Hint]:
+    fraction = config.augment.flip_only_fraction
+    if fraction is None or flip_only_from(config) is not None:
+        return
+    epochs = plural(config.train.epochs, "epoch")
+    text = f"augment.flip_only_fraction={fraction:g} of {epochs}: no epoch only flips"
+    yield Hint("augment.flip_only_fraction", text, "rounded to whole epochs")
 
 
 def _memory_hints(

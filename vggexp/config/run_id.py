@@ -96,7 +96,7 @@ def differences(
 ) -> list[str]:
     """Describes each key that prevents a run from being continued.
 
-    More epochs do not, if the schedule does not depend on their number.
+    More epochs do not, if nothing else depends on their number.
 
     Args:
         recorded: the `identity` of the run.

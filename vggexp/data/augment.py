@@ -1,4 +1,4 @@
-"""Says how training images are changed at random, and in which epochs. Needs no torch."""
+"""How training images are changed at random, and in which epochs."""
 
 from typing import NamedTuple
 
@@ -10,7 +10,8 @@ class Augment(NamedTuple):
     2015 (arXiv:1409.1556), section 3.1, for `scale`; Krizhevsky et al. 2012, section 4.1, for
     `color`, in standard deviations as in its author's program (see `image_stats.color_basis`);
     Zhong et al. 2020 (arXiv:1708.04896) for `erase`, in torchvision's form (see
-    `transforms.erase_boxes`); He et al. 2019 (arXiv:1909.09148) for less of it at the end.
+    `transforms.erase_boxes`); Z. He et al. 2019 (arXiv:1909.09148) for last epochs that change
+    less.
     """
 
     flip: float = 0  # probability
@@ -24,7 +25,7 @@ class Augment(NamedTuple):
         """Returns the changes in an epoch, counted from 0."""
         if self.flip_only_from is not None and epoch >= self.flip_only_from:
             return Augment(flip=self.flip)
-        return self._replace(flip_only_from=None)
+        return self._replace(flip_only_from=None)  # so that any() says whether images change
 
 
 NO_AUGMENTATION = Augment()

@@ -40,10 +40,9 @@ class MixParams(NamedTuple):
 
 
 class MixingLoader:
-    """Yields the training batches of another loader, mixed.
+    """Yields the training batches of another loader, mixed in the epochs before `unmixed_from`.
 
     The draws depend only on (seed, epoch, batch). Each of several ranks mixes its own images.
-    From epoch `unmixed_from` on, counted from 0, each image has its own label alone.
     """
 
     def __init__(self, loader: Loader, mix: Mix, classes: int, unmixed_from: int | None = None):

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from vggexp.config.derived import disk_bytes, disk_limit, flip_only_epoch, layers, tested_views
+from vggexp.config.derived import disk_bytes, disk_limit, flip_only_from, layers, tested_views
 from vggexp.config.hints import hints
 from vggexp.config.run_id import network_name
 from vggexp.config.schema import Config
@@ -45,10 +45,11 @@ def start_banner(
     epochs = plural(train.epochs, "epoch")
     if config.run.until is not None:
         epochs = f"{config.run.until} of {epochs}"
-    flip_only_from = flip_only_epoch(config)
-    flips = ""
-    if flip_only_from is not None and flip_only_from < train.epochs:
-        flips = f", from epoch {flip_only_from + 1} on only flips"
+    ending = ""
+    first_plain = flip_only_from(config)
+    if first_plain is not None:
+        images = "only flips" if config.augment.flip else "plain images"
+        ending = f", {images} from epoch {first_plain + 1}"
     in_ranks = f" in each of {ranks} processes" if ranks > 1 else ""
     lines = [
         f"network  {network_name(config)}  {parameters(table):,} parameters  "
@@ -56,7 +57,7 @@ def start_banner(
         f"data     {config.data.name}  {data.train.count:,} images{held_out}, "
         f"{data.test.count:,} for the test{limited}  ({data.origin})",
         f"training {epochs} of {plural(data.train.batches_per_epoch, 'step')}, "
-        f"batch {config.data.batch_size}, {optimizer.name} lr {optimizer.lr:g}{flips}",
+        f"batch {config.data.batch_size}, {optimizer.name} lr {optimizer.lr:g}{ending}",
         f"device   {config.device.name}  {device_setup.precision}  "
         f"{plural(device_setup.threads, 'thread')}{in_ranks}",
         f"folder   {folder}  (checkpoints of {format_bytes(disk['checkpoint'], 'B')}, {limit})",

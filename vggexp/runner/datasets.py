@@ -9,7 +9,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from vggexp.config.derived import decodes_each_epoch, flip_only_epoch, input_spec
+from vggexp.config.derived import decodes_each_epoch, flip_only_from, input_spec
 from vggexp.config.schema import Config, ImageFiles, Synthetic, Torchvision
 from vggexp.config.validate import image_count_problems
 from vggexp.data.augment import Augment
@@ -244,15 +244,8 @@ def _streaming_loaders(
 
 def _augment(config: Config) -> Augment:
     """Returns the changes of single images."""
-    augment = config.augment
-    return Augment(
-        flip=augment.flip,
-        crop=augment.crop,
-        scale=augment.scale,
-        color=augment.color,
-        erase=augment.erase,
-        flip_only_from=flip_only_epoch(config),
-    )
+    changes = {key: value for key, value in vars(config.augment).items() if key in Augment._fields}
+    return Augment(**changes, flip_only_from=flip_only_from(config))
 
 
 def _mixed(loader: Loader, config: Config, classes: Sequence[str]) -> Loader | MixingLoader:
@@ -260,7 +253,7 @@ def _mixed(loader: Loader, config: Config, classes: Sequence[str]) -> Loader | M
     mix = Mix(config.augment.mixup, config.augment.cutmix)
     if mix == Mix():
         return loader
-    return MixingLoader(loader, mix, len(classes), flip_only_epoch(config))
+    return MixingLoader(loader, mix, len(classes), flip_only_from(config))
 
 
 def _split_indices(labels: Tensor, config: Config) -> tuple[Tensor, Tensor]:

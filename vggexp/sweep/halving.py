@@ -137,6 +137,13 @@ def halving_problems(sweep: Sweep, configs: Sequence[Config]) -> Iterator[str]:
             f"{text}: the first rung would be before epoch 1 of "
             f"train.epochs={first.train.epochs}; give sweep.halving_start=1 or more epochs"
         )
+    endings = {config.augment.flip_only_fraction: None for config in configs}
+    if len(endings) > 1:
+        values = ", ".join(map(format_value, endings))
+        yield (
+            f"{text}: the jobs have augment.flip_only_fraction {values}, and differ in their last "
+            "epochs only; give all jobs the same"
+        )
     if any(config.run.until is not None for config in configs):
         yield f"{text}: it sets run.until itself; leave run.until out"
     if first.resume == "never":
