@@ -15,6 +15,7 @@ from vggexp.bench.measure import RATES, benchmark, full_batches
 from vggexp.check.checks import write_sheet
 from vggexp.config.compose import parse_command
 from vggexp.errors import ConfigError
+from vggexp.runner import datasets
 from vggexp.sweep.expand import compose_run
 from vggexp.training.dead_layers import DeadLayerCheck, Diagnosis
 
@@ -65,6 +66,21 @@ def test_a_benchmark_checks_no_layers(monkeypatch):
     monkeypatch.setattr(DeadLayerCheck, "diagnose", lambda *_: Diagnosis("dead", True))
     config = compose_run(parse_command([*TINY, "train.probe_steps=1", "train.stop_if_dead=true"]))
     assert benchmark(config, product_size=64, rounds=1).step_gflops > 0
+
+
+def test_a_benchmark_times_the_epochs_with_all_augmentation(monkeypatch):
+    augments = []
+    build = datasets.build_checked_loaders
+
+    def build_and_remember(*arguments):
+        data = build(*arguments)
+        augments.append(data.train.augment)
+        return data
+
+    monkeypatch.setattr(datasets, "build_checked_loaders", build_and_remember)
+    options = [*TINY, "train.epochs=2", "augment.flip_only_fraction=0.5", "augment=strong"]
+    benchmark(compose_run(parse_command(options)), product_size=64, rounds=1)
+    assert [augment.flip_only_from for augment in augments] == [None]
 
 
 def test_several_processes_are_refused(capsys):

@@ -56,7 +56,7 @@ def test_a_run_needs_room_for_the_kept_checkpoints_and_the_one_being_written(
 
 @pytest.mark.parametrize(
     ("fraction", "epochs", "expected"),
-    [("null", 30, None), (0.1, 30, 27), (0.1, 4, None), (0.5, 3, 1), (0.9, 1, 0)],
+    [("null", 30, None), (0.1, 30, 27), (0.1, 4, None), (0.1, 5, None), (0.5, 3, 1), (0.9, 1, 0)],
 )
 def test_the_first_epoch_that_only_flips(fraction, epochs, expected):
     config = compose(f"augment.flip_only_fraction={fraction} train.epochs={epochs}")

@@ -56,6 +56,13 @@ def test_a_configuration_gets_these_hints(overrides, keys):
     assert [hint for hint in configuration_hints if len(str(hint)) > 120] == []
 
 
+def test_a_share_of_the_epochs_that_is_none():
+    config = load("data.resize=64 train.epochs=4 augment.flip_only_fraction=0.1")
+    (hint,) = hints(config, host_bytes=PLENTY)
+    share = "augment.flip_only_fraction=0.1 of 4 epochs"
+    assert str(hint) == f"{share}: rounded to no epoch (docs/keys.md)"
+
+
 def test_a_resize_that_only_costs():
     config = load()
     (hint,) = hints(config, host_bytes=PLENTY)

@@ -72,8 +72,8 @@ def test_small_numbers_have_small_units(command):
 @pytest.mark.parametrize(
     ("flip", "fraction", "end"),
     [
-        (0.5, 0.5, " lr 0.01, only flips from epoch 2"),
-        (0, 0.5, " lr 0.01, plain images from epoch 2"),
+        (0.5, 0.5, " lr 0.01; images only flipped from epoch 2"),
+        (0, 0.5, " lr 0.01; images unchanged from epoch 2"),
         (0.5, 0.1, " lr 0.01"),
     ],
 )

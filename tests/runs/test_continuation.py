@@ -1,6 +1,7 @@
 """Checks by which command a run continues."""
 
 import shlex
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +9,8 @@ from tests.report.conftest import make_record
 from vggexp.config.compose import parse_command
 from vggexp.config.run_id import run_hash
 from vggexp.errors import CheckpointError
-from vggexp.runs.continuation import check_states, continuation, continuing_command, read_command
+from vggexp.runs.continuation import check_states, continuation, read_command, resume_command
+from vggexp.runs.records import run_dir
 from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep
 
 NEVER = {"resume": "never"}
@@ -66,32 +68,47 @@ def test_how_a_run_continues(state, keys, words):
     [
         (["seed=1"], {}, ["seed=1"]),
         (["seed=1", "run.until=2"], UNTIL, ["seed=1", "run.until=null"]),
-        (["resume=never", "run.name=it"], NEVER, ["resume=auto", "run.name=it-2"]),
+        (["resume=never", "run.name=a"], NEVER, ["resume=auto"]),
+        (["+run.root=elsewhere", "seed=1"], {}, ["seed=1"]),
     ],
 )
-def test_the_command_that_continues_a_run(overrides, keys, expected, tmp_path):
-    folder = tmp_path / "it-2"
+def test_the_command_that_continues_a_run(overrides, keys, expected, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = Path("moved/a-2")
+    folder.mkdir(parents=True)
+    command = resume_command(typed(folder, overrides, keys=keys, state="paused"))
+    words = shlex.split(command)
+    assert words == ["python", "-m", "vggexp", *expected, "run.root=moved", "run.name=a-2"]
+    assert run_dir(compose_run(parse_command(words[3:]))) == folder
+
+
+def test_a_folder_whose_name_needs_quotes_gets_no_command(tmp_path):
+    folder = tmp_path / "my runs"
     folder.mkdir()
-    command = continuing_command(typed(folder, overrides, keys=keys, state="paused"))
-    assert shlex.split(command) == ["python", "-m", "vggexp", *expected]
+    assert resume_command(typed(folder, ["seed=1"], state="paused")) is None
 
 
 @pytest.mark.parametrize(
     ("state", "end"),
     [
-        ("interrupted", "; continue {folder} with: python -m vggexp seed=1"),
+        (
+            "interrupted",
+            "; continue {folder} with: python -m vggexp seed=1 run.root={parent} run.name={name}",
+        ),
         ("running", "; wait until {folder} has ended"),
+        ("failed", "; {folder} failed by: the loss is nan"),
     ],
 )
 def test_a_run_that_is_not_finished_is_refused_with_what_to_do(state, end, tmp_path):
-    run = typed(tmp_path, ["seed=1"], state=state)
+    run = typed(tmp_path, ["seed=1"], state=state, error="the loss is nan")
     with pytest.raises(CheckpointError) as refused:
         check_states([make_record("b"), run], "compared")
     problem = f"{tmp_path} is {state}; only finished runs can be compared"
-    assert str(refused.value) == problem + end.format(folder=tmp_path)
+    end = end.format(folder=tmp_path, parent=tmp_path.parent, name=tmp_path.name)
+    assert str(refused.value) == problem + end
 
 
 def test_without_overrides_a_refusal_names_no_command():
-    run = make_record("a", state="failed")
+    run = make_record("a", state="interrupted")
     with pytest.raises(CheckpointError, match=r"only finished and paused runs can be evaluated$"):
         check_states([run], "evaluated", ("finished", "paused"))

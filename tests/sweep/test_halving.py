@@ -98,9 +98,9 @@ def test_the_best_go_on_and_equal_ones_by_name(objective, count, expected):
             "sweep.halving=2: the jobs have train.epochs 4, 8; give all jobs the same",
         ),
         (
-            ["sweep.halving=2", "train.epochs=4", "augment.flip_only_fraction=null,0.1"],
-            "sweep.halving=2: the jobs have augment.flip_only_fraction null, 0.1, and differ in "
-            "their last epochs only; give all jobs the same",
+            ["sweep.halving=2", "train.epochs=10", "augment.flip_only_fraction=null,0.1"],
+            "sweep.halving=2: the jobs have augment.flip_only_fraction null, 0.1; a rung may come "
+            "before the epochs in which they differ; give all jobs the same",
         ),
         (
             ["sweep.halving=2,3"],

@@ -61,7 +61,7 @@ def benchmark(
     config: Config, product_size: int = PRODUCT_SIZE, rounds: int = ROUNDS
 ) -> BenchResult:
     """Times the parts of a step, a stretch of the loop and a matrix product."""
-    # All batches are those of the first epochs: a fast device would soon reach the last ones.
+    # A fast device would reach the epochs that only flip within the rounds.
     config = replace(config, augment=replace(config.augment, flip_only_fraction=None))
     device_setup = setup_device(config)
     device = device_setup.device

@@ -13,7 +13,7 @@ from vggexp.config.derived import (
     stored_size,
 )
 from vggexp.config.schema import Arch, Config, ImageFiles, Optimizer, Vgg
-from vggexp.formatting import plural
+from vggexp.formatting import format_value, plural
 from vggexp.models import shapes
 from vggexp.system.cpu import available_bytes
 
@@ -56,7 +56,7 @@ def hints(
         *_learning_rate_hints(config),
         *_resize_hints(config),
         *_dense_hints(config),
-        *_ending_hints(config),
+        *_flip_only_hints(config),
         *_memory_hints(config, available),
     ]
 
@@ -112,13 +112,14 @@ def _dense_hints(config: Config) -> Iterator[Hint]:
     yield Hint("dense", text, "arXiv:1409.1556, section 3.2")
 
 
-def _ending_hints(config: Config) -> Iterator[Hint]:
+def _flip_only_hints(config: Config) -> Iterator[Hint]:
     fraction = config.augment.flip_only_fraction
     if fraction is None or flip_only_from(config) is not None:
         return
     epochs = plural(config.train.epochs, "epoch")
-    text = f"augment.flip_only_fraction={fraction:g} of {epochs}: no epoch only flips"
-    yield Hint("augment.flip_only_fraction", text, "rounded to whole epochs")
+    value = format_value(fraction)
+    text = f"augment.flip_only_fraction={value} of {epochs}: rounded to no epoch"
+    yield Hint("augment.flip_only_fraction", text, "docs/keys.md")
 
 
 def _memory_hints(

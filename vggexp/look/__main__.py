@@ -14,6 +14,7 @@ from vggexp.errors import CheckpointError, ConfigError, DataError, ResourceError
 from vggexp.formatting import plural
 from vggexp.loggers.console import print_text
 from vggexp.runs import data_root, directory
+from vggexp.runs.continuation import check_states
 from vggexp.runs.records import load_config, read_run
 from vggexp.system.files import atomic_write, check_output_file, os_error_as_resource_error
 
@@ -107,8 +108,7 @@ def _check(arguments: argparse.Namespace) -> list[Path]:
     run = read_run(arguments.run)
     if arguments.mistakes:
         data_root.locate_data(load_config(arguments.run), arguments.run, arguments.data)
-        if run.state != "finished":
-            raise CheckpointError(f"{run.folder} is {run.state}; --mistakes needs a finished run")
+        check_states([run], "searched for --mistakes")
     elif arguments.data is not None:
         raise ConfigError(f"--data {arguments.data}: belongs with --mistakes")
     check_output_file("--out", arguments.out)

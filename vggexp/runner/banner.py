@@ -46,10 +46,10 @@ def start_banner(
     if config.run.until is not None:
         epochs = f"{config.run.until} of {epochs}"
     ending = ""
-    first_plain = flip_only_from(config)
-    if first_plain is not None:
-        images = "only flips" if config.augment.flip else "plain images"
-        ending = f", {images} from epoch {first_plain + 1}"
+    first_flip_only = flip_only_from(config)
+    if first_flip_only is not None:
+        change = "only flipped" if config.augment.flip else "unchanged"
+        ending = f"; images {change} from epoch {first_flip_only + 1}"
     in_ranks = f" in each of {ranks} processes" if ranks > 1 else ""
     lines = [
         f"network  {network_name(config)}  {parameters(table):,} parameters  "

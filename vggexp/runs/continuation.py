@@ -1,6 +1,7 @@
-"""Says by which command a run continues. Needs no torch."""
+"""The command that was typed for a run, and the one that continues it. Needs no torch."""
 
 import contextlib
+import re
 import shlex
 from collections.abc import Sequence
 
@@ -9,6 +10,8 @@ from vggexp.runs import schema
 from vggexp.runs.directory import OVERRIDES
 from vggexp.runs.records import RunRecord
 
+SIMPLE_PATH = re.compile(r"[\w./-]+", re.ASCII)
+
 
 def read_command(run: RunRecord) -> str | None:
     """Returns the command that was typed for the run, for a shell; None if it is not recorded."""
@@ -16,17 +19,24 @@ def read_command(run: RunRecord) -> str | None:
     return None if words is None else _shell_command(words)
 
 
-def continuing_command(run: RunRecord) -> str | None:
-    """Returns a command that continues the run, for a shell; None if none is recorded."""
+def resume_command(run: RunRecord) -> str | None:
+    """Returns a command that trains a run to its end, for a shell.
+
+    It names the run by its folder, so a copied or moved run continues there. A command that is
+    read differently today is refused, because the folder has another configuration.
+
+    Returns:
+        None if no command is recorded, or if the folder has a name that Hydra needs quoted.
+    """
     words = _typed_words(run)
-    if words is None:
+    if words is None or not SIMPLE_PATH.fullmatch(str(run.folder)):
         return None
     if run.config.get("run.until") is not None:
-        words = [*_without("run.until", words), "run.until=null"]
+        words = [*_remove_key("run.until", words), "run.until=null"]
     if run.config.get("resume") == "never":
-        words = _without("run.name", _without("resume", words))
-        words += ["resume=auto", f"run.name={run.name}"]
-    return _shell_command(words)
+        words = [*_remove_key("resume", words), "resume=auto"]
+    words = _remove_key("run.name", _remove_key("run.root", words))
+    return _shell_command([*words, f"run.root={run.folder.parent}", f"run.name={run.name}"])
 
 
 def continuation(run: RunRecord) -> str:
@@ -59,32 +69,36 @@ def check_states(
         states: those that it accepts.
 
     Raises:
-        CheckpointError: a run has another state. The message has a command that continues it.
+        CheckpointError: a run has another state. The message says what to do.
     """
-    others = [run for run in runs if run.state not in states]
-    if not others:
+    unfinished = [run for run in runs if run.state not in states]
+    if not unfinished:
         return
-    found = ", ".join(f"{run.folder} is {run.state}" for run in others)
+    found = ", ".join(f"{run.folder} is {run.state}" for run in unfinished)
     problem = f"{found}; only {' and '.join(states)} runs can be {participle}"
-    command = continuing_command(others[0])
-    if others[0].state == "running":
-        problem += f"; wait until {others[0].folder} has ended"
-    elif command is not None:
-        problem += f"; continue {others[0].folder} with: {command}"
-    raise CheckpointError(problem)
+    raise CheckpointError(problem + _next_step(unfinished[0]))
+
+
+def _next_step(run: RunRecord) -> str:
+    if run.state == "running":
+        return f"; wait until {run.folder} has ended"
+    if run.state == "failed":
+        return f"; {run.folder} failed by: {run.result.get('error')}"
+    command = resume_command(run)
+    return "" if command is None else f"; continue {run.folder} with: {command}"
 
 
 def _typed_words(run: RunRecord) -> list[str] | None:
     with contextlib.suppress(VggexpError, FileNotFoundError):
         text = schema.read_bytes(run.folder / OVERRIDES).decode("utf-8", "replace")
-        words = text.splitlines()
+        words = [word for word in text.split("\n") if word]
         if any(word.startswith("sweep=") for word in words):  # of a job, which is one run
             words.insert(0, "hydra.mode=RUN")
         return words
     return None
 
 
-def _without(key: str, words: Sequence[str]) -> list[str]:
+def _remove_key(key: str, words: Sequence[str]) -> list[str]:
     return [word for word in words if word.lstrip("+").partition("=")[0] != key]
 
 

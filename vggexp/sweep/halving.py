@@ -141,8 +141,8 @@ def halving_problems(sweep: Sweep, configs: Sequence[Config]) -> Iterator[str]:
     if len(endings) > 1:
         values = ", ".join(map(format_value, endings))
         yield (
-            f"{text}: the jobs have augment.flip_only_fraction {values}, and differ in their last "
-            "epochs only; give all jobs the same"
+            f"{text}: the jobs have augment.flip_only_fraction {values}; a rung may "
+            "come before the epochs in which they differ; give all jobs the same"
         )
     if any(config.run.until is not None for config in configs):
         yield f"{text}: it sets run.until itself; leave run.until out"
