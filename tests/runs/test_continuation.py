@@ -82,6 +82,16 @@ def test_the_command_that_continues_a_run(overrides, keys, expected, tmp_path, m
     assert run_dir(compose_run(parse_command(words[3:]))) == folder
 
 
+@pytest.mark.parametrize(("place", "folder"), [(".", "runs/2024"), ("true/1e5", ".")])
+def test_the_command_names_any_folder_of_simple_characters(place, folder, tmp_path, monkeypatch):
+    (tmp_path / place).mkdir(parents=True, exist_ok=True)
+    monkeypatch.chdir(tmp_path / place)
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    command = resume_command(typed(Path(folder), ["seed=1"], state="paused"))
+    config = compose_run(parse_command(shlex.split(command)[3:]))
+    assert run_dir(config).resolve() == Path(folder).resolve()
+
+
 def test_a_folder_whose_name_needs_quotes_gets_no_command(tmp_path):
     folder = tmp_path / "my runs"
     folder.mkdir()
@@ -96,7 +106,11 @@ def test_a_folder_whose_name_needs_quotes_gets_no_command(tmp_path):
             "; continue {folder} with: python -m vggexp seed=1 run.root={parent} run.name={name}",
         ),
         ("running", "; wait until {folder} has ended"),
-        ("failed", "; {folder} failed by: the loss is nan"),
+        (
+            "failed",
+            "; {folder} failed: the loss is nan; continue {folder} with: "
+            "python -m vggexp seed=1 run.root={parent} run.name={name}",
+        ),
     ],
 )
 def test_a_run_that_is_not_finished_is_refused_with_what_to_do(state, end, tmp_path):

@@ -23,20 +23,26 @@ def resume_command(run: RunRecord) -> str | None:
     """Returns a command that trains a run to its end, for a shell.
 
     It names the run by its folder, so a copied or moved run continues there. A command that is
-    read differently today is refused, because the folder has another configuration.
+    read differently today is refused, because the folder has another configuration; one with
+    `resume=force` is not. Flags such as `--config-dir` are not recorded.
 
     Returns:
-        None if no command is recorded, or if the folder has a name that Hydra needs quoted.
+        None if no command is recorded, or if the path has other characters than letters, digits
+        and `_./-`.
     """
+    from vggexp.config.overrides import format_override  # imports Hydra, which few errors need
+
     words = _typed_words(run)
-    if words is None or not SIMPLE_PATH.fullmatch(str(run.folder)):
+    folder = run.folder.resolve() if run.folder.name in ("", "..") else run.folder
+    if words is None or not SIMPLE_PATH.fullmatch(str(folder)):
         return None
     if run.config.get("run.until") is not None:
         words = [*_remove_key("run.until", words), "run.until=null"]
     if run.config.get("resume") == "never":
         words = [*_remove_key("resume", words), "resume=auto"]
     words = _remove_key("run.name", _remove_key("run.root", words))
-    return _shell_command([*words, f"run.root={run.folder.parent}", f"run.name={run.name}"])
+    root = format_override("run.root", str(folder.parent))
+    return _shell_command([*words, root, format_override("run.name", folder.name)])
 
 
 def continuation(run: RunRecord) -> str:
@@ -82,10 +88,13 @@ def check_states(
 def _next_step(run: RunRecord) -> str:
     if run.state == "running":
         return f"; wait until {run.folder} has ended"
+    step = ""
     if run.state == "failed":
-        return f"; {run.folder} failed by: {run.result.get('error')}"
+        step += f"; {run.folder} failed: {run.result.get('error')}"
     command = resume_command(run)
-    return "" if command is None else f"; continue {run.folder} with: {command}"
+    if command is not None:
+        step += f"; continue {run.folder} with: {command}"
+    return step
 
 
 def _typed_words(run: RunRecord) -> list[str] | None:
