@@ -35,6 +35,14 @@ def test_the_time_of_an_unfinished_run_is_that_of_its_epochs():
     assert details_of(record)["time"] == [("compute", 6.0)]
 
 
+def test_the_panel_has_the_command_and_how_it_continues(tmp_path):
+    (tmp_path / "overrides.txt").write_text("seed=1\n")
+    run = make_record("a", state="interrupted")._replace(folder=tmp_path)
+    details = details_of(run)
+    assert details["command"] == "python -m vggexp seed=1"
+    assert details["continuation"] == "The same command continues the run."
+
+
 def test_a_huge_loss_has_four_digits():
     scores = details_of(make_record("a", val_loss=2.44123e13, test_loss=1.5))["scores"]
     assert scores["val/loss"] == "2.441e+13"

@@ -1,13 +1,11 @@
 """The command that was typed for a run, and the one that continues it. Needs no torch."""
 
-import contextlib
 import re
 import shlex
 from collections.abc import Sequence
 
-from vggexp.errors import CheckpointError, VggexpError
-from vggexp.runs import schema
-from vggexp.runs.directory import OVERRIDES
+from vggexp.errors import CheckpointError
+from vggexp.runs.directory import read_overrides
 from vggexp.runs.records import RunRecord
 
 SIMPLE_PATH = re.compile(r"[\w./-]+", re.ASCII)
@@ -98,13 +96,10 @@ def _next_step(run: RunRecord) -> str:
 
 
 def _typed_words(run: RunRecord) -> list[str] | None:
-    with contextlib.suppress(VggexpError, FileNotFoundError):
-        text = schema.read_bytes(run.folder / OVERRIDES).decode("utf-8", "replace")
-        words = [word for word in text.split("\n") if word]
-        if any(word.startswith("sweep=") for word in words):  # of a job, which is one run
-            words.insert(0, "hydra.mode=RUN")
-        return words
-    return None
+    words = read_overrides(run.folder)
+    if words is not None and any(word.startswith("sweep=") for word in words):
+        return ["hydra.mode=RUN", *words]  # of a job, which is one run
+    return words
 
 
 def _remove_key(key: str, words: Sequence[str]) -> list[str]:

@@ -165,6 +165,15 @@ def write_metadata(
     write_json(folder / ENVIRONMENT, environment)
 
 
+def read_overrides(folder: Path) -> list[str] | None:
+    """Returns the overrides as they were typed; None if they cannot be read."""
+    try:
+        text = schema.read_bytes(folder / OVERRIDES).decode("utf-8", "replace")
+    except (CheckpointError, ResourceError, FileNotFoundError):
+        return None
+    return [word for word in text.split("\n") if word]
+
+
 def write_result(folder: Path, state: str, **fields: Any) -> dict[str, Any]:
     """Writes result.json and returns its content.
 

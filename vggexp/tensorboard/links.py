@@ -12,9 +12,8 @@ from pathlib import Path
 from vggexp.config.keys import varying_keys
 from vggexp.config.run_id import can_change_result
 from vggexp.errors import DataError, VggexpError
-from vggexp.runs.directory import EVENTS_PREFIX, OVERRIDES
+from vggexp.runs.directory import EVENTS_PREFIX, read_overrides
 from vggexp.runs.records import find_runs
-from vggexp.runs.schema import read_bytes
 from vggexp.runs.sweeps import MEANS, NO_RUN, name_sweeps, read_runs
 
 UNSAFE = r"[^ -~]|[/\\]"  # in the name of a folder
@@ -58,17 +57,10 @@ def typed_settings(folder: Path) -> Iterator[tuple[Path, Settings]]:
     swept = read_runs(folder)
     if swept is None:
         for run_dir in find_runs([folder]):
-            yield run_dir.resolve(), _parse(_read_overrides(run_dir))
+            yield run_dir.resolve(), _parse(read_overrides(run_dir) or [])
         return
     for run in swept:
-        yield run.folder.resolve(), _parse(run.overrides or _read_overrides(run.folder))
-
-
-def _read_overrides(folder: Path) -> list[str]:
-    try:
-        return read_bytes(folder / OVERRIDES).decode().splitlines()
-    except (VggexpError, OSError, ValueError):
-        return []
+        yield run.folder.resolve(), _parse(run.overrides or read_overrides(run.folder) or [])
 
 
 def _parse(overrides: Sequence[str]) -> Settings:
