@@ -346,8 +346,9 @@ def test_a_source_that_has_changed_is_refused(command):
     assert "has changed since this command began" in refusal(command, 4, INIT_A)
     path = Path("outputs/a/result.json")
     path.write_text(json.dumps(json.loads(path.read_text()) | {"state": "interrupted"}))
-    reason = "this run has not finished (result.json: interrupted)"
-    assert reason in refusal(command, 4, INIT_A)
+    error = refusal(command, 4, INIT_A)
+    problem = "outputs/a is interrupted; only finished runs can be taken for train.init_from"
+    assert error.startswith(f"{problem}; continue outputs/a with: python -m vggexp ")
 
 
 def test_a_sweep_over_sources(command):

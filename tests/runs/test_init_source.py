@@ -113,7 +113,7 @@ def test_started_runs_that_disagree_provide_no_hash(folder):
         ),
         (
             ["train.init_from=outputs/b"],
-            "train.init_from=outputs/b: this run has not finished (result.json: running)",
+            "outputs/b is interrupted; only finished runs can be taken for train.init_from",
         ),
     ],
 )

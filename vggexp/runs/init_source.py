@@ -8,6 +8,7 @@ from pathlib import Path
 
 from vggexp.config.schema import Config
 from vggexp.errors import CheckpointError, ConfigError, ResourceError, VggexpError
+from vggexp.runs.continuation import check_states
 from vggexp.runs.directory import (
     CLOSED,
     CONFIG,
@@ -17,6 +18,8 @@ from vggexp.runs.directory import (
     read_result,
     require_run,
 )
+from vggexp.runs.records import read_run
+from vggexp.runs.schema import damaged
 from vggexp.system.files import open_regular, os_error_as_resource_error
 
 
@@ -60,12 +63,11 @@ def source_sha256(path: Path) -> str:
         raise ConfigError(f"train.init_from={path}: neither a run directory nor a file of weights")
     require_run(path)
     result = read_result(path)
-    state = result.get("state")
+    if result.get("state") != "finished":
+        check_states([read_run(path)], "taken for train.init_from")
     digest = result.get("weights_sha256")
-    if state != "finished" or not isinstance(digest, str):
-        raise CheckpointError(
-            f"train.init_from={path}: this run has not finished ({RESULT}: {state})"
-        )
+    if not isinstance(digest, str):
+        raise damaged(path / RESULT, "has no weights_sha256")
     return digest
 
 
