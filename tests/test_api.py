@@ -111,7 +111,8 @@ def signal_handlers() -> dict:
 def test_a_run_is_that_of_the_command(command, capfd):
     command(*TINY, "run.name=a")
     before = signal_handlers()
-    run = vggexp.run(*TINY, "run.name=b")
+    Path("own").mkdir()
+    run = vggexp.run(*TINY, "run.name=b", "--config-dir=own")
     assert "\nfolder   outputs/b\n" in capfd.readouterr().out
     assert signal_handlers() == before
     assert run.path == Path("outputs/b")
@@ -119,7 +120,11 @@ def test_a_run_is_that_of_the_command(command, capfd):
     assert run.result == result("b")
     assert run.result["weights_sha256"] == result("a")["weights_sha256"]
     assert read_config(run.path)["data"]["images"] == 96
-    assert (run.path / "overrides.txt").read_text().split() == [*TINY, "run.name=b"]
+    assert (run.path / "overrides.txt").read_text().split() == [
+        "--config-dir=own",
+        *TINY,
+        "run.name=b",
+    ]
     assert [row["epoch"] for row in run.metrics] == [1, 2]
     accuracy = numpy.mean(run.predictions.correct)
     assert accuracy == run.result["test/accuracy"]

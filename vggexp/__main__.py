@@ -28,7 +28,7 @@ with end_on_interrupt():
     from vggexp.sweep import expand
     from vggexp.sweep.command import run_grid, run_search
     from vggexp.sweep.search_space import SearchPlan
-    from vggexp.sweep.task import report_if_done, run_hydra, should_report_error
+    from vggexp.sweep.task import HydraTask, report_if_done, run_hydra, should_report_error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -89,7 +89,7 @@ def _run(command: Command) -> int:
     with cached_reads():
         if ranks == 1 and report_if_done(pin_data(config)):
             return 0
-        return run_hydra(command)
+        return run_hydra(command, task=HydraTask(typed_before=command.file_flags))
 
 
 def _run_sweep(command: Command, outline: expand.Outline) -> int:
@@ -102,9 +102,10 @@ def _run_sweep(command: Command, outline: expand.Outline) -> int:
             f"-m: each of the {ranks} ranks would run the whole sweep; "
             f"start it once, without torchrun or srun, with device.processes={ranks}"
         )
+    typed_before = [*command.file_flags, *outline.job_mode]
     if isinstance(sweep, SearchPlan):
-        return run_search(command, sweep)
-    return run_grid(command, sweep)
+        return run_search(command, sweep, typed_before)
+    return run_grid(command, sweep, typed_before)
 
 
 if __name__ == "__main__":

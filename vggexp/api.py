@@ -80,7 +80,7 @@ def run(*overrides: str) -> "LoadedRun":
         with _RUN_LOCK:
             folder = records.run_dir(config)  # before training: with resume=never it is a new one
             if not report_if_done(config):
-                _train(config, command.overrides, folder)
+                _train(config, [*command.file_flags, *command.overrides], folder)
         from vggexp.runner.load import load_run
 
         return load_run(folder)
@@ -107,7 +107,7 @@ def _reject_ranks() -> None:
         )
 
 
-def _train(config: Config, overrides: list[str], folder: Path) -> None:
+def _train(config: Config, words: list[str], folder: Path) -> None:
     """Trains in this process, or in the ranks of `device.processes`.
 
     Raises:
@@ -117,12 +117,12 @@ def _train(config: Config, overrides: list[str], folder: Path) -> None:
         if (config.device.processes or 1) > 1:
             from vggexp.runner import launch
 
-            if code := launch.run_ranks(config, overrides):
+            if code := launch.run_ranks(config, words):
                 raise error_of_ranks(folder, code)
         else:
             from vggexp.runner.run import run as train_here
 
-            train_here(config, overrides)
+            train_here(config, words)
     except VggexpError as error:
         if error.exit_code != 128 + signal.SIGINT:
             raise

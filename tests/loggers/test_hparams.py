@@ -64,7 +64,8 @@ def test_a_value_has_a_type_that_tensorboard_knows():
 
 
 def test_keys_that_change_no_result_have_no_column():
-    other = table("data.workers=7", "run.name=x", "resume=force", "train.log_steps=3")
+    typed = ["--config-dir=tests", "data.workers=7", "run.name=x", "resume=force"]
+    other = table(*typed, "train.log_steps=3")
     assert other.values == table().values
     assert not {"data.workers", "run.name", "resume", "train.log_steps", "sweep.where"} & {
         *other.columns

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import TINY
 from tests.report.conftest import make_record
 from vggexp.config.compose import parse_command
 from vggexp.config.run_id import run_hash
 from vggexp.errors import CheckpointError
 from vggexp.runs.continuation import check_states, continuation, read_command, resume_command
-from vggexp.runs.records import run_dir
+from vggexp.runs.records import read_run, run_dir
 from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep
 
 NEVER = {"resume": "never"}
@@ -33,8 +34,10 @@ def test_the_command_is_quoted_for_a_shell(tmp_path):
 @pytest.mark.parametrize("sweep", ["lr_depth", "lr_range", "networks"])
 def test_the_command_of_a_job_of_a_sweep_file_is_one_run(sweep, tmp_path):
     command = parse_command([f"sweep={sweep}"])
-    job = expand_sweep(command, compose_outline(command)).jobs[-1]
-    words = shlex.split(read_command(typed(tmp_path, job.overrides)))
+    outline = compose_outline(command)
+    job = expand_sweep(command, outline).jobs[-1]
+    record = [*outline.job_mode, *job.overrides]
+    words = shlex.split(read_command(typed(tmp_path, record)))
     config = compose_run(parse_command(words[3:]))
     assert run_hash(config) == run_hash(job.config)
 
@@ -80,6 +83,18 @@ def test_the_command_that_continues_a_run(overrides, keys, expected, tmp_path, m
     words = shlex.split(command)
     assert words == ["python", "-m", "vggexp", *expected, "run.root=moved", "run.name=a-2"]
     assert run_dir(compose_run(parse_command(words[3:]))) == folder
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("flag", ["--config-dir=mine", "-cd=mine"])
+def test_the_command_has_the_folder_of_own_files(flag, command):
+    Path("mine/experiment").mkdir(parents=True)
+    Path("mine/experiment/own.yaml").write_text("# @package _global_\nseed: 7\n")
+    assert command(*TINY, "experiment=own", flag, "run.until=1", "run.name=a")[0] == 0
+    words = shlex.split(resume_command(read_run(Path("outputs/a"))))
+    assert words[3] == "--config-dir=mine"
+    assert command(*words[3:])[0] == 0
+    assert read_run(Path("outputs/a")).state == "finished"
 
 
 @pytest.mark.parametrize(("place", "folder"), [(".", "runs/2024"), ("true/1e5", ".")])

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import shlex
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.conftest import TINY, result
+from vggexp.runs.continuation import read_command
+from vggexp.runs.records import read_run
 
 
 def test_two_jobs_of_one_run_are_refused(command, tmp_path):
@@ -59,6 +62,35 @@ def test_a_grid_runs_every_job_and_ends_with_a_table(command, launcher):
     assert code == 7
     assert "sweep.retry_failed=true tries again" in out
     assert "sweep    4 jobs: 2 finished, 2 failed before" in out
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("launcher", ["local", "basic"])
+def test_the_record_of_a_job_is_the_command_of_one_run(command, launcher):
+    """An own file may make a command a sweep; the record has its folder and the mode of a job."""
+    Path("mine/experiment").mkdir(parents=True)
+    text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"
+    Path("mine/experiment/twice.yaml").write_text(text)
+    argv = [
+        *TINY,
+        "train.epochs=1",
+        "experiment=twice",
+        "-cd",
+        "mine",
+        f"hydra/launcher={launcher}",
+    ]
+    assert command(*argv)[0] == 0
+    folders = sorted(path.parent for path in Path("outputs").glob("*/result.json"))
+    assert len(folders) == 2
+    for folder in folders:
+        words = shlex.split(read_command(read_run(folder)))
+        assert words[3:5] == ["--config-dir=mine", "hydra.mode=RUN"]
+        code, out, _ = command(*words[3:])
+        assert (code, out.split()[:2], out.split()[-1]) == (
+            0,
+            ["already", "finished:"],
+            str(folder),
+        )
 
 
 @pytest.mark.process

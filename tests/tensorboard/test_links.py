@@ -56,7 +56,7 @@ def test_a_sweep_with_repeats_shows_its_means(tmp_path):
 
 def test_a_name_leaves_out_what_makes_no_other_run(tmp_path):
     write_typed_run(tmp_path / "a", "seed=1", "train.log_steps=5", "run.root=x", "hydra.x=1")
-    write_typed_run(tmp_path / "b", "seed=2", "run.name=b")
+    write_typed_run(tmp_path / "b", "--config-dir=mine", "seed=2", "run.name=b")
     assert names(tmp_path) == {"a": "seed=1", "b": "seed=2"}
 
 

@@ -56,6 +56,15 @@ class Command(NamedTuple):
     flags: list[str]  # Hydra's own flags, as typed
     arguments: argparse.Namespace  # the parsed values of the flags
 
+    @property
+    def file_flags(self) -> list[str]:
+        """The flags that choose files, as `--config-dir=mine`."""
+        flags = {
+            "--config-dir": self.arguments.config_dir,
+            "--config-name": self.arguments.config_name,
+        }
+        return [f"{flag}={value}" for flag, value in flags.items() if value is not None]
+
 
 def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = ()) -> Command:
     """Sorts a command line, in which flags may stand anywhere.

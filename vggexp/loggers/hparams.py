@@ -36,7 +36,7 @@ def hparams_table(
 
     Args:
         config: the configuration.
-        overrides: the overrides as typed.
+        overrides: as typed, perhaps after flags, which are left out.
         swept: the keys with several values in the sweep that the run belongs to. They are all
             columns of the table. A run outside a sweep has every key as a column, so that runs of
             any kind differ in a column.

@@ -13,7 +13,7 @@ SIMPLE_PATH = re.compile(r"[\w./-]+", re.ASCII)
 
 def read_command(run: RunRecord) -> str | None:
     """Returns the command that was typed for the run, for a shell; None if it is not recorded."""
-    words = _typed_words(run)
+    words = read_overrides(run.folder)
     return None if words is None else _shell_command(words)
 
 
@@ -22,7 +22,7 @@ def resume_command(run: RunRecord) -> str | None:
 
     It names the run by its folder, so a copied or moved run continues there. A command that is
     read differently today is refused, because the folder has another configuration; one with
-    `resume=force` is not. Flags such as `--config-dir` are not recorded.
+    `resume=force` is not.
 
     Returns:
         None if no command is recorded, or if the path has other characters than letters, digits
@@ -30,7 +30,7 @@ def resume_command(run: RunRecord) -> str | None:
     """
     from vggexp.config.overrides import format_override  # imports Hydra, which few errors need
 
-    words = _typed_words(run)
+    words = read_overrides(run.folder)
     folder = run.folder.resolve() if run.folder.name in ("", "..") else run.folder
     if words is None or not SIMPLE_PATH.fullmatch(str(folder)):
         return None
@@ -93,13 +93,6 @@ def _next_step(run: RunRecord) -> str:
     if command is not None:
         step += f"; continue {run.folder} with: {command}"
     return step
-
-
-def _typed_words(run: RunRecord) -> list[str] | None:
-    words = read_overrides(run.folder)
-    if words is not None and any(word.startswith("sweep=") for word in words):
-        return ["hydra.mode=RUN", *words]  # of a job, which is one run
-    return words
 
 
 def _remove_key(key: str, words: Sequence[str]) -> list[str]:

@@ -92,6 +92,11 @@ class Outline(NamedTuple):
     composition: Composition  # of a single run complete; of a sweep only the keys that define it
     is_sweep: bool
 
+    @property
+    def job_mode(self) -> list[str]:
+        """The override with which the command of a job is one run, if a file makes it a sweep."""
+        return ["hydra.mode=RUN"] if _sets_multirun(self.composition) else []
+
 
 def compose_run(command: Command) -> Config:
     """Returns the checked configuration of a command that is a single run.

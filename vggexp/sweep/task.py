@@ -56,6 +56,7 @@ class HydraTask:
         configs: Mapping[tuple[str, ...], Config] | None = None,
         sweep: Sweep | None = None,
         swept: Sequence[str] = (),
+        typed_before: Sequence[str] = (),
     ):
         """Creates the task of a run or a sweep.
 
@@ -63,15 +64,17 @@ class HydraTask:
             configs: the checked configurations of a grid by overrides (`GridSweep.configs`).
             sweep: the section `sweep`.
             swept: the keys with several values in the sweep.
+            typed_before: stands before the overrides in the record of a run.
         """
         self.configs = configs or {}
         self.sweep = sweep
         self.swept = swept
+        self.typed_before = typed_before
         self.errors: dict[tuple[str, ...], str] = {}  # of failed jobs, by overrides
 
     def __getstate__(self) -> dict[str, object]:
         """Leaves out the configurations: a launcher may pickle the task once for each job."""
-        return {"configs": {}, "sweep": None, "swept": self.swept, "errors": {}}
+        return vars(self) | {"configs": {}, "sweep": None, "errors": {}}
 
     def __call__(self, node: DictConfig) -> float | None:
         with cached_reads():
@@ -80,6 +83,7 @@ class HydraTask:
     def _run_job(self, node: DictConfig) -> float | None:
         hydra_config: Any = HydraConfig.get()
         overrides = list(hydra_config.overrides.task)
+        record = [*self.typed_before, *overrides]
         in_sweep = hydra_config.mode == RunMode.MULTIRUN
         launcher = hydra_safety.plugin_name(hydra_config, "launcher")
         code: int | None = None  # of a job that needs no training in this process
@@ -88,14 +92,14 @@ class HydraTask:
             config = validate_node(node, hydra_config)
             folder = records.run_dir(config)  # before training: with resume=never it is a new one
             if in_sweep and launcher != "local":
-                code = _code_without_training(config, overrides, folder, launcher, self.swept)
+                code = _code_without_training(config, record, folder, launcher, self.swept)
         except VggexpError as error:
             self.errors[tuple(overrides)] = str(error)
             report_error(error, should_report_error)
             code = error.exit_code
         if code is None:
             # Prints its own errors.
-            code = train_job(config, overrides, in_sweep, self.swept)
+            code = train_job(config, record, in_sweep, self.swept)
             if in_sweep and code == 128 + signal.SIGTERM:
                 requeue_if_preempted()
         if code == 0:
@@ -172,7 +176,7 @@ def train_job(
 
     Args:
         config: a checked configuration.
-        overrides: the overrides, for the run's record.
+        overrides: as typed, after the flags that choose files; for the run's record.
         in_sweep: whether a bug ends only this job, with a traceback; else the bug is raised.
         swept: the keys with several values in the sweep.
 

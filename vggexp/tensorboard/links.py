@@ -68,7 +68,7 @@ def _parse(overrides: Sequence[str]) -> Settings:
     for override in overrides:
         text, _, value = override.partition("=")
         key = text.lstrip("+~")
-        if can_change_result(key):
+        if not override.startswith("-") and can_change_result(key):  # a flag chooses files
             settings[key] = value
     return settings
 
