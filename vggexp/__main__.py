@@ -77,8 +77,9 @@ def _run(command: Command) -> int:
         print_text(output.getvalue().removesuffix("\n"))
         return code
     outline = expand.compose_outline(command)
+    first_words = [*command.file_flags, *outline.run_mode]
     if outline.is_sweep:
-        return _run_sweep(command, outline)
+        return _run_sweep(command, outline, first_words)
     config = expand.run_config(command, outline)
     note_replaced_files()
     ranks = rank_info().size
@@ -89,11 +90,11 @@ def _run(command: Command) -> int:
     with cached_reads():
         if ranks == 1 and report_if_done(pin_data(config)):
             return 0
-        return run_hydra(command, task=HydraTask(typed_before=command.file_flags))
+        return run_hydra(command, task=HydraTask(first_words=first_words))
 
 
-def _run_sweep(command: Command, outline: expand.Outline) -> int:
-    """Checks every job of a sweep, then runs the sweep."""
+def _run_sweep(command: Command, outline: expand.Outline, first_words: Sequence[str]) -> int:
+    """Checks every job of a sweep, then runs the sweep. `first_words` are those of `HydraTask`."""
     sweep = expand.expand_sweep(command, outline)
     note_replaced_files()
     ranks = rank_info().size
@@ -102,10 +103,9 @@ def _run_sweep(command: Command, outline: expand.Outline) -> int:
             f"-m: each of the {ranks} ranks would run the whole sweep; "
             f"start it once, without torchrun or srun, with device.processes={ranks}"
         )
-    typed_before = [*command.file_flags, *outline.job_mode]
     if isinstance(sweep, SearchPlan):
-        return run_search(command, sweep, typed_before)
-    return run_grid(command, sweep, typed_before)
+        return run_search(command, sweep, first_words)
+    return run_grid(command, sweep, first_words)
 
 
 if __name__ == "__main__":

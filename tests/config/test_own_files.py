@@ -145,6 +145,11 @@ def test_a_missing_folder_of_the_environment_is_refused(folder, monkeypatch):
         config_of()
 
 
+def test_the_name_of_a_folder_is_one_line():
+    with pytest.raises(ConfigError, match=r"a\nb: has a line break or another control"):
+        config_of("--config-dir=a\nb")
+
+
 def test_an_error_of_a_typed_value_names_no_file(folder):
     write(folder / "arch/mine.yaml", "dropout: 0.1\n")
     problem = problem_of("arch=mine", "arch.dropout=2", "optimizer.lr=-1")

@@ -36,10 +36,15 @@ def test_the_command_of_a_job_of_a_sweep_file_is_one_run(sweep, tmp_path):
     command = parse_command([f"sweep={sweep}"])
     outline = compose_outline(command)
     job = expand_sweep(command, outline).jobs[-1]
-    record = [*outline.job_mode, *job.overrides]
+    record = [*outline.run_mode, *job.overrides]
     words = shlex.split(read_command(typed(tmp_path, record)))
     config = compose_run(parse_command(words[3:]))
     assert run_hash(config) == run_hash(job.config)
+
+
+def test_the_command_of_a_job_of_version_0_1_0_is_one_run(tmp_path):
+    command = read_command(typed(tmp_path, ["sweep=lr_depth", "arch=vgg11"]))
+    assert command == "python -m vggexp hydra.mode=RUN sweep=lr_depth arch=vgg11"
 
 
 def test_without_overrides_the_command_is_unknown(tmp_path):

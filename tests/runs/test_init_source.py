@@ -115,10 +115,15 @@ def test_started_runs_that_disagree_provide_no_hash(folder):
             ["train.init_from=outputs/b"],
             "outputs/b is interrupted; only finished runs can be taken for train.init_from",
         ),
+        (
+            ["train.init_from=outputs/c"],
+            "outputs/c/result.json: has no weights_sha256; move it away and ",
+        ),
     ],
 )
 def test_a_wrong_source_is_refused(folder, overrides, expected):
     write_source(folder / "outputs" / "b", state="running")
+    write_source(folder / "outputs" / "c", sha256=None)
     with pytest.raises((ConfigError, CheckpointError)) as refused:
         load(*overrides)
     assert str(refused.value).startswith(expected)

@@ -10,7 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.conftest import TINY, result
-from vggexp.runs.continuation import read_command
+from vggexp.runs.continuation import read_command, resume_command
 from vggexp.runs.records import read_run
 
 
@@ -67,30 +67,23 @@ def test_a_grid_runs_every_job_and_ends_with_a_table(command, launcher):
 @pytest.mark.process
 @pytest.mark.parametrize("launcher", ["local", "basic"])
 def test_the_record_of_a_job_is_the_command_of_one_run(command, launcher):
-    """An own file may make a command a sweep; the record has its folder and the mode of a job."""
+    """Also of an own file that makes a sweep; a job that continues keeps its record."""
     Path("mine/experiment").mkdir(parents=True)
-    text = "# @package _global_\nhydra: {mode: MULTIRUN, sweeper: {params: {seed: '0,1'}}}\n"
+    text = "# @package _global_\nhydra: {mode: MULTIRUN}\nsweep: {repeats: 2}\n"
     Path("mine/experiment/twice.yaml").write_text(text)
-    argv = [
-        *TINY,
-        "train.epochs=1",
-        "experiment=twice",
-        "-cd",
-        "mine",
-        f"hydra/launcher={launcher}",
-    ]
-    assert command(*argv)[0] == 0
+    argv = ["-cd", "mine", "-cn", "config", *TINY, "experiment=twice", "run.until=1"]
+    assert command(*argv, f"hydra/launcher={launcher}")[0] == 0
     folders = sorted(path.parent for path in Path("outputs").glob("*/result.json"))
     assert len(folders) == 2
     for folder in folders:
-        words = shlex.split(read_command(read_run(folder)))
-        assert words[3:5] == ["--config-dir=mine", "hydra.mode=RUN"]
-        code, out, _ = command(*words[3:])
-        assert (code, out.split()[:2], out.split()[-1]) == (
-            0,
-            ["already", "finished:"],
-            str(folder),
-        )
+        words = shlex.split(resume_command(read_run(folder)))
+        flags = ["--config-dir=mine", "--config-name=config"]
+        assert words[3:6] == [*flags, "hydra.mode=RUN"]
+        assert command(*words[3:])[0] == 0
+        run = read_run(folder)
+        assert run.state == "finished"
+        assert shlex.split(read_command(run)) == words
+    assert len(list(Path("outputs").glob("*/result.json"))) == 2
 
 
 @pytest.mark.process

@@ -228,6 +228,7 @@ def test_a_file_sweeps_no_key_of_the_whole_sweep(key, tmp_path):
         ("hydra: {launcher: {jobs: 3}}", "hydra.launcher.jobs=3"),
         ("hydra: {sweep: {dir: tables}}", "hydra.sweep.dir=tables"),
         ("resume: never", "resume=never"),
+        ("hydra: {mode: MULTIRUN}", "hydra.mode=MULTIRUN"),
     ],
 )
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from tests.conftest import TINY
 from vggexp.config.compose import parse_command
 from vggexp.config.run_id import run_hash
 from vggexp.errors import DataError, ResourceError
-from vggexp.runs.directory import read_result
+from vggexp.runs.directory import read_overrides, read_result
 from vggexp.sweep.expand import compose_run
 from vggexp.sweep.search_space import SearchAxis, SearchSettings
 from vggexp.sweep.study import (
@@ -150,7 +150,7 @@ def test_a_bracket_that_a_kill_cut_stays_the_same(tmp_path):
 @pytest.mark.process
 def test_a_stopped_trial_is_pruned_with_its_value_there(command):
     halving = ["train.epochs=2", "sweep.halving=2", "sweep.objective=train/loss"]
-    argv = search(4, LR, *halving)
+    argv = search(4, LR, *halving, "--config-dir=.")
     code, out, err = command(*argv)
     assert (code, err) == (0, "")
     assert out.startswith("sweep    4 trials: 0 ended, 4 to run for at most 8 epochs, ")
@@ -158,6 +158,7 @@ def test_a_stopped_trial_is_pruned_with_its_value_there(command):
     with open(next(Path("outputs/sweeps").glob("*/results.csv"))) as file:
         table = {row["run"]: row for row in csv.DictReader(file)}
     for trial in stored_trials():
+        assert read_overrides(run_dir(trial))[0] == "--config-dir=."
         lines = (run_dir(trial) / "metrics.jsonl").read_text().splitlines()
         losses = {row["epoch"]: row["train/loss"] for row in map(json.loads, lines)}
         assert trial.value == losses[len(losses)]

@@ -13,9 +13,11 @@ from vggexp.sweep.task import HydraTask, report_if_done, requeue_if_preempted
 
 def test_a_pickled_task_leaves_the_checked_jobs_out():
     config = compose_run(parse_command([*TINY, "device=cpu"]))
-    task = HydraTask({("seed=1",): config})
+    task = HydraTask({("seed=1",): config}, swept=["seed"], first_words=["--config-dir=mine"])
     assert task.configs == {("seed=1",): config}
-    assert pickle.loads(pickle.dumps(task)).configs == {}
+    copy = pickle.loads(pickle.dumps(task))
+    assert copy.configs == {}
+    assert (copy.swept, copy.first_words) == (["seed"], ["--config-dir=mine"])
 
 
 @pytest.mark.process

@@ -144,6 +144,8 @@ def _check_folder(source: str, folder: str) -> None:
 
     Hydra leaves out such a folder, and the files that it replaces would be the shipped ones.
     """
+    if any(ord(character) < 32 for character in folder):
+        raise ConfigError(f"{source}={folder}: has a line break or another control character")
     if not Path(folder).is_dir():
         raise ConfigError(f"{source}={folder}: no such directory")
     if not os.access(folder, os.R_OK | os.X_OK):

@@ -36,7 +36,7 @@ def hparams_table(
 
     Args:
         config: the configuration.
-        overrides: as typed, perhaps after flags, which are left out.
+        overrides: as typed; flags before them are left out.
         swept: the keys with several values in the sweep that the run belongs to. They are all
             columns of the table. A run outside a sweep has every key as a column, so that runs of
             any kind differ in a column.
@@ -73,7 +73,7 @@ def typed_settings(overrides: Sequence[str]) -> dict[str, str]:
     """Returns the typed values of the keys and groups that can make another run."""
     from vggexp.config.overrides import parse_overrides, typed_values  # imports Hydra
 
-    parsed, _ = parse_overrides(overrides)
+    parsed, _ = parse_overrides(overrides)  # without flags
     settings = {}
     for key, value in typed_values(parsed).items():
         if not key.startswith(NO_COLUMN):

@@ -54,7 +54,7 @@ def run(
 
     Args:
         config: a checked configuration.
-        overrides: as typed, after the flags that choose files; for overrides.txt.
+        overrides: as typed, after flags and mode; for overrides.txt.
         stop: the caller's flag, if the caller already handles signals.
         swept: the keys with several values in the sweep that the run belongs to.
 

@@ -13,7 +13,7 @@ SIMPLE_PATH = re.compile(r"[\w./-]+", re.ASCII)
 
 def read_command(run: RunRecord) -> str | None:
     """Returns the command that was typed for the run, for a shell; None if it is not recorded."""
-    words = read_overrides(run.folder)
+    words = _recorded_words(run)
     return None if words is None else _shell_command(words)
 
 
@@ -22,7 +22,7 @@ def resume_command(run: RunRecord) -> str | None:
 
     It names the run by its folder, so a copied or moved run continues there. A command that is
     read differently today is refused, because the folder has another configuration; one with
-    `resume=force` is not.
+    `resume=force` is not. Paths are as typed, and a folder of `VGGEXP_CONF_PATH` is not named.
 
     Returns:
         None if no command is recorded, or if the path has other characters than letters, digits
@@ -30,7 +30,7 @@ def resume_command(run: RunRecord) -> str | None:
     """
     from vggexp.config.overrides import format_override  # imports Hydra, which few errors need
 
-    words = read_overrides(run.folder)
+    words = _recorded_words(run)
     folder = run.folder.resolve() if run.folder.name in ("", "..") else run.folder
     if words is None or not SIMPLE_PATH.fullmatch(str(folder)):
         return None
@@ -93,6 +93,14 @@ def _next_step(run: RunRecord) -> str:
     if command is not None:
         step += f"; continue {run.folder} with: {command}"
     return step
+
+
+def _recorded_words(run: RunRecord) -> list[str] | None:
+    words = read_overrides(run.folder)
+    keys = [word.partition("=")[0] for word in words or []]
+    if words is not None and "sweep" in keys and "hydra.mode" not in keys:
+        return ["hydra.mode=RUN", *words]  # of a job of version 0.1.0, which is one run
+    return words
 
 
 def _remove_key(key: str, words: Sequence[str]) -> list[str]:

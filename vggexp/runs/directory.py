@@ -166,7 +166,7 @@ def write_metadata(
 
 
 def read_overrides(folder: Path) -> list[str] | None:
-    """Returns the overrides as typed, after the flags that choose files; None if unreadable."""
+    """Returns the overrides as typed, after flags and mode; None if they cannot be read."""
     try:
         text = schema.read_bytes(folder / OVERRIDES).decode("utf-8", "replace")
     except (CheckpointError, ResourceError, FileNotFoundError):

@@ -64,7 +64,9 @@ def source_sha256(path: Path) -> str:
     require_run(path)
     result = read_result(path)
     if result.get("state") != "finished":
-        check_states([read_run(path)], "taken for train.init_from")
+        run = read_run(path)
+        check_states([run], "taken for train.init_from")
+        result = run.result
     digest = result.get("weights_sha256")
     if not isinstance(digest, str):
         raise damaged(path / RESULT, "has no weights_sha256")

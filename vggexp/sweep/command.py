@@ -32,13 +32,13 @@ from vggexp.system.files import make_dir, os_error_as_resource_error
 from vggexp.system.locks import lock_run_dir
 
 
-def run_grid(command: compose.Command, grid: GridSweep, typed_before: Sequence[str]) -> int:
+def run_grid(command: compose.Command, grid: GridSweep, first_words: Sequence[str]) -> int:
     """Runs the jobs of a grid under Hydra's launcher; then prints and writes their results.
 
     Args:
         command: the command.
         grid: its checked jobs.
-        typed_before: as of `HydraTask`.
+        first_words: those of `HydraTask`.
 
     Returns:
         The exit code.
@@ -62,7 +62,7 @@ def run_grid(command: compose.Command, grid: GridSweep, typed_before: Sequence[s
         make_dir(folder)
         write_runs(folder, [SweptRun(*pair) for pair in zip(run_dirs, overrides, strict=True)])
     print_text("\n".join(_first_lines(grid)))
-    task = HydraTask(grid.configs(), grid.sweep, swept_keys(overrides), typed_before)
+    task = HydraTask(grid.configs(), grid.sweep, swept_keys(overrides), first_words)
     code = run_hydra(command, _sweep_dir_override(folder), grid.label_override, task=task)
     if code:
         return code
@@ -134,13 +134,13 @@ def write_events(folder: Path, jobs: Sequence[SweepJob]) -> None:
         print(printable(f"warning: TensorBoard: {error}"), file=sys.stderr)
 
 
-def run_search(command: compose.Command, plan: SearchPlan, typed_before: Sequence[str]) -> int:
+def run_search(command: compose.Command, plan: SearchPlan, first_words: Sequence[str]) -> int:
     """Runs the missing trials of a search; then prints and writes the results of all trials.
 
     Args:
         command: the command.
         plan: the checked search.
-        typed_before: as of `HydraTask`.
+        first_words: those of `HydraTask`.
 
     Returns:
         The exit code.
@@ -157,7 +157,7 @@ def run_search(command: compose.Command, plan: SearchPlan, typed_before: Sequenc
         study = open_study(folder, plan.name, objective)
         ended = sum(trial.state.is_finished() for trial in proposed_trials(study))
         print_text(f"sweep    {search_line(plan, ended)}")
-        task = HydraTask(sweep=plan.config.sweep, swept=list(plan.axes), typed_before=typed_before)
+        task = HydraTask(sweep=plan.config.sweep, swept=list(plan.axes), first_words=first_words)
         parallel = f"hydra.sweeper.parallel={plan.settings.parallel}"
         code = run_hydra(
             command, _sweep_dir_override(folder), plan.label_override, parallel, task=task

@@ -93,9 +93,9 @@ class Outline(NamedTuple):
     is_sweep: bool
 
     @property
-    def job_mode(self) -> list[str]:
-        """The override with which the command of a job is one run, if a file makes it a sweep."""
-        return ["hydra.mode=RUN"] if _sets_multirun(self.composition) else []
+    def run_mode(self) -> list[str]:
+        """The override that the command of one run needs, if a file or the command sets a mode."""
+        return [] if _mode(self.composition) is None else ["hydra.mode=RUN"]
 
 
 def compose_run(command: Command) -> Config:
@@ -160,8 +160,8 @@ def run_config(command: Command, outline: Outline) -> Config:
     composition = replace(outline.composition, problems=problems)
     config = pin_init_weights(build_config(composition, outline.overrides))
     typed = {override.key for override in outline.overrides}
-    # A run may take the settings of a file of `sweep`.
-    is_run = _mode(outline.composition) == RunMode.RUN and "sweep" in typed
+    # A run may take the settings of a file that makes a sweep.
+    is_run = _mode(outline.composition) == RunMode.RUN
     _reject_sweep_keys(config.sweep, typed if is_run else None)
     return config
 

@@ -318,6 +318,8 @@ def _whole_sweep_keys(node: DictConfig) -> dict[str, Any]:
     for section in ("launcher", "sweeper"):
         del keys[f"hydra.{section}.{TARGET}"]
         keys[f"hydra/{section}"] = plugin_name(node.hydra, section)
+    mode = resolve_section(node, "hydra.mode")
+    keys["hydra.mode"] = mode and mode.name
     return keys
 
 

@@ -56,7 +56,7 @@ class HydraTask:
         configs: Mapping[tuple[str, ...], Config] | None = None,
         sweep: Sweep | None = None,
         swept: Sequence[str] = (),
-        typed_before: Sequence[str] = (),
+        first_words: Sequence[str] = (),
     ):
         """Creates the task of a run or a sweep.
 
@@ -64,12 +64,12 @@ class HydraTask:
             configs: the checked configurations of a grid by overrides (`GridSweep.configs`).
             sweep: the section `sweep`.
             swept: the keys with several values in the sweep.
-            typed_before: stands before the overrides in the record of a run.
+            first_words: flags and mode, which precede the overrides in the record of a run.
         """
         self.configs = configs or {}
         self.sweep = sweep
         self.swept = swept
-        self.typed_before = typed_before
+        self.first_words = first_words
         self.errors: dict[tuple[str, ...], str] = {}  # of failed jobs, by overrides
 
     def __getstate__(self) -> dict[str, object]:
@@ -83,7 +83,7 @@ class HydraTask:
     def _run_job(self, node: DictConfig) -> float | None:
         hydra_config: Any = HydraConfig.get()
         overrides = list(hydra_config.overrides.task)
-        record = [*self.typed_before, *overrides]
+        record = [*self.first_words, *overrides]
         in_sweep = hydra_config.mode == RunMode.MULTIRUN
         launcher = hydra_safety.plugin_name(hydra_config, "launcher")
         code: int | None = None  # of a job that needs no training in this process
@@ -176,7 +176,7 @@ def train_job(
 
     Args:
         config: a checked configuration.
-        overrides: as typed, after the flags that choose files; for the run's record.
+        overrides: for the run's record, with the first words of `HydraTask`.
         in_sweep: whether a bug ends only this job, with a traceback; else the bug is raised.
         swept: the keys with several values in the sweep.
 
