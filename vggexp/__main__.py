@@ -25,7 +25,7 @@ with end_on_interrupt():
     from vggexp.formatting import error_line
     from vggexp.loggers.console import flush_stdout, print_text
     from vggexp.runs.data_source import pin_data
-    from vggexp.sweep import expand
+    from vggexp.sweep import expand, shown
     from vggexp.sweep.command import run_grid, run_search
     from vggexp.sweep.search_space import SearchPlan
     from vggexp.sweep.task import HydraTask, report_if_done, run_hydra, should_report_error
@@ -68,18 +68,17 @@ def _run(command: Command) -> int:
         return 0
     if any(getattr(command.arguments, flag) for flag in HYDRA_FLAGS):
         if command.arguments.hydra_help:
-            expand.reject_own_overrides(command)
+            shown.reject_own_overrides(command)
         if not (command.arguments.shell_completion or command.arguments.hydra_help):
-            expand.check_composes(command)
+            shown.check_composes(command)
             note_replaced_files()
         with contextlib.redirect_stdout(io.StringIO()) as output:
             code = run_hydra(command)
         print_text(output.getvalue().removesuffix("\n"))
         return code
     outline = expand.compose_outline(command)
-    first_words = [*command.file_flags, *outline.run_mode]
     if outline.is_sweep:
-        return _run_sweep(command, outline, first_words)
+        return _run_sweep(command, outline)
     config = expand.run_config(command, outline)
     note_replaced_files()
     ranks = rank_info().size
@@ -90,11 +89,12 @@ def _run(command: Command) -> int:
     with cached_reads():
         if ranks == 1 and report_if_done(pin_data(config)):
             return 0
-        return run_hydra(command, task=HydraTask(first_words=first_words))
+        task = HydraTask(first_words=expand.first_words(command, outline))
+        return run_hydra(command, task=task)
 
 
-def _run_sweep(command: Command, outline: expand.Outline, first_words: Sequence[str]) -> int:
-    """Checks every job of a sweep, then runs the sweep. `first_words` are those of `HydraTask`."""
+def _run_sweep(command: Command, outline: expand.Outline) -> int:
+    """Checks every job of a sweep, then runs the sweep."""
     sweep = expand.expand_sweep(command, outline)
     note_replaced_files()
     ranks = rank_info().size
@@ -103,6 +103,7 @@ def _run_sweep(command: Command, outline: expand.Outline, first_words: Sequence[
             f"-m: each of the {ranks} ranks would run the whole sweep; "
             f"start it once, without torchrun or srun, with device.processes={ranks}"
         )
+    first_words = expand.first_words(command, outline)
     if isinstance(sweep, SearchPlan):
         return run_search(command, sweep, first_words)
     return run_grid(command, sweep, first_words)

@@ -217,6 +217,8 @@ arch.blocks=[range(3)] -> arch.blocks=[range(3)]: several values inside another 
 --cfg hydra --resolve -> --resolve: Hydra's keys refer to those of a run; show both, --cfg all
 -m seed=range(1000000000) -> sweep: more than sweep.max_jobs=1000 jobs; take fewer values or raise that number
 sweep.repeats=2 -> sweep.repeats=2: needs -m (a sweep)
+hydra.mode=RUN sweep=networks sweep.repeats=2 -> sweep.repeats=2: needs -m (a sweep)
+hydra.mode=RUN experiment=quickstart sweep.repeats=2 -> sweep.repeats=2: needs -m (a sweep)
 'sweep.where=seed < 2' -> sweep.where=seed < 2: needs -m (a sweep)
 -m sweep.repeats=0 -> sweep.repeats=0: must be 1..100000
 -m seed=1,2 sweep.repeats=2 -> sweep.repeats=2: the seed is swept as well; leave one out

@@ -145,9 +145,11 @@ def test_a_missing_folder_of_the_environment_is_refused(folder, monkeypatch):
         config_of()
 
 
-def test_the_name_of_a_folder_is_one_line():
-    with pytest.raises(ConfigError, match=r"a\nb: has a line break or another control"):
-        config_of("--config-dir=a\nb")
+@pytest.mark.parametrize("word", ["--config-dir=a\nb", "--config-name=a\nb", "data.root='a\nb'"])
+def test_a_word_is_one_line(word):
+    with pytest.raises(ConfigError) as refused:
+        config_of(word)
+    assert str(refused.value) == f"{word}: has a line break; leave it out"
 
 
 def test_an_error_of_a_typed_value_names_no_file(folder):

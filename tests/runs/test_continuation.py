@@ -12,7 +12,7 @@ from vggexp.config.run_id import run_hash
 from vggexp.errors import CheckpointError
 from vggexp.runs.continuation import check_states, continuation, read_command, resume_command
 from vggexp.runs.records import read_run, run_dir
-from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep
+from vggexp.sweep.expand import compose_outline, compose_run, expand_sweep, first_words
 
 NEVER = {"resume": "never"}
 UNTIL = {"run.until": 2}
@@ -36,7 +36,7 @@ def test_the_command_of_a_job_of_a_sweep_file_is_one_run(sweep, tmp_path):
     command = parse_command([f"sweep={sweep}"])
     outline = compose_outline(command)
     job = expand_sweep(command, outline).jobs[-1]
-    record = [*outline.run_mode, *job.overrides]
+    record = [*first_words(command, outline), *job.overrides]
     words = shlex.split(read_command(typed(tmp_path, record)))
     config = compose_run(parse_command(words[3:]))
     assert run_hash(config) == run_hash(job.config)
@@ -91,13 +91,20 @@ def test_the_command_that_continues_a_run(overrides, keys, expected, tmp_path, m
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("flag", ["--config-dir=mine", "-cd=mine"])
-def test_the_command_has_the_folder_of_own_files(flag, command):
+@pytest.mark.parametrize(
+    ("word", "recorded"),
+    [
+        ("--config-dir=mine", "--config-dir=mine"),
+        ("-cd=mine", "--config-dir=mine"),
+        ("hydra.searchpath=[mine]", "hydra.searchpath=[mine]"),
+    ],
+)
+def test_the_command_has_the_folder_of_own_files(word, recorded, command):
     Path("mine/experiment").mkdir(parents=True)
     Path("mine/experiment/own.yaml").write_text("# @package _global_\nseed: 7\n")
-    assert command(*TINY, "experiment=own", flag, "run.until=1", "run.name=a")[0] == 0
+    assert command(*TINY, "experiment=own", word, "run.until=1", "run.name=a")[0] == 0
     words = shlex.split(resume_command(read_run(Path("outputs/a"))))
-    assert words[3] == "--config-dir=mine"
+    assert words[3] == recorded
     assert command(*words[3:])[0] == 0
     assert read_run(Path("outputs/a")).state == "finished"
 

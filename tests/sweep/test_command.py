@@ -65,14 +65,21 @@ def test_a_grid_runs_every_job_and_ends_with_a_table(command, launcher):
 
 
 @pytest.mark.process
-@pytest.mark.parametrize("launcher", ["local", "basic"])
-def test_the_record_of_a_job_is_the_command_of_one_run(command, launcher):
+@pytest.mark.parametrize(
+    ("words", "mode"),
+    [
+        (["hydra/launcher=local"], "hydra: {mode: MULTIRUN}\n"),
+        (["hydra/launcher=basic"], "hydra: {mode: MULTIRUN}\n"),
+        (["-m"], ""),  # a run does not take sweep.repeats without the mode either
+    ],
+)
+def test_the_record_of_a_job_is_the_command_of_one_run(words, mode, command):
     """Also of an own file that makes a sweep; a job that continues keeps its record."""
     Path("mine/experiment").mkdir(parents=True)
-    text = "# @package _global_\nhydra: {mode: MULTIRUN}\nsweep: {repeats: 2}\n"
+    text = f"# @package _global_\n{mode}sweep: {{repeats: 2}}\n"
     Path("mine/experiment/twice.yaml").write_text(text)
     argv = ["-cd", "mine", "-cn", "config", *TINY, "experiment=twice", "run.until=1"]
-    assert command(*argv, f"hydra/launcher={launcher}")[0] == 0
+    assert command(*argv, *words)[0] == 0
     folders = sorted(path.parent for path in Path("outputs").glob("*/result.json"))
     assert len(folders) == 2
     for folder in folders:

@@ -81,6 +81,8 @@ def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = 
     for word in argv:
         if not word.isascii() and word.encode(errors="replace").decode() != word:
             raise ConfigError(f"{word}: not UTF-8 text; rename the file or folder")
+        if "\n" in word:
+            raise ConfigError(f"{word}: has a line break; leave it out")
     reject_other_command(argv)
     hydra_safety.SafeConfigLoader.begin_command()
     own_files.READ.clear()
@@ -144,8 +146,6 @@ def _check_folder(source: str, folder: str) -> None:
 
     Hydra leaves out such a folder, and the files that it replaces would be the shipped ones.
     """
-    if any(ord(character) < 32 for character in folder):
-        raise ConfigError(f"{source}={folder}: has a line break or another control character")
     if not Path(folder).is_dir():
         raise ConfigError(f"{source}={folder}: no such directory")
     if not os.access(folder, os.R_OK | os.X_OK):

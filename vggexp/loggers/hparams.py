@@ -73,7 +73,8 @@ def typed_settings(overrides: Sequence[str]) -> dict[str, str]:
     """Returns the typed values of the keys and groups that can make another run."""
     from vggexp.config.overrides import parse_overrides, typed_values  # imports Hydra
 
-    parsed, _ = parse_overrides(overrides)  # without flags
+    words = [word for word in overrides if not word.startswith("-")]  # without flags
+    parsed, _ = parse_overrides(words)
     settings = {}
     for key, value in typed_values(parsed).items():
         if not key.startswith(NO_COLUMN):

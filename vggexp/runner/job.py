@@ -58,7 +58,7 @@ class TrainingJob:
     """A run that is ready to train."""
 
     config: Config
-    overrides: Sequence[str]  # as typed, after flags and mode
+    overrides: Sequence[str]  # the words of overrides.txt
     swept: Sequence[str]  # the keys with several values in the sweep of this run
     folder: Path  # the run directory, locked by this process
     device_setup: DeviceSetup

@@ -54,7 +54,7 @@ def run(
 
     Args:
         config: a checked configuration.
-        overrides: as typed, after flags and mode; for overrides.txt.
+        overrides: the words of overrides.txt; flags and mode may stand before the overrides.
         stop: the caller's flag, if the caller already handles signals.
         swept: the keys with several values in the sweep that the run belongs to.
 

@@ -5,14 +5,14 @@ import shlex
 from collections.abc import Sequence
 
 from vggexp.errors import CheckpointError
-from vggexp.runs.directory import read_overrides
+from vggexp.runs.directory import RUN_MODE, read_overrides
 from vggexp.runs.records import RunRecord
 
 SIMPLE_PATH = re.compile(r"[\w./-]+", re.ASCII)
 
 
 def read_command(run: RunRecord) -> str | None:
-    """Returns the command that was typed for the run, for a shell; None if it is not recorded."""
+    """Returns the recorded command, which is this one run, for a shell; None without a record."""
     words = _recorded_words(run)
     return None if words is None else _shell_command(words)
 
@@ -22,7 +22,7 @@ def resume_command(run: RunRecord) -> str | None:
 
     It names the run by its folder, so a copied or moved run continues there. A command that is
     read differently today is refused, because the folder has another configuration; one with
-    `resume=force` is not. Paths are as typed, and a folder of `VGGEXP_CONF_PATH` is not named.
+    `resume=force` is not. Paths are as typed; the folders of `VGGEXP_CONF_PATH` are not named.
 
     Returns:
         None if no command is recorded, or if the path has other characters than letters, digits
@@ -99,7 +99,7 @@ def _recorded_words(run: RunRecord) -> list[str] | None:
     words = read_overrides(run.folder)
     keys = [word.partition("=")[0] for word in words or []]
     if words is not None and "sweep" in keys and "hydra.mode" not in keys:
-        return ["hydra.mode=RUN", *words]  # of a job of version 0.1.0, which is one run
+        return [RUN_MODE, *words]  # of a job of version 0.1.0, which is one run
     return words
 
 

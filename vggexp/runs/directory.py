@@ -21,6 +21,7 @@ CONFIG = "config.yaml"
 RESULT = "result.json"
 ENVIRONMENT = "env.json"
 OVERRIDES = "overrides.txt"
+RUN_MODE = "hydra.mode=RUN"  # in OVERRIDES: one run, although a file makes the command a sweep
 METRICS = "metrics.jsonl"
 STEPS = "steps.jsonl"
 PREDICTIONS = "predictions.npz"
@@ -166,7 +167,7 @@ def write_metadata(
 
 
 def read_overrides(folder: Path) -> list[str] | None:
-    """Returns the overrides as typed, after flags and mode; None if they cannot be read."""
+    """Returns the words of OVERRIDES; None if they cannot be read. See `expand.first_words`."""
     try:
         text = schema.read_bytes(folder / OVERRIDES).decode("utf-8", "replace")
     except (CheckpointError, ResourceError, FileNotFoundError):

@@ -38,7 +38,7 @@ def run_grid(command: compose.Command, grid: GridSweep, first_words: Sequence[st
     Args:
         command: the command.
         grid: its checked jobs.
-        first_words: those of `HydraTask`.
+        first_words: of the record of each run; see `expand.first_words`.
 
     Returns:
         The exit code.
@@ -82,7 +82,7 @@ def run_grid(command: compose.Command, grid: GridSweep, first_words: Sequence[st
     write_events(folder, jobs)
     unfinished = {row["run"] for row in rows if row["state"] not in ("finished", "paused")}
     if grid.sweep.lr_range:
-        print_text("\n".join(range_lines(jobs, grid.sweep.objective)))
+        print_text("\n".join(range_lines(jobs, grid.sweep.objective, first_words)))
         unfinished -= {job.folder.name for job in jobs if has_diverged(job)}  # a result of the test
     _print_where(folder)
     if unfinished:
@@ -140,7 +140,7 @@ def run_search(command: compose.Command, plan: SearchPlan, first_words: Sequence
     Args:
         command: the command.
         plan: the checked search.
-        first_words: those of `HydraTask`.
+        first_words: of the record of each run; see `expand.first_words`.
 
     Returns:
         The exit code.

@@ -3,16 +3,13 @@
 Every job is checked before the first job starts. Needs no torch.
 """
 
-import argparse
-import string
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf import DictConfig
 
 from vggexp.config import run_id
 from vggexp.config.compose import (
@@ -23,10 +20,9 @@ from vggexp.config.compose import (
     compose_or_diagnose,
     exclude_from_labels,
     hydra_session,
-    own_keys,
     with_typed_values,
 )
-from vggexp.config.diagnostics import ComposeFn, compose_error_line
+from vggexp.config.diagnostics import ComposeFn
 from vggexp.config.hydra_safety import resolve_section
 from vggexp.config.overrides import Override, last_of_each_key, parse_override, parse_overrides
 from vggexp.config.parse import ErrorList, convert, parse_section
@@ -35,6 +31,7 @@ from vggexp.data.image_folder import cached_reads
 from vggexp.errors import ConfigError
 from vggexp.formatting import format_value
 from vggexp.runs.data_source import pin_data
+from vggexp.runs.directory import RUN_MODE
 from vggexp.runs.init_source import pin_init_weights
 from vggexp.sweep.filter import matches
 from vggexp.sweep.grid import (
@@ -60,9 +57,17 @@ from vggexp.sweep.search_space import (
     sweep_folder,
 )
 
-# What Hydra puts into hydra.help.template.
-HELP_PLACEHOLDERS = {"APP_CONFIG_GROUPS", "CONFIG", "FLAGS_HELP", "HYDRA_CONFIG_GROUPS"}
 MAX_PROBLEMS = 8  # problems of a sweep that are printed; the error text counts the rest
+# The keys that only a sweep can follow, and their values in a run.
+SWEEP_DEFAULTS = {
+    "pairs": (),
+    "repeats": 1,
+    "where": None,
+    "halving": None,
+    "halving_start": None,
+    "lr_range": None,
+    "dry_run": False,
+}
 
 
 class ComposedJob(NamedTuple):
@@ -91,11 +96,6 @@ class Outline(NamedTuple):
     problems: list[str]  # of overrides outside Hydra's grammar, and of forbidden overrides
     composition: Composition  # of a single run complete; of a sweep only the keys that define it
     is_sweep: bool
-
-    @property
-    def run_mode(self) -> list[str]:
-        """The override that the command of one run needs, if a file or the command sets a mode."""
-        return [] if _mode(self.composition) is None else ["hydra.mode=RUN"]
 
 
 def compose_run(command: Command) -> Config:
@@ -154,6 +154,23 @@ def _sweep_defining(overrides: Sequence[Override]) -> list[Override]:
     return chosen
 
 
+def first_words(command: Command, outline: Outline) -> list[str]:
+    """Returns what makes the overrides of a run the command of that one run.
+
+    These are the flags and the override that choose files, and `hydra.mode=RUN` if a file makes a
+    sweep or the command sets a mode.
+    """
+    words = command.file_flags
+    words += [override.text for override in outline.overrides if override.key == "hydra.searchpath"]
+    node = outline.composition.node
+    assert node is not None  # of a checked command
+    typed = {override.key for override in outline.overrides}
+    needs_mode = _mode(outline.composition) is not None
+    for key in _sweep_keys(resolve_section(node, "sweep")):  # of a file: a typed one is of no job
+        needs_mode = needs_mode or f"sweep.{key}" not in typed
+    return [*words, RUN_MODE] if needs_mode else words
+
+
 def run_config(command: Command, outline: Outline) -> Config:
     """Returns the checked configuration of a single run. Raises ConfigError with every problem."""
     problems = [*outline.problems, *outline.composition.problems]
@@ -172,21 +189,19 @@ def _reject_sweep_keys(sweep: Sweep, typed: Collection[str] | None) -> None:
     Args:
         typed: the keys of the command, if only these are to be checked.
     """
-    defaults = {
-        "pairs": (),
-        "repeats": 1,
-        "where": None,
-        "halving": None,
-        "halving_start": None,
-        "lr_range": None,
-        "dry_run": False,
-    }
-    for key, default in defaults.items():
-        value = getattr(sweep, key)
-        if typed is not None and f"sweep.{key}" not in typed:
-            continue
-        if value and value != default:
+    for key, value in _sweep_keys(vars(sweep)).items():
+        if typed is None or f"sweep.{key}" in typed:
             raise ConfigError(f"sweep.{key}={format_value(value)}: needs -m (a sweep)")
+
+
+def _sweep_keys(sweep: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the keys and values of the section `sweep` that only a sweep can follow."""
+    keys = {}
+    for key, default in SWEEP_DEFAULTS.items():
+        value = sweep.get(key)
+        if value and value != default:
+            keys[key] = value
+    return keys
 
 
 def check_command(command: Command) -> None:
@@ -196,59 +211,6 @@ def check_command(command: Command) -> None:
         expand_sweep(command, outline)
     else:
         run_config(command, outline)
-
-
-def reject_own_overrides(command: Command) -> None:
-    """Raises ConfigError for overrides that --hydra-help, which knows Hydra's keys alone, lacks."""
-    with hydra_session(command):
-        overrides, problems = parse_overrides(command.overrides)
-    for override in overrides:
-        if not override.is_hydra:
-            problems.append(f"{override.text}: --hydra-help shows Hydra's own keys; leave it out")
-    if problems:
-        raise ConfigError(*problems)
-
-
-def check_composes(command: Command) -> None:
-    """Raises ConfigError if Hydra could not show the configuration that the overrides make."""
-    with hydra_session(command) as compose_fn:
-        overrides, problems = parse_overrides(command.overrides)
-        composition = compose_or_diagnose(overrides, compose_fn)
-    if problems or composition.refusal:
-        check_command(command)  # raises with more problems, unless all of them are Hydra's
-        raise ConfigError(*([*problems, *composition.problems] or [composition.refusal]))
-    if command.arguments.cfg or command.arguments.resolve:
-        _check_shown(composition.node, command.arguments)
-    if command.arguments.help and composition.node is not None:
-        _check_help(composition.node)
-
-
-def _check_help(node: DictConfig) -> None:
-    """Checks the text that --help shows, which a file may replace."""
-    values = resolve_section(node, "hydra.help")
-    template = string.Template(str(values["template"]))
-    unknown = set(template.get_identifiers()) - HELP_PLACEHOLDERS
-    if unknown or not template.is_valid():
-        raise ConfigError(
-            f"hydra.help.template: after $ only {', '.join(sorted(HELP_PLACEHOLDERS))}; "
-            "write $$ for a dollar sign"
-        )
-
-
-def _check_shown(node: DictConfig | None, arguments: argparse.Namespace) -> None:
-    """Checks the part of a configuration that --cfg shows, and its values if it resolves them."""
-    assert node is not None
-    if arguments.cfg in (None, "job"):
-        node = own_keys(node)
-    package = arguments.package
-    try:
-        shown = node if package in (None, "_global_") else OmegaConf.select(node, package)
-        if shown is None:
-            raise ConfigError(f"--package={package}: no such section; --cfg job prints all")
-        if arguments.resolve and OmegaConf.is_config(shown):
-            OmegaConf.to_container(shown, resolve=True)
-    except (OmegaConfBaseException, ValueError) as error:
-        raise ConfigError(compose_error_line(error)) from error
 
 
 def validate_node(node: DictConfig, hydra: Any = None) -> Config:

@@ -298,8 +298,12 @@ def whole_sweep_check(
         problems = []
         for key, value in differing.items():
             shown = f"{key}={format_value(value)}"
-            advice = f"give {shown.removeprefix(PARAMS) if PARAMS in key else 'it'}"
-            problem = f"{shown}: {NOT_IN_A_JOB}; {advice} on the command line"
+            advice = (
+                f"give {shown.removeprefix(PARAMS) if PARAMS in key else 'it'} on the command line"
+            )
+            if key == "hydra.mode":
+                advice = "leave it out, -m makes the sweep"
+            problem = f"{shown}: {NOT_IN_A_JOB}; {advice}"
             problems.append(own_files.name_file(problem))
         if problems:
             raise ConfigError(*problems)

@@ -16,6 +16,7 @@ from vggexp.config.schema import Config, Sweep
 from vggexp.errors import DivergedError, LostRunError, VggexpError
 from vggexp.formatting import plural
 from vggexp.runs import records
+from vggexp.runs.directory import RUN_MODE
 from vggexp.runs.repeats import rank_key
 from vggexp.sweep.halving import NEVER_CONTINUES, objective_problems, setting_score
 from vggexp.sweep.results import SweepJob, setting_columns
@@ -73,13 +74,14 @@ def _read_result(job: SweepJob) -> dict[str, Any]:
         return {}
 
 
-def range_lines(jobs: Sequence[SweepJob], objective: str) -> list[str]:
+def range_lines(jobs: Sequence[SweepJob], objective: str, first_words: Sequence[str]) -> list[str]:
     """Returns the line of the band of rates; one for each combination of the other swept keys.
 
     Args:
         jobs: all jobs of the sweep. Each is judged by the epochs that it has, also if
             sweep.halving has stopped it.
         objective: the metric that chooses the best rate among those that trained the longest.
+        first_words: precede the overrides of a run in its command; see `expand.first_words`.
     """
     keys, values = setting_columns([job.overrides for job in jobs], [job.config for job in jobs])
     keys = [key for key in keys if key not in ("optimizer.lr", "seed")]
@@ -89,12 +91,13 @@ def range_lines(jobs: Sequence[SweepJob], objective: str) -> list[str]:
         groups.setdefault(label, []).append(job)
     lines = []
     for label, members in groups.items():
-        text = _group_text(members, objective)
+        check_command = _check_command(first_words, members[0].overrides)
+        text = _group_text(members, objective, check_command)
         lines.append(f"rates    {label}: {text}" if label else f"rates    {text}")
     return lines
 
 
-def _group_text(jobs: Sequence[SweepJob], objective: str) -> str:
+def _group_text(jobs: Sequence[SweepJob], objective: str, check_command: str) -> str:
     missing = [job for job in jobs if not _is_judged(job)]
     if missing:
         first = missing[0].folder.name
@@ -108,7 +111,7 @@ def _group_text(jobs: Sequence[SweepJob], objective: str) -> str:
         by_lr.setdefault(job.config.optimizer.lr, []).append(job)
     rates = [_judge(lr, by_lr[lr], objective) for lr in sorted(by_lr)]
     seeds = max(map(len, by_lr.values()))
-    return band_text(rates, seeds, objective, _check_command(jobs[0].overrides))
+    return band_text(rates, seeds, objective, check_command)
 
 
 def _is_judged(job: SweepJob) -> bool:
@@ -187,11 +190,14 @@ def _larger_rates(lr: float) -> str:
     return f"optimizer.lr={3 * lr:g},{10 * lr:g}" if 10 * lr <= LARGEST_LR else ""
 
 
-def _check_command(overrides: Sequence[str]) -> str:
-    """Returns the command that checks the configuration of a job with its usual rate."""
-    chosen = []
-    for text in overrides:
-        key = parse_override(text).key
+def _check_command(first_words: Sequence[str], overrides: Sequence[str]) -> str:
+    """Returns the command that checks the configuration of a job with its usual rate.
+
+    It leaves out the file of `sweep`, and the mode that only this file needs.
+    """
+    keys = [parse_override(text).key for text in overrides]
+    chosen = [text for text in first_words if text != RUN_MODE or "sweep" not in keys]
+    for text, key in zip(overrides, keys, strict=True):
         if key not in ("optimizer.lr", "seed") and not f"{key}.".startswith("sweep."):
-            chosen.append(shlex.quote(text))
-    return " ".join(["python -m vggexp.check", *chosen])
+            chosen.append(text)
+    return shlex.join(["python", "-m", "vggexp.check", *chosen])

@@ -64,7 +64,7 @@ class HydraTask:
             configs: the checked configurations of a grid by overrides (`GridSweep.configs`).
             sweep: the section `sweep`.
             swept: the keys with several values in the sweep.
-            first_words: flags and mode, which precede the overrides in the record of a run.
+            first_words: precede the overrides in the record of a run; see `expand.first_words`.
         """
         self.configs = configs or {}
         self.sweep = sweep
@@ -83,7 +83,7 @@ class HydraTask:
     def _run_job(self, node: DictConfig) -> float | None:
         hydra_config: Any = HydraConfig.get()
         overrides = list(hydra_config.overrides.task)
-        record = [*self.first_words, *overrides]
+        words = [*self.first_words, *overrides]
         in_sweep = hydra_config.mode == RunMode.MULTIRUN
         launcher = hydra_safety.plugin_name(hydra_config, "launcher")
         code: int | None = None  # of a job that needs no training in this process
@@ -92,14 +92,14 @@ class HydraTask:
             config = validate_node(node, hydra_config)
             folder = records.run_dir(config)  # before training: with resume=never it is a new one
             if in_sweep and launcher != "local":
-                code = _code_without_training(config, record, folder, launcher, self.swept)
+                code = _code_without_training(config, words, folder, launcher, self.swept)
         except VggexpError as error:
             self.errors[tuple(overrides)] = str(error)
             report_error(error, should_report_error)
             code = error.exit_code
         if code is None:
             # Prints its own errors.
-            code = train_job(config, record, in_sweep, self.swept)
+            code = train_job(config, words, in_sweep, self.swept)
             if in_sweep and code == 128 + signal.SIGTERM:
                 requeue_if_preempted()
         if code == 0:
@@ -176,7 +176,7 @@ def train_job(
 
     Args:
         config: a checked configuration.
-        overrides: for the run's record, with the first words of `HydraTask`.
+        overrides: the words of the run's record; see `HydraTask`.
         in_sweep: whether a bug ends only this job, with a traceback; else the bug is raised.
         swept: the keys with several values in the sweep.
 
