@@ -18,6 +18,7 @@ def main() -> None:
         f"data.resize={arguments.size}",
         f"data.batch_size={arguments.batch_size}",
         f"train.epochs={arguments.epochs}",
+        "augment.flip_only_fraction=null",  # the peers augment in every epoch
         "train.test_each_epoch=false",
         "train.rest_minutes=0",
         f"device={arguments.device}",
