@@ -149,7 +149,7 @@ def test_a_missing_folder_of_the_environment_is_refused(folder, monkeypatch):
 def test_a_word_is_one_line(word):
     with pytest.raises(ConfigError) as refused:
         config_of(word)
-    assert str(refused.value) == f"{word}: has a line break; leave it out"
+    assert str(refused.value) == f"{word}: has a line break; write it in one line"
 
 
 def test_an_error_of_a_typed_value_names_no_file(folder):

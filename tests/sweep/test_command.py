@@ -71,6 +71,7 @@ def test_a_grid_runs_every_job_and_ends_with_a_table(command, launcher):
         (["hydra/launcher=local"], "hydra: {mode: MULTIRUN}\n"),
         (["hydra/launcher=basic"], "hydra: {mode: MULTIRUN}\n"),
         (["-m"], ""),  # a run does not take sweep.repeats without the mode either
+        (["-m", "sweep.repeats=1", "seed=1,2"], ""),
     ],
 )
 def test_the_record_of_a_job_is_the_command_of_one_run(words, mode, command):

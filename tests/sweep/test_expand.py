@@ -239,6 +239,12 @@ def test_a_swept_file_sets_no_key_of_the_whole_sweep(axis, text, setting, tmp_pa
         grid_jobs("-m", axis, f"--config-dir={tmp_path}")
 
 
+def test_a_swept_file_leaves_the_mode_out(tmp_path):
+    write_experiment(tmp_path, "hydra: {mode: MULTIRUN}")
+    with pytest.raises(ConfigError, match=r"; leave it out, -m makes the sweep$"):
+        grid_jobs("-m", "experiment=mine,mnist", f"--config-dir={tmp_path}")
+
+
 def test_an_axis_in_a_swept_file_belongs_on_the_command_line(tmp_path):
     text = "# @package _global_\nhydra: {sweeper: {params: {seed: '1,2'}}}\n"
     write_experiment(tmp_path, text)

@@ -82,7 +82,7 @@ def parse_command(argv: Sequence[str], *switches: str, options: Sequence[str] = 
         if not word.isascii() and word.encode(errors="replace").decode() != word:
             raise ConfigError(f"{word}: not UTF-8 text; rename the file or folder")
         if "\n" in word:
-            raise ConfigError(f"{word}: has a line break; leave it out")
+            raise ConfigError(f"{word}: has a line break; write it in one line")
     reject_other_command(argv)
     hydra_safety.SafeConfigLoader.begin_command()
     own_files.READ.clear()

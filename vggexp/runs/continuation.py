@@ -1,4 +1,4 @@
-"""The command that was typed for a run, and the one that continues it. Needs no torch."""
+"""The recorded command of a run, and the one that continues it. Needs no torch."""
 
 import re
 import shlex

@@ -157,18 +157,12 @@ def _sweep_defining(overrides: Sequence[Override]) -> list[Override]:
 def first_words(command: Command, outline: Outline) -> list[str]:
     """Returns what makes the overrides of a run the command of that one run.
 
-    These are the flags and the override that choose files, and `hydra.mode=RUN` if a file makes a
-    sweep or the command sets a mode.
+    These are the flags and the override that choose files, and `hydra.mode=RUN` if a file or the
+    command sets a mode.
     """
     words = command.file_flags
     words += [override.text for override in outline.overrides if override.key == "hydra.searchpath"]
-    node = outline.composition.node
-    assert node is not None  # of a checked command
-    typed = {override.key for override in outline.overrides}
-    needs_mode = _mode(outline.composition) is not None
-    for key in _sweep_keys(resolve_section(node, "sweep")):  # of a file: a typed one is of no job
-        needs_mode = needs_mode or f"sweep.{key}" not in typed
-    return [*words, RUN_MODE] if needs_mode else words
+    return words if _mode(outline.composition) is None else [*words, RUN_MODE]
 
 
 def run_config(command: Command, outline: Outline) -> Config:
@@ -189,16 +183,16 @@ def _reject_sweep_keys(sweep: Sweep, typed: Collection[str] | None) -> None:
     Args:
         typed: the keys of the command, if only these are to be checked.
     """
-    for key, value in _sweep_keys(vars(sweep)).items():
+    for key, value in sweep_keys(sweep).items():
         if typed is None or f"sweep.{key}" in typed:
             raise ConfigError(f"sweep.{key}={format_value(value)}: needs -m (a sweep)")
 
 
-def _sweep_keys(sweep: Mapping[str, Any]) -> dict[str, Any]:
+def sweep_keys(sweep: Sweep) -> dict[str, Any]:
     """Returns the keys and values of the section `sweep` that only a sweep can follow."""
     keys = {}
     for key, default in SWEEP_DEFAULTS.items():
-        value = sweep.get(key)
+        value = getattr(sweep, key)
         if value and value != default:
             keys[key] = value
     return keys

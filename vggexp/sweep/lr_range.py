@@ -193,7 +193,7 @@ def _larger_rates(lr: float) -> str:
 def _check_command(first_words: Sequence[str], overrides: Sequence[str]) -> str:
     """Returns the command that checks the configuration of a job with its usual rate.
 
-    It leaves out the file of `sweep`, and the mode that only this file needs.
+    It leaves out the file of `sweep`, and the mode, which mostly only this file needs.
     """
     keys = [parse_override(text).key for text in overrides]
     chosen = [text for text in first_words if text != RUN_MODE or "sweep" not in keys]

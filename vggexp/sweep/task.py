@@ -25,8 +25,8 @@ from vggexp.errors import ConfigError, VggexpError
 from vggexp.formatting import error_line, one_line
 from vggexp.loggers.console import print_text
 from vggexp.runs import records
-from vggexp.runs.directory import RESULT, read_result
-from vggexp.sweep.expand import validate_node
+from vggexp.runs.directory import RESULT, RUN_MODE, read_result
+from vggexp.sweep.expand import sweep_keys, validate_node
 from vggexp.system import processes
 from vggexp.system.signals import handle_stop_signals
 
@@ -83,13 +83,13 @@ class HydraTask:
     def _run_job(self, node: DictConfig) -> float | None:
         hydra_config: Any = HydraConfig.get()
         overrides = list(hydra_config.overrides.task)
-        words = [*self.first_words, *overrides]
         in_sweep = hydra_config.mode == RunMode.MULTIRUN
         launcher = hydra_safety.plugin_name(hydra_config, "launcher")
         code: int | None = None  # of a job that needs no training in this process
         try:
             # Checks also the jobs that a search has just made.
             config = validate_node(node, hydra_config)
+            words = self._recorded_words(config, overrides)
             folder = records.run_dir(config)  # before training: with resume=never it is a new one
             if in_sweep and launcher != "local":
                 code = _code_without_training(config, words, folder, launcher, self.swept)
@@ -107,6 +107,13 @@ class HydraTask:
         if in_sweep and launcher != "local" and code < 128:
             return None
         raise SystemExit(code)
+
+    def _recorded_words(self, config: Config, overrides: Sequence[str]) -> list[str]:
+        """Returns the command of the run; a file may have keys that only a sweep can follow."""
+        words = list(self.first_words)
+        if RUN_MODE not in words and sweep_keys(config.sweep):
+            words.append(RUN_MODE)
+        return [*words, *overrides]
 
 
 def run_hydra(command: compose.Command, *overrides: str, task: HydraTask | None = None) -> int:
