@@ -298,9 +298,8 @@ def whole_sweep_check(
         problems = []
         for key, value in differing.items():
             shown = f"{key}={format_value(value)}"
-            advice = (
-                f"give {shown.removeprefix(PARAMS) if PARAMS in key else 'it'} on the command line"
-            )
+            given = shown.removeprefix(PARAMS) if PARAMS in key else "it"
+            advice = f"give {given} on the command line"
             if key == "hydra.mode":
                 advice = "leave it out, -m makes the sweep"
             problem = f"{shown}: {NOT_IN_A_JOB}; {advice}"
